@@ -1,0 +1,1 @@
+"""Chat with base and tuned from one copy of the weights."""

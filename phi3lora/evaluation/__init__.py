@@ -1,0 +1,1 @@
+"""Proof: base and tuned on the same held-out rows."""

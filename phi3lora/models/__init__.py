@@ -1,0 +1,1 @@
+"""The base: which checkpoint, in which dtype, on which hardware."""

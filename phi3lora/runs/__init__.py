@@ -1,0 +1,1 @@
+"""Runs: store, queue, worker, backends."""

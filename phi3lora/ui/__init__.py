@@ -1,0 +1,1 @@
+"""The pages. Each translates: read the input, call the core, show what it returns."""
