@@ -1,0 +1,619 @@
+"""RunConfig: everything that defines a run, written once.
+
+Titles, help lines, bounds and choices stand beside each field. The form on the page, the
+`--set` options, the YAML check, the table in docs/config.md and the model card are all derived
+from here, so a new option is one new field and nothing else.
+
+    config = RunConfig.from_yaml(Path("run.yaml"))
+    config = config.with_values({"training_config.learning_rate": 1e-4})
+    LoraConfig(**config.peft_config.arguments())
+    SFTConfig(output_dir=..., **config.training_config.arguments())
+
+Keys of `training_config` and `peft_config` bear the names that transformers, TRL and PEFT use.
+The few that are ours are marked `own` and left out of `arguments()`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic.fields import FieldInfo
+
+from phi3lora.errors import ConfigError, Problem
+from phi3lora.legacy import translate
+
+POCKET = "pocket"
+PHI3_MINI = "microsoft/Phi-3-mini-4k-instruct"
+
+SCHEDULERS = Literal[
+    "linear",
+    "cosine",
+    "cosine_with_restarts",
+    "cosine_with_min_lr",
+    "cosine_warmup_with_min_lr",
+    "polynomial",
+    "constant",
+    "constant_with_warmup",
+    "inverse_sqrt",
+    "reduce_lr_on_plateau",
+    "warmup_stable_decay",
+]
+OPTIMIZERS = Literal[
+    "adamw_torch",
+    "adamw_torch_fused",
+    "adafactor",
+    "sgd",
+    "adagrad",
+    "rmsprop",
+    "adamw_8bit",
+    "ademamix",
+    "ademamix_8bit",
+    "lion_32bit",
+    "lion_8bit",
+    "rmsprop_bnb",
+    "rmsprop_bnb_8bit",
+    "rmsprop_bnb_32bit",
+    "paged_adamw_32bit",
+    "paged_adamw_8bit",
+    "paged_ademamix_32bit",
+    "paged_ademamix_8bit",
+    "paged_lion_32bit",
+    "paged_lion_8bit",
+]
+Level = Literal["basic", "advanced"]
+
+
+def option(
+    default: Any,
+    title: str,
+    help: str,
+    *,
+    level: Level = "advanced",
+    own: bool = False,
+    examples: list[Any] | None = None,
+    **bounds: Any,
+) -> Any:
+    """A field of RunConfig: its default, its title, one line of help, and its bounds.
+
+    `own` marks a key that is ours and not an argument of the library the section belongs to;
+    `level` says whether the form shows it at once or under Advanced.
+    """
+    extra: dict[str, Any] = {"level": level, "own": own}
+    factory = {"default_factory": default} if callable(default) else {"default": default}
+    return Field(
+        **factory,
+        title=title,
+        description=help,
+        examples=examples,
+        json_schema_extra=extra,
+        **bounds,
+    )
+
+
+def is_own(field: FieldInfo) -> bool:
+    """Whether the key is ours rather than an argument of the library."""
+    return bool(isinstance(field.json_schema_extra, dict) and field.json_schema_extra["own"])
+
+
+def level_of(field: FieldInfo) -> str:
+    """`basic` or `advanced`."""
+    extra = field.json_schema_extra
+    return str(extra["level"]) if isinstance(extra, dict) else "advanced"
+
+
+class Section(BaseModel):
+    """A part of RunConfig: unknown keys are errors, and so are values out of bounds."""
+
+    model_config = ConfigDict(extra="forbid", validate_default=True, protected_namespaces=())
+
+    def arguments(self) -> dict[str, Any]:
+        """The keys that the library behind this section takes, by its own names."""
+        own = {name for name, field in type(self).model_fields.items() if is_own(field)}
+        return self.model_dump(exclude=own)
+
+
+class ModelConfig(Section):
+    """The base, and how it is loaded."""
+
+    path: str = option(
+        "auto",
+        "Base model",
+        "A Hub id, a folder, `pocket` for the bundled little Phi-3, or `auto`: Phi-3-mini where "
+        "there is a GPU, pocket elsewhere.",
+        level="basic",
+        examples=[POCKET, PHI3_MINI],
+        min_length=1,
+    )
+    revision: str | None = option(
+        None, "Revision", "Branch, tag or commit of the base; empty for its main branch."
+    )
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = option(
+        "auto", "Precision", "Of the base's weights; `auto` takes the best this machine has."
+    )
+    quantization: Literal["none", "nf4", "fp4", "int8"] = option(
+        "none",
+        "Quantization",
+        "`nf4` is QLoRA: the frozen base in 4 bits, the adapter in full precision.",
+        level="basic",
+    )
+    double_quantization: bool = option(
+        True, "Double quantization", "Quantize the 4-bit constants too: 0.4 bits less a weight."
+    )
+    compute_dtype: Literal["auto", "bfloat16", "float16", "float32"] = option(
+        "auto", "4-bit compute precision", "In which 4-bit weights are multiplied."
+    )
+    attention: Literal[
+        "auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention"
+    ] = option("auto", "Attention", "Which implementation; `auto` takes the fastest installed.")
+    device: Literal["auto", "cpu", "cuda"] = option(
+        "auto", "Device", "Where to compute; `auto` takes a GPU where there is one."
+    )
+
+
+class DataConfig(Section):
+    """The chat data, and how its rows become conversations."""
+
+    path: str = option(
+        "example:pirate",
+        "Dataset",
+        "A Hub id, a file (JSON, JSONL, CSV, Parquet), or `example:NAME`.",
+        level="basic",
+        min_length=1,
+    )
+    name: str | None = option(
+        None, "Configuration", "Of a Hub dataset that has several.", level="basic"
+    )
+    revision: str | None = option(None, "Revision", "Branch, tag or commit of a Hub dataset.")
+    split: str = option("train", "Split", "Which rows to train on.", level="basic")
+    test_split: str | None = option(
+        None, "Held-out split", "A split to evaluate on; empty to hold rows of the first one out."
+    )
+    test_size: float = option(
+        0.1,
+        "Held-out share",
+        "Rows kept out of training for evaluation: below 1 a share, from 1 a number, 0 for none.",
+        level="basic",
+        ge=0,
+    )
+    seed: int = option(42, "Split seed", "Which rows are held out.", ge=0)
+    max_rows: int | None = option(
+        None, "Row limit", "Use at most this many rows, from the first.", ge=1
+    )
+    format: Literal[
+        "auto",
+        "messages",
+        "conversations",
+        "instruction",
+        "prompt_completion",
+        "question_answer",
+        "text",
+    ] = option("auto", "Format", "How rows hold conversations; `auto` detects it.")
+    columns: dict[str, str] = option(
+        dict,
+        "Columns",
+        "What is read from which column, where detection is wrong: `prompt: Question`.",
+        examples=[{"prompt": "Question", "completion": "Answer"}],
+    )
+    roles: dict[str, Literal["system", "user", "assistant"]] = option(
+        dict, "Roles", "Role names of the rows and what they mean: `Bot: assistant`."
+    )
+    system_prompt: str | None = option(
+        None, "System prompt", "Put before every conversation that has none."
+    )
+
+
+class SliceConfig(Section):
+    """Which parts of the two fused projections get an adapter of their own."""
+
+    q: bool = option(True, "q", "Queries, in `qkv_proj`.")
+    k: bool = option(True, "k", "Keys, in `qkv_proj`.")
+    v: bool = option(True, "v", "Values, in `qkv_proj`.")
+    gate: bool = option(True, "gate", "The gate, in `gate_up_proj`.")
+    up: bool = option(True, "up", "The up projection, in `gate_up_proj`.")
+
+
+class PeftConfig(Section):
+    """The adapter: arguments of `peft.LoraConfig` by their own names."""
+
+    r: int = option(16, "Rank", "Of the update; more learns more and costs more.",
+                    level="basic", ge=1, le=1024)  # fmt: skip
+    lora_alpha: int = option(
+        32, "Alpha", "The update is scaled by alpha / rank.", level="basic", ge=1
+    )
+    lora_dropout: float = option(
+        0.05, "Dropout", "Of the adapter's input, in training.", level="basic", ge=0, lt=1
+    )
+    target_modules: str | list[str] = option(
+        "all-linear",
+        "Targets",
+        "`all-linear`, `attention`, `mlp`, `embedding`, or a list of module names.",
+        level="basic",
+        examples=["all-linear", "attention", "mlp", "embedding", ["qkv_proj", "o_proj"]],
+    )
+    slices: SliceConfig | None = option(
+        None,
+        "Slices",
+        "Separate adapters for q, k, v and for gate, up, each on or off; empty for one adapter "
+        "over the whole fused projection.",
+        own=True,
+    )
+    bias: Literal["none", "all", "lora_only"] = option(
+        "none", "Biases", "Which to train; no layer of Phi-3 has one."
+    )
+    modules_to_save: list[str] | None = option(
+        None, "Modules to save", "Trained whole beside the adapter.", examples=[["lm_head"]]
+    )
+    layers_to_transform: list[int] | None = option(
+        None, "Layers", "Only these layers, counted from 0; empty for all."
+    )
+    rank_pattern: dict[str, int] = option(dict, "Rank pattern", "Another rank for some modules.")
+    alpha_pattern: dict[str, int] = option(dict, "Alpha pattern", "Another alpha for some modules.")
+    use_dora: bool = option(False, "DoRA", "Learn magnitude and direction apart.")
+    use_rslora: bool = option(False, "rsLoRA", "Scale by alpha / √rank instead of alpha / rank.")
+    init_lora_weights: bool | Literal["gaussian", "pissa", "pissa_niter_16", "olora", "loftq"] = (
+        option(True, "Initial weights", "`pissa` and `loftq` start from the base's own weights.")
+    )
+    task_type: Literal["CAUSAL_LM"] = option("CAUSAL_LM", "Task", "Phi-3 continues text.")
+
+
+class TrainingConfig(Section):
+    """The training: arguments of `trl.SFTConfig` by their own names."""
+
+    num_train_epochs: float = option(
+        3.0, "Epochs", "Times through the data.", level="basic", gt=0, le=1000
+    )
+    max_steps: int = option(-1, "Steps", "Overrides epochs; -1 for none.", ge=-1)
+    per_device_train_batch_size: int = option(
+        4, "Batch size", "Rows in one pass on one device.", level="basic", ge=1, le=4096
+    )
+    gradient_accumulation_steps: int = option(
+        1, "Accumulation", "Passes to one update.", level="basic", ge=1, le=4096
+    )
+    learning_rate: float = option(
+        2e-4, "Learning rate", "At its highest.", level="basic", gt=0, le=1
+    )
+    lr_scheduler_type: SCHEDULERS = option(
+        "cosine", "Schedule", "How the learning rate changes.", level="basic"
+    )
+    lr_scheduler_kwargs: dict[str, Any] | None = option(
+        None, "Schedule options", "`num_cycles`, `min_lr`, …, as the schedule takes them."
+    )
+    warmup_steps: float = option(
+        0.1, "Warm-up", "Steps; below 1 a share of all steps.", level="basic", ge=0
+    )
+    max_length: int = option(
+        1024,
+        "Length limit",
+        "Tokens of a conversation; what is longer is cut.",
+        level="basic",
+        ge=8,
+        le=131072,
+    )
+    packing: bool = option(
+        False, "Packing", "Several conversations in one row; none sees another.", level="basic"
+    )
+    optim: OPTIMIZERS = option("adamw_torch", "Optimizer", "How weights are updated.")
+    optim_args: str | None = option(None, "Optimizer options", "As `name=value, …`.")
+    weight_decay: float = option(0.0, "Weight decay", "Of the adapter's weights.", ge=0)
+    adam_beta1: float = option(0.9, "Adam beta 1", "Decay of the first moment.", ge=0, lt=1)
+    adam_beta2: float = option(0.999, "Adam beta 2", "Decay of the second moment.", ge=0, lt=1)
+    adam_epsilon: float = option(1e-8, "Adam epsilon", "Keeps the update finite.", gt=0)
+    max_grad_norm: float = option(1.0, "Gradient clip", "Longest gradient; 0 for no limit.", ge=0)
+    label_smoothing_factor: float = option(0.0, "Label smoothing", "0 for none.", ge=0, lt=1)
+    neftune_noise_alpha: float | None = option(
+        None, "NEFTune noise", "Noise on embeddings in training; 5 is usual.", ge=0
+    )
+    gradient_checkpointing: bool = option(
+        False, "Gradient checkpointing", "Less memory for about a third more time."
+    )
+    gradient_checkpointing_kwargs: dict[str, Any] | None = option(
+        None, "Checkpointing options", "Such as `use_reentrant: false`."
+    )
+    bf16: bool | None = option(
+        None, "bfloat16 autocast", "Empty lets the precision of the base decide."
+    )
+    fp16: bool = option(False, "float16 autocast", "For GPUs without bfloat16.")
+    tf32: bool | None = option(None, "TF32", "Faster float32 products on recent GPUs.")
+    torch_compile: bool = option(False, "torch.compile", "Compile the model first.")
+    per_device_eval_batch_size: int = option(4, "Evaluation batch", "Rows in one pass.", ge=1)
+    eval_strategy: Literal["no", "steps", "epoch"] = option(
+        "epoch", "Evaluate", "When to score the held-out rows."
+    )
+    eval_steps: float | None = option(
+        None, "Evaluate every", "Steps; below 1 a share of all.", gt=0
+    )
+    eval_on_start: bool = option(False, "Evaluate first", "Score before the first step.")
+    logging_strategy: Literal["steps", "epoch"] = option("steps", "Log", "When to log.")
+    logging_steps: float = option(5, "Log every", "Steps; below 1 a share of all.", gt=0)
+    logging_first_step: bool = option(True, "Log the first step", "See at once that it works.")
+    log_level: Literal["debug", "info", "warning", "error", "critical", "passive"] = option(
+        "info", "Log level", "How much the log says."
+    )
+    report_to: Literal["none", "tensorboard", "trackio", "wandb"] = option(
+        "none", "Report to", "Another place that shows the curves."
+    )
+    save_strategy: Literal["no", "steps", "epoch"] = option(
+        "epoch", "Save", "When to write a checkpoint."
+    )
+    save_steps: float = option(100, "Save every", "Steps; below 1 a share of all.", gt=0)
+    save_total_limit: int | None = option(2, "Checkpoints kept", "Older ones are deleted.", ge=1)
+    load_best_model_at_end: bool = option(
+        False, "Keep the best", "End with the checkpoint of the best evaluation."
+    )
+    metric_for_best_model: str | None = option(
+        None, "Best by", "Which figure decides; `eval_loss` unless said."
+    )
+    greater_is_better: bool | None = option(
+        None, "More is better", "For that figure; false for a loss."
+    )
+    early_stopping_patience: int | None = option(
+        None,
+        "Early stopping",
+        "Stop after this many evaluations without gain; empty for never.",
+        own=True,
+        ge=1,
+    )
+    loraplus_lr_ratio: float | None = option(
+        None, "LoRA+ ratio", "Learning rate of B over that of A; 16 is usual.", own=True, ge=1
+    )
+    fast: bool = option(True, "Fast path", "Our loss and attention; off for TRL's own.", own=True)
+    seed: int = option(42, "Seed", "Of initial weights, order and dropout.", ge=0)
+    data_seed: int | None = option(None, "Order seed", "Of the rows' order alone.", ge=0)
+    dataloader_num_workers: int = option(0, "Loader processes", "0 loads in place.", ge=0, le=64)
+    dataloader_drop_last: bool = option(False, "Drop last batch", "If it is not full.")
+
+
+class EvaluationConfig(Section):
+    """The proof at the end of a run: base and tuned on the same held-out rows."""
+
+    enabled: bool = option(True, "Prove it", "Score base and tuned when training ends.")
+    rows: int = option(50, "Rows", "Held-out rows that both answer.", ge=1, le=10_000)
+    max_new_tokens: int = option(128, "Answer limit", "Tokens of one answer.", ge=1, le=4096)
+    batch_size: int = option(8, "Batch size", "Rows answered at once.", ge=1, le=1024)
+
+
+class HubConfig(Section):
+    """What goes to the Hub while the run goes on, so that it can be found again."""
+
+    backup: bool = option(
+        False, "Back up the run", "Checkpoints and events go to a private repository of yours."
+    )
+    repo: str | None = option(None, "Run repository", "`USER/NAME`; empty for `USER/phi3lora-RUN`.")
+
+
+class RunConfig(Section):
+    """One training, whole: what is trained on what, how, and what happens with the result."""
+
+    title: str = option("", "Title", "What you call this run.", level="basic", max_length=100)
+    adapter: Literal["peft", "loralib", "none"] = option(
+        "peft", "Layers", "PEFT's, or loralib's own; `none` trains every weight of the base."
+    )
+    model: ModelConfig = Field(default_factory=ModelConfig, title="Model")
+    data: DataConfig = Field(default_factory=DataConfig, title="Data")
+    peft_config: PeftConfig = Field(default_factory=PeftConfig, title="Adapter")
+    training_config: TrainingConfig = Field(default_factory=TrainingConfig, title="Training")
+    evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig, title="Evaluation")
+    hub: HubConfig = Field(default_factory=HubConfig, title="Hub")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> RunConfig:
+        """Values that are each allowed can still exclude each other."""
+        if problems := list(_conflicts(self)):
+            raise ConfigError(problems)
+        return self
+
+    @classmethod
+    def from_values(cls, values: Mapping[str, Any]) -> tuple[RunConfig, list[str]]:
+        """A config from nested plain values, and notices about names that were translated.
+
+        Raises ConfigError with every problem found, each naming its field.
+        """
+        values, notices = translate(values)
+        try:
+            return cls.model_validate(values), notices
+        except ValidationError as error:
+            raise ConfigError([_problem(detail) for detail in error.errors()]) from None
+
+    @classmethod
+    def from_yaml(cls, path: Path) -> tuple[RunConfig, list[str]]:
+        """Like `from_values`, from a YAML file. An empty file is the default config."""
+        try:
+            values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError([Problem("", f"{path} cannot be read: {error}")]) from None
+        except yaml.YAMLError as error:
+            raise ConfigError([Problem("", f"{path} is not YAML: {error}")]) from None
+        if not isinstance(values or {}, dict):
+            raise ConfigError([Problem("", f"{path} holds no `section: …` pairs.")])
+        return cls.from_values(values or {})
+
+    def with_values(self, changes: Mapping[str, Any]) -> RunConfig:
+        """A copy in which dotted fields have new values: `{"peft_config.r": 8}`. Checked anew."""
+        values = self.model_dump()
+        for field, value in changes.items():
+            _set(values, field, value)
+        return type(self).from_values(values)[0]
+
+    def to_yaml(self) -> str:
+        """The whole config, defaults included, in the order of this file."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+    @property
+    def effective_batch(self) -> int:
+        """Rows behind one update, on one device."""
+        training = self.training_config
+        return training.per_device_train_batch_size * training.gradient_accumulation_steps
+
+    @property
+    def lora_scaling(self) -> float:
+        """What the update is multiplied by: alpha / rank, or alpha / √rank for rsLoRA."""
+        peft = self.peft_config
+        return peft.lora_alpha / (peft.r**0.5 if peft.use_rslora else peft.r)
+
+
+def fields(
+    section: type[BaseModel] = RunConfig, prefix: str = ""
+) -> Iterator[tuple[str, FieldInfo]]:
+    """Every option with its dotted name, in order: `("peft_config.r", FieldInfo)`.
+
+    A section that may be empty (`peft_config.slices`) is one option, not five.
+    """
+    for name, field in section.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from fields(field.annotation, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", field
+
+
+def parse_setting(text: str) -> tuple[str, Any]:
+    """`section.key=value` as a dotted field and a value; the value is read as YAML."""
+    field, equals, value = text.partition("=")
+    if not equals or not field.strip():
+        message = f"expected section.key=value, got {text!r}; for example peft_config.r=8."
+        raise ConfigError([Problem("--set", message)])
+    try:
+        return field.strip(), _number(yaml.safe_load(value))
+    except yaml.YAMLError:
+        return field.strip(), value
+
+
+def _number(value: Any) -> Any:
+    """YAML reads `1e-4` as text; people mean a number."""
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _set(values: dict[str, Any], field: str, value: Any) -> None:
+    """Set a dotted field in nested values; what does not exist is left for the check to name."""
+    *sections, name = field.split(".")
+    for section in sections:
+        inner = values.get(section)
+        if not isinstance(inner, dict):
+            inner = values[section] = {}
+        values = inner
+    values[name] = value
+
+
+def _problem(detail: Any) -> Problem:
+    """One of pydantic's findings in our words: the field, what was expected, what came."""
+    field = ".".join(str(part) for part in detail["loc"] if not _is_union_branch(part))
+    if detail["type"] == "extra_forbidden":
+        return Problem(field, _unknown(field))
+    if detail["type"] == "value_error":
+        return Problem(field, str(detail["ctx"]["error"]))
+    return Problem(field, f"{detail['msg']}, got {detail['input']!r}.")
+
+
+def _is_union_branch(part: Any) -> bool:
+    """Pydantic names the tried type of a union in the location; people do not write it."""
+    return isinstance(part, str) and (part in {"str", "bool", "int", "float"} or "[" in part)
+
+
+def _unknown(field: str) -> str:
+    """Say that a name is unknown, and which one it may have been meant to be."""
+    section, _, name = field.rpartition(".")
+    names = [known for known, _ in fields()]
+    here = [known for known in names if known.rpartition(".")[0] == section]
+    elsewhere = [known for known in names if known.rpartition(".")[2] == name]
+    near = difflib.get_close_matches(field, here, 1, 0.6) or elsewhere
+    near = near or difflib.get_close_matches(field, names, 1, 0.7)
+    return f"unknown option; did you mean {near[0]}?" if near else "unknown option."
+
+
+def _conflicts(config: RunConfig) -> Iterator[Problem]:
+    """Combinations that cannot work, each with the reason."""
+    yield from _adapter_conflicts(config)
+    yield from _training_conflicts(config.training_config)
+    if config.data.test_size == 0 and not config.data.test_split and needs_held_out(config):
+        yield Problem(
+            "data.test_size",
+            "0 holds nothing out, yet the training looks at held-out rows (best checkpoint, early "
+            "stopping, or a schedule that watches the loss); hold some out, such as 0.1.",
+        )
+
+
+def needs_held_out(config: RunConfig) -> bool:
+    """Whether the training itself depends on held-out rows."""
+    training = config.training_config
+    return (
+        training.load_best_model_at_end
+        or training.early_stopping_patience is not None
+        or training.lr_scheduler_type == "reduce_lr_on_plateau"
+    )
+
+
+def _adapter_conflicts(config: RunConfig) -> Iterator[Problem]:
+    peft, quantized = config.peft_config, config.model.quantization != "none"
+    if peft.slices is not None and peft.use_dora:
+        yield Problem(
+            "peft_config.use_dora",
+            "DoRA normalizes over the whole projection, slices train parts of it; choose one.",
+        )
+    if peft.slices is not None and not any(peft.slices.model_dump().values()):
+        yield Problem("peft_config.slices", "every slice is off, so nothing would be trained.")
+    initial = peft.init_lora_weights
+    if peft.slices is not None and initial not in (True, "gaussian"):
+        yield Problem(
+            "peft_config.init_lora_weights",
+            f"{initial!r} fills the whole update, slices keep parts of it at zero; choose one.",
+        )
+    if quantized and isinstance(initial, str) and initial.startswith(("pissa", "olora", "loftq")):
+        yield Problem(
+            "peft_config.init_lora_weights",
+            f"{initial!r} changes the base's own weights, which it needs unquantized; set "
+            "model.quantization to none.",
+        )
+    if config.adapter == "none" and quantized:
+        yield Problem(
+            "adapter", "`none` trains every weight, and quantized weights cannot be trained."
+        )
+    if config.adapter == "loralib":
+        yield from _loralib_conflicts(config)
+
+
+def _loralib_conflicts(config: RunConfig) -> Iterator[Problem]:
+    peft = config.peft_config
+    if config.model.quantization != "none":
+        yield Problem("adapter", "loralib's layers hold their own weights, so the base cannot be "
+                      "quantized; use adapter: peft for QLoRA.")  # fmt: skip
+    unsupported = {
+        "use_dora": peft.use_dora,
+        "use_rslora": peft.use_rslora,
+        "rank_pattern": bool(peft.rank_pattern),
+        "alpha_pattern": bool(peft.alpha_pattern),
+        "modules_to_save": peft.modules_to_save is not None,
+        "init_lora_weights": peft.init_lora_weights is not True,
+    }
+    for name, used in unsupported.items():
+        if used:
+            yield Problem(f"peft_config.{name}", "loralib has no such thing; use adapter: peft.")
+
+
+def _training_conflicts(training: TrainingConfig) -> Iterator[Problem]:
+    if training.bf16 and training.fp16:
+        yield Problem("training_config.fp16", "bf16 and fp16 exclude each other; set one.")
+    watched = "no held-out rows are scored: set eval_strategy to steps or epoch."
+    if training.early_stopping_patience is not None and not training.load_best_model_at_end:
+        yield Problem(
+            "training_config.early_stopping_patience",
+            "stopping early needs load_best_model_at_end: true, or the best is lost.",
+        )
+    if training.load_best_model_at_end and training.eval_strategy == "no":
+        yield Problem("training_config.load_best_model_at_end", watched)
+    elif training.load_best_model_at_end and training.save_strategy != training.eval_strategy:
+        yield Problem(
+            "training_config.save_strategy",
+            f"the best checkpoint must exist: expected {training.eval_strategy!r} as in "
+            f"eval_strategy, got {training.save_strategy!r}.",
+        )
+    if training.lr_scheduler_type == "reduce_lr_on_plateau" and training.eval_strategy == "no":
+        yield Problem("training_config.lr_scheduler_type", watched)
