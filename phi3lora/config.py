@@ -471,25 +471,30 @@ def fields(
 
 
 def parse_setting(text: str) -> tuple[str, Any]:
-    """`section.key=value` as a dotted field and a value; the value is read as YAML."""
+    """`section.key=value` as a dotted field and a value.
+
+    The value is read as YAML; lists and mappings are written in brackets and braces, so that a
+    sentence with a colon stays a sentence.
+    """
     field, equals, value = text.partition("=")
     if not equals or not field.strip():
         message = f"expected section.key=value, got {text!r}; for example peft_config.r=8."
         raise ConfigError([Problem("--set", message)])
+    return field.strip(), _value(value)
+
+
+def _value(text: str) -> Any:
+    """Read a value as YAML, and `1e-4`, which YAML takes for text, as a number."""
     try:
-        return field.strip(), _number(yaml.safe_load(value))
+        value = yaml.safe_load(text)
     except yaml.YAMLError:
-        return field.strip(), value
-
-
-def _number(value: Any) -> Any:
-    """YAML reads `1e-4` as text; people mean a number."""
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
+        return text
+    if isinstance(value, (dict, list)) and not text.lstrip().startswith(("{", "[")):
+        return text
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
 
 
 def _set(values: dict[str, Any], field: str, value: Any) -> None:

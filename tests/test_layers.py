@@ -1,0 +1,96 @@
+"""The house of DESIGN: imports go down, or to an earlier module of the same package."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "phi3lora"
+# Top to bottom; within a layer, from the last that may import to the first.
+LAYERS = {
+    "errors": 0, "settings": 0,
+    "legacy": 1, "config": 1, "recipes": 1, "events": 1,
+    "data": 2, "models": 2, "lora": 2, "hub": 2,
+    "training": 3, "evaluation": 3, "chat": 3,
+    "runs": 4,
+    "ui": 5, "cli": 5, "__main__": 5,
+}  # fmt: skip
+PLACE = {name: place for place, name in enumerate(LAYERS)}
+HEAVY = {"torch", "transformers", "peft", "trl", "bitsandbytes", "datasets", "accelerate"}
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+
+def part_of(module: str) -> str | None:
+    """`phi3lora.data.formats` is of `data`; None for other packages."""
+    names = module.split(".")
+    return names[1] if names[0] == "phi3lora" and len(names) > 1 else None
+
+
+def imports(file: Path, top_level_only: bool = False) -> list[str]:
+    """Names of all modules that a file imports."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    nodes = tree.body if top_level_only else list(ast.walk(tree))
+    found: list[str] = []
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            found += [f"{node.module}.{alias.name}" for alias in node.names]
+    return found
+
+
+def module_name(file: Path) -> str:
+    return ".".join(("phi3lora", *file.relative_to(PACKAGE).with_suffix("").parts))
+
+
+@pytest.mark.parametrize("file", MODULES, ids=module_name)
+def test_imports_go_down(file: Path) -> None:
+    own = part_of(module_name(file))
+    if own == "__init__":
+        assert not [name for name in imports(file) if part_of(name)]
+        return
+    assert own in LAYERS, f"{own} has no layer"
+    for name in imports(file):
+        other = part_of(name)
+        if other and other in LAYERS and other != own:
+            assert PLACE[other] < PLACE[own], f"{module_name(file)} imports {name}"
+
+
+def test_no_circles() -> None:
+    names = {module_name(file): file for file in MODULES}
+    graph = {
+        name: {
+            target
+            for found in imports(file)
+            for target in (found, found.rpartition(".")[0])
+            if target in names and target != name
+        }
+        for name, file in names.items()
+    }
+    done: set[str] = set()
+
+    def visit(name: str, path: tuple[str, ...]) -> None:
+        assert name not in path, " → ".join((*path, name))
+        if name not in done:
+            for target in graph[name]:
+                visit(target, (*path, name))
+            done.add(name)
+
+    for name in graph:
+        visit(name, ())
+
+
+@pytest.mark.parametrize("file", MODULES, ids=module_name)
+def test_gradio_is_imported_by_the_pages_alone(file: Path) -> None:
+    if part_of(module_name(file)) != "ui":
+        assert not [name for name in imports(file) if name.split(".")[0] == "gradio"]
+
+
+@pytest.mark.parametrize("file", MODULES, ids=module_name)
+def test_heavy_imports_wait(file: Path) -> None:
+    """The first page is up without them: below layer 2 and in the pages, functions import them."""
+    if LAYERS.get(part_of(module_name(file)) or "", 0) not in (2, 3):
+        heavy = {name.split(".")[0] for name in imports(file, top_level_only=True)} & HEAVY
+        assert not heavy
