@@ -143,7 +143,7 @@ def test_settings_are_read_as_yaml(text: str, expected: tuple) -> None:
 
 
 def test_a_setting_without_a_value_says_how_it_is_written() -> None:
-    with pytest.raises(ConfigError, match="expected section.key=value, got 'r'"):
+    with pytest.raises(ConfigError, match=r"expected section\.key=value, got 'r'"):
         parse_setting("r")
 
 

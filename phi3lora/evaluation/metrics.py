@@ -1,0 +1,175 @@
+"""Metrics: one row's score, and what two models' scores on the same rows say.
+
+    compare(base_scores, tuned_scores)  →  [Comparison(name="loss", base=…, tuned=…, low=…, …)]
+
+Pure functions over plain data; nothing here knows of models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Literal
+
+import numpy as np
+
+ROUGES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
+RESAMPLES = 2_000
+ENOUGH_ROWS = 8  # below, resampling so few rows finds too narrow an interval
+Verdict = Literal["better", "worse", "cannot tell"]
+
+
+@dataclass(frozen=True)
+class RowScore:
+    """How one model did on one held-out row.
+
+    Attributes:
+        nll: negative log-likelihood of the reference, in nats, summed over supervised tokens.
+        tokens: supervised tokens of the reference.
+        correct: of those, how many were the model's first choice.
+        answer: what the model said itself, greedily.
+        stopped: whether it ended the answer by itself within the limit.
+        length: tokens of the answer.
+        rouge: ROUGE F-measures of the answer against the reference, 0 to 1.
+    """
+
+    nll: float
+    tokens: int
+    correct: int
+    answer: str
+    stopped: bool
+    length: int
+    rouge: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A figure of a whole set of rows: the ratio of two sums over rows, maybe transformed."""
+
+    name: str
+    title: str
+    above: Callable[[RowScore], float]
+    below: Callable[[RowScore], float]
+    more_is_better: bool | None  # None: neither
+    transform: Callable[[np.ndarray], np.ndarray] = lambda ratio: ratio
+
+    def of(self, scores: Sequence[RowScore], counts: np.ndarray) -> np.ndarray:
+        """The figure for each resample; `counts` (resamples, rows) says how often a row is in."""
+        above = np.array([self.above(score) for score in scores], dtype=float)
+        below = np.array([self.below(score) for score in scores], dtype=float)
+        return self.transform((counts @ above) / np.maximum(counts @ below, 1e-12))
+
+
+def _one(_: RowScore) -> float:
+    return 1.0
+
+
+METRICS = (
+    Metric("loss", "Loss", lambda row: row.nll, lambda row: row.tokens, False),
+    Metric("perplexity", "Perplexity", lambda row: row.nll, lambda row: row.tokens, False, np.exp),
+    Metric("token_accuracy", "Token accuracy", lambda row: row.correct, lambda r: r.tokens, True),
+    Metric("rouge1", "ROUGE-1", lambda row: row.rouge["rouge1"], _one, True),
+    Metric("rouge2", "ROUGE-2", lambda row: row.rouge["rouge2"], _one, True),
+    Metric("rougeL", "ROUGE-L", lambda row: row.rouge["rougeL"], _one, True),
+    Metric("rougeLsum", "ROUGE-Lsum", lambda row: row.rouge["rougeLsum"], _one, True),
+    Metric("stopped", "Answers that end by themselves", lambda row: row.stopped, _one, True),
+    Metric("empty", "Empty answers", lambda row: not row.answer.strip(), _one, False),
+    Metric("length", "Mean answer length, tokens", lambda row: row.length, _one, None),
+)  # fmt: skip
+DECISIVE = ("loss", "rougeL")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Base against tuned in one figure; `low` to `high` holds 95 % of bootstrap differences."""
+
+    name: str
+    title: str
+    base: float
+    tuned: float
+    difference: float
+    low: float
+    high: float
+    more_is_better: bool | None
+
+    @property
+    def significant(self) -> bool:
+        """Whether the interval excludes no difference at all."""
+        return self.low > 0 or self.high < 0
+
+    @property
+    def verdict(self) -> Verdict:
+        """What this figure alone says."""
+        if not self.significant or self.more_is_better is None:
+            return "cannot tell"
+        return "better" if (self.low > 0) == self.more_is_better else "worse"
+
+
+def rouge_scores(answer: str, reference: str) -> dict[str, float]:
+    """ROUGE-1/2/L/Lsum F-measures with Porter stemming (rouge-score, Google's implementation)."""
+    return {name: score.fmeasure for name, score in _scorer().score(reference, answer).items()}
+
+
+def compare(base: Sequence[RowScore], tuned: Sequence[RowScore], seed: int = 0) -> list[Comparison]:
+    """Every metric for both models, with a paired bootstrap interval of the difference.
+
+    Rows are drawn with replacement, the same ones for both models (Koehn 2004), so that a row
+    that is hard for both does not blur the difference.
+    """
+    counts = _resamples(len(base), seed)
+    whole = np.ones((1, len(base)))
+    found = []
+    for metric in METRICS:
+        ours, theirs = (float(metric.of(scores, whole)[0]) for scores in (tuned, base))
+        spread = metric.of(tuned, counts) - metric.of(base, counts)
+        low, high = np.percentile(spread, [2.5, 97.5])
+        found.append(
+            Comparison(
+                name=metric.name,
+                title=metric.title,
+                base=theirs,
+                tuned=ours,
+                difference=ours - theirs,
+                low=float(low),
+                high=float(high),
+                more_is_better=metric.more_is_better,
+            )
+        )
+    return found
+
+
+def verdict(comparisons: Sequence[Comparison], rows: int) -> Verdict:
+    """Better if loss or ROUGE-L clearly gained and neither clearly lost; worse the other way.
+
+    A handful of rows proves nothing, however far apart their scores are.
+    """
+    if rows < ENOUGH_ROWS:
+        return "cannot tell"
+    said = {item.verdict for item in comparisons if item.name in DECISIVE}
+    if "better" in said and "worse" not in said:
+        return "better"
+    if "worse" in said and "better" not in said:
+        return "worse"
+    return "cannot tell"
+
+
+def gains(base: Sequence[RowScore], tuned: Sequence[RowScore]) -> list[float]:
+    """For each row, by how many nats a token tuned beats base; negative where it lost."""
+    return [
+        before.nll / max(before.tokens, 1) - after.nll / max(after.tokens, 1)
+        for before, after in zip(base, tuned, strict=True)
+    ]
+
+
+def _resamples(rows: int, seed: int) -> np.ndarray:
+    """(RESAMPLES, rows): how often each row is in each resample."""
+    return np.random.default_rng(seed).multinomial(rows, np.full(rows, 1 / rows), size=RESAMPLES)
+
+
+@cache
+def _scorer() -> Any:
+    """One scorer a process: building its stemmer takes longer than a score."""
+    from rouge_score.rouge_scorer import RougeScorer
+
+    return RougeScorer(list(ROUGES), use_stemmer=True)

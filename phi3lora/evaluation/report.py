@@ -1,0 +1,234 @@
+"""The proof of a run: base and tuned on the same held-out rows, and a plain verdict.
+
+    report = evaluate(config, run_folder)
+    report.verdict                 "better", "worse" or "cannot tell"
+    Report.read(run_folder)        the same, later
+
+The base is loaded once, scored (or its kept scores are read), then given the adapter and scored
+again, so that both answer the same rows in the same precision.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from phi3lora.config import RunConfig
+from phi3lora.data.preparation import prepare
+from phi3lora.errors import DataError, RunError
+from phi3lora.evaluation.metrics import Comparison, RowScore, Verdict, compare, gains, verdict
+from phi3lora.evaluation.scoring import HeldOutRow, held_out_rows, score_rows
+from phi3lora.events import Emit, Stage
+from phi3lora.lora.adapters import load_adapter
+from phi3lora.models.loading import load_model, load_tokenizer
+
+SAMPLES = 3
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One held-out row: what was asked, what the data says, and what each model said."""
+
+    prompt: str
+    reference: str
+    base: str
+    tuned: str
+    gain: float  # nats a token by which tuned beats base
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `report.json` holds."""
+
+    verdict: Verdict
+    rows: int
+    held_out: int
+    leaked: int  # held-out prompts that are also trained on
+    comparisons: list[Comparison]
+    gained: list[Sample]
+    lost: list[Sample]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, with each figure's own verdict beside it."""
+        values = asdict(self)
+        for item, comparison in zip(values["comparisons"], self.comparisons, strict=True):
+            item["verdict"] = comparison.verdict
+        return values
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Report:
+        """The inverse of `to_json`."""
+        comparisons = [
+            Comparison(**{name: item[name] for name in item if name != "verdict"})
+            for item in values["comparisons"]
+        ]
+        samples = {name: [Sample(**item) for item in values[name]] for name in ("gained", "lost")}
+        return cls(**{**values, "comparisons": comparisons, **samples})
+
+    @classmethod
+    def read(cls, folder: Path) -> Report | None:
+        """The report of a run folder; None where there is none yet."""
+        try:
+            return cls.from_json(json.loads((folder / "report.json").read_text("utf-8")))
+        except FileNotFoundError:
+            return None
+
+    def write(self, folder: Path) -> None:
+        """Write `report.json`, whole or not at all."""
+        _write_json(folder / "report.json", self.to_json())
+
+    def summary(self) -> str:
+        """The verdict in one sentence."""
+        loss = next(item for item in self.comparisons if item.name == "loss")
+        means = {
+            "better": "The tuned model is better than its base",
+            "worse": "The tuned model is worse than its base",
+            "cannot tell": "These rows cannot tell the tuned model from its base",
+        }[self.verdict]
+        return (
+            f"{means}: on {self.rows} held-out rows its loss is {loss.tuned:.3f} instead of "
+            f"{loss.base:.3f} (difference {loss.difference:+.3f}, 95 % interval "
+            f"{loss.low:+.3f} to {loss.high:+.3f})."
+        )
+
+
+def evaluate(
+    config: RunConfig,
+    folder: Path,
+    rows: int | None = None,
+    *,
+    emit: Emit = lambda event: None,
+    should_stop: Callable[[], bool] = lambda: False,
+    cache_folder: Path | None = None,
+    token: str | None = None,
+) -> Report:
+    """Score base and tuned on up to `rows` held-out rows and write the report.
+
+    Raises DataError if the run held no rows out, RunError if it has no adapter or was stopped.
+    """
+    adapter = _tuned_folder(config, folder)
+    emit(Stage(name="preparing the held-out rows"))
+    tokenizer = load_tokenizer(config.model.path, config.model.revision, token)
+    prepared = prepare(config, tokenizer, token=token, cache_folder=cache_folder)
+    if not prepared.test:
+        raise DataError("No rows were held out of this run; set data.test_size, such as 0.1.")
+    conversations = prepared.test["messages"][: rows or config.evaluation.rows]
+    held_out = held_out_rows(tokenizer, conversations, config.training_config.max_length)
+
+    emit(Stage(name="loading the base"))
+    model = load_model(config.model, for_training=False, token=token)
+    score = _Scorer(config, tokenizer, held_out, emit, should_stop)
+    base = _base_scores(score, model, cache_folder)
+    if config.adapter == "none":
+        del model  # two whole models need not fit at once
+        tuned_model = load_model(
+            config.model.model_copy(update={"path": str(adapter), "revision": None}),
+            for_training=False,
+        )
+    else:
+        tuned_model = load_adapter(model, adapter)
+    tuned = score(tuned_model, "the tuned model answers")
+
+    report = _report(held_out, base, tuned, len(prepared.test), prepared.leaked)
+    report.write(folder)
+    return report
+
+
+@dataclass(frozen=True)
+class _Scorer:
+    """Scores one model after another on the same rows, with progress."""
+
+    config: RunConfig
+    tokenizer: Any
+    rows: Sequence[HeldOutRow]
+    emit: Emit
+    should_stop: Callable[[], bool]
+
+    def __call__(self, model: Any, stage: str) -> list[RowScore]:
+        options = self.config.evaluation
+        scores = score_rows(
+            model,
+            self.tokenizer,
+            self.rows,
+            max_new_tokens=options.max_new_tokens,
+            batch_size=options.batch_size,
+            progress=lambda fraction: self.emit(Stage(name=stage, fraction=fraction)),
+            should_stop=self.should_stop,
+        )
+        if len(scores) < len(self.rows):
+            raise RunError("The evaluation was stopped; evaluate the run again to get its report.")
+        return scores
+
+    def fingerprint(self) -> str:
+        """Equal where base, precision, rows and limits are: then the base's scores are too."""
+        parts = [
+            self.config.model.model_dump(),
+            self.config.evaluation.max_new_tokens,
+            [row.input_ids for row in self.rows],
+            [row.prompt_ids for row in self.rows],
+        ]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
+
+
+def _base_scores(score: _Scorer, model: Any, cache_folder: Path | None) -> list[RowScore]:
+    """The base's scores, kept once computed."""
+    kept = cache_folder / "base-scores" / f"{score.fingerprint()}.json" if cache_folder else None
+    if kept and kept.is_file():
+        return [RowScore(**item) for item in json.loads(kept.read_text("utf-8"))]
+    scores = score(model, "the base answers")
+    if kept:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        _write_json(kept, [asdict(item) for item in scores])
+    return scores
+
+
+def _report(
+    rows: Sequence[HeldOutRow],
+    base: Sequence[RowScore],
+    tuned: Sequence[RowScore],
+    held_out: int,
+    leaked: int,
+) -> Report:
+    comparisons = compare(base, tuned)
+    samples = [
+        Sample(_prompt(row), row.reference, before.answer, after.answer, gain)
+        for row, before, after, gain in zip(rows, base, tuned, gains(base, tuned), strict=True)
+    ]
+    ranked = sorted(samples, key=lambda sample: -sample.gain)
+    return Report(
+        verdict=verdict(comparisons, len(rows)),
+        rows=len(rows),
+        held_out=held_out,
+        leaked=leaked,
+        comparisons=comparisons,
+        gained=ranked[:SAMPLES],
+        lost=ranked[SAMPLES:][-SAMPLES:][::-1],
+    )
+
+
+def _prompt(row: HeldOutRow) -> str:
+    """The dialogue before the answer, as people read it."""
+    *turns, last = row.messages[:-1]
+    said = [f"{message['role']}: {message['content']}" for message in turns]
+    return "\n".join(
+        [*said, last["content"] if not turns else f"{last['role']}: {last['content']}"]
+    )
+
+
+def _tuned_folder(config: RunConfig, folder: Path) -> Path:
+    """Where the run's result is: an adapter, or a whole model where every weight was trained."""
+    tuned = folder / ("model" if config.adapter == "none" else "adapter")
+    if not tuned.is_dir():
+        raise RunError(f"This run has no {tuned.name} yet; let it finish, or resume it, first.")
+    return tuned
+
+
+def _write_json(path: Path, values: Any) -> None:
+    draft = path.with_suffix(".draft")
+    draft.write_text(json.dumps(values, ensure_ascii=False, indent=1), "utf-8")
+    os.replace(draft, path)
