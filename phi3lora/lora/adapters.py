@@ -1,0 +1,252 @@
+"""Put an adapter into a base, save it as an ordinary PEFT folder, and load one with care.
+
+    model = load_model(config.model, for_training=True)
+    model = attach_adapter(model, config, notices)     # PEFT, slices, loralib, or the whole model
+    save_adapter(model, folder, config)
+    model = load_adapter(load_model(config.model, for_training=False), folder)
+
+A saved adapter is `adapter_config.json` and `adapter_model.safetensors`, names its base by a
+portable name, and leaves the base as it is, whatever its initial weights were: any PEFT reads it.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from phi3lora.config import RunConfig
+from phi3lora.errors import AdapterError
+from phi3lora.lora.targets import resolve_targets
+
+if TYPE_CHECKING:
+    from peft import LoraConfig, PeftModel
+    from torch import nn
+    from transformers import PreTrainedModel
+
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+PREFIX = "base_model.model."
+# Initial weights that come out of the base's own, which is changed to make up for them.
+CHANGES_BASE = ("pissa", "olora", "corda", "loftq")
+
+
+def attach_adapter(
+    model: PreTrainedModel, config: RunConfig, notices: list[str] | None = None
+) -> PeftModel | PreTrainedModel:
+    """The model with what `config.adapter` and `config.peft_config` say, ready to be trained.
+
+    Initial weights depend on `training_config.seed` alone. With `adapter: none` every weight of
+    the base is trained; with `loralib` its layers are replaced in place.
+
+    Raises AdapterError for targets, layers or combinations that do not fit the model.
+    """
+    import torch
+
+    notices = [] if notices is None else notices
+    if config.adapter == "none":
+        return model.requires_grad_(True)
+    if config.peft_config.bias != "none" and not _biases(model):
+        notices.append(
+            f"peft_config.bias is {config.peft_config.bias!r}, but no layer of this model has a "
+            "bias: nothing more is trained."
+        )
+    torch.manual_seed(config.training_config.seed)
+    if config.adapter == "loralib":
+        from phi3lora.lora.loralib_layers import attach_loralib
+
+        return attach_loralib(model, config.peft_config)
+    return _attach_peft(model, config)
+
+
+def _biases(model: nn.Module) -> bool:
+    return any(name.endswith("bias") for name, _ in model.named_parameters())
+
+
+def _attach_peft(model: PreTrainedModel, config: RunConfig) -> PeftModel:
+    from peft import get_peft_model
+
+    peft = config.peft_config
+    arguments = peft.arguments()
+    arguments["target_modules"] = resolve_targets(model, peft)
+    if not _biases(model):
+        arguments["bias"] = "none"  # some servers refuse an adapter that mentions biases
+    try:
+        attached = get_peft_model(model, _lora_config(arguments, config))
+    except (ValueError, TypeError) as error:
+        raise AdapterError(f"peft_config does not fit the model: {error}") from None
+    # PEFT would otherwise ask the Hub at every checkpoint whether the vocabulary grew.
+    attached.save_pretrained = partial(attached.save_pretrained, save_embedding_layers=False)
+    return attached
+
+
+def _lora_config(arguments: dict[str, Any], config: RunConfig) -> LoraConfig:
+    from peft import LoraConfig
+
+    return LoraConfig(**arguments, revision=config.model.revision)
+
+
+def save_adapter(model: nn.Module, folder: Path, config: RunConfig) -> None:
+    """Write the adapter as a PEFT folder; with `adapter: none` the whole model.
+
+    A loralib run leaves both: the PEFT folder, and its own checkpoint beside it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(folder)
+    (folder / "README.md").unlink(missing_ok=True)  # ours is written when it is published
+
+
+def load_adapter(
+    model: PreTrainedModel, folder: Path, notices: list[str] | None = None
+) -> PeftModel:
+    """The base with an adapter that was checked against it first; frozen, for chat.
+
+    Args:
+        model: the base, as `load_model` gives it; it is not changed but for the added layers.
+        folder: of the adapter.
+        notices: receives a line when the adapter names another base whose shapes are the same.
+
+    Raises AdapterError listing everything that does not fit: files, type, base, shapes.
+    """
+    from peft import PeftModel
+
+    settings = check_adapter(model, folder)
+    named = settings.get("base_model_name_or_path")
+    if notices is not None and named and named != model.name_or_path:
+        notices.append(
+            f"The adapter says that it was trained on {named}, the base is {model.name_or_path}. "
+            "Its shapes fit; answers are only good if the weights are the same."
+        )
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message="Found missing adapter keys")
+            return PeftModel.from_pretrained(model, folder, is_trainable=False)
+    except (ValueError, TypeError, RuntimeError, UserWarning) as error:
+        raise AdapterError(f"The adapter {folder.name} cannot be loaded: {error}") from None
+
+
+def check_adapter(model: nn.Module, folder: Path) -> dict[str, Any]:
+    """The adapter's `adapter_config.json`, after checking its files and shapes against a base.
+
+    Raises AdapterError.
+    """
+    settings = read_adapter_config(folder)
+    if settings.get("peft_type") != "LORA":
+        raise AdapterError(
+            f"The adapter {folder.name}: expected peft_type LORA, got "
+            f"{settings.get('peft_type')!r}. Choose a LoRA adapter."
+        )
+    initial = str(settings.get("init_lora_weights")).lower()
+    if initial.startswith(CHANGES_BASE):
+        raise AdapterError(
+            f"The adapter {folder.name} was saved with init_lora_weights {initial!r}, so it fits "
+            "a changed copy of its base only. Save it again converted to plain LoRA: "
+            "save_pretrained(…, path_initial_model_for_weight_conversion=…) in PEFT."
+        )
+    if problems := _misfits(model, tensor_shapes(folder)):
+        shown = "\n".join(f"  {problem}" for problem in problems[:8])
+        more = f"\n  and {len(problems) - 8} more" if len(problems) > 8 else ""
+        raise AdapterError(
+            f"The adapter {folder.name} does not fit this base. It was trained on "
+            f"{settings.get('base_model_name_or_path') or 'a base it does not name'}; load that "
+            f"one instead.\n{shown}{more}"
+        )
+    return settings
+
+
+def read_adapter_config(folder: Path) -> dict[str, Any]:
+    """`adapter_config.json` of a folder that has its weights in safetensors.
+
+    Raises AdapterError.
+    """
+    if not (folder / CONFIG).is_file():
+        whole = (folder / "config.json").is_file()
+        raise AdapterError(
+            f"{folder.name} holds a whole model, not an adapter: load it as a base."
+            if whole
+            else f"{folder.name} is no adapter: expected a folder with {CONFIG} and {WEIGHTS}."
+        )
+    if not (folder / WEIGHTS).is_file():
+        pickled = (folder / "adapter_model.bin").is_file()
+        raise AdapterError(
+            f"The adapter {folder.name} has no {WEIGHTS}"
+            + (
+                ", only adapter_model.bin, a pickle that can run code when it is read. Save it "
+                "again with safe_serialization=True."
+                if pickled
+                else ": its training may not have ended. Train it, or copy it whole."
+            )
+        )
+    try:
+        settings = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise AdapterError(f"The adapter {folder.name}: {CONFIG} cannot be read: {error}") from None
+    if not isinstance(settings, dict):
+        raise AdapterError(f"The adapter {folder.name}: {CONFIG} holds no settings.")
+    return settings
+
+
+def tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Shape of each tensor of an adapter, from the file's header alone.
+
+    Raises AdapterError when the file is damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(folder / WEIGHTS, framework="pt") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise AdapterError(
+            f"The adapter {folder.name}: {WEIGHTS} is damaged ({error}). Copy or train it again."
+        ) from None
+
+
+def _misfits(model: nn.Module, shapes: dict[str, tuple[int, ...]]) -> list[str]:
+    """Every tensor that has no place in the base, or another width there."""
+    modules = dict(model.named_modules())
+    problems = [
+        _misfit(modules, name.removeprefix(PREFIX), shape) for name, shape in shapes.items()
+    ]
+    if not shapes:
+        problems.append(f"{WEIGHTS} holds no tensors")
+    return [problem for problem in problems if problem]
+
+
+def _misfit(modules: dict[str, nn.Module], name: str, shape: tuple[int, ...]) -> str | None:
+    """What is wrong with one tensor; None when it fits. Names are as in the file, less PREFIX."""
+    path, lora, part = name.partition(".lora_")
+    if not lora:
+        path, _, part = name.rpartition(".")
+    module = modules.get(path)
+    if module is None:
+        return f"{path}: the base has no such module"
+    expected, actual = _widths(module, part, shape)
+    if expected == actual:
+        return None
+    return f"{name}: expected {expected} in the base, got {actual}"
+
+
+def _widths(
+    module: nn.Module, part: str, shape: tuple[int, ...]
+) -> tuple[tuple[int, ...] | int, tuple[int, ...] | int]:
+    """The base's width at the place of a LoRA tensor, and the tensor's own.
+
+    A is (rank, in), B is (out, rank); an embedding's A is (rank, vocabulary), B (width, rank).
+    """
+    from torch import nn
+
+    if isinstance(module, nn.Embedding):
+        inputs, outputs = module.num_embeddings, module.embedding_dim
+    elif isinstance(module, nn.Linear):
+        inputs, outputs = module.in_features, module.out_features
+    else:
+        return tuple(getattr(module, part).shape) if hasattr(module, part) else (), shape
+    kind = part.removesuffix(".weight")
+    if kind in {"A", "embedding_A"}:
+        return inputs, shape[-1]
+    if kind in {"B", "embedding_B", "magnitude_vector"}:
+        return outputs, shape[0]
+    return (tuple(module.weight.shape) if part == "weight" else (outputs,)), shape

@@ -1,0 +1,323 @@
+"""The base: which checkpoint it is, whether it is a Phi-3 that can be trained, where its files lie.
+
+    base = check_base(resolve_path(config.model.path, hardware), token=token)
+    base.parameters, base.heads, base.max_length
+    folder = fetch(base, token=token)
+
+`check_base` reads `config.json` and the list of files, never a weight, so it can run before any
+time is spent. The caller's own token is checked first, then the commit is pinned, so that what
+was checked is what is loaded.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from phi3lora.config import PHI3_MINI, POCKET
+from phi3lora.errors import HubError, ModelError
+from phi3lora.models.hardware import Hardware
+from phi3lora.models.pocket import CHECKPOINT
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+\Z")
+# Loading reads these and nothing else: no pickles, no code from the Hub.
+FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "*.txt"]
+# LongRoPE switches to its long factors past this many positions; below it, 128k models are exact.
+LONGROPE_START = 4096
+NEXT = (
+    f"Choose a phi3 checkpoint, such as {PHI3_MINI}, microsoft/Phi-3.5-mini-instruct or `{POCKET}`."
+)
+OTHER_ARCHITECTURES = {
+    "phi3small": "Phi-3-small is built differently (block-sparse attention, code from the Hub)",
+    "phi3_v": "it is a vision model, with an image encoder that chat data cannot train",
+    "phi4mm": "it is a multimodal model (vision and speech)",
+    "phi4_multimodal": "it is a multimodal model (vision and speech)",
+    "phimoe": "it is a mixture of experts, whose layers are others",
+    "phi4flash": "Phi-4-mini-flash is built differently (state-space layers)",
+    "phi": "it is a Phi-1 or Phi-2 model, an earlier architecture",
+}
+SPLIT_COPIES = {"llama", "mistral"}
+
+
+@dataclass(frozen=True)
+class BaseInfo:
+    """What `config.json` says about a base.
+
+    Attributes:
+        name: the portable name: a Hub id, `pocket`, or the folder as it was given.
+        folder: where it lies on this machine; None for a Hub id not fetched yet.
+        commit: the pinned commit of a Hub id.
+        parameters: of the whole model.
+        max_length: tokens a conversation may have: `max_position_embeddings`, or 4,096 where
+            LongRoPE would switch factors.
+    """
+
+    name: str
+    folder: Path | None
+    commit: str | None
+    vocabulary: int
+    hidden: int
+    intermediate: int
+    layers: int
+    heads: int
+    key_value_heads: int
+    tied: bool
+    max_length: int
+
+    @property
+    def head_size(self) -> int:
+        """Width of one head."""
+        return self.hidden // self.heads
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, int]]:
+        """`(in, out)` of the linear layers that every decoder layer has."""
+        heads = self.heads + 2 * self.key_value_heads
+        return {
+            "qkv_proj": (self.hidden, heads * self.head_size),
+            "o_proj": (self.heads * self.head_size, self.hidden),
+            "gate_up_proj": (self.hidden, 2 * self.intermediate),
+            "down_proj": (self.intermediate, self.hidden),
+        }
+
+    @property
+    def parameters(self) -> int:
+        """Weights of the whole model: layers, embedding, head and norms."""
+        layer = sum(rows * columns for rows, columns in self.shapes.values()) + 2 * self.hidden
+        embeddings = self.vocabulary * self.hidden * (1 if self.tied else 2)
+        return self.layers * layer + embeddings + self.hidden
+
+
+def resolve_path(path: str, hardware: Hardware) -> str:
+    """What `model.path` stands for: a folder or a Hub id.
+
+    `auto` is Phi-3-mini where there is a GPU and the pocket Phi-3 elsewhere.
+    """
+    if path == "auto":
+        path = PHI3_MINI if hardware.device == "cuda" else POCKET
+    return str(CHECKPOINT) if path == POCKET else path
+
+
+def portable_name(path: str) -> str:
+    """The base's name on any machine: `pocket` for the bundled folder, else as it is."""
+    return POCKET if path in {POCKET, str(CHECKPOINT)} else path
+
+
+def check_base(
+    path: str,
+    revision: str | None = None,
+    token: str | None = None,
+    cache_folder: Path | None = None,
+) -> BaseInfo:
+    """Read the base's `config.json` and say what it is.
+
+    Args:
+        path: a folder, `pocket`, or a Hub id.
+        revision: branch, tag or commit of a Hub id.
+        token: of the caller, for private and gated bases.
+        cache_folder: where Hub files are kept; a folder for each user where users are strangers.
+
+    Raises ModelError with the reason when it is no phi3 checkpoint that can be trained, and
+    HubError when the Hub does not give it.
+    """
+    if path == POCKET:
+        path = str(CHECKPOINT)
+    folder = Path(path).expanduser()
+    if folder.exists():
+        _check_files(path, [file.name for file in folder.iterdir()] if folder.is_dir() else [path])
+        return _read_config(path, folder / "config.json", folder, None)
+    if not HUB_ID.match(path):
+        raise ModelError(
+            f"{path}: expected a folder on this machine, a Hub id such as {PHI3_MINI}, or "
+            f"`{POCKET}`; there is no such folder. {NEXT}"
+        )
+    config, commit = _hub_config(path, revision, token, cache_folder)
+    return _read_config(path, config, None, commit)
+
+
+def fetch(base: BaseInfo, token: str | None = None, cache_folder: Path | None = None) -> Path:
+    """The folder of the base's files, downloaded at the pinned commit if need be.
+
+    Raises HubError when the download fails.
+    """
+    if base.folder is not None:
+        return base.folder
+    from huggingface_hub import snapshot_download
+
+    with explained(base.name, base.commit):
+        folder = snapshot_download(
+            base.name,
+            revision=base.commit,
+            token=token,
+            cache_dir=cache_folder,
+            allow_patterns=FILES,
+        )
+    return Path(folder)
+
+
+def _hub_config(
+    path: str, revision: str | None, token: str | None, cache_folder: Path | None
+) -> tuple[Path, str]:
+    """`config.json` of a Hub id and the commit it belongs to; from the cache when offline."""
+    from huggingface_hub import HfApi, errors, hf_hub_download
+
+    api = HfApi(token=token)
+    try:
+        info = api.model_info(path, revision=revision)
+        if info.gated:  # the information is public, the files are not: a cache would serve them
+            api.auth_check(path)
+        _check_files(path, [file.rfilename for file in info.siblings or []])
+        config = hf_hub_download(
+            path, "config.json", revision=info.sha, token=token, cache_dir=cache_folder
+        )
+    except errors.HfHubHTTPError as error:
+        if error.response.status_code < 500:
+            _explain(error, path, revision)
+        return _cached_config(error, path, revision, cache_folder)
+    except (errors.HTTPError, OSError) as error:
+        return _cached_config(error, path, revision, cache_folder)
+    return Path(config), str(info.sha)
+
+
+def _cached_config(
+    error: Exception, path: str, revision: str | None, cache_folder: Path | None
+) -> tuple[Path, str]:
+    """Where the Hub cannot be reached, an earlier download will do."""
+    from huggingface_hub import try_to_load_from_cache
+
+    config = try_to_load_from_cache(path, "config.json", revision=revision, cache_dir=cache_folder)
+    if not isinstance(config, str):
+        _explain(error, path, revision)
+    return Path(config), Path(config).parent.name
+
+
+@contextmanager
+def explained(path: str, revision: str | None = None) -> Iterator[None]:
+    """Turn what the Hub's client raises for a model into a HubError that says what to do."""
+    from huggingface_hub import errors
+
+    try:
+        yield
+    except (errors.HTTPError, OSError) as error:
+        _explain(error, path, revision)
+
+
+def _explain(error: Exception, path: str, revision: str | None) -> NoReturn:
+    """Raise what the Hub's client raised, in our words."""
+    from huggingface_hub import constants, errors
+
+    page = f"{constants.ENDPOINT}/{path}"
+    if isinstance(error, errors.GatedRepoError):
+        message = (
+            f"{path} is gated: accept its conditions at {page} and sign in with a token of the "
+            "same account."
+        )
+    elif isinstance(error, errors.RevisionNotFoundError):
+        message = f"{path} has no revision {revision!r}: see {page}/commits/main for those it has."
+    elif isinstance(error, errors.RepositoryNotFoundError):
+        message = (
+            f"{path} is not on the Hub, or it is private: check the spelling at {page}, or sign "
+            "in with a token that may read it."
+        )
+    elif isinstance(error, errors.OfflineModeIsEnabled):
+        message = (
+            f"{path} is not on this machine, and HF_HUB_OFFLINE keeps it from being fetched: "
+            f"unset it, or use a folder or `{POCKET}`."
+        )
+    elif isinstance(error, errors.HfHubHTTPError):
+        status = error.response.status_code
+        message = f"{path}: the Hub answered {status}. Try again later, or use a local folder."
+    elif isinstance(error, OSError) and error.errno is not None:
+        message = f"{path} could not be stored: {error.strerror or error}. Make room and try again."
+    else:
+        message = (
+            f"{path} is not on this machine, and the Hub cannot be reached: check the "
+            f"connection, or use a folder or `{POCKET}`."
+        )
+    raise HubError(message) from None
+
+
+def _check_files(path: str, files: list[str]) -> None:
+    """Refuse what no phi3 checkpoint looks like, by its file names alone."""
+    endings = {Path(file).suffix for file in files}
+    if ".safetensors" in endings and "adapter_config.json" not in files:
+        if "config.json" in files:
+            return
+        raise ModelError(f"{path} has weights but no config.json to say what they are. {NEXT}")
+    if "adapter_config.json" in files:
+        raise ModelError(
+            f"{path} is an adapter, not a base: name the model it was trained on, and the adapter "
+            "where an adapter is asked for."
+        )
+    if ".gguf" in endings:
+        raise ModelError(
+            f"{path} holds GGUF files, made for llama.cpp; they cannot be trained. Choose the "
+            f"original in safetensors. {NEXT}"
+        )
+    if ".onnx" in endings or "-onnx" in path.lower():
+        raise ModelError(
+            f"{path} holds ONNX files, made for inference; they cannot be trained. Choose the "
+            f"original in safetensors. {NEXT}"
+        )
+    if endings & {".bin", ".pt", ".pth"}:
+        raise ModelError(
+            f"{path} holds pickled weights only, which can run code when they are read. Choose a "
+            f"copy in safetensors. {NEXT}"
+        )
+    raise ModelError(f"{path} holds no weights: expected config.json and *.safetensors. {NEXT}")
+
+
+def _read_config(path: str, file: Path, folder: Path | None, commit: str | None) -> BaseInfo:
+    """BaseInfo from a `config.json`; ModelError when it describes something else."""
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path}: its config.json cannot be read: {error}. {NEXT}") from None
+    _check_architecture(path, config)
+    try:
+        return _info(path, config, folder, commit)
+    except (KeyError, TypeError, ZeroDivisionError) as error:
+        raise ModelError(f"{path}: its config.json is incomplete: {error}. {NEXT}") from None
+
+
+def _check_architecture(path: str, config: dict[str, Any]) -> None:
+    kind = config.get("model_type")
+    if kind in SPLIT_COPIES:
+        raise ModelError(
+            f"{path} is of type {kind!r}: a copy with split q_proj, k_proj, v_proj, or no Phi-3 at "
+            f"all. An adapter trained on it would not fit Microsoft's checkpoint. {NEXT}"
+        )
+    if kind != "phi3":
+        reason = OTHER_ARCHITECTURES.get(str(kind), "its layers are others")
+        raise ModelError(f"{path}: expected model_type 'phi3', got {kind!r}: {reason}. {NEXT}")
+    if quantization := config.get("quantization_config"):
+        method = quantization.get("quant_method", "an unknown method")
+        raise ModelError(
+            f"{path} is already quantized ({method}). Choose the original: model.quantization "
+            f"quantizes it while it is loaded. {NEXT}"
+        )
+
+
+def _info(path: str, config: dict[str, Any], folder: Path | None, commit: str | None) -> BaseInfo:
+    heads = int(config["num_attention_heads"])
+    rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    longrope = rope.get("rope_type", rope.get("type")) in {"longrope", "su", "yarn"}
+    positions = int(config.get("max_position_embeddings", LONGROPE_START))
+    return BaseInfo(
+        name=portable_name(path),
+        folder=folder,
+        commit=commit,
+        vocabulary=int(config["vocab_size"]),
+        hidden=int(config["hidden_size"]),
+        intermediate=int(config["intermediate_size"]),
+        layers=int(config["num_hidden_layers"]),
+        heads=heads,
+        key_value_heads=int(config.get("num_key_value_heads") or heads),
+        tied=bool(config.get("tie_word_embeddings", False)),
+        max_length=min(positions, LONGROPE_START) if longrope else positions,
+    )

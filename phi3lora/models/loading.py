@@ -1,0 +1,197 @@
+"""Load the base: its tokenizer, and its weights in the precision and quantization asked for.
+
+    notices = []
+    model = load_model(config.model, for_training=True, token=token, notices=notices)
+    tokenizer = load_tokenizer(model.name_or_path)
+
+Always transformers' own `Phi3ForCausalLM`, always from safetensors, never with code from the Hub.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from phi3lora.config import ModelConfig
+from phi3lora.errors import ModelError
+from phi3lora.models.base import BaseInfo, check_base, fetch, portable_name, resolve_path
+from phi3lora.models.hardware import (
+    GIB,
+    Hardware,
+    choose_attention,
+    choose_dtype,
+    detect_hardware,
+)
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+__all__ = [
+    "BaseInfo",
+    "check_base",
+    "load_model",
+    "load_tokenizer",
+    "portable_name",
+    "resolve_path",
+]
+
+
+def load_tokenizer(
+    path: str,
+    revision: str | None = None,
+    token: str | None = None,
+    cache_folder: Path | None = None,
+) -> PreTrainedTokenizerBase:
+    """The base's tokenizer, padding on the right with a token that must never be learnt.
+
+    Raises ModelError or HubError when the base is refused or missing.
+    """
+    from transformers import AutoTokenizer
+
+    from phi3lora.data.rendering import pad_token
+
+    base = check_base(path, revision, token, cache_folder)
+    folder = fetch(base, token, cache_folder)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{base.name}: its tokenizer cannot be loaded: {error}") from None
+    tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad_token(tokenizer))
+    tokenizer.padding_side = "right"
+    return tokenizer
+
+
+def load_model(
+    model: ModelConfig,
+    *,
+    for_training: bool,
+    token: str | None = None,
+    notices: list[str] | None = None,
+    cache_folder: Path | None = None,
+) -> PreTrainedModel:
+    """The base on its device: for training without a cache, for chat with one and in eval mode.
+
+    Args:
+        model: the config's section.
+        for_training: also prepares a quantized base for training (norms, embedding and head in
+            float32, everything frozen).
+        token: of the caller, for private and gated bases.
+        notices: receives a line for each choice that fell back.
+        cache_folder: where Hub files are kept.
+
+    `name_or_path` of the result is the base's portable name. Raises ModelError or HubError.
+    """
+    notices = [] if notices is None else notices
+    hardware = detect_hardware(model.device)
+    base = check_base(resolve_path(model.path, hardware), model.revision, token, cache_folder)
+    options = _load_options(model, base, hardware, notices)
+    loaded = _from_folder(fetch(base, token, cache_folder), base, options)
+    loaded.name_or_path = loaded.config._name_or_path = base.name
+    loaded.config.use_cache = not for_training
+    if model.quantization in {"nf4", "fp4"} and hardware.device == "cpu":
+        _limit_packing(loaded, for_training)
+    if for_training and model.quantization != "none":
+        from peft import prepare_model_for_kbit_training
+
+        # Gradient checkpointing is the trainer's to switch on, from its own options.
+        loaded = prepare_model_for_kbit_training(loaded, use_gradient_checkpointing=False)
+    return loaded.train(for_training)
+
+
+def _load_options(
+    model: ModelConfig, base: BaseInfo, hardware: Hardware, notices: list[str]
+) -> dict[str, Any]:
+    """Arguments of `from_pretrained`: precision, attention, quantization and device."""
+    import torch
+
+    size = base.parameters if model.quantization == "none" else None
+    dtype, dtype_notice = choose_dtype(model.dtype, hardware, size)
+    attention, attention_notice = choose_attention(model.attention, hardware, dtype)
+    notices.extend(notice for notice in (dtype_notice, attention_notice) if notice)
+    options: dict[str, Any] = {
+        "dtype": getattr(torch, dtype),
+        "attn_implementation": attention,
+        "device_map": {"": _device(hardware)},
+    }
+    if model.quantization != "none":
+        options["quantization_config"] = _quantization(model, hardware, dtype, notices)
+    return options
+
+
+def _device(hardware: Hardware) -> str:
+    """Under `accelerate launch` every process has a GPU of its own."""
+    if hardware.device == "cpu":
+        return "cpu"
+    from accelerate import PartialState
+
+    return str(PartialState().device)
+
+
+def _quantization(model: ModelConfig, hardware: Hardware, dtype: str, notices: list[str]) -> Any:
+    """`BitsAndBytesConfig` for `nf4`, `fp4` or `int8`."""
+    import importlib.util
+
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ModelError(
+            f"model.quantization: {model.quantization} needs the package bitsandbytes, which is "
+            "not installed. Install it, or set model.quantization to none."
+        )
+    if model.quantization == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    compute, notice = dtype, None
+    if model.compute_dtype != "auto":
+        compute, notice = choose_dtype(model.compute_dtype, hardware)
+    if notice:
+        notices.append(
+            f"4-bit weights are multiplied in {compute}: {hardware.name} has no bfloat16."
+        )
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=model.quantization,
+        bnb_4bit_use_double_quant=model.double_quantization,
+        bnb_4bit_compute_dtype=getattr(torch, compute),
+    )
+
+
+def _limit_packing(model: PreTrainedModel, for_training: bool) -> None:
+    """Keep bitsandbytes from repacking 4-bit weights where that would change or break them.
+
+    On CPUs with AVX512-BF16 the first forward pass in eval mode packs the weights anew and rounds
+    their scales to bfloat16. That is faster in chat; in training it would make the loss depend on
+    whether an evaluation came before, and it fails where rows are not whole blocks.
+    """
+    from bitsandbytes.nn import Linear4bit
+
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            whole = module.in_features % 64 == 0 and module.out_features % 32 == 0
+            if for_training or not whole:
+                module.support_avx512bf16_for_cpu = False
+
+
+def _from_folder(folder: Path, base: BaseInfo, options: dict[str, Any]) -> PreTrainedModel:
+    """The weights; ModelError when they do not fill the model, or memory does not hold them."""
+    import torch
+    from transformers import Phi3ForCausalLM
+
+    try:
+        model, report = Phi3ForCausalLM.from_pretrained(
+            folder, use_safetensors=True, output_loading_info=True, **options
+        )
+    except (torch.OutOfMemoryError, MemoryError):
+        raise ModelError(
+            f"{base.name} does not fit: {base.parameters * 2 / GIB:.1f} GiB in 16 bits, a quarter "
+            "of that in 4 bits. Set model.quantization to nf4, or free memory by ending what else "
+            "uses this device."
+        ) from None
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ModelError(f"{base.name} cannot be loaded: {error}") from None
+    if missing := sorted(report["missing_keys"]):
+        raise ModelError(
+            f"{base.name}: {len(missing)} weights are missing from its files, the first is "
+            f"{missing[0]}. They are incomplete, or of another model: fetch them again."
+        )
+    return model
