@@ -1,1 +1,1 @@
-"""Training: trainer, loss, attention, estimate."""
+"""Training: the recipe, our loss and attention, and what a run will need."""

@@ -1,0 +1,204 @@
+"""What watches a training: progress as events, stopping between two steps, whole checkpoints.
+
+progress = Progress(emit, should_stop, deadline)
+trainer = FastTrainer(..., callbacks=[progress])
+progress.outcome        # finished, stopped or paused
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import ExportableState
+
+from phi3lora.events import Emit, Evaluated, Resumed, Saved, Step
+
+Outcome = Literal["finished", "stopped", "paused"]
+
+# Between two logs, progress is reported no more often than this many seconds.
+QUIET_SECONDS = 1.0
+
+
+def never() -> bool:
+    """Nobody asks to stop."""
+    return False
+
+
+class Progress(TrainerCallback, ExportableState):
+    """Reports every logged step, and ends the training after the step in which it must end.
+
+    Attributes:
+        outcome: why the training ended.
+        step: updates made so far, in all slices of the run.
+        tokens: trained so far, in all slices of the run.
+        kept: what the trainer adds up between two logs; saved so that a resumed run logs the same.
+    """
+
+    def __init__(
+        self,
+        emit: Emit,
+        should_stop: Callable[[], bool] = never,
+        deadline: float | None = None,
+    ) -> None:
+        self.outcome: Outcome = "finished"
+        self.step = 0
+        self.tokens = 0
+        self.kept: dict[str, Any] = {}
+        self._emit = emit
+        self._should_stop = should_stop
+        self._deadline = deadline
+        self._first_step = 0
+        self._started = self._last_report = self._last_step = time.monotonic()
+        self._longest_step = 0.0
+        self._training_seconds = 0.0
+        self._tokens_at_start = 0
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps of this callback; read back by `FastTrainer`."""
+        return {"args": {}, "attributes": {"tokens": self.tokens, "kept": self.kept}}
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self._started = self._last_report = self._last_step = time.monotonic()
+        self.step = self._first_step = state.global_step
+        self._tokens_at_start = self.tokens
+        if state.global_step:
+            self._emit(Resumed(step=state.global_step))
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        # What lies between the end of a step and the next one's begin (evaluation, saving) is
+        # not training, so it stays out of the speed.
+        self._last_step = time.monotonic()
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        now = time.monotonic()
+        self.step = state.global_step
+        self._longest_step = max(self._longest_step, now - self._last_step)
+        self._training_seconds += now - self._last_step
+        if not control.should_log and now - self._last_report >= QUIET_SECONDS:
+            self._report(state)
+        # The last step of an epoch is left to `on_epoch_end`, so that a resumed run does not
+        # miss the evaluation that is due there.
+        if not _ends_epoch(state) and state.global_step < state.max_steps:
+            self._maybe_end(control, now)
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        if self.outcome != "finished":  # ended in mid-epoch: its end is yet to come
+            control.should_evaluate = control.should_save = control.should_log = False
+        elif state.global_step < state.max_steps and not control.should_training_stop:
+            self._maybe_end(control, time.monotonic())
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **_: Any,
+    ) -> None:
+        logs = logs or {}
+        if "loss" in logs:
+            self._report(state, logs)
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, float] | None = None,
+        **_: Any,
+    ) -> None:
+        metrics = metrics or {}
+        # In `FastTrainer.log` the averages have been put beside the loss.
+        self._emit(
+            Evaluated(
+                step=state.global_step,
+                loss=metrics.get("eval_loss", float("nan")),
+                token_accuracy=metrics.get("eval_mean_token_accuracy"),
+            )
+        )
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        path = f"{Path(str(args.output_dir)).name}/checkpoint-{state.global_step}"
+        self._emit(Saved(step=state.global_step, path=path))
+
+    def _maybe_end(self, control: TrainerControl, now: float) -> None:
+        """Save and end here if somebody asked for it, or if the next step might not fit."""
+        if self._should_stop():
+            self.outcome = "stopped"
+        elif self._deadline is not None and now + self._longest_step >= self._deadline:
+            self.outcome = "paused"
+        else:
+            return
+        control.should_save = control.should_training_stop = True
+
+    def _report(self, state: TrainerState, logs: dict[str, float] | None = None) -> None:
+        logs = logs or {}
+        now = time.monotonic()
+        self._last_report = now
+        steps = state.global_step - self._first_step
+        left = (state.max_steps - state.global_step) * (now - self._started) / max(steps, 1)
+        trained = self.tokens - self._tokens_at_start
+        self._emit(
+            Step(
+                step=state.global_step,
+                total_steps=state.max_steps,
+                epoch=round(state.epoch or 0.0, 4),
+                loss=logs.get("loss"),
+                learning_rate=logs.get("learning_rate"),
+                grad_norm=logs.get("grad_norm"),
+                token_accuracy=logs.get("mean_token_accuracy"),
+                tokens=self.tokens,
+                tokens_per_second=trained / max(self._training_seconds, 1e-9),
+                seconds_left=left,
+            )
+        )
+
+
+def _ends_epoch(state: TrainerState) -> bool:
+    epoch = state.epoch or 0.0
+    return abs(epoch - round(epoch)) < 1e-9
+
+
+def last_whole_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint that was written to its end, or None.
+
+    The trainer writes `trainer_state.json` last, so a checkpoint without it, or with half of it,
+    was cut short by a crash.
+    """
+    found = sorted(folder.glob("checkpoint-*"), key=_step_of, reverse=True)
+    return next((path for path in found if is_whole(path)), None)
+
+
+def is_whole(checkpoint: Path) -> bool:
+    """Whether all files of a checkpoint are there and its last one is complete."""
+    try:
+        state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    needed = ["optimizer.pt", "scheduler.pt", "rng_state.pth"]
+    weights = [*checkpoint.glob("*.safetensors")]
+    return bool(
+        state.get("global_step") == _step_of(checkpoint)
+        and weights
+        and all((checkpoint / name).is_file() for name in needed)
+    )
+
+
+def _step_of(checkpoint: Path) -> int:
+    number = checkpoint.name.rpartition("-")[2]
+    return int(number) if number.isdigit() else -1

@@ -1,0 +1,107 @@
+"""What stops a training, told in words that say what to do.
+
+with explained(config, lambda: trainer.state.global_step):
+    trainer.train()
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from phi3lora.config import RunConfig
+from phi3lora.errors import TrainingError
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+# torch and safetensors report a full disk as errors of their own, with the reason in the text.
+_FULL_WORDS = (
+    "no space left on device",
+    "disk quota exceeded",
+    "file too large",
+    "os error 28",
+    "os error 27",
+    "os error 122",
+    "pytorchstreamwriter failed writing",
+    "iostream error",
+    "inline_container.cc",
+    "basic_ios::clear",
+)
+_MEMORY_WORDS = ("out of memory", "can't allocate memory", "not enough memory", "bad_alloc")
+
+
+@contextmanager
+def explained(config: RunConfig, step: Callable[[], int]) -> Iterator[None]:
+    """Turn exhausted memory and a full disk into TrainingError; let anything else pass."""
+    try:
+        yield
+    except (MemoryError, OSError, RuntimeError) as error:
+        if reason := _reason(error, config):
+            raise TrainingError(f"Training ended at step {step()}: {reason}") from error
+        raise
+    except Exception as error:
+        # safetensors' own exception derives from Exception alone.
+        if type(error).__name__ == "SafetensorError" and is_disk_full(error):
+            raise TrainingError(f"Training ended at step {step()}: {_DISK}") from error
+        raise
+
+
+_DISK = (
+    "the disk is full. Delete runs that you no longer need, or keep fewer checkpoints "
+    "(training_config.save_total_limit), then resume: the last whole checkpoint is kept."
+)
+
+
+def not_finite(loss: float, step: int, config: RunConfig) -> TrainingError:
+    """The error for a loss that is infinite or not a number, at a step counted from 1."""
+    rate = config.training_config.learning_rate
+    advice = f"lower training_config.learning_rate (now {rate:g}, try {rate / 10:g})"
+    if config.model.dtype != "float32" or config.training_config.fp16:
+        advice += ", or set model.dtype to float32"
+    return TrainingError(
+        f"Training ended at step {step}: expected a finite loss, got {loss}. The weights have "
+        f"run away, and more steps would not bring them back; {advice}, and start a new run."
+    )
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether the error, or what caused it, is a disk without room."""
+    if isinstance(error, OSError) and error.errno in _FULL:
+        return True
+    text = str(error).lower()
+    return any(words in text for words in _FULL_WORDS)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the error is memory running out, of the GPU or of the machine."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return any(words in str(error).lower() for words in _MEMORY_WORDS)
+
+
+def _reason(error: BaseException, config: RunConfig) -> str:
+    """What happened and what to do; empty for an error that is none of ours."""
+    if is_disk_full(error):
+        return _DISK
+    if is_out_of_memory(error):
+        return f"memory ran out. {_less_memory(config)}"
+    return ""
+
+
+def _less_memory(config: RunConfig) -> str:
+    """The settings that need less memory, those with the largest effect first."""
+    training, advice = config.training_config, []
+    batch = training.per_device_train_batch_size
+    if batch > 1:
+        advice.append(
+            f"halve training_config.per_device_train_batch_size (now {batch}) and double "
+            "gradient_accumulation_steps, which trains the same"
+        )
+    if not training.gradient_checkpointing:
+        advice.append("set training_config.gradient_checkpointing to true")
+    advice.append(f"lower training_config.max_length (now {training.max_length})")
+    if config.model.quantization == "none" and config.adapter == "peft":
+        advice.append("set model.quantization to nf4")
+    return f"To need less: {'; '.join(advice)}."

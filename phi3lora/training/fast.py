@@ -1,0 +1,129 @@
+"""FastTrainer: TRL's SFTTrainer for rows that are rendered already, with our loss and attention.
+
+    trainer = FastTrainer(model=model, args=SFTConfig(...), train_dataset=rows, fast=True, ...)
+
+Rows have `input_ids` and `labels` (-100 where a token carries no loss). Every option of SFTConfig
+keeps its meaning; `fast=False` computes exactly what TRL computes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from transformers.trainer_callback import ExportableState
+from trl import SFTTrainer
+from trl.data_utils import pack_dataset
+
+from phi3lora.training.callbacks import Progress
+
+COLUMNS = ["input_ids", "labels"]
+
+
+class FastTrainer(SFTTrainer):
+    """SFTTrainer that trusts its rows, checks its loss, and resumes with everything it counted.
+
+    Args:
+        progress: reports and stops; None to train silently.
+        fast: our loss, attention and adapter layers instead of TRL's and PEFT's.
+        loraplus_lr_ratio: learning rate of B over that of A (LoRA+), or None for the same.
+        bad_loss: makes the exception for a loss that is not finite, from the loss and the
+            step, counted from 1.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        progress: Progress | None = None,
+        fast: bool = True,
+        loraplus_lr_ratio: float | None = None,
+        bad_loss: Callable[[float, int], Exception] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.progress = progress
+        self.fast = fast
+        self._loraplus_lr_ratio = loraplus_lr_ratio
+        self._bad_loss = bad_loss
+        super().__init__(*args, **kwargs)
+        if progress is not None:
+            self.add_callback(progress)
+
+    def _prepare_dataset(
+        self,
+        dataset: Any,
+        processing_class: Any,
+        args: Any,
+        packing: bool,
+        formatting_func: Any,
+        dataset_name: str,
+    ) -> Any:
+        """Rows come rendered, cut and checked; only packing is left to do."""
+        rows = dataset.select_columns(COLUMNS)
+        return pack_dataset(rows, args.max_length, args.packing_strategy) if packing else rows
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """As TRL does, or with a faster B where LoRA+ is asked for."""
+        if self._loraplus_lr_ratio is None or self.optimizer is not None:
+            return super().create_optimizer(model)
+        from peft.optimizers import create_loraplus_optimizer
+
+        kind, arguments = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+        self.optimizer = create_loraplus_optimizer(
+            model or self.model,
+            kind,
+            loraplus_lr_ratio=self._loraplus_lr_ratio,
+            loraplus_weight_decay=self.args.weight_decay,
+            **arguments,
+        )
+        return self.optimizer
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """One pass forward and back; a loss that is not finite ends the training here."""
+        loss = super().training_step(*args, **kwargs)
+        if self._bad_loss is not None and not math.isfinite(value := float(loss)):
+            raise self._bad_loss(value, self.state.global_step + 1)
+        if self.progress is not None:
+            self.progress.tokens = self._tokens_before + int(self._total_train_tokens)
+        return loss
+
+    def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
+        """Also give the callbacks back what the checkpoint kept of them (patience, tokens)."""
+        begun = super()._init_training_state(*args, **kwargs)
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, ExportableState):
+                kept = self.state.stateful_callbacks.get(type(callback).__name__, {})
+                for name, value in kept.get("attributes", {}).items():
+                    setattr(callback, name, value)
+        self._tokens_before = self.progress.tokens if self.progress else 0
+        return begun
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """Go on adding up where the checkpoint stopped, in the middle of two logs."""
+        if self.progress is not None and self.progress.kept:
+            kept, self.progress.kept = self.progress.kept, {}
+            self._tr_loss += kept["loss"]
+            self._total_loss_scalar -= kept["loss"]  # the final mean is of this slice alone
+            self._globalstep_last_logged = kept["last_logged"]
+            for name, values in kept["metrics"].items():
+                self._metrics["train"][name] = values
+        super()._run_epoch(*args, **kwargs)
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        """Keep the sums between two logs too, so that a resumed run logs the same figures."""
+        if self.progress is not None:
+            self.progress.kept = {
+                "loss": float(self._tr_loss),
+                "last_logged": self._globalstep_last_logged,
+                "metrics": {k: list(v) for k, v in self._metrics["train"].items()},
+            }
+        super()._save_checkpoint(*args, **kwargs)
+        if self.progress is not None:
+            self.progress.kept = {}
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Checkpoints need no card; the one that is published is written elsewhere."""
+
+    def _send_telemetry(self) -> None:
+        """What people train is nobody else's business."""

@@ -1,0 +1,311 @@
+"""The training: data → model → adapter → trainer → train → save.
+
+    outcome = train(config, folder, emit=log.emit)      # "finished", "stopped" or "paused"
+
+It knows nothing of runs or pages. It goes on by itself from the last whole checkpoint in
+`folder/checkpoints`, and leaves the adapter in `folder/adapter`, which plain `peft` loads.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import os
+import platform
+import resource
+import shutil
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, set_seed
+from trl import SFTConfig
+
+from phi3lora.config import RunConfig, TrainingConfig
+from phi3lora.data.preparation import prepare
+from phi3lora.errors import DataError, Phi3LoraError, TrainingError
+from phi3lora.events import Emit, Ended, Loaded, Notice, Prepared, Stage
+from phi3lora.lora.adapters import attach_adapter, save_adapter
+from phi3lora.lora.targets import count_parameters
+from phi3lora.models.hardware import detect_hardware
+from phi3lora.models.loading import load_model, load_tokenizer, resolve_path
+from phi3lora.training.callbacks import (
+    Outcome,
+    Progress,
+    is_whole,
+    last_whole_checkpoint,
+    never,
+)
+from phi3lora.training.failures import explained, is_disk_full, not_finite
+from phi3lora.training.fast import FastTrainer
+
+logger = logging.getLogger(__name__)
+LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes")
+
+
+def train(
+    config: RunConfig,
+    folder: Path,
+    emit: Emit,
+    should_stop: Callable[[], bool] = never,
+    deadline: float | None = None,
+    token: str | None = None,
+    cache_folder: Path | None = None,
+) -> Outcome:
+    """Train what the config says, in a run folder, and tell `emit` all along.
+
+    Args:
+        should_stop: asked after every step; True saves a checkpoint and ends with `stopped`.
+        deadline: in seconds of `time.monotonic()`; a step that might end later is not begun,
+            and the outcome is `paused`.
+        token: of the Hub, for a gated base or a private dataset. It is stored nowhere.
+        cache_folder: where prepared data is kept for other runs.
+
+    Raises:
+        TrainingError: memory or disk ran out, or the loss is not a number.
+        Phi3LoraError: the data, the base or the adapter cannot be used; see the message.
+    """
+    started = time.monotonic()
+    progress = Progress(emit, should_stop, deadline)
+    try:
+        with explained(config, lambda: progress.step):
+            outcome = _train(config, Path(folder), progress, emit, token, cache_folder)
+    except Exception as error:
+        _end(emit, "failed", progress.step, started, error)
+        raise
+    _end(emit, outcome, progress.step, started)
+    return outcome
+
+
+def _train(
+    config: RunConfig,
+    folder: Path,
+    progress: Progress,
+    emit: Emit,
+    token: str | None,
+    cache_folder: Path | None,
+) -> Outcome:
+    """The recipe."""
+    _describe(config)
+    hardware = detect_hardware(config.model.device)
+    path = resolve_path(config.model.path, hardware)
+    tokenizer = load_tokenizer(path, config.model.revision, token)
+
+    emit(Stage(name="preparing the data"))
+    data = prepare(config, tokenizer, token=token, cache_folder=cache_folder)
+    emit(_counted(data))
+
+    emit(Stage(name="loading the model"))
+    notices: list[str] = []
+    model = load_model(config.model, for_training=True, token=token, notices=notices)
+    for notice in notices:
+        emit(Notice(message=notice, level="warning"))
+    set_seed(config.training_config.seed)
+    model = attach_adapter(model, config)
+    emit(_loaded(model, config))
+
+    emit(Stage(name="training"))
+    outcome = fit(config, folder, model, tokenizer, data.train, data.test, progress)
+    if outcome == "finished":
+        emit(Stage(name="saving the adapter"))
+        _save(model, tokenizer, folder / "adapter", config)
+    return outcome
+
+
+def fit(
+    config: RunConfig,
+    folder: Path,
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    train_rows: Dataset,
+    test_rows: Dataset | None,
+    progress: Progress,
+) -> Outcome:
+    """Train a model that is ready on rows that are ready, from the last whole checkpoint on."""
+    training = with_precision(config.training_config, model)
+    on_cpu = next(model.parameters()).device.type == "cpu"
+    _report_into(folder, training.report_to)
+    args = SFTConfig(str(folder / "checkpoints"), use_cpu=on_cpu, **_arguments(training, test_rows))
+    trainer = FastTrainer(
+        model=model,
+        args=args,
+        processing_class=tokenizer,
+        train_dataset=train_rows,
+        eval_dataset=test_rows,
+        callbacks=_callbacks(training),
+        progress=progress,
+        fast=training.fast,
+        loraplus_lr_ratio=training.loraplus_lr_ratio,
+        bad_loss=partial(not_finite, config=config),
+    )
+    _check_rows(len(trainer.train_dataset), len(train_rows), training)
+    checkpoint = _last_checkpoint(folder / "checkpoints")
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except BaseException:
+        _drop_broken(folder / "checkpoints")
+        raise
+    _check_weights(model, config, progress.step)
+    return progress.outcome
+
+
+def with_precision(training: TrainingConfig, model: Any) -> TrainingConfig:
+    """The training with `bf16` and `fp16` decided by the weights, where nothing else was said."""
+    if training.bf16 is not None or training.fp16:
+        return training.model_copy(update={"bf16": bool(training.bf16)})
+    dtypes = {p.dtype for p in model.parameters() if p.is_floating_point()}
+    on_gpu = next(model.parameters()).device.type == "cuda"
+    bf16 = torch.bfloat16 in dtypes
+    fp16 = not bf16 and torch.float16 in dtypes and on_gpu
+    return training.model_copy(update={"bf16": bf16, "fp16": fp16})
+
+
+def _arguments(training: TrainingConfig, test_rows: Dataset | None) -> dict[str, Any]:
+    """SFTConfig's arguments: the config's, less an evaluation that has no rows."""
+    arguments = training.arguments()
+    if test_rows is None or len(test_rows) == 0:
+        arguments.update(eval_strategy="no", eval_on_start=False)
+    # One printed line a log instead of a bar: the log is a file.
+    return {**arguments, "disable_tqdm": True, "trackio_static_space_id": False}
+
+
+def _callbacks(training: TrainingConfig) -> list[Any]:
+    """What TRL itself offers beside our progress."""
+    patience = training.early_stopping_patience
+    return [] if patience is None else [EarlyStoppingCallback(patience)]
+
+
+def _check_rows(batches_of: int, rows: int, training: TrainingConfig) -> None:
+    """Raise DataError if not even one batch can be filled."""
+    batch = training.per_device_train_batch_size
+    if batches_of >= batch:
+        return
+    found = f"{rows} rows" + (f", packed into {batches_of}," if training.packing else "")
+    raise DataError(
+        f"data: expected at least one batch of {batch} rows to train on, found {found}. Set "
+        f"training_config.per_device_train_batch_size to {max(batches_of, 1)}, bring more rows, "
+        "or hold fewer out (data.test_size)."
+    )
+
+
+def _check_weights(model: Any, config: RunConfig, step: int) -> None:
+    """The last update is followed by no loss that would show it: look at the weights."""
+    for parameter in model.parameters():
+        if parameter.requires_grad and not bool(torch.isfinite(parameter).all()):
+            raise not_finite(float("nan"), step, config=config)
+
+
+def _last_checkpoint(folder: Path) -> Path | None:
+    """Where to go on from; what a crash left half written is removed first."""
+    _drop_broken(folder)
+    return last_whole_checkpoint(folder)
+
+
+def _drop_broken(folder: Path) -> None:
+    for path in folder.glob("checkpoint-*"):
+        if not is_whole(path):
+            logger.warning("removing %s, which was not written to its end", path.name)
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _save(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path, config: RunConfig) -> None:
+    """Write the adapter beside its final place and move it there whole."""
+    unfinished = folder.with_name(folder.name + ".unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    save_adapter(model, unfinished, config)
+    tokenizer.save_pretrained(unfinished)
+    shutil.rmtree(folder, ignore_errors=True)
+    unfinished.rename(folder)
+
+
+def _report_into(folder: Path, tool: str) -> None:
+    """Trackers write into the run folder, wherever the process was started.
+
+    These are their own environment variables; they have no argument for it in TrainingArguments.
+    """
+    places = {
+        "tensorboard": ("TENSORBOARD_LOGGING_DIR", folder / "tensorboard"),
+        "trackio": ("TRACKIO_DIR", folder / "trackio"),
+        "wandb": ("WANDB_DIR", folder),
+    }
+    if tool in places:
+        name, place = places[tool]
+        os.environ[name] = str(place)
+
+
+def _describe(config: RunConfig) -> None:
+    """The log begins with what is trained, and by which versions."""
+    versions = ", ".join(f"{name} {version}" for name, version in library_versions().items())
+    logger.info("Python %s on %s; %s", platform.python_version(), platform.platform(), versions)
+    logger.info("The run's configuration:\n%s", config.to_yaml())
+
+
+def library_versions() -> dict[str, str]:
+    """The versions that decide what a run computes, of those that are installed."""
+    found = {}
+    for name in LIBRARIES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _counted(data: Any) -> Prepared:
+    return Prepared(
+        train_rows=len(data.train),
+        test_rows=len(data.test) if data.test is not None else 0,
+        dropped=dict(data.dropped),
+        train_tokens=data.train_tokens,
+        supervised_tokens=data.supervised_tokens,
+        truncated=data.truncated,
+        leaked=data.leaked,
+    )
+
+
+def _loaded(model: Any, config: RunConfig) -> Loaded:
+    trainable, total = count_parameters(model)
+    base = next(model.parameters())
+    return Loaded(
+        device=base.device.type,
+        dtype=str(model.dtype).removeprefix("torch."),
+        attention=model.config._attn_implementation,
+        quantization=config.model.quantization,
+        trainable_parameters=trainable,
+        total_parameters=total,
+    )
+
+
+def _end(
+    emit: Emit, outcome: Any, step: int, started: float, error: Exception | None = None
+) -> None:
+    """Say how it ended; where the disk is full, the error says it instead."""
+    message = ""
+    if error is not None:
+        message = str(error) if isinstance(error, Phi3LoraError) else f"{error!r}"
+    try:
+        emit(
+            Ended(
+                outcome=outcome,
+                step=step,
+                message=message,
+                seconds=time.monotonic() - started,
+                peak_memory=peak_memory(),
+            )
+        )
+    except OSError as failure:
+        if not is_disk_full(failure):
+            raise
+
+
+def peak_memory() -> int:
+    """Most memory held so far in bytes: of the GPU where there is one, else of the process."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak * (1 if platform.system() == "Darwin" else 1024)
