@@ -1,1 +1,1 @@
-"""Runs: store, queue, worker, backends."""
+"""Runs: kept in folders (`store`), started in order (`queue`), computed apart (`worker`)."""

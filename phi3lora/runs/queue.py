@@ -1,0 +1,79 @@
+"""Starting, stopping and resuming runs, in order.
+
+    queue = Queue(settings)
+    run = queue.submit(store.create(config), token)
+    queue.position(run)          # 1: next; None: not waiting
+    queue.stop(run); queue.resume(run, token)
+
+Each submitted run has a process of its own that waits for its turn, the oldest first, so the
+line outlives the app.
+"""
+
+from __future__ import annotations
+
+import threading
+
+from phi3lora.errors import RunError
+from phi3lora.runs.backends.local import launch
+from phi3lora.runs.store import ACTIVE, RESUMABLE, Run, RunStore
+from phi3lora.settings import Settings
+
+
+class Queue:
+    """The line of runs of an installation."""
+
+    def __init__(self, settings: Settings, store: RunStore | None = None) -> None:
+        self.settings = settings
+        self.store = store or RunStore(settings)
+        self._lock = threading.Lock()
+
+    def submit(self, run: Run, token: str | None = None) -> Run:
+        """Put a run in line. RunError if its owner has as many unfinished ones as allowed."""
+        with self._lock:
+            run = run.refresh()
+            if run.status in ACTIVE:
+                raise RunError(f"Run {run.id} is already {run.status}.")
+            self._check_limit(run.owner)
+            return launch(run, self.settings, token)
+
+    def resume(self, run: Run, token: str | None = None) -> Run:
+        """Put a run that ended before its time in line again; it goes on where it was saved."""
+        run = run.refresh()
+        if run.status not in RESUMABLE:
+            next_step = "start a new one" if run.status == "finished" else "there is nothing to do"
+            raise RunError(f"Run {run.id} is {run.status}; {next_step}.")
+        return self.submit(run, token)
+
+    def stop(self, run: Run) -> Run:
+        """Ask a run to save and stop; one that waits leaves the line."""
+        run = run.refresh()
+        if run.status not in ACTIVE:
+            hint = "; resume it or delete it" if run.status in RESUMABLE else ""
+            raise RunError(f"Run {run.id} is {run.status}, so it cannot be stopped{hint}.")
+        run.stop_file.touch()
+        return run.refresh()
+
+    def cancel(self, run: Run) -> Run:
+        """Take a waiting run out of the line. RunError if it has begun."""
+        if run.refresh().state.status != "queued":
+            raise RunError(f"Run {run.id} is {run.status} and not waiting; stop it instead.")
+        return self.stop(run)
+
+    def position(self, run: Run) -> int | None:
+        """Its place among those that wait for the same device, from 1; None if it does not wait."""
+        ids = [waiting.id for waiting in line(self.store, run.refresh().state.device)]
+        return ids.index(run.id) + 1 if run.id in ids else None
+
+    def _check_limit(self, owner: str) -> None:
+        unfinished = [run for run in self.store.list(owner) if run.status in ACTIVE]
+        if len(unfinished) >= self.settings.runs_per_user:
+            raise RunError(
+                f"You have {len(unfinished)} unfinished runs and may have "
+                f"{self.settings.runs_per_user}; wait for one to end, or stop one."
+            )
+
+
+def line(store: RunStore, device: str) -> list[Run]:
+    """Runs that wait for a kind of device, the next one first."""
+    waiting = [run for run in store.all() if run.state.device == device and run.status == "queued"]
+    return sorted(waiting, key=lambda run: (run.state.queued or 0.0, run.id))

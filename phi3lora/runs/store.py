@@ -1,0 +1,329 @@
+"""Runs on disk: one folder each, and the folder is the truth.
+
+    store = RunStore(settings)
+    run = store.create(config, owner="local")
+    run = store.get(run.id, owner="local")
+    run.status, run.events(), run.log_tail(20)
+
+A run folder holds `config.yaml`, `state.json`, `events.jsonl`, `log.txt`, `checkpoints/`,
+`adapter/` and `report.json`. Each file has one writer. `state.json` belongs to the process whose
+pid it names: whoever starts a run writes the worker's pid, and from then on only that worker
+writes. A state that says `running` while that process is gone was interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import psutil
+from pydantic import BaseModel, ValidationError
+
+from phi3lora.config import RunConfig
+from phi3lora.errors import RunError
+from phi3lora.events import Event, read_events
+from phi3lora.settings import Settings
+
+LOCAL = "local"  # the owner of runs on one's own machine
+Stored = Literal["queued", "running", "finished", "stopped", "paused", "failed"]
+Status = Literal[Stored, "stopping", "interrupted"]
+ACTIVE = frozenset({"queued", "running", "stopping"})
+RESUMABLE = frozenset({"stopped", "paused", "failed", "interrupted"})
+
+ID = re.compile(r"\d{8}-\d{6}-[0-9a-f]{6}")
+FILES = ("config.yaml", "state.json", "events.jsonl", "log.txt", "report.json", "stop", ".reserve")
+FOLDERS = ("checkpoints", "adapter", "model")
+GONE = (
+    "Its process is gone: killed, out of memory, or the machine was restarted. "
+    "Resume it to go on from the last checkpoint."
+)
+
+
+class RunState(BaseModel):
+    """What `state.json` says. Times are in seconds since 1970."""
+
+    id: str
+    owner: str = LOCAL
+    title: str = ""
+    status: Stored = "stopped"
+    message: str = ""
+    outcome: str | None = None  # how the training ended, as `train` returned it
+    exit_status: int | None = None  # 0 done, 1 could not go on or a fault of ours, 2 the user's
+    device: str = "cpu"  # in whose line it waits: `cpu` or `cuda`
+    created: float = 0.0
+    queued: float | None = None
+    started: float | None = None
+    ended: float | None = None
+    pid: int | None = None
+    process_started: float | None = None  # so that a reused pid is not mistaken for the worker
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training as it was on disk a moment ago; `refresh` looks again."""
+
+    folder: Path
+    state: RunState
+
+    @property
+    def id(self) -> str:
+        return self.state.id
+
+    @property
+    def owner(self) -> str:
+        return self.state.owner
+
+    @property
+    def title(self) -> str:
+        return self.state.title
+
+    @property
+    def status(self) -> Status:
+        """The stored status, unless its process is gone or was asked to stop."""
+        stored = self.state.status
+        if stored not in ("queued", "running"):
+            return stored
+        if not is_alive(self.state.pid, self.state.process_started):
+            return "interrupted"
+        return "stopping" if self.stop_file.exists() else stored
+
+    @property
+    def message(self) -> str:
+        """Why it ended, or what it waits for; empty while all is well."""
+        return GONE if self.status == "interrupted" else self.state.message
+
+    @property
+    def stop_file(self) -> Path:
+        """Its presence asks the worker to save and stop."""
+        return self.folder / "stop"
+
+    @property
+    def adapter_folder(self) -> Path | None:
+        """The finished adapter, once there is one."""
+        folder = self.folder / "adapter"
+        return folder if folder.is_dir() else None
+
+    @cached_property
+    def config(self) -> RunConfig:
+        """What it trains. Raises ConfigError where the file is missing or of another version."""
+        return RunConfig.from_yaml(self.folder / "config.yaml")[0]
+
+    def refresh(self) -> Run:
+        """The run as it is on disk now. Raises RunError if it was deleted."""
+        return open_run(self.folder)
+
+    def events(self, offset: int = 0) -> tuple[list[Event], int]:
+        """Events from a byte offset on, and the offset to ask from next time."""
+        return read_events(self.folder / "events.jsonl", offset)
+
+    def events_end(self) -> int:
+        """The offset after the last event written so far."""
+        try:
+            return (self.folder / "events.jsonl").stat().st_size
+        except FileNotFoundError:
+            return 0
+
+    def follow(self, offset: int = 0, poll: float = 0.25) -> Iterator[Event]:
+        """Events as they come, until the run is no longer active."""
+        while True:
+            active = self.refresh().status in ACTIVE
+            events, offset = self.events(offset)
+            yield from events
+            if not active:
+                return
+            if not events:
+                time.sleep(poll)
+
+    def log_tail(self, lines: int = 50) -> str:
+        """The last lines of the log, without reading all of it."""
+        return _tail(self.folder / "log.txt", lines)
+
+
+class RunStore:
+    """All runs of an installation."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self._seen: dict[str, tuple[tuple[int, int], Run]] = {}
+
+    def create(
+        self, config: RunConfig, owner: str = LOCAL, title: str = "", folder: Path | None = None
+    ) -> Run:
+        """A new run, not started yet; in `folder` if one is named, which must be empty or new."""
+        created = time.time()
+        run_id = _new_id(created)
+        home = self.settings.runs_folder / run_id
+        home.parent.mkdir(parents=True, exist_ok=True)
+        if folder is None:
+            home.mkdir()
+        else:
+            _make_empty(folder)
+            home.symlink_to(folder.resolve(), target_is_directory=True)
+        config = with_whole_paths(config)
+        (home / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
+        title = title or config.title or Path(config.data.path).name
+        state = RunState(
+            id=run_id, owner=owner, title=title, created=created, message="Not started yet."
+        )
+        write_state(home, state)
+        return Run(home, state)
+
+    def all(self) -> list[Run]:
+        """Everybody's runs, newest first: for the queue, never for a page."""
+        try:
+            names = [entry.name for entry in os.scandir(self.settings.runs_folder)]
+        except FileNotFoundError:
+            return []
+        found = {name: run for name in names if (run := self._look(name))}
+        self._seen = {name: seen for name, seen in self._seen.items() if name in found}
+        return sorted(found.values(), key=lambda run: (run.state.created, run.id), reverse=True)
+
+    def list(self, owner: str) -> list[Run]:
+        """The owner's runs, newest first. Folders that are no whole run are passed over."""
+        return [run for run in self.all() if run.owner == owner]
+
+    def get(self, run_id: str, owner: str) -> Run:
+        """The owner's run of that id. Somebody else's does not exist for them: RunError."""
+        run = self._look(run_id) if ID.fullmatch(run_id) else None
+        if run is None or run.owner != owner:
+            raise RunError(
+                f"There is no run {run_id!r}; `phi3lora runs list` names those there are."
+            )
+        return run
+
+    def delete(self, run: Run) -> None:
+        """Remove a run and all its files. RunError while it computes or waits."""
+        if run.refresh().status in ACTIVE:
+            raise RunError(f"Run {run.id} is not over; stop it first, then delete it.")
+        home, folder = self.settings.runs_folder / run.id, run.folder.resolve()
+        if home.is_symlink() or home.resolve() != folder:
+            linked = home.is_symlink() and home.resolve() == folder
+            _remove_contents(folder)
+            if linked:
+                home.unlink()
+            return
+        doomed = home.with_name(f".{home.name}")  # out of the list at once, whatever comes
+        home.rename(doomed)
+        shutil.rmtree(doomed)
+
+    def _look(self, name: str) -> Run | None:
+        """The run in the folder of that name, read again only if its state was replaced."""
+        folder = self.settings.runs_folder / name
+        try:
+            stat = (folder / "state.json").stat()
+        except OSError:
+            return None
+        stamp = (stat.st_ino, stat.st_mtime_ns)
+        if (seen := self._seen.get(name)) and seen[0] == stamp:
+            return seen[1]
+        state = read_state(folder)
+        if not ID.fullmatch(name) or state is None or state.id != name:
+            return None
+        run = Run(folder, state)
+        self._seen[name] = (stamp, run)
+        return run
+
+
+def open_run(folder: Path) -> Run:
+    """The run in a folder. Raises RunError if there is none."""
+    state = read_state(folder)
+    if state is None:
+        raise RunError(f"{folder} holds no run: its state.json is missing or not readable.")
+    return Run(folder, state)
+
+
+def read_state(folder: Path) -> RunState | None:
+    """What state.json says; None where it is missing or broken."""
+    try:
+        return RunState.model_validate_json((folder / "state.json").read_bytes())
+    except (OSError, ValidationError):
+        return None
+
+
+def write_state(folder: Path, state: RunState) -> None:
+    """Replace state.json whole: whoever reads meanwhile sees the old one or the new one."""
+    temporary = folder / f".state-{os.getpid()}.json"
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(state.model_dump_json(indent=1))
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, folder / "state.json")
+
+
+def changed(run: Run, **changes: object) -> Run:
+    """Write a state with these changes, and return the run that has it."""
+    state = run.state.model_copy(update=changes)
+    write_state(run.folder, state)
+    return replace(run, state=state)
+
+
+def is_alive(pid: int | None, started: float | None) -> bool:
+    """Whether that very process lives: the pid, and a start time within two seconds."""
+    if pid is None or started is None:
+        return False
+    try:
+        process = psutil.Process(pid)
+        same = abs(process.create_time() - started) < 2
+        return same and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def with_whole_paths(config: RunConfig) -> RunConfig:
+    """A copy whose files and folders are named from the root: a run is resumed from anywhere."""
+    changes = {
+        field: str(Path(path).expanduser().resolve())
+        for field, path in (("model.path", config.model.path), ("data.path", config.data.path))
+        if path not in ("auto", "pocket") and Path(path).expanduser().exists()
+    }
+    return config.with_values(changes) if changes else config
+
+
+def _new_id(created: float) -> str:
+    """Readable, sortable by time, and not to be guessed: `20261121-093000-4f1a2b`."""
+    moment = datetime.fromtimestamp(created, timezone.utc)
+    return f"{moment:%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
+
+
+def _make_empty(folder: Path) -> None:
+    """Make a folder, or take one that holds nothing."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        occupied = any(folder.iterdir())
+    except OSError as error:
+        raise RunError(f"{folder} cannot be a run folder: {error.strerror}.") from None
+    if occupied:
+        raise RunError(f"{folder} holds other files; name a folder that is new or empty.")
+
+
+def _remove_contents(folder: Path) -> None:
+    """Remove a run from a folder that somebody named, and nothing that is theirs."""
+    for name in FOLDERS:
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for file in (*(folder / name for name in FILES), *folder.glob(".state-*.json")):
+        file.unlink(missing_ok=True)
+    if not any(folder.iterdir()):
+        folder.rmdir()
+
+
+def _tail(path: Path, lines: int, block: int = 8192, most: int = 1 << 20) -> str:
+    """The last lines of a file, read backwards block by block, a mebibyte at most."""
+    try:
+        with path.open("rb") as file:
+            position, data = file.seek(0, os.SEEK_END), b""
+            while position and data.count(b"\n") <= lines and len(data) < most:
+                start = max(0, position - block)
+                file.seek(start)
+                data, position = file.read(position - start) + data, start
+    except FileNotFoundError:
+        return ""
+    return "\n".join(data.decode(errors="replace").splitlines()[-lines:])

@@ -1,0 +1,90 @@
+"""Events in words: one line each, for the log and for a terminal that shows no progress bar.
+
+describe(Step(step=5, total_steps=80, loss=2.1))   →   "step 5/80, loss 2.1000"
+"""
+
+from __future__ import annotations
+
+from phi3lora.events import (
+    Ended,
+    Evaluated,
+    Event,
+    Loaded,
+    Notice,
+    Prepared,
+    Resumed,
+    Saved,
+    Stage,
+    Step,
+)
+
+
+def describe(event: Event) -> str:
+    """What happened, in one line."""
+    match event:
+        case Stage():
+            done = f" ({event.fraction:.0%})" if event.fraction is not None else ""
+            return event.name + done
+        case Notice():
+            return f"{event.level}: {event.message}"
+        case Prepared():
+            return _prepared(event)
+        case Loaded():
+            return _loaded(event)
+        case Step():
+            return _step(event)
+        case Evaluated():
+            return f"held-out rows at step {event.step}: loss {event.loss:.4f}"
+        case Saved():
+            return f"saved step {event.step} in {event.path}"
+        case Resumed():
+            return f"resumed from step {event.step}"
+        case Ended():
+            return f"{event.outcome} at step {event.step}: {event.message}".rstrip(": ")
+    return event.kind
+
+
+def duration(seconds: float) -> str:
+    """`48 s`, `3 min 20 s`, `2 h 5 min`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def _prepared(event: Prepared) -> str:
+    parts = [
+        f"{event.train_rows:,} rows to train on, {event.test_rows:,} held out",
+        f"{event.train_tokens:,} tokens ({event.supervised_tokens:,} supervised)",
+    ]
+    if event.truncated:
+        parts.append(f"{event.truncated:,} cut at the length limit")
+    parts += [f"{count:,} dropped: {reason}" for reason, count in event.dropped.items()]
+    if event.leaked:
+        parts.append(f"{event.leaked:,} held-out prompts are also trained on")
+    return "; ".join(parts)
+
+
+def _loaded(event: Loaded) -> str:
+    share = event.trainable_parameters / max(event.total_parameters, 1)
+    quantized = "" if event.quantization == "none" else f", {event.quantization}"
+    return (
+        f"training {event.trainable_parameters:,} of {event.total_parameters:,} parameters "
+        f"({share:.2%}) on {event.device} in {event.dtype}{quantized}, attention {event.attention}"
+    )
+
+
+def _step(event: Step) -> str:
+    parts = [f"step {event.step}/{event.total_steps}"]
+    if event.loss is not None:
+        parts.append(f"loss {event.loss:.4f}")
+    if event.learning_rate is not None:
+        parts.append(f"learning rate {event.learning_rate:.2e}")
+    if event.grad_norm is not None:
+        parts.append(f"gradient {event.grad_norm:.3f}")
+    if event.tokens_per_second is not None:
+        parts.append(f"{event.tokens_per_second:,.0f} tokens/s")
+    if event.seconds_left is not None:
+        parts.append(f"{duration(event.seconds_left)} left")
+    return ", ".join(parts)

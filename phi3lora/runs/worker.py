@@ -1,0 +1,280 @@
+"""The process of one run: wait for a turn, train, prove, and write down how it ended.
+
+    python -m phi3lora.runs.worker FOLDER
+
+It outlives the app that started it. While it waits it is light: nothing heavy is imported before
+its turn. A file `stop` in the folder, or SIGTERM, asks it to save and stop. Tokens come by
+environment; nothing it writes contains one.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import logging
+import os
+import platform
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from importlib import metadata
+from pathlib import Path
+from typing import TextIO, cast
+
+from phi3lora.config import RunConfig
+from phi3lora.errors import Phi3LoraError, RunError
+from phi3lora.events import Emit, Ended, Event, EventLog, Notice, Stage
+from phi3lora.runs.backends.local import devices
+from phi3lora.runs.queue import line
+from phi3lora.runs.redaction import RedactedStream, redact, redact_event
+from phi3lora.runs.store import Run, RunStore, changed, open_run
+from phi3lora.runs.wording import describe
+from phi3lora.settings import Settings
+
+logger = logging.getLogger("phi3lora.runs.worker")
+
+HANDOVER_SECONDS = 60.0
+POLL_SECONDS = 0.5
+OOM_SCORE = 800  # of 1000: where memory runs out, a run goes before the app
+RESERVE_BYTES = 256 * 1024  # given up when the disk is full, to write down why the run ended
+PACKAGES = ("phi3lora", "torch", "transformers", "trl", "peft", "datasets", "bitsandbytes")
+ShouldStop = Callable[[], bool]
+
+
+def main() -> int:
+    """Work on the run whose folder is the first argument. Returns the exit status."""
+    stopped = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stopped.set())
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    _go_first_when_memory_runs_out()
+    token = os.environ.get("HF_TOKEN") or None
+    sys.stdout = cast(TextIO, RedactedStream(sys.stdout, token))
+    sys.stderr = cast(TextIO, RedactedStream(sys.stderr, token))
+    run = await_handover(Path(sys.argv[1]))
+    return work(run, Settings.from_environment(), stopped.is_set, token)
+
+
+def await_handover(folder: Path, seconds: float = HANDOVER_SECONDS) -> Run:
+    """Wait until the state names this process; from then on the state is ours to write."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        run = open_run(folder)
+        if run.state.pid == os.getpid():
+            return run
+        time.sleep(0.01)
+    raise RunError(f"Nobody handed {folder} over to process {os.getpid()}; resume the run.")
+
+
+class Reporter:
+    """Emits events without secrets, to the event log and, in words, to the log."""
+
+    def __init__(self, log: EventLog, token: str | None) -> None:
+        self._log = log
+        self._token = token
+        self.ended = False  # whether the training has said how it ended
+
+    def __call__(self, event: Event) -> None:
+        event = redact_event(event, self._token)
+        self.ended = isinstance(event, Ended)
+        self._log.emit(event)
+        logger.info(describe(event))
+
+
+def work(run: Run, settings: Settings, should_stop: ShouldStop, token: str | None = None) -> int:
+    """Do one run from its place in the line to its end. Returns the exit status.
+
+    Whatever happens, the state says how it ended.
+    """
+
+    def stop() -> bool:
+        return should_stop() or run.stop_file.exists()
+
+    with EventLog(run.folder / "events.jsonl") as log:
+        emit = Reporter(log, token)
+        try:
+            _begin_log(run.config)
+            with turn(run, RunStore(settings), emit, stop) as device:
+                if device is None:
+                    return _cancelled(run, emit)
+                _take(device)
+                _reserve(run).write_bytes(bytes(RESERVE_BYTES))
+                run = changed(run, status="running", started=time.time())
+                run = compute(run, settings, emit, stop, token)
+        except Exception as error:  # noqa: BLE001 - a run never ends without a word
+            return _failed(run, error, emit, token)
+        finally:
+            _reserve(run).unlink(missing_ok=True)
+    return run.state.exit_status or 0
+
+
+@contextmanager
+def turn(run: Run, store: RunStore, emit: Emit, should_stop: ShouldStop) -> Iterator[str | None]:
+    """Hold a device: the run waits until none older waits and one is free. None: asked to stop."""
+    names = devices(run.state.device)
+    waiting = False
+    while not should_stop():
+        if _none_older(run, store) and (held := _lock_one(store.settings, names)):
+            name, descriptor = held
+            try:
+                yield name
+            finally:
+                os.close(descriptor)
+            return
+        if not waiting:
+            emit(Stage(name="waiting for the device"))
+            waiting = True
+        time.sleep(POLL_SECONDS)
+    yield None
+
+
+def _none_older(run: Run, store: RunStore) -> bool:
+    own = (run.state.queued or 0.0, run.id)
+    waiting = line(store, run.state.device)
+    return not any((other.state.queued or 0.0, other.id) < own for other in waiting)
+
+
+def _lock_one(settings: Settings, names: list[str]) -> tuple[str, int] | None:
+    """Lock the first device that is free; the system unlocks it when this process ends."""
+    for name in names:
+        safe = "".join(letter if letter.isalnum() else "_" for letter in name)
+        path = settings.home / f"device-{safe}.lock"
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            continue
+        return name, descriptor
+    return None
+
+
+def _take(device: str) -> None:
+    """See that device and no other: two GPUs are two runs, not one run in two parts."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = "" if device == "cpu" else device
+
+
+def compute(
+    run: Run, settings: Settings, emit: Emit, should_stop: ShouldStop, token: str | None
+) -> Run:
+    """Train, then prove; returns the run with its final state. Raises whatever they raise."""
+    from phi3lora.training.trainer import train
+
+    config = run.config
+    cache = settings.cache_folder / run.owner  # nobody reads what another's token fetched
+    if run.state.outcome != "finished":  # else it was interrupted while it was proved
+        outcome = train(
+            config,
+            run.folder,
+            emit,
+            should_stop=should_stop,
+            deadline=None,
+            token=token,
+            cache_folder=cache,
+        )
+        run = changed(run, outcome=outcome)
+    message = ""
+    if run.state.outcome == "finished" and config.evaluation.enabled and holds_out(config):
+        message = _prove(run, emit, should_stop, token, cache)
+    return end(run, run.state.outcome or "finished", message, 0)
+
+
+def holds_out(config: RunConfig) -> bool:
+    """Whether some rows are kept from training."""
+    return config.data.test_size > 0 or config.data.test_split is not None
+
+
+def _prove(run: Run, emit: Emit, should_stop: ShouldStop, token: str | None, cache: Path) -> str:
+    """Write the report. The adapter exists already, so a failure here is a notice, not an end."""
+    from phi3lora.evaluation.report import evaluate
+
+    try:
+        report = evaluate(
+            run.config,
+            run.folder,
+            emit=emit,
+            should_stop=should_stop,
+            cache_folder=cache,
+            token=token,
+        )
+        return report.summary()
+    except Exception as error:  # noqa: BLE001 - told, and logged in full
+        message = f"The adapter is finished, its evaluation is not: {explain(error, token)[0]}"
+        logger.warning(traceback.format_exc())
+        emit(Notice(message=message, level="warning"))
+        return message
+
+
+def _cancelled(run: Run, emit: Emit) -> int:
+    message = "Cancelled before its turn; resume it to put it in line again."
+    emit(Ended(outcome="stopped", message=message))
+    end(run, "stopped", message, 0)
+    return 0
+
+
+def _failed(run: Run, error: Exception, emit: Reporter, token: str | None) -> int:
+    """Say why: to the state, the events and the log; a traceback goes to the log alone."""
+    message, status = explain(error, token)
+    _reserve(run).unlink(missing_ok=True)
+    with suppress(OSError):
+        if status != 2:
+            logger.error("".join(traceback.format_exception(error)))
+        if not emit.ended:
+            emit(Ended(outcome="failed", message=message))
+    end(open_run(run.folder), "failed", message, status)
+    return status
+
+
+def explain(error: BaseException, token: str | None = None) -> tuple[str, int]:
+    """What to tell people about an error, and the exit status it means."""
+    if isinstance(error, Phi3LoraError):
+        return redact(str(error), token), error.exit_status
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "The disk is full; delete runs that are no longer needed, then resume.", 1
+    kind = type(error).__name__
+    what = redact(f"{kind}: {error}", token)
+    return f"A fault of ours ended the run ({what}); its log has the details.", 1
+
+
+def end(run: Run, status: str, message: str, exit_status: int) -> Run:
+    """Write how it ended, the last thing a worker writes."""
+    return changed(run, status=status, message=message, exit_status=exit_status, ended=time.time())
+
+
+def _reserve(run: Run) -> Path:
+    return run.folder / ".reserve"
+
+
+def _begin_log(config: RunConfig) -> None:
+    """What runs, with which versions, at the top of the log; then lines with times."""
+    level = {"passive": "warning"}.get(config.training_config.log_level)
+    logging.basicConfig(
+        stream=sys.stdout,
+        level=(level or config.training_config.log_level).upper(),
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+    )
+    logging.captureWarnings(True)
+    print(f"\n{'=' * 30} {time.strftime('%Y-%m-%d %H:%M:%S %z')}")  # noqa: T201 - this is the log
+    print(f"Python {platform.python_version()} on {platform.platform()}")  # noqa: T201
+    print(", ".join(f"{name} {_version(name)}" for name in PACKAGES))  # noqa: T201
+    print(f"{'-' * 30}\n{config.to_yaml()}{'-' * 30}")  # noqa: T201
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _go_first_when_memory_runs_out() -> None:
+    """Linux kills the process with the highest score; elsewhere there is no such file."""
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text(str(OOM_SCORE))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
