@@ -326,4 +326,5 @@ def _tail(path: Path, lines: int, block: int = 8192, most: int = 1 << 20) -> str
                 data, position = file.read(position - start) + data, start
     except FileNotFoundError:
         return ""
-    return "\n".join(data.decode(errors="replace").splitlines()[-lines:])
+    tail = data.decode(errors="replace").splitlines()[-lines:] if lines > 0 else []
+    return "\n".join(tail)

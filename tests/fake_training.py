@@ -1,0 +1,87 @@
+"""A training without torch for worker processes: what it does is in the run's title.
+
+`install` puts it before the real one in processes that are started from here.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from phi3lora.config import RunConfig
+from phi3lora.runs.store import Run, Status
+
+SOURCE = """
+import os, sys, time, types
+from phi3lora.errors import DataError, TrainingError
+from phi3lora.events import Ended, Saved, Stage, Step
+
+def train(config, folder, emit, should_stop, deadline, token, cache_folder):
+    if config.title == "bad data":
+        raise DataError("No rows fit.")
+    if config.title == "bug":
+        raise KeyError("surprise")
+    if config.title == "leaky":
+        print("stdout has " + token)
+        emit(Stage(name="using " + token))
+        raise TrainingError("refused for " + token)
+    steps = 10_000 if config.title == "slow" else 3
+    for step in range(1, steps + 1):
+        emit(Step(step=step, total_steps=steps, loss=1 / step))
+        if should_stop():
+            emit(Saved(step=step, path="checkpoints/checkpoint-1"))
+            emit(Ended(outcome="stopped", step=step))
+            return "stopped"
+        time.sleep(0.01)
+    (folder / "adapter").mkdir(exist_ok=True)
+    emit(Ended(outcome="finished", step=steps))
+    return "finished"
+
+class Report:
+    def summary(self):
+        return "better"
+
+def evaluate(config, folder, *, emit, should_stop, cache_folder, token):
+    if config.title == "no proof":
+        raise DataError("No rows were held out.")
+    return Report()
+
+for name, function in (("training.trainer", train), ("evaluation.report", evaluate)):
+    module = types.ModuleType("phi3lora." + name)
+    setattr(module, function.__name__, function)
+    sys.modules["phi3lora." + name] = module
+"""
+
+
+def install(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let worker processes find the fake: Python imports `sitecustomize` at its start."""
+    folder.mkdir(parents=True, exist_ok=True)
+    package = str(Path(__file__).parent.parent)
+    source = f"import sys; sys.path.insert(0, {package!r})\n{SOURCE}"
+    (folder / "sitecustomize.py").write_text(source, encoding="utf-8")
+    path = os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH", "")]))
+    monkeypatch.setenv("PYTHONPATH", path)
+
+
+def config(title: str = "quick") -> RunConfig:
+    """A run on the CPU that does what its title says."""
+    return RunConfig().with_values({"title": title, "model.device": "cpu"})
+
+
+def wait_for(run: Run, *wanted: Status, seconds: float = 60) -> Run:
+    """The run once its status is one of these."""
+    return wait(lambda: found if (found := run.refresh()).status in wanted else None, seconds)
+
+
+def wait(look: Callable[[], Run | None], seconds: float = 60) -> Run:
+    """What `look` finds, as soon as it finds something."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if found := look():
+            return found
+        time.sleep(0.05)
+    raise AssertionError("nothing came")
