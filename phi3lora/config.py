@@ -256,7 +256,12 @@ class PeftConfig(Section):
     use_dora: bool = option(False, "DoRA", "Learn magnitude and direction apart.")
     use_rslora: bool = option(False, "rsLoRA", "Scale by alpha / √rank instead of alpha / rank.")
     init_lora_weights: bool | Literal["gaussian", "pissa", "pissa_niter_16", "olora", "loftq"] = (
-        option(True, "Initial weights", "`pissa` and `loftq` start from the base's own weights.")
+        option(
+            True,
+            "Initial weights",
+            "`pissa` and `olora` start from the base's main directions, "
+            "`loftq` from what 4-bit quantization lost.",
+        )
     )
     task_type: Literal["CAUSAL_LM"] = option("CAUSAL_LM", "Task", "Phi-3 continues text.")
 
@@ -571,11 +576,17 @@ def _adapter_conflicts(config: RunConfig) -> Iterator[Problem]:
             "peft_config.init_lora_weights",
             f"{initial!r} fills the whole update, slices keep parts of it at zero; choose one.",
         )
-    if quantized and isinstance(initial, str) and initial.startswith(("pissa", "olora", "loftq")):
+    if quantized and isinstance(initial, str) and initial.startswith(("pissa", "olora")):
         yield Problem(
             "peft_config.init_lora_weights",
             f"{initial!r} changes the base's own weights, which it needs unquantized; set "
             "model.quantization to none.",
+        )
+    if initial == "loftq" and config.model.quantization not in ("nf4", "fp4"):
+        yield Problem(
+            "peft_config.init_lora_weights",
+            "'loftq' starts from what 4-bit quantization lost, and this base is not in 4 bits; "
+            "set model.quantization to nf4.",
         )
     if config.adapter == "none" and quantized:
         yield Problem(
