@@ -1,1 +1,1 @@
-"""Chat data: sources (Hub, file, bundled) to formats (rows to messages) to rendering (tokens and loss mask)."""
+"""Chat data: sources → formats (rows → messages) → rendering (messages → tokens, loss mask)."""
