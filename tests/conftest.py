@@ -16,6 +16,9 @@ import pytest
 
 from phi3lora.settings import Settings
 
+#: Brings `hub`, a Hub on loopback; tests that do not ask for it stay offline.
+pytest_plugins = ["tests.hub.fixtures"]
+
 REPOSITORY = Path(__file__).parent.parent
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"
 

@@ -196,7 +196,11 @@ def cutting(scope: dict[str, Any], receive: Any, send: Any, after: int) -> tuple
         transport.close()  # what was written is still delivered
         raise Cut
 
-    return (cut_receive, send) if is_upload else (receive, cut_send)
+    async def send_if_open(message: dict[str, Any]) -> None:
+        if not transport.is_closing():
+            await send(message)
+
+    return (cut_receive, send_if_open) if is_upload else (receive, cut_send)
 
 
 async def refuse(scope: dict[str, Any], receive: Any, send: Any, rule: Rule) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import threading
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -21,6 +23,9 @@ from .store import Commit, HubError, PullRequest, Repo, Store, Token, User
 
 CLIENT_ID, CLIENT_SECRET = "loopback-client", "loopback-secret"
 SCOPES = "openid profile contribute-repos gated-repos read-repos jobs"
+
+INVALID = "Invalid credentials in Authorization header"
+REPO_PATHS = r"/api/(models|datasets|spaces)/.|/.+/resolve/."
 
 missing = APIRouter()
 
@@ -69,8 +74,12 @@ async def answer_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HubError)
     words = error.message.encode("latin-1", "replace").decode("latin-1").replace("\n", " ")
     headers = {"X-Error-Message": words, **error.headers}
-    if error.code:
-        headers["X-Error-Code"] = error.code
+    code = error.code
+    if error.status == 401 and words != INVALID and re.match(REPO_PATHS, request.url.path):
+        # Over https the client takes any such 401 for a missing repo; over http it wants a code.
+        code = code or "RepoNotFound"
+    if code:
+        headers["X-Error-Code"] = code
     return JSONResponse({"error": error.message, **error.body}, error.status, headers)
 
 
@@ -92,7 +101,7 @@ class LoopbackHub:
         self.uploads = files.Uploads()
         self.faults = Faults()
         self.unknown: list[str] = []
-        self._socket: socket.socket | None = listen(port)
+        self._socket: socket.socket | None = reserve(port)
         self.port: int = self._socket.getsockname()[1]
         self.url = self.store.url = f"http://127.0.0.1:{self.port}"
         self._app = FaultyApp(build_app(self), self.faults)
@@ -103,7 +112,7 @@ class LoopbackHub:
 
     def start(self) -> LoopbackHub:
         """Answer on ``url``; a Hub that was stopped comes back on the same port."""
-        self._socket = self._socket or listen(self.port)
+        self._socket = self._socket or reserve(self.port)
         config = uvicorn.Config(
             self._app,
             http=Wire,
@@ -117,6 +126,8 @@ class LoopbackHub:
         sockets = [self._socket]
         self._thread = threading.Thread(target=self._server.run, args=(sockets,), daemon=True)
         self._thread.start()
+        while not self._server.started and self._thread.is_alive():
+            time.sleep(0.005)
         return self
 
     def stop(self) -> None:
@@ -354,9 +365,9 @@ def client_settings(url: str, home: Path | str) -> dict[str, str]:
     }
 
 
-def listen(port: int) -> socket.socket:
+def reserve(port: int) -> socket.socket:
+    """A socket that has the port but does not listen yet: connections are refused."""
     found = socket.socket()
     found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     found.bind(("127.0.0.1", port))
-    found.listen(128)
     return found
