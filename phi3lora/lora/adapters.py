@@ -17,12 +17,19 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from phi3lora.config import RunConfig
+from phi3lora.config import PeftConfig, RunConfig
 from phi3lora.errors import AdapterError
+from phi3lora.lora.initial import (
+    remember_start,
+    replaces_base,
+    save_as_plain,
+    start_from_quantization_error,
+)
+from phi3lora.lora.slices import keep_slices_apart, sliced_arguments
 from phi3lora.lora.targets import resolve_targets
 
 if TYPE_CHECKING:
-    from peft import LoraConfig, PeftModel
+    from peft import PeftModel
     from torch import nn
     from transformers import PreTrainedModel
 
@@ -66,35 +73,70 @@ def _biases(model: nn.Module) -> bool:
 
 
 def _attach_peft(model: PreTrainedModel, config: RunConfig) -> PeftModel:
-    from peft import get_peft_model
+    from peft import LoraConfig, get_peft_model
 
-    peft = config.peft_config
-    arguments = peft.arguments()
-    arguments["target_modules"] = resolve_targets(model, peft)
-    if not _biases(model):
-        arguments["bias"] = "none"  # some servers refuse an adapter that mentions biases
+    _check_int8_dora(model, config)
+    arguments = lora_arguments(model, config)
     try:
-        attached = get_peft_model(model, _lora_config(arguments, config))
+        attached = get_peft_model(model, LoraConfig(**arguments))
     except (ValueError, TypeError) as error:
         raise AdapterError(f"peft_config does not fit the model: {error}") from None
     # PEFT would otherwise ask the Hub at every checkpoint whether the vocabulary grew.
-    attached.save_pretrained = partial(attached.save_pretrained, save_embedding_layers=False)
+    attached.save_pretrained = partial(  # type: ignore[method-assign]
+        attached.save_pretrained, save_embedding_layers=False
+    )
+    _prepare_start(attached, config.peft_config)
     return attached
 
 
-def _lora_config(arguments: dict[str, Any], config: RunConfig) -> LoraConfig:
-    from peft import LoraConfig
+def _check_int8_dora(model: Any, config: RunConfig) -> None:
+    if not config.peft_config.use_dora or config.model.quantization != "int8":
+        return
+    if model.device.type == "cpu":
+        raise AdapterError(
+            "peft_config.use_dora: DoRA reads the base's weights at every step, which bitsandbytes "
+            "cannot do in 8 bits on a CPU. Set model.quantization to nf4 or none."
+        )
 
-    return LoraConfig(**arguments, revision=config.model.revision)
+
+def lora_arguments(model: nn.Module, config: RunConfig) -> dict[str, Any]:
+    """Arguments of `peft.LoraConfig`, resolved against the model that is loaded.
+
+    Raises AdapterError for targets or slices that the model does not have.
+    """
+    peft = config.peft_config
+    arguments = peft.arguments()
+    targets = resolve_targets(model, peft)
+    arguments |= {"target_modules": targets, "revision": config.model.revision}
+    if not _biases(model):
+        arguments["bias"] = "none"  # some servers refuse an adapter that mentions biases
+    if peft.init_lora_weights == "loftq":
+        arguments["init_lora_weights"] = True  # PEFT's own needs CUDA, and rounds the base anew
+    if peft.slices is not None:
+        arguments |= sliced_arguments(model, peft, targets)
+    return arguments
 
 
-def save_adapter(model: nn.Module, folder: Path, config: RunConfig) -> None:
+def _prepare_start(model: PeftModel, peft: PeftConfig) -> None:
+    """What a fresh adapter needs beyond PEFT: slices apart, and a start that can be undone."""
+    if peft.slices is not None:
+        keep_slices_apart(model, peft)
+    if peft.init_lora_weights == "loftq":
+        start_from_quantization_error(model, Path(str(model.get_base_model().files_folder)))
+    elif replaces_base(peft.init_lora_weights):
+        remember_start(model)
+
+
+def save_adapter(model: Any, folder: Path, config: RunConfig) -> None:
     """Write the adapter as a PEFT folder; with `adapter: none` the whole model.
 
     A loralib run leaves both: the PEFT folder, and its own checkpoint beside it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(folder)
+    if hasattr(model, "lora_start"):
+        save_as_plain(model, folder)
+    else:
+        model.save_pretrained(folder)
     (folder / "README.md").unlink(missing_ok=True)  # ours is written when it is published
 
 

@@ -11,7 +11,8 @@ an error that lists the names that exist.
 from __future__ import annotations
 
 import difflib
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from phi3lora.config import PeftConfig
 from phi3lora.errors import AdapterError
@@ -29,7 +30,8 @@ PRESETS = {
 HEAD = "lm_head"
 
 
-class Modules(NamedTuple):
+@dataclass(frozen=True)
+class Modules:
     """Modules of one name: how many, and the width of what goes in and comes out."""
 
     count: int
@@ -78,13 +80,17 @@ def resolve_targets(model: nn.Module, peft: PeftConfig) -> list[str]:
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:
-    """Trainable and all parameters. A 4-bit weight counts the numbers it stands for."""
+    """Trainable and all parameters. A 4-bit weight counts the numbers it stands for,
+    a sliced adapter those inside its slices."""
     trainable = total = 0
     for parameter in model.parameters():
         size = parameter.numel()
         state = getattr(parameter, "quant_state", None)
         if state is not None:  # two 4-bit numbers lie in one byte
             size = state.shape.numel()
+        mask = getattr(parameter, "slice_mask", None)
+        if mask is not None:  # entries outside the slices are zero for good
+            size = int(mask.sum())
         total += size
         trainable += size if parameter.requires_grad else 0
     return trainable, total

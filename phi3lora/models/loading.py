@@ -79,17 +79,20 @@ def load_model(
         notices: receives a line for each choice that fell back.
         cache_folder: where Hub files are kept.
 
-    `name_or_path` of the result is the base's portable name. Raises ModelError or HubError.
+    `name_or_path` of the result is the base's portable name, `files_folder` where its files lie.
+    Raises ModelError or HubError.
     """
     notices = [] if notices is None else notices
     hardware = detect_hardware(model.device)
     base = check_base(resolve_path(model.path, hardware), model.revision, token, cache_folder)
     options = _load_options(model, base, hardware, notices)
-    loaded = _from_folder(fetch(base, token, cache_folder), base, options)
+    folder = fetch(base, token, cache_folder)
+    loaded: Any = _from_folder(folder, base, options)
+    loaded.files_folder = str(folder)
     loaded.name_or_path = loaded.config._name_or_path = base.name
     loaded.config.use_cache = not for_training
-    if model.quantization in {"nf4", "fp4"} and hardware.device == "cpu":
-        _limit_packing(loaded, for_training)
+    if model.quantization in {"nf4", "fp4"}:
+        _keep_packing_off(loaded)
     if for_training and model.quantization != "none":
         from peft import prepare_model_for_kbit_training
 
@@ -156,20 +159,18 @@ def _quantization(model: ModelConfig, hardware: Hardware, dtype: str, notices: l
     )
 
 
-def _limit_packing(model: PreTrainedModel, for_training: bool) -> None:
-    """Keep bitsandbytes from repacking 4-bit weights where that would change or break them.
+def _keep_packing_off(model: PreTrainedModel) -> None:
+    """Keep bitsandbytes from repacking 4-bit weights on CPUs with AVX512-BF16.
 
-    On CPUs with AVX512-BF16 the first forward pass in eval mode packs the weights anew and rounds
-    their scales to bfloat16. That is faster in chat; in training it would make the loss depend on
-    whether an evaluation came before, and it fails where rows are not whole blocks.
+    Its first forward pass in eval mode would round their scales to bfloat16 for good; after that
+    no gradient passes through them, DoRA and merging read them wrongly, and projections whose
+    width is not a multiple of 64 fail.
     """
     from bitsandbytes.nn import Linear4bit
 
     for module in model.modules():
         if isinstance(module, Linear4bit):
-            whole = module.in_features % 64 == 0 and module.out_features % 32 == 0
-            if for_training or not whole:
-                module.support_avx512bf16_for_cpu = False
+            module.support_avx512bf16_for_cpu = False
 
 
 def _from_folder(folder: Path, base: BaseInfo, options: dict[str, Any]) -> PreTrainedModel:
@@ -178,7 +179,7 @@ def _from_folder(folder: Path, base: BaseInfo, options: dict[str, Any]) -> PreTr
     from transformers import Phi3ForCausalLM
 
     try:
-        model, report = Phi3ForCausalLM.from_pretrained(
+        loaded: Any = Phi3ForCausalLM.from_pretrained(
             folder, use_safetensors=True, output_loading_info=True, **options
         )
     except (torch.OutOfMemoryError, MemoryError):
@@ -189,6 +190,7 @@ def _from_folder(folder: Path, base: BaseInfo, options: dict[str, Any]) -> PreTr
         ) from None
     except (OSError, ValueError, RuntimeError) as error:
         raise ModelError(f"{base.name} cannot be loaded: {error}") from None
+    model, report = loaded
     if missing := sorted(report["missing_keys"]):
         raise ModelError(
             f"{base.name}: {len(missing)} weights are missing from its files, the first is "

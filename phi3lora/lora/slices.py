@@ -1,0 +1,158 @@
+"""Adapters of their own for q, k, v and gate, up, inside Phi-3's fused projections.
+
+What loralib calls `MergedLinear(enable_lora=[True, False, True])`, as an ordinary PEFT adapter:
+one LoRA of rank n·r and alpha n·alpha on the fused layer, n being the slices that are on. Column
+block i of B serves slice i alone, so B's gradient is kept where rows and columns belong together:
+
+    qkv_proj, q and v on, rank r:      columns 0…r   r…2r
+                                rows q     B_q        0
+                                rows k      0         0
+                                rows v      0        B_v
+
+B starts at zero, so what is off stays exactly zero under any optimizer whose step is a multiple
+of gradients seen so far. Slices need not be equal: grouped-query models have fewer k and v rows.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+from phi3lora.config import PeftConfig, SliceConfig
+from phi3lora.errors import AdapterError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+FUSED = {"qkv_proj": ("q", "k", "v"), "gate_up_proj": ("gate", "up")}
+
+
+class Slice(NamedTuple):
+    """Rows of a fused projection's output that belong to one of the projections in it."""
+
+    name: str
+    start: int
+    stop: int
+
+
+def slices_of(model: nn.Module) -> dict[str, list[Slice]]:
+    """The slices of each fused projection, in the order of their rows."""
+    config: Any = model.config
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    queries, keys = config.num_attention_heads * size, config.num_key_value_heads * size
+    half = config.intermediate_size
+    return {
+        "qkv_proj": _consecutive(FUSED["qkv_proj"], [queries, keys, keys]),
+        "gate_up_proj": _consecutive(FUSED["gate_up_proj"], [half, half]),
+    }
+
+
+def _consecutive(names: tuple[str, ...], rows: list[int]) -> list[Slice]:
+    ends = [sum(rows[: index + 1]) for index in range(len(rows))]
+    return [
+        Slice(name, end - count, end) for name, count, end in zip(names, rows, ends, strict=True)
+    ]
+
+
+def switched_on(slices: SliceConfig, module: str) -> list[bool]:
+    """For each slice of `qkv_proj` or `gate_up_proj` whether it is trained."""
+    return [bool(getattr(slices, name)) for name in FUSED[module]]
+
+
+def block_mask(slices: list[Slice], enabled: list[bool], rank: int) -> torch.Tensor:
+    """Where B may be other than zero: bool, (rows of the projection, enabled slices · rank)."""
+    import torch
+
+    on = [part for part, wanted in zip(slices, enabled, strict=True) if wanted]
+    mask = torch.zeros(slices[-1].stop, len(on) * rank, dtype=torch.bool)
+    for index, part in enumerate(on):
+        mask[part.start : part.stop, index * rank : (index + 1) * rank] = True
+    return mask
+
+
+def sliced_arguments(model: nn.Module, peft: PeftConfig, targets: list[str]) -> dict[str, Any]:
+    """`target_modules`, `rank_pattern` and `alpha_pattern` that make room for the slices.
+
+    Raises AdapterError when the targets hold no fused projection, or none that is switched on.
+    """
+    fused = [name for name in targets if _last(name) in FUSED]
+    if peft.slices is None or not fused:
+        raise AdapterError(
+            f"peft_config.slices: {', '.join(targets)} has no slices; only "
+            f"{' and '.join(FUSED)} are fused. Add one to target_modules, or leave slices empty."
+        )
+    slices = peft.slices
+    kept = [
+        name
+        for name in targets
+        if _last(name) not in FUSED or any(switched_on(slices, _last(name)))
+    ]
+    if not any(_last(name) in FUSED for name in kept):
+        raise AdapterError(
+            f"peft_config.slices: every slice of {', '.join(fused)} is off. Switch one on, "
+            "or take the projection out of target_modules and leave slices empty."
+        )
+    ranks, alphas = _patterns(model, peft)
+    return {"target_modules": kept, "rank_pattern": ranks, "alpha_pattern": alphas}
+
+
+def _patterns(model: nn.Module, peft: PeftConfig) -> tuple[dict[str, int], dict[str, float]]:
+    """Rank and alpha of the fused projections, before what the user's own patterns say.
+
+    PEFT takes the first key that matches, so ours stand first.
+    """
+    ranks: dict[str, int] = {}
+    alphas: dict[str, float] = {}
+    one_rank = not peft.rank_pattern and not peft.alpha_pattern
+    for path, _ in model.named_modules():
+        if _last(path) not in FUSED or peft.slices is None:
+            continue
+        count = sum(switched_on(peft.slices, _last(path)))
+        key = _last(path) if one_rank else path
+        rank = _by_pattern(peft.rank_pattern, path, peft.r)
+        ranks[key] = count * rank
+        # rsLoRA divides by √(n·r), so √n keeps the scale of one slice's alpha / √r.
+        factor = math.sqrt(count) if peft.use_rslora else count
+        alphas[key] = factor * _by_pattern(peft.alpha_pattern, path, peft.lora_alpha)
+    return {**ranks, **peft.rank_pattern}, {**alphas, **peft.alpha_pattern}
+
+
+def _by_pattern(pattern: dict[str, int], path: str, default: int) -> int:
+    from peft.utils.other import get_pattern_key
+
+    return pattern.get(get_pattern_key(list(pattern), path), default)
+
+
+def _last(path: str) -> str:
+    return path.rpartition(".")[2]
+
+
+def keep_slices_apart(model: nn.Module, peft: PeftConfig, adapter: str = "default") -> None:
+    """Let gradients of an attached adapter flow inside its slices alone.
+
+    The mask also stands beside each B as `slice_mask`, for counting what is really trained.
+    """
+    from peft.tuners.lora import LoraLayer
+
+    parts, slices = slices_of(model), peft.slices or SliceConfig()
+    masks: dict[tuple[str, int], torch.Tensor] = {}  # the layers share them
+    for path, layer in model.named_modules():
+        name, module = _last(path), cast("Any", layer)
+        if name not in FUSED or not isinstance(layer, LoraLayer):
+            continue
+        enabled = switched_on(slices, name)
+        if peft.init_lora_weights == "gaussian":  # PEFT's spread is 1 / (n·r); a slice's is 1 / r
+            module.lora_A[adapter].weight.data *= sum(enabled)
+        rank = module.r[adapter] // sum(enabled)
+        if (name, rank) not in masks:
+            masks[name, rank] = block_mask(parts[name], enabled, rank)
+        weight = module.lora_B[adapter].weight
+        weight.slice_mask = masks[name, rank]
+        weight.register_hook(partial(_inside, masks[name, rank]))
+
+
+def _inside(mask: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+    """The gradient where the mask is, zero elsewhere; the hook of B."""
+    return gradient.masked_fill(~mask.to(gradient.device), 0)
