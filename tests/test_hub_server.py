@@ -794,7 +794,50 @@ def test_a_code_is_good_once_for_one_app(hub: LoopbackHub, ann: Any) -> None:
         assert ask_to_sign_in(hub, **wrong).status_code == 400
 
 
+SIGN_IN = """
+from fastapi import FastAPI, Request
+from huggingface_hub import attach_huggingface_oauth, parse_huggingface_oauth, whoami
+from starlette.testclient import TestClient
+
+app = FastAPI()
+attach_huggingface_oauth(app)
+
+@app.get("/")
+def home(request: Request):
+    found = parse_huggingface_oauth(request)
+    return [found.user_info.preferred_username, whoami(found.access_token)["name"], found.scope]
+
+browser = TestClient(app, base_url="https://testserver")
+away = browser.get("/oauth/huggingface/login", follow_redirects=False).headers["location"]
+import httpx
+back = httpx.get(away).headers["location"]
+print(browser.get(back).json())
+"""
+
+
+def test_the_clients_own_sign_in(hub: LoopbackHub, ann: Any, tmp_path: Path) -> None:
+    """huggingface_hub's OAuth for apps checks discovery, keys, state, nonce and signature."""
+    environment = hub.space_env(tmp_path, scopes="openid profile contribute-repos")
+    hub.oauth.apps[CLIENT_ID].redirects = ("https://testserver/",)
+    hub.oauth.sign_in_as = "ann"
+    output = run_python(SIGN_IN, environment)
+    assert output == "['ann', 'ann', 'contribute-repos openid profile']"
+
+
 # --- another process -------------------------------------------------------
+
+
+def run_python(code: str, environment: dict[str, str]) -> str:
+    """The last line that a script prints in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        env=environment,
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip().splitlines()[-1]
 
 
 def test_a_client_in_another_process(hub: LoopbackHub, ann: Any, tmp_path: Path) -> None:
@@ -805,14 +848,7 @@ def test_a_client_in_another_process(hub: LoopbackHub, ann: Any, tmp_path: Path)
         "rows = load_dataset('ann/set', split='train', streaming=True)\n"
         "print(sum(1 for row in rows))"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env=hub.env(tmp_path, token="hf_ann"),
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert done.stdout.split() == ["20"]
+    assert run_python(code, hub.env(tmp_path, token="hf_ann")) == "20"
     assert hub.space_env(tmp_path)["OPENID_PROVIDER_URL"] == hub.url
 
 
@@ -831,3 +867,24 @@ def test_every_byte_can_be_searched(hub: LoopbackHub, ann: Any) -> None:
         "model ann/m: b.safetensors",
         f"model ann/m: commit {head}",
     }
+
+
+def test_the_demonstration_starts(tmp_path: Path) -> None:
+    """What `make hub-demo` shows: repos that answer, and the lines to use them."""
+    command = [sys.executable, "-m", "tests.hub", "--home", str(tmp_path)]
+    with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True) as demo:
+        try:
+            assert demo.stdout is not None
+            lines = []
+            while not (lines and lines[-1].startswith("export OPENID_PROVIDER_URL=")):
+                lines.append(demo.stdout.readline())
+                assert lines[-1], lines
+            url = lines[0].split()[-1]
+            found = httpx.get(
+                f"{url}/api/datasets", headers={"Authorization": "Bearer hf_demo_ann"}
+            )
+            assert "ann/private-notes" in [row["id"] for row in found.json()]
+            page = httpx.get(f"{url}/datasets/bob/two-configurations")
+            assert "conversations/part-0.jsonl" in page.text
+        finally:
+            demo.terminate()

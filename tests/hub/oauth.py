@@ -35,7 +35,7 @@ class App:
 
     client_id: str
     client_secret: str
-    redirect: str  # the beginning of every address that codes may be sent to
+    redirects: tuple[str, ...]  # how an address that codes may be sent to begins
     scopes: frozenset[str]
 
 
@@ -120,7 +120,7 @@ def check_request(provider: Provider, asked: dict[str, str]) -> App:
     app = provider.apps.get(asked.get("client_id", ""))
     if app is None:
         raise HubError(400, "Invalid client id")
-    if not asked.get("redirect_uri", "").startswith(app.redirect):
+    if not asked.get("redirect_uri", "").startswith(app.redirects):
         raise HubError(400, f"Invalid redirect_uri: {asked.get('redirect_uri')!r}")
     if asked.get("response_type") != "code":
         raise HubError(400, "Only response_type=code is possible")

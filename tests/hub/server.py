@@ -7,7 +7,7 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -201,13 +201,13 @@ class LoopbackHub:
 
     def add_app(
         self,
-        redirect: str = "http://127.0.0.1",
+        redirects: Sequence[str] = ("http://127.0.0.1:", "http://localhost:"),
         client_id: str = CLIENT_ID,
         client_secret: str = CLIENT_SECRET,
         scopes: str = SCOPES,
     ) -> oauth.App:
-        """Register an OAuth app whose codes may go to addresses that begin with ``redirect``."""
-        app = oauth.App(client_id, client_secret, redirect, frozenset(scopes.split()))
+        """Register an OAuth app whose codes may go to addresses that begin so."""
+        app = oauth.App(client_id, client_secret, tuple(redirects), frozenset(scopes.split()))
         self.oauth.apps[client_id] = app
         return app
 
