@@ -1,0 +1,190 @@
+"""Adapters beside one base: read from PEFT folders, applied to the rows that ask for them.
+
+    router = Router(model)
+    adapter = router.read(folder)
+    router.route([(None, 3), (adapter, 1)])     # the batch: three tokens of the base, one tuned
+    model(...)
+
+The base is never touched. PEFT reads an adapter into a twin of the model that shares its weights,
+and what it added there is taken over as patches. A patch belongs to one module and changes what
+that module said about the adapter's own tokens, in place; the others keep the base's answer. The
+layout of the batch is fixed before a pass, so a layer has nothing to find out for itself.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.nn.functional import linear
+
+from phi3lora.errors import AdapterError
+from phi3lora.lora.adapters import load_adapter
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+# Takes what a module was given and what the base made of it, for some tokens: changes the latter.
+Patch = Callable[[torch.Tensor, torch.Tensor], None]
+
+
+@dataclass(eq=False)
+class Adapter:
+    """A patch for each module that an adapter changes, by the module's name."""
+
+    folder: Path
+    patches: dict[str, Patch]
+    notices: list[str] = field(default_factory=list)
+
+
+class LowRank:
+    """`y += B A x`, scaled; with DoRA's gain `y = g (y + B A x)`.
+
+    Args:
+        down: A, (rank, in).
+        up: B, (out, rank), the scaling multiplied in.
+        bias: (out), or None.
+        gain: (out), DoRA's magnitude over the norm of the tuned weight, or None.
+        round_first: cast the product before it is added, as PEFT does over 4- and 8-bit layers.
+    """
+
+    def __init__(
+        self,
+        down: torch.Tensor,
+        up: torch.Tensor,
+        bias: torch.Tensor | None = None,
+        gain: torch.Tensor | None = None,
+        round_first: bool = False,
+    ) -> None:
+        self.down, self.bias, self.gain, self.round_first = down, bias, gain, round_first
+        self.up = up if gain is None else up * gain[:, None]
+
+    def __call__(self, x: torch.Tensor, y: torch.Tensor) -> None:
+        """`x` is (tokens, in), `y` (tokens, out) and changed in place."""
+        delta = linear(linear(x.to(self.down.dtype), self.down), self.up, self.bias)
+        if self.gain is not None:
+            delta += y * (self.gain - 1)
+        y += delta.to(y.dtype) if self.round_first else delta
+
+
+class Through:
+    """The rows go through PEFT's own layer, which holds the base's weights: right for any kind."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        self.layer = layer
+
+    def __call__(self, x: torch.Tensor, y: torch.Tensor) -> None:
+        y.copy_(self.layer(x[None])[0])
+
+
+class Router:
+    """Knows which tokens of a pass belong to which adapter, and applies each to its own."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._model = model
+        self._active: list[tuple[dict[str, Patch], int, int]] = []
+        self._hooked: set[str] = set()
+
+    def read(self, folder: Path) -> Adapter:
+        """The adapter of a PEFT folder, ready for `route`.
+
+        Raises AdapterError when it is broken, of another kind, or made for another base.
+        """
+        notices: list[str] = []
+        patches = {
+            name: _patch(name, module)
+            for name, module in _added(load_adapter(_twin(self._model), folder, notices))
+        }
+        modules = dict(self._model.named_modules())
+        for name in patches.keys() - self._hooked:
+            modules[name].register_forward_hook(self._hook(name))
+            self._hooked.add(name)
+        return Adapter(folder, patches, notices)
+
+    def route(self, spans: Iterable[tuple[Adapter | None, int]]) -> None:
+        """Lay out the next pass: how many tokens belong to which adapter, in order.
+
+        Neighbours with the same adapter are patched together.
+        """
+        self._active = []
+        start, last = 0, None
+        for adapter, count in spans:
+            if adapter is not None and adapter is last:
+                patches, first, _ = self._active[-1]
+                self._active[-1] = (patches, first, start + count)
+            elif adapter is not None:
+                self._active.append((adapter.patches, start, start + count))
+            start, last = start + count, adapter
+
+    def _hook(self, name: str) -> Callable[[nn.Module, tuple[Any, ...], torch.Tensor], None]:
+        def patch(_: nn.Module, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+            for patches, start, end in self._active:
+                if name in patches:
+                    patches[name](inputs[0][0, start:end], output[0, start:end])
+
+        return patch
+
+
+def _twin(model: PreTrainedModel) -> PreTrainedModel:
+    """A copy of the modules that shares every weight: PEFT may wrap it as it likes."""
+    shared = [*model.parameters(), *model.buffers()]
+    twin = copy.deepcopy(model, {id(tensor): tensor for tensor in shared})
+    for module in twin.modules():
+        module._forward_hooks.clear()  # of adapters that the model has already
+    return twin
+
+
+def _added(tuned: nn.Module) -> list[tuple[str, nn.Module]]:
+    """What PEFT put into the model: the outermost of its layers, by the base's module names."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import AuxiliaryTrainingWrapper
+
+    base = tuned.get_base_model()  # type: ignore[operator]
+    added: list[tuple[str, nn.Module]] = []
+    for name, module in base.named_modules():
+        inside = any(name.startswith(f"{outer}.") for outer, _ in added[-1:])
+        if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper) and not inside:
+            added.append((name, module))
+    return added
+
+
+def _patch(name: str, module: nn.Module) -> Patch:
+    """The quick way for LoRA and DoRA on linear layers, PEFT's own layer for the rest."""
+    from peft.tuners.lora import LoraLayer
+
+    if any(type(part).__name__ == "Phi3Attention" for part in module.modules()):
+        raise AdapterError(
+            f"{name} was trained as a whole, and attention cannot be swapped while base and tuned "
+            "share a pass. Merge the adapter into its base and load that as a base."
+        )
+    key = "default"
+    if not isinstance(module, LoraLayer) or key not in module.lora_A:
+        return Through(module)
+    kind = type(module.lora_variant.get(key)).__name__
+    if kind not in {"NoneType", "DoraLinearVariant"}:
+        return Through(module)
+    down, up = module.lora_A[key], module.lora_B[key]
+    scaling = module.scaling[key]
+    with torch.inference_mode():
+        return LowRank(
+            down.weight,
+            up.weight * scaling,
+            up.bias * scaling if up.bias is not None else None,
+            _dora_gain(module, key) if kind == "DoraLinearVariant" else None,
+            round_first=type(module).__name__ != "Linear",
+        )
+
+
+def _dora_gain(layer: Any, key: str) -> torch.Tensor:
+    """Magnitude over the norm of each row of W + BA (arXiv 2402.09353, section 4.1): (out)."""
+    from peft.utils.integrations import dequantize_module_weight
+
+    down, up = layer.lora_A[key].weight, layer.lora_B[key].weight
+    weight = dequantize_module_weight(layer.get_base_layer()).to(down.dtype)
+    norm = torch.linalg.norm(weight + layer.scaling[key] * (up @ down), dim=1)
+    return layer.lora_magnitude_vector[key].weight / norm

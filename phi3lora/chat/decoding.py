@@ -1,0 +1,220 @@
+"""Decode many rows at once: one pass over the weights adds a token to each.
+
+    use_rows(model)                         # once, after loading
+    row = Row(tokens, patches)
+    for ready, logits in advance(model, router, [row]): ...
+
+A row is one column of one conversation. The rows of a pass are laid end to end in a batch of shape
+(1, tokens): linear layers see all of them together, attention sees each row alone. So nothing is
+padded, rows may have any length, and what a row says does not depend on its neighbours. Rows with
+the same adapter lie side by side, which is all the adapter layers need to know (see adapters.py).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention as sdpa
+
+from phi3lora.chat.adapters import Adapter, Router
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+ATTENTION = "phi3lora_rows"
+GROWTH = 256  # tokens by which a row's cache grows, at least
+
+
+@dataclass(eq=False)
+class Row:
+    """One column of one conversation: its tokens, and the keys and values of those already read.
+
+    Attributes:
+        tokens: the prompt and what was said since.
+        adapter: applied to this row; None is the base.
+        cached: how many of `tokens` have keys and values.
+        store: (layers, 2, key/value heads, capacity, head size); the 2 are keys and values.
+    """
+
+    tokens: list[int]
+    adapter: Adapter | None = None
+    cached: int = 0
+    store: torch.Tensor | None = None
+
+    @property
+    def pending(self) -> int:
+        """Tokens that the model has not read yet."""
+        return len(self.tokens) - self.cached
+
+    @property
+    def bytes(self) -> int:
+        """Memory of the cache."""
+        return self.store.nbytes if self.store is not None else 0
+
+    def reserve(self, model: PreTrainedModel, length: int) -> None:
+        """Make room for `length` tokens in all; what is cached is kept."""
+        capacity = self.store.shape[3] if self.store is not None else 0
+        if length <= capacity:
+            return
+        config = model.config
+        size = max(length, capacity * 3 // 2, GROWTH)
+        head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        embedding = model.get_input_embeddings().weight
+        grown = torch.empty(
+            (config.num_hidden_layers, 2, config.num_key_value_heads, size, head),
+            dtype=embedding.dtype,
+            device=embedding.device,
+        )
+        if self.store is not None:
+            grown[:, :, :, : self.cached] = self.store[:, :, :, : self.cached]
+        self.store = grown
+
+    def forget(self) -> None:
+        """Drop the cache; the tokens are read again when the row goes on."""
+        self.store, self.cached = None, 0
+
+
+@dataclass
+class Pass:
+    """What one pass reads: of each row the next `count` tokens, laid out at `start` of the batch."""
+
+    rows: list[Row]
+    counts: list[int]
+    starts: list[int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.starts = [sum(self.counts[:index]) for index in range(len(self.counts))]
+
+    def spans(self) -> list[tuple[Adapter | None, int]]:
+        """(adapter, number of tokens), in the batch's order."""
+        return [(row.adapter, count) for row, count in zip(self.rows, self.counts, strict=True)]
+
+    def attend(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        **options: Any,
+    ) -> torch.Tensor:
+        """Attention of each row over itself.
+
+        `query` is (1, heads, tokens, head size), `key` and `value` have the key/value heads.
+        Returns (1, tokens, heads, head size).
+        """
+        outputs = []
+        for row, start, count in zip(self.rows, self.starts, self.counts, strict=True):
+            end, length = start + count, row.cached + count
+            store = row.store[layer]  # (2, key/value heads, capacity, head size)
+            store[0, :, row.cached : length] = key[0, :, start:end]
+            store[1, :, row.cached : length] = value[0, :, start:end]
+            outputs.append(
+                _attend_row(query[:, :, start:end], store[:, None, :, :length], **options)
+            )
+        joined = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
+        return joined.transpose(1, 2)
+
+
+def use_rows(model: PreTrainedModel) -> None:
+    """Let the model attend by rows: afterwards it is for `advance` alone."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(ATTENTION, _attention)
+    model.set_attn_implementation(ATTENTION)
+
+
+@torch.inference_mode()
+def advance(
+    model: PreTrainedModel, router: Router, rows: list[Row], budget: int = 512
+) -> tuple[list[Row], torch.Tensor]:
+    """One pass over the weights: read what is pending, at most `budget` tokens of long prompts.
+
+    Returns the rows whose tokens are all read, and the logits of what follows each:
+    (rows, vocabulary), float32. The caller appends a token to those; the others are not done
+    reading and come again.
+    """
+    reading = _allot(rows, budget)
+    for row, count in zip(reading.rows, reading.counts, strict=True):
+        row.reserve(model, row.cached + count)
+    device = model.get_input_embeddings().weight.device
+    tokens, positions = [], []
+    for row, count in zip(reading.rows, reading.counts, strict=True):
+        tokens += row.tokens[row.cached : row.cached + count]
+        positions += range(row.cached, row.cached + count)
+    router.route(reading.spans())
+    hidden = model.model(
+        input_ids=torch.tensor([tokens], device=device),
+        position_ids=torch.tensor([positions], device=device),
+        use_cache=False,
+        rows=reading,
+    ).last_hidden_state  # (1, tokens, hidden)
+    ready, last = [], []
+    for row, start, count in zip(reading.rows, reading.starts, reading.counts, strict=True):
+        row.cached += count
+        if not row.pending:
+            ready.append(row)
+            last.append(start + count - 1)
+    if not ready:
+        return [], hidden.new_empty((0, model.config.vocab_size), dtype=torch.float32)
+    router.route([(row.adapter, 1) for row in ready])
+    return ready, model.lm_head(hidden[:, last])[0].float()
+
+
+def _allot(rows: list[Row], budget: int) -> Pass:
+    """Rows that speak get their one token first; long prompts share what is left, in order."""
+    chosen: dict[int, int] = {}
+    for row in sorted(rows, key=lambda row: row.pending > 1):
+        count = min(row.pending, max(budget, 1 if row.pending == 1 or not chosen else 0))
+        if count:
+            chosen[id(row)] = count
+            budget -= count
+    # Rows of one adapter lie side by side; the sort is stable, so the rest keeps its order.
+    taken = sorted((row for row in rows if id(row) in chosen), key=lambda row: id(row.adapter))
+    return Pass(taken, [chosen[id(row)] for row in taken])
+
+
+def _attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    scaling: float,
+    rows: Pass,
+    sliding_window: int | None = None,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """transformers' attention interface, for a pass over rows."""
+    layer = int(module.layer_idx)  # type: ignore[arg-type]
+    return rows.attend(layer, query, key, value, scale=scaling, window=sliding_window), None
+
+
+def _attend_row(
+    query: torch.Tensor, store: torch.Tensor, *, scale: float, window: int | None
+) -> torch.Tensor:
+    """Causal attention of a row's newest tokens over all of it.
+
+    `query` is (1, heads, new, head size), `store` (2, 1, key/value heads, length, head size).
+    A token sees itself and, within a sliding window of w, the w - 1 tokens before it.
+    """
+    heads, new = query.shape[1], query.shape[2]
+    kv_heads, length = store.shape[2], store.shape[3]
+    if window is not None and length > window + new - 1:  # nothing sees what lies further back
+        store = store[:, :, :, length - window - new + 1 :]
+        length = store.shape[3]
+    keys, values = store[0], store[1]
+    if new == 1:  # one token sees everything left, and the heads of a group share their keys
+        grouped = query.reshape(1, kv_heads, heads // kv_heads, -1)
+        return sdpa(grouped, keys, values, scale=scale).reshape(1, heads, 1, -1)
+    if heads != kv_heads:
+        keys = keys.repeat_interleave(heads // kv_heads, dim=1)
+        values = values.repeat_interleave(heads // kv_heads, dim=1)
+    if new == length and (window is None or length <= window):
+        return sdpa(query, keys, values, is_causal=True, scale=scale)
+    mask = torch.ones((new, length), dtype=torch.bool, device=query.device).tril(length - new)
+    if window is not None:
+        mask = mask.triu(length - new - window + 1)
+    return sdpa(query, keys, values, attn_mask=mask, scale=scale)

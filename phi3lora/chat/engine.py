@@ -1,0 +1,434 @@
+"""Chat with base and tuned: one base in memory, both answers from the same passes, for everybody.
+
+    engine = ChatEngine(settings)
+    engine.load("pocket", adapter=run.folder / "adapter")
+    for pair in engine.reply([{"role": "user", "content": "Hello"}], options=Options(seed=1)):
+        print(pair.base, pair.tuned)
+
+One thread owns the model. It takes requests in the order they came, answers several at once (every
+pass adds a token to each), and lets nobody hold the model for longer than `Settings.turn_seconds`
+while somebody else waits: a longer answer goes back in the queue and continues where it was.
+
+Importing this module does not import torch; the first request does.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from phi3lora.chat.options import Options, Pair
+from phi3lora.chat.requests import Request, Side, never
+from phi3lora.config import ModelConfig
+from phi3lora.errors import ModelError
+from phi3lora.settings import Settings
+
+if TYPE_CHECKING:
+    from phi3lora.chat.serving import Serving
+    from phi3lora.data.formats import Message
+
+MOST_ACTIVE = 8  # requests that are answered together
+MOST_WAITING = 32  # requests in the queue; more are refused
+LOOK_SECONDS = 1.0  # how often the engine looks whether a training needs its memory
+RELOAD_PATIENCE = 3.0  # times the loading time that a base is kept while another is waited for
+BYTES = {"none": 0, "nf4": 0.6, "fp4": 0.6, "int8": 1.1}  # of a weight; 0: by its precision
+GIB = 2**30
+
+
+class BusyError(ModelError):
+    """Too many people are asking, or a training has the memory. Asking later will do."""
+
+
+@dataclass(frozen=True)
+class Room:
+    """Whether a base can be in memory now, in bytes; `message` says what to do if not."""
+
+    fits: bool
+    need: int
+    free: int
+    message: str = ""
+
+
+def _no_training() -> int | None:
+    return None
+
+
+class ChatEngine:
+    """Answers with base and tuned; one for the whole app, safe to use from any thread.
+
+    Args:
+        settings: `turn_seconds` is read.
+        training: bytes that a training on this device may yet take; None when none computes.
+            Asked about once a second while a base is loaded.
+    """
+
+    def __init__(
+        self, settings: Settings, training: Callable[[], int | None] = _no_training
+    ) -> None:
+        self._turn_seconds = settings.turn_seconds
+        self._training = training
+        self._default: tuple[ModelConfig, Path | None] = (ModelConfig(), None)
+        self._changed = threading.Condition()
+        self._waiting: deque[Request] = deque()
+        self._active: list[Request] = []
+        self._serving: Serving | None = None
+        self._releasing = False
+        self._looked = 0.0
+        self._thread: threading.Thread | None = None
+
+    # What people call
+
+    def load(
+        self,
+        base: ModelConfig | str,
+        adapter: Path | None = None,
+        *,
+        token: str | None = None,
+        progress: Callable[[str], None] | None = None,
+    ) -> list[str]:
+        """Load a base, and an adapter beside it; later replies use them unless they name others.
+
+        Blocks; `progress` hears what is being done. Returns notices: what fell back, what to know.
+        Raises BusyError, ModelError, AdapterError or HubError.
+        """
+        base = ModelConfig(path=base) if isinstance(base, str) else base
+        request = Request(base, adapter, token=token)
+        self._submit(request)
+        for _ in self._news(request):
+            while request.notes and progress is not None:
+                progress(request.notes.pop(0))
+        self._default = (base, adapter)
+        return request.notices
+
+    def reply(
+        self,
+        messages: list[Message],
+        messages_tuned: list[Message] | None = None,
+        options: Options | None = None,
+        should_stop: Callable[[], bool] = never,
+        *,
+        base: ModelConfig | str | None = None,
+        adapter: Path | None = None,
+        sides: tuple[Side, ...] = ("base", "tuned"),
+        token: str | None = None,
+    ) -> Iterator[Pair]:
+        """Both answers as they grow; the last Pair is complete.
+
+        Args:
+            messages: the base column's conversation, ending with the user's words.
+            messages_tuned: the tuned column's, where it differs.
+            options: how to sample.
+            should_stop: asked between tokens; True ends both answers where they are.
+            base, adapter: what to answer with; what was loaded last by default. Without an
+                adapter only the base answers.
+            sides: which columns to fill.
+            token: the visitor's, for a base that the Hub gives to some only.
+
+        A reader that is slower than the model gets fewer, longer steps. Closing the iterator
+        cancels. Raises BusyError and ConfigError at once, ModelError, AdapterError and HubError
+        when the answer is read.
+        """
+        options = options or Options()
+        options.check()
+        model, adapter = self._named(base, adapter)
+        conversations: dict[Side, list[Message]] = {}
+        if "base" in sides or adapter is None:
+            conversations["base"] = messages
+        if "tuned" in sides and adapter is not None:
+            conversations["tuned"] = messages if messages_tuned is None else messages_tuned
+        request = Request(model, adapter, conversations, options, should_stop, token)
+        self._submit(request)
+        return self._news(request)
+
+    def release(self) -> None:
+        """Free the memory now. Requests load the base again, as soon as there is room."""
+        with self._changed:
+            self._releasing = self._serving is not None and self._alive()
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: not self._releasing)
+
+    def unload(self) -> None:
+        """Free the memory and forget what was loaded."""
+        self._default = (ModelConfig(), None)
+        self.release()
+
+    def fits(self, base: ModelConfig | str | None = None, token: str | None = None) -> Room:
+        """Whether a base can be in memory, beside a training if one computes.
+
+        Raises ModelError or HubError when there is no such base.
+        """
+        return self._room(self._named(base, None)[0], token)
+
+    @property
+    def loaded(self) -> ModelConfig | None:
+        """The base in memory."""
+        serving = self._serving
+        return None if serving is None else serving.base
+
+    @property
+    def waiting(self) -> int:
+        """Requests in the queue."""
+        return len(self._waiting)
+
+    # Requests, as their owners see them
+
+    def _named(
+        self, base: ModelConfig | str | None, adapter: Path | None
+    ) -> tuple[ModelConfig, Path | None]:
+        """What a call means by the base and adapter that it names or leaves out."""
+        if base is None:
+            return self._default[0], adapter or self._default[1]
+        return (ModelConfig(path=base) if isinstance(base, str) else base), adapter
+
+    def _submit(self, request: Request) -> None:
+        with self._changed:
+            if len(self._waiting) >= MOST_WAITING:
+                raise BusyError(
+                    f"{MOST_WAITING} questions are waiting for an answer already. Ask again in a "
+                    "moment."
+                )
+            self._waiting.append(request)
+            if not self._alive():  # the first request; or a forked process, which has no thread
+                self._thread = threading.Thread(target=self._serve, name="chat", daemon=True)
+                self._thread.start()
+            self._changed.notify_all()
+
+    def _news(self, request: Request) -> Iterator[Pair]:
+        """What is new about a request, whenever something is."""
+        seen, finished = 0, False
+        try:
+            while not finished:
+                with self._changed:
+                    while request.changes == seen:
+                        self._changed.wait()
+                    seen, finished, pair = request.changes, request.finished, request.pair()
+                if request.error is not None:
+                    raise request.error
+                yield pair
+        finally:
+            request.cancelled = True
+
+    def _alive(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
+
+    # The model's thread: nothing below is called by another, but for `_room`
+
+    def _serve(self) -> None:
+        """While the process lives: let requests in, give every pass to those that are active."""
+        while True:
+            self._wait_for_work()
+            if self._releasing:
+                self._free()
+            self._end_stopped()
+            while self._waiting and self._may_start(self._waiting[0]):
+                self._start(self._waiting[0])
+            if self._active:
+                self._pass()
+
+    def _wait_for_work(self) -> None:
+        while True:
+            self._look_for_training()
+            with self._changed:
+                if self._waiting or self._active or self._releasing:
+                    return
+                # A training may come to need the memory of a base that nobody uses.
+                self._changed.wait(LOOK_SECONDS if self._serving is not None else None)
+
+    def _look_for_training(self) -> None:
+        """Release the base when a training needs its memory."""
+        if self._serving is None or time.monotonic() - self._looked < LOOK_SECONDS:
+            return
+        self._looked = time.monotonic()
+        need = self._training()
+        if need is not None and _free_memory(self._serving.base) < need:
+            self._releasing = True
+
+    def _free(self) -> None:
+        """Drop the base and everything that belongs to it; answers under way wait for it again."""
+        with self._changed:
+            self._waiting.extendleft(reversed(self._active))
+            self._active.clear()
+            for request in self._waiting:
+                request.detach()
+            self._serving = None
+            _collect()
+            self._releasing = False
+            self._changed.notify_all()
+
+    def _end_stopped(self) -> None:
+        """End what its reader has left, or asked to stop."""
+        for request in [*self._active, *self._waiting]:
+            try:
+                if request.stopping():
+                    self._finish(request)
+            except Exception as error:  # noqa: BLE001 raised again where the answer is read
+                self._finish(request, error)
+
+    def _may_start(self, head: Request) -> bool:
+        """Whether there is room among the active; one who had its turn makes room, if not."""
+        if not self._active:
+            return True
+        serving = self._serving
+        assert serving is not None
+        paused = [request for request in self._waiting if request.columns and request is not head]
+        promised = sum(request.promised for request in [*self._active, head, *paused])
+        other_base = serving.base != head.base
+        if not other_base and len(self._active) < MOST_ACTIVE and serving.make_room(promised):
+            return True
+        turn = max(self._turn_seconds, RELOAD_PATIENCE * serving.load_seconds * other_base)
+        first = min(self._active, key=lambda request: request.turn_began)
+        if time.monotonic() - first.turn_began > turn:
+            with self._changed:
+                self._active.remove(first)
+                self._waiting.append(first)
+        return False
+
+    def _start(self, request: Request) -> None:
+        """Take the head of the queue in: load what it names, begin or continue its answers."""
+        error: BaseException | None = None
+        try:
+            serving = self._open(request)
+            if request.serving is not serving:
+                self._begin(request, serving)
+        except Exception as problem:  # noqa: BLE001 raised again where the answer is read
+            error = _explained(problem)
+        if error is not None or not request.open_columns:
+            self._finish(request, error)
+            return
+        with self._changed:
+            self._waiting.remove(request)
+            self._active.append(request)
+            request.turn_began = time.monotonic()
+
+    def _open(self, request: Request) -> Serving:
+        """The base that a request names, loaded if it is not."""
+        from phi3lora.chat.serving import Serving
+
+        if self._serving is not None and self._serving.base == request.base:
+            return self._serving
+        if self._serving is not None:
+            self._free()
+        room = self._room(request.base, request.token)
+        if not room.fits:
+            raise BusyError(room.message)
+        self._serving = Serving.open(
+            request.base, lambda text: self._say(request, text), request.token
+        )
+        return self._serving
+
+    def _begin(self, request: Request, serving: Serving) -> None:
+        """The request's answers, or what was said of them before its base was released."""
+        adapter = None
+        if request.adapter is not None:
+            self._say(request, "loading the adapter")
+            adapter = serving.adapter(request.adapter)
+            request.notices += adapter.notices
+        request.notices += serving.notices
+        for side, messages in request.conversations.items():
+            used = adapter if side == "tuned" else None
+            if side in request.columns:
+                request.columns[side].row.adapter = used
+            else:
+                request.columns[side] = serving.start(messages, used, request.options)
+        request.serving = serving
+
+    def _pass(self) -> None:
+        """One pass over the weights, for everybody who is being answered."""
+        serving = self._serving
+        assert serving is not None
+        try:
+            serving.step([c for request in self._active for c in request.open_columns])
+        except Exception as error:  # noqa: BLE001 raised again where the answers are read
+            for request in list(self._active):
+                self._finish(request, _explained(error))
+            self._free()
+            return
+        with self._changed:
+            for request in self._active:
+                request.changes += 1
+            self._changed.notify_all()
+        for request in [r for r in self._active if not r.open_columns]:
+            self._finish(request)
+
+    def _finish(self, request: Request, error: BaseException | None = None) -> None:
+        """Nothing more comes; what was read stays cached for the next turn."""
+        with self._changed:
+            for queue in (self._active, self._waiting):
+                if request in queue:
+                    queue.remove(request)
+            if request.serving is not None and error is None:
+                for column in request.columns.values():
+                    column.stream.finish()
+                    request.serving.keep(column)
+            request.error, request.finished = error, True
+            request.changes += 1
+            self._changed.notify_all()
+
+    def _say(self, request: Request, text: str) -> None:
+        with self._changed:
+            request.note(text)
+            self._changed.notify_all()
+
+    def _room(self, base: ModelConfig, token: str | None) -> Room:
+        from phi3lora.models.hardware import detect_hardware
+
+        hardware = detect_hardware(base.device)
+        need = 0 if self.loaded == base else _need(base, token)
+        training = self._training()
+        if need + (training or 0) <= hardware.memory_free:
+            return Room(True, need, hardware.memory_free)
+        memory = f"{need / GIB:.1f} GiB of memory, {hardware.memory_free / GIB:.1f} are free"
+        if training is None:
+            message = f"Chat needs {memory}. End what else uses it, or choose a smaller base."
+        else:
+            message = (
+                f"A training is computing and has the memory (chat needs {memory}). Compare comes "
+                "back by itself when the run ends."
+            )
+        return Room(False, need, hardware.memory_free, message)
+
+
+def _free_memory(base: ModelConfig) -> int:
+    from phi3lora.models.hardware import detect_hardware
+
+    return detect_hardware(base.device).memory_free
+
+
+def _need(base: ModelConfig, token: str | None) -> int:
+    """Bytes of the weights, and a tenth more for caches and what computing takes."""
+    from phi3lora.models.base import check_base, resolve_path
+    from phi3lora.models.hardware import choose_dtype, detect_hardware
+
+    hardware = detect_hardware(base.device)
+    info = check_base(resolve_path(base.path, hardware), base.revision, token)
+    dtype, _ = choose_dtype(base.dtype, hardware, info.parameters)
+    each = BYTES[base.quantization] or (4 if dtype == "float32" else 2)
+    return int(info.parameters * each * 1.1)
+
+
+def _collect() -> None:
+    """Give freed memory back to the system, and to other processes on the GPU."""
+    import gc
+
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _explained(error: Exception) -> Exception:
+    """Running out of memory is something to mend; what else went wrong is raised as it is."""
+    import torch
+
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return ModelError(
+            "The device's memory ran out in the middle of an answer. Ask again with a shorter "
+            "conversation, or wait until other answers and trainings have ended."
+        )
+    return error

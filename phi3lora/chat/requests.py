@@ -1,0 +1,108 @@
+"""What somebody asked of the engine, and how far it has come."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from phi3lora.chat.options import Options, Pair
+from phi3lora.config import ModelConfig
+
+if TYPE_CHECKING:
+    from phi3lora.chat.serving import Column, Serving
+    from phi3lora.data.formats import Message
+
+Side = Literal["base", "tuned"]
+
+
+def never() -> bool:
+    """Nobody wants to stop."""
+    return False
+
+
+@dataclass(eq=False)
+class Request:
+    """One question to base and tuned; or only to have them loaded.
+
+    Attributes:
+        base, adapter: what to answer with.
+        conversations: for each side the messages to answer; empty for loading only.
+        options: how to sample.
+        should_stop: asked between tokens.
+        token: the visitor's, for a base that the Hub gives to some only.
+        columns: the answers, once it has had its first turn.
+        serving: the loaded base that `columns` belong to; None before, and when it was released.
+        notes: what is being done for it, oldest first; the last is shown.
+        notices: what to know about base and adapter.
+        turn_began: when it last got the model, in seconds of the monotonic clock.
+        changes: goes up whenever there is something new to read.
+        cancelled: its reader is gone.
+    """
+
+    base: ModelConfig
+    adapter: Path | None = None
+    conversations: dict[Side, list[Message]] = field(default_factory=dict)
+    options: Options = field(default_factory=Options)
+    should_stop: Callable[[], bool] = never
+    token: str | None = None
+    columns: dict[Side, Column] = field(default_factory=dict)
+    serving: Serving | None = None
+    notes: list[str] = field(default_factory=list)
+    notices: list[str] = field(default_factory=list)
+    turn_began: float = 0.0
+    changes: int = 0
+    cancelled: bool = False
+    finished: bool = False
+    error: BaseException | None = None
+
+    @property
+    def open_columns(self) -> list[Column]:
+        """Answers that go on."""
+        return [column for column in self.columns.values() if not column.done]
+
+    @property
+    def promised(self) -> int:
+        """Tokens that its caches may grow to; before the first turn a guess, on the high side."""
+        if self.columns:
+            return sum(column.limit for column in self.columns.values())
+        bytes_ = sum(
+            len(message["content"].encode())
+            for messages in self.conversations.values()
+            for message in messages
+        )
+        return bytes_ // 2 + self.options.max_new_tokens * len(self.conversations)
+
+    def stopping(self) -> bool:
+        """Whether somebody wants it to end here."""
+        return self.cancelled or self.should_stop()
+
+    def note(self, text: str) -> None:
+        """Say what is being done."""
+        if not self.notes or self.notes[-1] != text:
+            self.notes.append(text)
+            self.changes += 1
+
+    def detach(self) -> None:
+        """Let go of the loaded base; what was said is kept, and read again by the next one."""
+        self.serving = None
+        for column in self.columns.values():
+            column.row.forget()
+            column.row.adapter = None
+
+    def pair(self) -> Pair:
+        """Both answers as they are."""
+        base, tuned = self.columns.get("base"), self.columns.get("tuned")
+        speaking = bool(self.columns) and self.serving is not None
+        return Pair(
+            base=base.stream.text if base else "",
+            tuned=tuned.stream.text if tuned else "",
+            done_base=self.finished or (base is not None and base.done),
+            done_tuned=self.finished or (tuned is not None and tuned.done),
+            stopped_base=base is not None and base.stopped,
+            stopped_tuned=tuned is not None and tuned.stopped,
+            tokens_base=base.new if base else 0,
+            tokens_tuned=tuned.new if tuned else 0,
+            note="" if speaking or not self.notes else self.notes[-1],
+        )

@@ -1,0 +1,66 @@
+"""Choose the next token of each row, and turn tokens into text as they come."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from phi3lora.chat.options import Options
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+LIKELY = 256  # tokens that are looked at first; nearly always the nucleus lies within
+
+
+def generator(options: Options) -> torch.Generator | None:
+    """A column's own sequence of random numbers; None when it is greedy."""
+    if options.temperature == 0:
+        return None
+    return torch.Generator().manual_seed(options.seed)
+
+
+def choose(
+    logits: torch.Tensor, options: list[Options], generators: list[torch.Generator | None]
+) -> list[int]:
+    """One token for each row of `logits` (rows, vocabulary)."""
+    likeliest = logits.argmax(dim=-1).tolist()
+    return [
+        likeliest[row] if draw is None else _sample(logits[row], options[row], draw)
+        for row, draw in enumerate(generators)
+    ]
+
+
+def _sample(logits: torch.Tensor, options: Options, draw: torch.Generator) -> int:
+    """Nucleus sampling (arXiv 1904.09751): the smallest set of tokens that holds `top_p`."""
+    probabilities = torch.softmax(logits / options.temperature, dim=-1)
+    if options.top_p == 1:
+        return int(torch.multinomial(probabilities.cpu(), 1, generator=draw))
+    values, tokens = probabilities.topk(min(LIKELY, len(probabilities)))
+    if values.sum() < options.top_p:
+        values, tokens = probabilities.sort(descending=True)
+    before = values.cumsum(0) - values  # what is likelier than each token
+    nucleus = values[before < options.top_p].cpu()
+    return int(tokens[int(torch.multinomial(nucleus, 1, generator=draw))])
+
+
+class TextStream:
+    """Text of an answer as its tokens come; a character is shown when all its bytes are there."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        from tokenizers.decoders import DecodeStream
+
+        self._tokenizer = tokenizer
+        self._stream = DecodeStream(skip_special_tokens=True)
+        self._tokens: list[int] = []
+        self.text = ""
+
+    def add(self, token: int) -> None:
+        """Take the next token in."""
+        self._tokens.append(token)
+        self.text += self._stream.step(self._tokenizer.backend_tokenizer, token) or ""
+
+    def finish(self) -> None:
+        """Show what is left, whole characters or not: the text is the decoded answer."""
+        self.text = str(self._tokenizer.decode(self._tokens, skip_special_tokens=True))

@@ -1,0 +1,214 @@
+"""A base in memory with the adapters that visitors use: prompts in, tokens out.
+
+    serving = Serving.open(ModelConfig(path="pocket"), progress)
+    column = serving.start(messages, adapter, options)
+    while not column.done:
+        serving.step([column])
+    serving.keep(column)
+
+Used by one thread only, the engine's (see engine.py). What was read stays cached when an answer
+is done, so that the next turn of a conversation reads its new words alone.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from phi3lora.chat.adapters import Adapter, Router
+from phi3lora.chat.decoding import Row, advance, use_rows
+from phi3lora.chat.options import Options
+from phi3lora.chat.sampling import TextStream, choose, generator
+from phi3lora.config import ModelConfig
+from phi3lora.data.formats import Message
+from phi3lora.data.rendering import render_prompt, stop_tokens
+from phi3lora.errors import ModelError
+from phi3lora.models.loading import load_model, load_tokenizer, resolve_path
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Progress = Callable[[str], None]
+MOST_ADAPTERS = 8  # kept in memory beside those in use
+IDLE_ROWS = 32  # caches kept for a next turn
+SHARE = 0.25  # of the memory that is free after loading: for all caches together
+
+
+@dataclass(eq=False)
+class Column:
+    """One answer in the making."""
+
+    row: Row
+    options: Options
+    draw: torch.Generator | None
+    stream: TextStream
+    limit: int  # tokens of the row at which it ends, whatever it says
+    new: int = 0
+    done: bool = False
+    stopped: bool = False
+
+
+@dataclass
+class Serving:
+    """The loaded base and all that belongs to it.
+
+    Attributes:
+        base: what was asked for.
+        load_seconds: how long loading took.
+        cache_bytes: all rows' caches together are kept below this.
+    """
+
+    base: ModelConfig
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    load_seconds: float = 0.0
+    cache_bytes: int = 2**31
+    notices: list[str] = field(default_factory=list)
+    _adapters: dict[tuple[Path, int], Adapter] = field(default_factory=dict)  # newest use last
+    _idle: list[Row] = field(default_factory=list)  # newest last
+
+    def __post_init__(self) -> None:
+        use_rows(self.model)
+        self.model.requires_grad_(False)
+        self.router = Router(self.model)
+        self._stops = set(stop_tokens(self.tokenizer, self.model.generation_config))
+
+    @classmethod
+    def open(cls, base: ModelConfig, progress: Progress, token: str | None = None) -> Serving:
+        """Load a base. Raises ModelError or HubError."""
+        from phi3lora.models.hardware import detect_hardware
+
+        began = time.monotonic()
+        hardware = detect_hardware(base.device)
+        path = resolve_path(base.path, hardware)
+        progress("reading the tokenizer")
+        tokenizer = load_tokenizer(path, base.revision, token)
+        progress("loading the model")
+        notices: list[str] = []
+        model = load_model(base, for_training=False, token=token, notices=notices)
+        free = detect_hardware(base.device).memory_free
+        return cls(
+            base=base,
+            model=model,
+            tokenizer=tokenizer,
+            load_seconds=time.monotonic() - began,
+            cache_bytes=int(free * SHARE),
+            notices=notices,
+        )
+
+    @property
+    def context(self) -> int:
+        """Tokens that a conversation may have, answer included.
+
+        LongRoPE's factors change for the whole batch when one row passes the original length, so
+        such models end there.
+        """
+        config = self.model.config
+        positions = int(config.max_position_embeddings)
+        if (config.rope_parameters or {}).get("rope_type") == "default":
+            return positions
+        return min(positions, int(getattr(config, "original_max_position_embeddings", positions)))
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Of a row's cache."""
+        config = self.model.config
+        head = config.hidden_size // config.num_attention_heads
+        size = self.model.get_input_embeddings().weight.element_size()
+        return int(2 * config.num_hidden_layers * config.num_key_value_heads * head * size)
+
+    def adapter(self, folder: Path) -> Adapter:
+        """An adapter by its folder; read again when the folder was written again.
+
+        Raises AdapterError.
+        """
+        weights = folder / "adapter_model.safetensors"
+        key = (folder.resolve(), weights.stat().st_mtime_ns if weights.exists() else 0)
+        adapter = self._adapters.pop(key, None) or self.router.read(folder)
+        self._adapters[key] = adapter
+        while len(self._adapters) > MOST_ADAPTERS:
+            oldest = self._adapters.pop(next(iter(self._adapters)))
+            self._idle = [row for row in self._idle if row.adapter is not oldest]
+        return adapter
+
+    def start(self, messages: list[Message], adapter: Adapter | None, options: Options) -> Column:
+        """An answer to a conversation; its row takes over what is cached of an earlier turn.
+
+        Raises ModelError when the conversation is longer than the model can read.
+        """
+        if options.system:
+            messages = [{"role": "system", "content": options.system}, *messages]
+        prompt = render_prompt(self.tokenizer, messages)
+        if len(prompt) >= self.context:
+            raise ModelError(
+                f"The conversation has {len(prompt):,} tokens; the model reads at most "
+                f"{self.context:,}, answer included. Clear it, or ask in fewer words."
+            )
+        return Column(
+            row=self._row(prompt, adapter),
+            options=options,
+            draw=generator(options),
+            stream=TextStream(self.tokenizer),
+            limit=min(len(prompt) + options.max_new_tokens, self.context),
+        )
+
+    def step(self, columns: list[Column]) -> None:
+        """One pass over the weights: the next token of every column whose prompt is read."""
+        by_row = {id(column.row): column for column in columns}
+        ready, logits = advance(self.model, self.router, [column.row for column in columns])
+        speaking = [by_row[id(row)] for row in ready]
+        tokens = choose(
+            logits, [column.options for column in speaking], [column.draw for column in speaking]
+        )
+        for column, token in zip(speaking, tokens, strict=True):
+            self._say(column, token)
+
+    def keep(self, column: Column) -> None:
+        """Keep what an answer cached for the next turn; the oldest makes room."""
+        if column.row.store is not None:
+            self._idle.append(column.row)
+        self._idle = self._idle[-IDLE_ROWS:]
+        self.make_room(0)
+
+    def make_room(self, promised: int) -> bool:
+        """Whether caches of so many tokens fit; idle ones are dropped for them, oldest first."""
+        need = promised * self.bytes_per_token
+        while self._idle and need + sum(row.bytes for row in self._idle) > self.cache_bytes:
+            self._idle.pop(0)
+        return need <= self.cache_bytes
+
+    def _row(self, prompt: list[int], adapter: Adapter | None) -> Row:
+        """A row for a prompt; continues the idle one that shares most of its beginning."""
+        fitting = [row for row in self._idle if row.adapter is adapter]
+        best = max(fitting, key=lambda row: _common(row, prompt), default=None)
+        if best is None or 2 * _common(best, prompt) < best.cached:
+            return Row(prompt, adapter)  # a row that would lose more than half stays as it is
+        self._idle.remove(best)
+        # The last token is always read, for it says what comes next.
+        best.cached = min(_common(best, prompt), len(prompt) - 1)
+        best.tokens = prompt
+        return best
+
+    def _say(self, column: Column, token: int) -> None:
+        column.new += 1
+        column.row.tokens.append(token)
+        column.stopped = token in self._stops
+        column.done = column.stopped or len(column.row.tokens) >= column.limit
+        if not column.stopped:
+            column.stream.add(token)
+        if column.done:
+            column.stream.finish()
+
+
+def _common(row: Row, prompt: list[int]) -> int:
+    """How many cached tokens of a row begin the prompt."""
+    most = min(row.cached, len(prompt))
+    for index in range(most):
+        if row.tokens[index] != prompt[index]:
+            return index
+    return most
