@@ -15,7 +15,7 @@ LAYERS = {
     "data": 2, "models": 2, "lora": 2, "hub": 2,
     "training": 3, "evaluation": 3, "chat": 3,
     "runs": 4,
-    "ui": 5, "cli": 5, "__main__": 5,
+    "ui": 5, "terminal": 5, "reference": 5, "cli": 5, "__main__": 5,
 }  # fmt: skip
 PLACE = {name: place for place, name in enumerate(LAYERS)}
 HEAVY = {"torch", "transformers", "peft", "trl", "bitsandbytes", "datasets", "accelerate"}

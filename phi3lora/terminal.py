@@ -1,0 +1,125 @@
+"""What a terminal shows: progress as it comes, tables, conversations with tinted tokens.
+
+with show_progress(as_json=False) as show:
+    for event in run.follow():
+        show(event)
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Table
+from rich.text import Text
+
+from phi3lora.events import Event, Stage, Step
+from phi3lora.runs.store import Run
+from phi3lora.runs.wording import describe, duration
+
+Show = Callable[[Event], None]
+SUPERVISED = "bold green"
+
+
+def print_json(value: Any) -> None:
+    """One line of JSON, at once: somebody may be reading."""
+    print(json.dumps(value, ensure_ascii=False), flush=True)  # noqa: T201 - the command's output
+
+
+def print_line(text: str = "") -> None:
+    """One line, with nothing added to it."""
+    print(text, flush=True)  # noqa: T201 - the command's output
+
+
+@contextmanager
+def show_progress(as_json: bool) -> Iterator[Show]:
+    """How events are shown: as JSON, under a progress bar, or line by line in a file."""
+    console = Console()
+    if as_json:
+        yield lambda event: print_json({"kind": event.kind, **asdict(event)})
+    elif console.is_terminal:
+        with _bar(console) as show:
+            yield show
+    else:
+        yield lambda event: print_line(describe(event))
+
+
+@contextmanager
+def _bar(console: Console) -> Iterator[Show]:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[figures]}"),
+    )
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("starting", total=None, figures="")
+        loss = ""
+
+        def show(event: Event) -> None:
+            nonlocal loss
+            if isinstance(event, Step):
+                loss = f"loss {event.loss:.4f} · " if event.loss is not None else loss
+                left = event.seconds_left
+                figures = loss + (f"{duration(left)} left" if left is not None else "")
+                progress.update(
+                    task,
+                    description="training",
+                    completed=event.step,
+                    total=event.total_steps,
+                    figures=figures,
+                )
+            elif isinstance(event, Stage):
+                progress.update(task, description=event.name, figures="")
+            else:
+                progress.console.print(Text(describe(event)))
+
+        yield show
+
+
+def print_runs(runs: Iterable[Run]) -> None:
+    """A table of runs, newest first."""
+    table = Table("run", "status", "title", "created", box=None, pad_edge=False)
+    for run in runs:
+        table.add_row(run.id, run.status, Text(run.title), clock(run.state.created))
+    wide = Console()
+    Console(width=None if wide.is_terminal else 160).print(table)
+
+
+def print_figures(figures: dict[str, Any]) -> None:
+    """Names and values in two columns; what is empty is left out."""
+    table = Table.grid(padding=(0, 2))
+    for name, value in figures.items():
+        if value not in (None, "", {}, []):
+            table.add_row(name.replace("_", " "), Text(str(value)))
+    Console().print(table)
+
+
+def print_conversation(pieces: Iterable[dict[str, Any]]) -> None:
+    """A rendered conversation, its supervised parts tinted."""
+    text = Text()
+    for piece in pieces:
+        text.append(piece["text"], style=SUPERVISED if piece["supervised"] else "")
+    Console().print(text)
+
+
+def clock(seconds: float | None) -> str:
+    """A time of day, local."""
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds)) if seconds else ""
+
+
+def size(count: float | None) -> str:
+    """Bytes in words: `1.5 GiB`."""
+    if count is None:
+        return "unknown"
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}"
+        count /= 1024
+    return f"{count:.1f} GiB"
