@@ -415,7 +415,7 @@ def _end_as(run: Run) -> None:
     """Say how a run ended, with its exit status."""
     if run.status == "finished":
         typer.echo(run.message or "Finished.", err=True)
-        typer.echo(f"Adapter: {run.adapter_folder or run.folder}", err=True)
+        typer.echo(f"Adapter: {(run.adapter_folder or run.folder).resolve()}", err=True)
         return
     typer.echo(f"Run {run.id} {run.status}. {run.message}".rstrip(), err=True)
     raise typer.Exit(run.state.exit_status or 1)

@@ -1,0 +1,262 @@
+"""The terminal: exit statuses, what is printed where, runs followed and stopped; generated docs."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from phi3lora import cli
+from phi3lora.config import RunConfig
+from phi3lora.errors import TrainingError
+from phi3lora.reference import command_page, option_page
+from phi3lora.runs.queue import Queue
+from phi3lora.runs.store import ACTIVE, LOCAL, RunStore, open_run
+from phi3lora.settings import Settings
+from tests import fake_training
+from tests.fake_training import config, wait, wait_for
+
+DOCS = Path(__file__).parent.parent / "docs"
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: Settings) -> Iterator[Settings]:
+    """Commands work in a home of their own, with a training that needs no torch."""
+    fake_training.install(tmp_path / "fake", monkeypatch)
+    monkeypatch.setenv("PHI3LORA_HOME", str(settings.home))
+    monkeypatch.chdir(tmp_path)
+    yield settings
+    for run in RunStore(settings).all():
+        if run.status in ACTIVE and run.state.pid:
+            psutil.Process(run.state.pid).kill()
+
+
+def call(*arguments: str, status: int = 0) -> Any:
+    """The result of a command that must end with this status."""
+    result = CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
+    assert result.exit_code == status, result.output + repr(result.exception)
+    return result
+
+
+def start(*arguments: str) -> subprocess.Popen[str]:
+    """A command as a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "phi3lora", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def write(path: Path, title: str, **changes: object) -> Path:
+    path.write_text(config(title).with_values(changes).to_yaml(), encoding="utf-8")
+    return path
+
+
+def test_train_into_a_folder(home: Settings, tmp_path: Path) -> None:
+    file = write(tmp_path / "run.yaml", "quick")
+    result = call("train", file, "--output", "out", "--json", "--set", "peft_config.r=4")
+    events = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [event["step"] for event in events if event["kind"] == "step"] == [1, 2, 3]
+    assert events[-1]["kind"] == "ended"
+    run = open_run(tmp_path / "out")
+    assert (run.status, run.config.peft_config.r) == ("finished", 4)
+    assert str(tmp_path / "out" / "adapter") in result.stderr
+    again = call("train", file, "--output", "out", "--set", "peft_config.r=4")
+    assert "this very run, finished" in again.stderr
+    other = call("train", file, "--output", "out", "--set", "peft_config.r=5", status=2)
+    assert "differs in peft_config.r." in other.stderr
+    listed = json.loads(call("runs", "list", "--json").stdout)
+    assert [(entry["id"], entry["status"]) for entry in listed] == [(run.id, "finished")]
+
+
+def test_train_in_words(home: Settings, tmp_path: Path) -> None:
+    result = call("train", write(tmp_path / "run.yaml", "quick"))
+    assert result.stdout.splitlines()[:2] == ["step 1/3, loss 1.0000", "step 2/3, loss 0.5000"]
+    assert "better" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("title", "status", "said"),
+    [("bad data", 2, "No rows fit."), ("bug", 1, "A fault of ours")],
+)
+def test_a_failed_run(home: Settings, tmp_path: Path, title: str, status: int, said: str) -> None:
+    result = call("train", write(tmp_path / "run.yaml", title), status=status)
+    assert said in result.stderr
+    assert "Traceback" not in result.output
+
+
+def test_ctrl_c_saves_and_the_same_command_goes_on(home: Settings, tmp_path: Path) -> None:
+    file = write(tmp_path / "run.yaml", "slow")
+    process = start("train", file, "--output", tmp_path / "out", "--json")
+    assert process.stdout
+    while '"kind": "step"' not in process.stdout.readline():
+        pass
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert [json.loads(line)["kind"] for line in output.splitlines()[-2:]] == ["saved", "ended"]
+    assert "Saving" in errors
+    assert "Traceback" not in errors
+    run = open_run(tmp_path / "out")
+    assert run.status == "stopped"
+    again = start("train", file, "--output", tmp_path / "out", "--json")
+    assert again.stdout
+    assert json.loads(again.stdout.readline())["kind"] == "step", "old events are not shown again"
+    call("runs", "stop", run.id)
+    assert "stopped" in again.communicate(timeout=60)[1]
+    assert again.returncode == 1, "somebody else stopped it"
+
+
+def test_a_killed_terminal_leaves_the_run(home: Settings, tmp_path: Path) -> None:
+    file = write(tmp_path / "run.yaml", "slow")
+    process = start("train", file, "--output", tmp_path / "out", "--json")
+    assert process.stdout
+    process.stdout.readline()
+    process.kill()
+    process.communicate()
+    run = open_run(tmp_path / "out")
+    assert run.status == "running"
+    again = start("train", file, "--output", tmp_path / "out", "--json")
+    assert again.stdout
+    assert json.loads(again.stdout.readline())["kind"] == "step"
+    psutil.Process(run.state.pid).kill()
+    assert "process is gone" in again.communicate(timeout=60)[1]
+    assert again.returncode == 1
+
+
+def test_runs_by_id_and_by_folder(home: Settings) -> None:
+    queue = Queue(home)
+    run = queue.submit(queue.store.create(config("slow")))
+    wait(lambda: run if len(run.events()[0]) > 2 else None)
+    shown = json.loads(call("runs", "show", run.id, "--json").stdout)
+    assert (shown["status"], shown["total_steps"]) == ("running", 10_000)
+    assert shown["loss"] == pytest.approx(1 / shown["step"])
+    assert "status" in call("runs", "show", run.folder).stdout
+    waiting = queue.submit(queue.store.create(config("quick")))
+    assert json.loads(call("runs", "show", waiting.id, "--json").stdout)["position"] == 1
+    call("runs", "cancel", waiting.id)
+    wait_for(waiting, "stopped")
+    assert "stop it first" in call("runs", "delete", run.id, "--yes", status=2).stderr
+    call("runs", "stop", run.folder)
+    wait_for(run, "stopped")
+    call("runs", "resume", waiting.id)
+    assert "step 3/3" in call("runs", "follow", waiting.id).stdout
+    call("runs", "delete", run.id, "--yes")
+    assert [entry.id for entry in RunStore(home).list(LOCAL)] == [waiting.id]
+    assert waiting.id in call("runs", "list").stdout
+    assert "no run" in call("runs", "show", run.id, status=2).stderr
+
+
+def test_no_runs_yet(home: Settings) -> None:
+    assert "phi3lora train pocket" in call("runs", "list").stderr
+    assert call("runs", "list", "--json").stdout == "[]\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["train", "nothing"], "no recipe (pocket, "),
+        (["train", "nothing.yaml"], "nothing.yaml cannot be read"),
+        (["train", "pocket", "--set", "peft_config.rnk=3"], "peft_config.rnk: unknown option"),
+        (["train", "pocket", "--set", "rank"], "expected section.key=value, got 'rank'"),
+        (["train", "pocket", "--set", "peft_config.r=0", "--set", "x=1"], "x: unknown option"),
+        (["runs", "stop", "../../etc"], "no run"),
+        (["runs", "show", "."], "holds no run"),
+        (["inspect", "x.csv", "--column", "prompt"], "--column: expected NAME=VALUE, got 'prompt'"),
+        (["inspect", "x.csv", "--format", "xml"], "data.format"),
+        (["chat", "--adapter", "nowhere", "--json"], "give it with --prompt"),
+        (["chat", "--adapter", "nowhere", "--prompt", "x"], "no run 'nowhere'"),
+        (["train"], "Missing argument"),
+        (["fly"], "No such command"),
+    ],
+)
+def test_a_users_mistake_is_told_and_costs_status_2(
+    home: Settings, arguments: list[str], said: str
+) -> None:
+    result = call(*arguments, status=2)
+    assert said in result.stderr
+    assert "Traceback" not in result.output
+    assert result.stdout == ""
+
+
+def test_a_folder_that_is_somebody_elses(home: Settings, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    assert "other files" in call("train", "pocket", "--output", tmp_path, status=2).stderr
+
+
+def test_old_names_are_told(home: Settings, tmp_path: Path) -> None:
+    text = "title: quick\nmodel: {device: cpu}\nlora_config: {rank: 4}\n"
+    (tmp_path / "old.yml").write_text(text)
+    result = call("train", tmp_path / "old.yml", "--output", "out")
+    assert "peft_config.rank is now r." in result.stderr
+    assert open_run(tmp_path / "out").config.peft_config.r == 4
+
+
+def test_one_place_turns_errors_into_a_status(monkeypatch: pytest.MonkeyPatch) -> None:
+    def raises(error: BaseException) -> None:
+        def fail() -> None:
+            raise error
+
+        monkeypatch.setattr(cli, "recipes", fail)
+
+    raises(TrainingError("no memory"))
+    assert call("recipes", status=1).stderr == "Error: no memory\n"
+    raises(KeyboardInterrupt())
+    assert call("recipes", status=130).output == ""
+    raises(ValueError("ours"))
+    assert isinstance(call("recipes", status=1).exception, ValueError), "a fault of ours is loud"
+
+
+def test_a_reader_who_has_seen_enough(home: Settings) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "phi3lora", "recipes"]
+    result = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert (result.stderr, result.returncode) == ("", 1)
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys\nfrom phi3lora import cli\n"
+        "heavy = {'torch', 'transformers', 'datasets', 'gradio', 'huggingface_hub', 'rich'}\n"
+        "print(heavy & set(sys.modules))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stdout == "set()\n", result.stderr
+
+
+def test_recipes_are_named() -> None:
+    assert "pocket" in json.loads(call("recipes", "--json").stdout)
+    assert call("recipes").stdout.startswith("pocket\n    ")
+
+
+def test_the_pages_of_the_docs_are_as_the_code() -> None:
+    commands = command_page(typer.main.get_command(cli.app))
+    assert (DOCS / "cli.md").read_text(encoding="utf-8") == commands, "run `make docs`"
+    assert (DOCS / "config.md").read_text(encoding="utf-8") == option_page(), "run `make docs`"
+
+
+def test_docs_are_written(tmp_path: Path) -> None:
+    call("docs", tmp_path)
+    assert "## phi3lora runs list" in (tmp_path / "cli.md").read_text()
+    page = (tmp_path / "config.md").read_text()
+    assert "| `r` | `16` | whole number, ≥ 1, ≤ 1024 |" in page
+    assert page.count("\n| `") == len(list(_options()))
+
+
+def _options() -> Iterator[str]:
+    from phi3lora.config import fields
+
+    yield from (name for name, _ in fields(RunConfig))
