@@ -13,13 +13,19 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from accelerate.utils import is_peft_model
 from transformers.trainer_callback import ExportableState
 from trl import SFTTrainer
 from trl.data_utils import pack_dataset
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
+from phi3lora.training.attention import PACKED, register
 from phi3lora.training.callbacks import Progress
+from phi3lora.training.loss import add_supervised_head
 
 COLUMNS = ["input_ids", "labels"]
+# Who asks for another implementation gets it, and padded batches with it.
+REPLACED_ATTENTION = {"sdpa"}
 
 
 class FastTrainer(SFTTrainer):
@@ -47,8 +53,60 @@ class FastTrainer(SFTTrainer):
         self._loraplus_lr_ratio = loraplus_lr_ratio
         self._bad_loss = bad_loss
         super().__init__(*args, **kwargs)
+        # Label smoothing needs whole logits, so its loss stays TRL's.
+        self._fast_loss = fast and self.label_smoother is None
+        if self._fast_loss:
+            add_supervised_head(self._base_model())
+        if fast and self._base_model().config._attn_implementation in REPLACED_ATTENTION:
+            self._use_packed_attention()
         if progress is not None:
             self.add_callback(progress)
+
+    def _base_model(self) -> Any:
+        """The Phi-3 below the adapter."""
+        return self.model.get_base_model() if is_peft_model(self.model) else self.model
+
+    def _use_packed_attention(self) -> None:
+        """Rows of a batch are laid end to end, without padding, and attend within themselves."""
+        register()
+        self._base_model().config._attn_implementation = PACKED
+        self.padding_free = True
+        self.data_collator = DataCollatorForLanguageModeling(
+            pad_token_id=self._tokenizer.pad_token_id, padding_free=True
+        )
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """The mean loss over supervised tokens, as TRL's, from sums made by our head."""
+        if not self._fast_loss or return_outputs:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        sums = model(**inputs, use_cache=False, supervised_loss=True)
+        count = sums.count if num_items_in_batch is None else num_items_in_batch
+        # Clamped, so that a batch without a supervised token has loss 0 and not 0 / 0.
+        loss = sums.loss / torch.as_tensor(count).clamp(min=1)
+        if self.args.average_tokens_across_devices and num_items_in_batch is not None:
+            loss = loss * self.accelerator.num_processes
+        self._count_metrics(sums, inputs)
+        return loss
+
+    def _count_metrics(self, sums: Any, inputs: dict[str, Any]) -> None:
+        """Entropy, token accuracy and tokens, under the names that TRL logs."""
+        tokens = inputs["attention_mask"].sum() if "attention_mask" in inputs else None
+        if tokens is None:
+            tokens = torch.tensor(inputs["position_ids"].numel(), device=sums.count.device)
+        own = torch.stack([x.detach().float() for x in (*sums[1:], tokens)])
+        entropy, correct, count, tokens = self.accelerator.gather(own).view(-1, 4).sum(0).tolist()
+        metrics = self._metrics["train" if self.model.training else "eval"]
+        metrics["entropy"].append(entropy / count if count else 0.0)
+        metrics["mean_token_accuracy"].append(correct / count if count else 0.0)
+        if self.model.training:
+            self._total_train_tokens += int(tokens)
+        metrics["num_tokens"] = [self._total_train_tokens]
 
     def _prepare_dataset(
         self,

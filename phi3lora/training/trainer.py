@@ -27,7 +27,7 @@ from trl import SFTConfig
 
 from phi3lora.config import RunConfig, TrainingConfig
 from phi3lora.data.preparation import prepare
-from phi3lora.errors import DataError, Phi3LoraError, TrainingError
+from phi3lora.errors import DataError, Phi3LoraError
 from phi3lora.events import Emit, Ended, Loaded, Notice, Prepared, Stage
 from phi3lora.lora.adapters import attach_adapter, save_adapter
 from phi3lora.lora.targets import count_parameters

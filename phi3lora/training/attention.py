@@ -1,0 +1,208 @@
+"""Attention over packed rows, document by document, with no mask over the whole row.
+
+    register()                                        # once; then
+    model.config._attn_implementation = PACKED
+
+A packed row holds several documents that must not see each other. The usual way is a mask of
+(row, row), of which nearly all is wasted; here each document is multiplied with itself alone. On a
+CPU that is a loop over blocks of queries, small enough to stay in its caches; on a GPU it is
+PyTorch's variable-length kernel. What has no document lengths (a padded batch, a cache) goes to
+transformers' own `sdpa`.
+"""
+
+from __future__ import annotations
+
+import itertools
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+PACKED = "phi3lora_packed"
+BLOCK = 256  # queries at a time: their scores against one document stay in a core's cache
+
+
+def register() -> None:
+    """Make `PACKED` a name that transformers knows."""
+    AttentionInterface.register(PACKED, packed_attention_forward)
+    AttentionMaskInterface.register(PACKED, _mask)
+
+
+def _mask(*args: Any, **kwargs: Any) -> Tensor | None:
+    """No mask for packed rows, which come without a padding mask; as `sdpa` for all else."""
+    padding = kwargs.get("attention_mask")
+    packed = padding is None and kwargs["q_length"] == kwargs["kv_length"]
+    return None if packed else sdpa_mask(*args, **kwargs)
+
+
+def packed_attention_forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    cu_seq_lens_q: Tensor | None = None,
+    max_length_q: int | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """transformers' interface: (1, heads, seq, dim) in, (1, seq, heads, dim) out.
+
+    `cu_seq_lens_q` holds where documents begin and the last one ends: (documents + 1,).
+    """
+    whole = cu_seq_lens_q is not None and attention_mask is None and query.shape[0] == 1
+    if not whole or dropout:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        )
+    assert cu_seq_lens_q is not None
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # (seq, heads, dim)
+    if _has_kernel(q):
+        out = _by_kernel(q, k, v, cu_seq_lens_q, max_length_q, scale, sliding_window)
+    else:
+        bounds = tuple(cu_seq_lens_q.tolist())
+        out = _PackedAttention.apply(q, k, v, bounds, scale, sliding_window)
+    return out[None], None
+
+
+def _has_kernel(query: Tensor) -> bool:
+    """Whether PyTorch's variable-length kernel runs here: a GPU of 2020 or later, 16 bits."""
+    return (
+        query.is_cuda
+        and query.dtype in (torch.bfloat16, torch.float16)
+        and torch.cuda.get_device_capability(query.device) >= (8, 0)
+    )
+
+
+def _by_kernel(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bounds: Tensor,
+    longest: int | None,
+    scale: float,
+    window: int | None,
+) -> Tensor:
+    """FlashAttention over all documents at once; (seq, heads, dim) in and out."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    longest = int(bounds.diff().max()) if longest is None else int(longest)
+    bounds = bounds.to(torch.int32)
+    # Flash counts the tokens to the left of the query; transformers' window includes it.
+    return varlen_attn(
+        q,
+        k,
+        v,
+        bounds,
+        bounds,
+        longest,
+        longest,
+        scale=scale,
+        window_size=(-1 if window is None else window - 1, 0),
+        enable_gqa=q.shape[1] != k.shape[1],
+    )
+
+
+class _PackedAttention(torch.autograd.Function):
+    """Causal attention within documents; (seq, heads, dim) in and out, grouped queries too.
+
+    Nothing but the inputs is kept for the way back: scores are computed again, block by block, so
+    memory grows with tokens and not with their square.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        bounds: tuple[int, ...],
+        scale: float,
+        window: int | None,
+    ) -> Tensor:
+        out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+        for rows, keys in blocks(bounds, window):
+            p = _weights(q[rows], k[keys], rows, keys, scale, window)  # (kv heads, groups·n, m)
+            part = torch.bmm(p.to(v.dtype), v[keys].transpose(0, 1))
+            out[rows] = _merge_groups(part, q.shape[1])
+        ctx.save_for_backward(q, k, v, out)
+        ctx.setting = bounds, scale, window
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, out = ctx.saved_tensors
+        bounds, scale, window = ctx.setting
+        grad_q = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+        grad_k, grad_v = (torch.zeros(x.shape, dtype=x.dtype, device=x.device) for x in (k, v))
+        for rows, keys in blocks(bounds, window):
+            k_part, v_part = k[keys].transpose(0, 1), v[keys].transpose(0, 1)
+            p = _weights(q[rows], k[keys], rows, keys, scale, window)
+            g = _by_groups(grad[rows], k.shape[1])
+            grad_v[keys] += torch.bmm(p.to(v.dtype).transpose(1, 2), g).transpose(0, 1)
+            # d softmax: dS = P · (dP − Σ dP·P), and the sum equals that of dO·O.
+            spread = torch.linalg.vecdot(grad[rows].float(), out[rows].float())  # (n, heads)
+            spread = _by_groups(spread[..., None], k.shape[1])
+            slope = p.mul_(torch.bmm(g, v_part.transpose(1, 2)) - spread).mul_(scale).to(q.dtype)
+            grad_q[rows] = _merge_groups(torch.bmm(slope, k_part), q.shape[1])
+            turned = torch.bmm(slope.transpose(1, 2), _by_groups(q[rows], k.shape[1]))
+            grad_k[keys] += turned.transpose(0, 1)
+        return grad_q, grad_k, grad_v, None, None, None
+
+
+def blocks(bounds: tuple[int, ...], window: int | None) -> list[tuple[slice, slice]]:
+    """Queries and the keys that they may see, document by document, `BLOCK` queries at a time."""
+    found = []
+    for begin, end in itertools.pairwise(bounds):
+        for first in range(begin, end, BLOCK):
+            last = min(first + BLOCK, end)
+            oldest = begin if window is None else max(begin, first - window + 1)
+            found.append((slice(first, last), slice(oldest, last)))
+    return found
+
+
+def _weights(
+    q: Tensor, k: Tensor, rows: slice, keys: slice, scale: float, window: int | None
+) -> Tensor:
+    """softmax(scale · q kᵀ) with what lies ahead masked; (kv heads, groups · n, m), float32."""
+    groups = q.shape[1] // k.shape[1]
+    mask = _ahead(rows.stop - rows.start, keys.stop - keys.start, window, groups, q.dtype)
+    scores = torch.baddbmm(
+        mask.to(q.device), _by_groups(q, k.shape[1]), k.permute(1, 2, 0), alpha=scale
+    )
+    return torch.softmax(scores, -1, dtype=torch.float32)
+
+
+@lru_cache(maxsize=1024)
+def _ahead(n: int, m: int, window: int | None, groups: int, dtype: torch.dtype) -> Tensor:
+    """-inf where one of the last n of m tokens may not look, else 0; (groups · n, m)."""
+    past = torch.arange(m - n, m)[:, None] - torch.arange(m)  # (n, m): how far back the key lies
+    hidden = past < 0 if window is None else (past < 0) | (past >= window)
+    mask = torch.zeros(n, m, dtype=dtype).masked_fill_(hidden, -torch.inf)
+    return mask.repeat(groups, 1)
+
+
+def _by_groups(x: Tensor, kv_heads: int) -> Tensor:
+    """(n, heads, dim) → (kv heads, groups · n, dim): queries beside the keys that they share."""
+    n, heads, dim = x.shape
+    if heads == kv_heads:
+        return x.transpose(0, 1)
+    return (
+        x.view(n, kv_heads, heads // kv_heads, dim).permute(1, 2, 0, 3).reshape(kv_heads, -1, dim)
+    )
+
+
+def _merge_groups(x: Tensor, heads: int) -> Tensor:
+    """The way back: (kv heads, groups · n, dim) → (n, heads, dim)."""
+    kv_heads, rows, dim = x.shape
+    if heads == kv_heads:
+        return x.transpose(0, 1)
+    groups = heads // kv_heads
+    return x.view(kv_heads, groups, rows // groups, dim).permute(2, 0, 1, 3).reshape(-1, heads, dim)
