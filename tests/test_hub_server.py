@@ -638,6 +638,15 @@ def test_unknown_routes_are_404_and_listed() -> None:
         ]
 
 
+def test_tests_that_do_not_ask_for_the_hub_are_offline() -> None:
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    assert constants.ENDPOINT.startswith("http://127.0.0.1:")
+    with pytest.raises(OfflineModeIsEnabled):
+        HfApi().model_info("ann/m")
+
+
 # --- Spaces and Jobs -------------------------------------------------------
 
 

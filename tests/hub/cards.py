@@ -1,14 +1,16 @@
 """What the Hub makes of a README: its metadata, its complaints, and the tags on the page.
 
-The checks are those that a real push meets; they are no looser than the Hub's,
-so a card that passes here is not refused there for its metadata.
+The checks follow the Hub's documented rules for metadata. It may know more of them: a
+card that fails here fails there, and one that passes here most likely passes there.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable
+from fnmatch import fnmatch
 from typing import Any
 
 import yaml
@@ -87,8 +89,8 @@ def check(readme: str, kind: str) -> tuple[Problems, Problems]:
         return errors, [{"message": warning}]
     if not isinstance(data, dict):
         return [{"message": "YAML metadata must be a mapping"}], []
-    errors = [message for test in (_CHECKS + _KIND_CHECKS[kind]) for message in test(data)]
-    return [{"message": message} for message in errors], []
+    messages = [message for test in (_CHECKS + _KIND_CHECKS[kind]) for message in test(data)]
+    return [{"message": message} for message in messages], []
 
 
 def _check_license(data: dict[str, Any]) -> list[str]:
@@ -278,17 +280,13 @@ def _count(data: bytes) -> dict[str, int]:
     counts: dict[str, int] = {}
     for name, tensor in header.items():
         if name != "__metadata__":
-            number = 1
-            for size in tensor["shape"]:
-                number *= size
+            number = math.prod(tensor["shape"])
             counts[tensor["dtype"]] = counts.get(tensor["dtype"], 0) + number
     return counts
 
 
 def is_large(path: str, size: int, sample: bytes, patterns: str) -> bool:
     """Whether the Hub would take a file through LFS: by name, by size, or because it is binary."""
-    from fnmatch import fnmatch
-
     lines = (line.split() for line in patterns.splitlines())
     globs = [words[0] for words in lines if "filter=lfs" in words]
     named = any(fnmatch(path, glob) or fnmatch(path.split("/")[-1], glob) for glob in globs)
@@ -297,8 +295,6 @@ def is_large(path: str, size: int, sample: bytes, patterns: str) -> bool:
 
 def ignored(path: str, patterns: str) -> bool:
     """Whether a ``.gitignore`` leaves a path out (names, globs and folders; no negation)."""
-    from fnmatch import fnmatch
-
     parts = path.split("/")
     for line in patterns.splitlines():
         glob = line.strip().strip("/")

@@ -65,7 +65,7 @@ def add_examples(hub: LoopbackHub) -> None:
 def add_special_cases(hub: LoopbackHub) -> None:
     """What can come in one's way: private, gated, empty, a script, several configurations."""
     data = as_jsonl(ROWS)
-    parts = {
+    parts: dict[str, bytes | str] = {
         "README.md": CARD.format(license="cc-by-4.0", title="Two configurations", more=CONFIGS),
         "conversations/part-0.jsonl": data,
         "conversations/part-1.jsonl": data,
@@ -76,7 +76,7 @@ def add_special_cases(hub: LoopbackHub) -> None:
     hub.add_repo("dataset", "ann/private-notes", files={"data.jsonl": data}, private=True)
     hub.add_repo("dataset", "bob/ask-first", files={"data.jsonl": data}, gated=True, likes=3)
     hub.add_repo("dataset", "bob/nothing-yet")
-    script = {"only-a-script.py": "import datasets\n", "data.jsonl": data}
+    script: dict[str, bytes | str] = {"only-a-script.py": "import datasets\n", "data.jsonl": data}
     hub.add_repo("dataset", "bob/only-a-script", files=script)
 
 

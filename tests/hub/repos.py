@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import datetime, timezone
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -21,7 +22,8 @@ from .routing import (
     split_revision,
 )
 from .search import DEFAULT_FIELDS, EXPANDABLE, describe, expanded, next_link
-from .store import KINDS, Commit, Entry, HubError, PullRequest, Repo, Store, pointer_text
+from .spaces import configure
+from .store import KINDS, PREFIX, Commit, Entry, HubError, PullRequest, Repo, Store, pointer_text
 
 router = APIRouter()
 
@@ -55,8 +57,6 @@ async def whoami(store: Hub, caller: Who) -> dict[str, Any]:
 def describe_token(token: Any) -> dict[str, Any]:
     """What whoami says about the token. An OAuth token has no ``accessToken``."""
     if token.role == "oauth":
-        from datetime import datetime, timezone
-
         auth: dict[str, Any] = {"type": "app_token_as_user"}
         if token.expires_at is not None:
             when = datetime.fromtimestamp(token.expires_at, timezone.utc)
@@ -99,8 +99,6 @@ def new_repo(
         readme = SPACE_README.format(name=repo_id.split("/")[1], sdk=body["sdk"])
         tree = {**repo.head.tree, "README.md": repo.keep(readme.encode(), large=False)}
         repo.commit("main", tree, "initial commit", caller.name)
-        from .spaces import configure
-
         configure(repo, body)
     return repo
 
@@ -374,6 +372,4 @@ def describe_pull(repo: Repo, pull: PullRequest) -> dict[str, Any]:
 
 def address(store: Store, kind: str, repo_id: str) -> str:
     """The page of a repo."""
-    from .store import PREFIX
-
     return f"{store.url}/{PREFIX[kind]}{repo_id}"

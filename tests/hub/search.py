@@ -10,6 +10,7 @@ from fastapi import APIRouter, Request, Response
 
 from . import access, cards
 from .routing import Hub, Who, flag
+from .spaces import runtime
 from .store import Commit, HubError, Repo, Store, pointer_text
 
 router = APIRouter()
@@ -180,8 +181,6 @@ def _of_dataset(repo: Repo, commit: Commit, card: dict[str, Any]) -> dict[str, A
 
 
 def _of_space(repo: Repo, commit: Commit, card: dict[str, Any]) -> dict[str, Any]:
-    from .spaces import runtime
-
     subdomain = repo.id.replace("/", "-").lower()
     return {
         "sdk": card.get("sdk"),
