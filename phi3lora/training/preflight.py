@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from phi3lora.config import RunConfig, needs_held_out
+from phi3lora.config import RunConfig
 from phi3lora.errors import Phi3LoraError
 from phi3lora.settings import Settings
 
@@ -66,3 +66,129 @@ def preflight(
     checks.append(_disk_check(config, settings.home, estimate))
     order = ["Data", "Model", "Hardware", "Memory", "Token", "Disk"]
     return Look(sorted(checks, key=lambda check: order.index(check.name)), inspection, estimate)
+
+
+def blocking(look: Look) -> list[str]:
+    """What stands in the way of a launch, a line each; empty when nothing does."""
+    return [
+        f"{check.name}: {check.found} {check.remedy}".strip()
+        for check in look.checks
+        if check.level == "red"
+    ]
+
+
+def _attempt(checks: list[Check], name: str, find: Any) -> Any:
+    """The result, or None and a red check that says what our error says."""
+    try:
+        return find()
+    except Phi3LoraError as error:
+        checks.append(Check(name, "red", str(error)))
+        return None
+
+
+def _hardware(config: RunConfig) -> Any:
+    from phi3lora.models.hardware import detect_hardware
+
+    return detect_hardware(config.model.device)
+
+
+def _base(config: RunConfig, hardware: Any, settings: Settings, token: str | None) -> Any:
+    from phi3lora.models.hardware import detect_hardware
+    from phi3lora.models.loading import check_base, resolve_path
+
+    path = resolve_path(config.model.path, hardware or detect_hardware("cpu"))
+    return check_base(path, config.model.revision, token)
+
+
+def _inspect(config: RunConfig, settings: Settings, token: str | None) -> Any:
+    from phi3lora.data.inspection import inspect
+    from phi3lora.models.hardware import detect_hardware
+    from phi3lora.models.loading import load_tokenizer, resolve_path
+
+    path = resolve_path(config.model.path, detect_hardware(config.model.device))
+    tokenizer = load_tokenizer(path, config.model.revision, token)
+    return inspect(config, tokenizer, token=token, limit=PREVIEW_ROWS)
+
+
+def _estimate(config: RunConfig, hardware: Any, inspection: Any) -> Any:
+    from phi3lora.training.estimate import estimate
+
+    return estimate(config, hardware, inspection)
+
+
+def _data_checks(config: RunConfig, inspection: Any) -> list[Check]:
+    """Rows that are left out or cut, and whether enough are left."""
+    if inspection is None:
+        return []
+    dropped = sum(inspection.dropped.values())
+    found = f"{inspection.kept:,} rows, {inspection.supervised_tokens:,} supervised tokens."
+    batch = config.effective_batch
+    if inspection.kept < batch:
+        return [Check("Data", "amber", f"{found} That is less than one batch of {batch}.",
+                      "Lower batch size or accumulation, or add rows.")]  # fmt: skip
+    if inspection.truncated > inspection.kept / 10:
+        share = inspection.truncated / inspection.kept
+        return [Check("Data", "amber", f"{found} {share:.0%} of them are cut.",
+                      "Raise the length limit, if memory allows.")]  # fmt: skip
+    if dropped > inspection.rows / 10:
+        return [Check("Data", "amber", f"{found} {dropped:,} cannot be used.",
+                      "Look at the reasons under the preview.")]  # fmt: skip
+    return [Check("Data", "green", found)]
+
+
+def _model_checks(config: RunConfig, base: Any, hardware: Any) -> list[Check]:
+    """The base, the device it meets, and who may read it."""
+    from phi3lora.models.hardware import choose_dtype
+
+    checks = []
+    if base:
+        checks.append(Check("Model", "green", f"{base.name}, {_parameters(base.parameters)}."))
+        public = "Nothing needed." if base.commit is None else "The base can be read."
+        checks.append(Check("Token", "green", public))
+        if config.training_config.max_length > base.max_length:
+            checks[0] = Check("Model", "amber", f"{base.name} reads {base.max_length:,} tokens.",
+                              "Lower the length limit to that.")  # fmt: skip
+    if hardware:
+        dtype, notice = choose_dtype(config.model.dtype, hardware)
+        slow = hardware.device == "cpu" and base is not None and base.parameters > 5e8
+        if slow:
+            notice = "A model of this size takes days on a CPU."
+        remedy = "Choose pocket as the base, or a machine with a GPU." if slow else ""
+        found = f"{hardware.name}, {dtype}."
+        checks.append(Check("Hardware", "amber" if notice else "green", notice or found, remedy))
+    return checks
+
+
+def _parameters(number: int) -> str:
+    return f"{number / 1e9:.1f} billion parameters" if number >= 1e9 else (
+        f"{number / 1e6:.1f} million parameters")  # fmt: skip
+
+
+def _memory_checks(hardware: Any, estimate: Any) -> list[Check]:
+    """Whether the run fits into what is free, or would if other programs left."""
+    if not hardware or not estimate:
+        return []
+    need, free = estimate.memory_bytes / GIB, hardware.memory_free / GIB
+    found = f"About {need:.1f} GB needed, {free:.1f} GB free."
+    if estimate.memory_bytes > hardware.memory_total:
+        return [Check("Memory", "red", f"{found} The device has {hardware.memory_total / GIB:.1f} "
+                      "GB.", "Choose NF4, a smaller batch or length limit, or gradient "
+                      "checkpointing.")]  # fmt: skip
+    if estimate.memory_bytes > CROWDED * hardware.memory_free:
+        return [Check("Memory", "amber", f"{found} It may fail.",
+                      "Close other programs, or lower batch size or length limit.")]  # fmt: skip
+    return [Check("Memory", "green", found)]
+
+
+def _disk_check(config: RunConfig, home: Path, estimate: Any) -> Check:
+    """Whether checkpoints and the adapter fit on the disk of the run folder."""
+    folder = next(parent for parent in (home, *home.parents) if parent.exists())
+    free = shutil.disk_usage(folder).free
+    kept = config.training_config.save_total_limit or 10
+    need = (kept + 1) * OPTIMIZER_BYTES * (estimate.trainable if estimate else 0)
+    found = f"{free / GIB:.0f} GB free, {need / GIB:.1f} GB needed for checkpoints."
+    if need > free:
+        return Check("Disk", "red", found, "Make room, or keep fewer checkpoints.")
+    if free - need < GIB:
+        return Check("Disk", "amber", found, "Make some room; downloads need it too.")
+    return Check("Disk", "green", found)

@@ -1,0 +1,25 @@
+"""The entry point of a Space, and of `make run`: build the interface and launch it.
+
+python app.py [--host HOST] [--port PORT]
+"""
+
+from __future__ import annotations
+
+import argparse
+
+
+def main() -> None:
+    """Read the environment and the two options, and serve until interrupted."""
+    from phi3lora.settings import Settings
+    from phi3lora.ui.app import launch
+
+    settings = Settings.from_environment()
+    parser = argparse.ArgumentParser(description="phi3lora: train and compare Phi-3 with LoRA.")
+    parser.add_argument("--host", default="0.0.0.0" if settings.on_space else "127.0.0.1")
+    parser.add_argument("--port", type=int, default=7860)
+    arguments = parser.parse_args()
+    launch(settings, arguments.host, arguments.port)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""The interface whole: three pages, one header, and how they are served.
+
+demo = build(settings)
+launch(settings, host="127.0.0.1", port=7860)
+"""
+
+from __future__ import annotations
+
+import gradio as gr
+
+from phi3lora.settings import Settings
+from phi3lora.ui import compare_page, runs_page, train_page
+from phi3lora.ui.core import Core
+from phi3lora.ui.theme import SCRIPT, STYLE, theme
+from phi3lora.ui.watch import beside, own_hosts
+
+TITLE = "phi3lora"
+MAX_UPLOAD = "2gb"
+WAITING = 200  # requests that may wait in the queue
+PAGES = (("Train", "./"), ("Runs", "./runs"), ("Compare", "./compare"))
+
+
+def build(settings: Settings, core: Core | None = None) -> gr.Blocks:
+    """The three pages; `core` stands in for the real one in tests."""
+    core = core or Core(settings)
+    with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True) as demo:
+        header("Train")
+        train_page.build(core)
+    with demo.route("Runs", "/runs"):
+        header("Runs")
+        runs_page.build(core, demo)
+    with demo.route("Compare", "/compare"):
+        header("Compare")
+        compare_page.build(core, demo)
+    demo.core = core
+    return demo
+
+
+def header(active: str) -> None:
+    """Name and pages; Gradio's own bar is hidden."""
+    gr.Navbar(visible=False)
+    links = "".join(
+        f'<a href="{address}"{" aria-current=page" if name == active else ""}>{name}</a>'
+        for name, address in PAGES
+    )
+    gr.HTML(
+        f'<header class="top"><a class="name" href="./"><span class="mark"></span>phi3lora</a>'
+        f'<nav aria-label="Pages">{links}</nav></header>',
+        elem_id="top",
+        js_on_load=None,
+        apply_default_css=False,
+    )
+
+
+def launch(settings: Settings, host: str = "127.0.0.1", port: int | None = None,
+           block: bool = True) -> gr.Blocks:  # fmt: skip
+    """Serve the pages until interrupted; with `block=False` return at once, for tests."""
+    demo = build(settings)
+    demo.queue(default_concurrency_limit=16, max_size=WAITING, api_open=False)
+    demo.launch(
+        server_name=host,
+        server_port=port,
+        prevent_thread_lock=not block,
+        quiet=not block,
+        theme=theme(),
+        css_paths=[STYLE],
+        head=f"<script>{SCRIPT.read_text(encoding='utf-8')}</script>",
+        footer_links=[],
+        run_history=False,
+        allowed_paths=[],
+        max_file_size=MAX_UPLOAD,
+        show_error=False,
+        ssr_mode=False,
+        enable_monitoring=False,
+        app_kwargs=beside(demo.core.pulse, own_hosts()),
+    )
+    return demo

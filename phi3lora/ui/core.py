@@ -1,0 +1,223 @@
+"""What the pages call: one object that holds the core's parts, each made when first needed.
+
+    core = Core(settings)
+    core.look(config, caller)          the data as it will be trained, checks and estimate
+    core.queue.submit(run, token)
+    core.engine()                      the chat; loads nothing yet
+
+A test hands the pages an object with the same methods and no model behind it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+from starlette.requests import HTTPConnection
+
+from phi3lora.config import RunConfig
+from phi3lora.errors import AccessError, DataError, Phi3LoraError
+from phi3lora.runs.queue import Queue
+from phi3lora.runs.store import LOCAL, Run, RunStore
+from phi3lora.settings import Settings
+from phi3lora.training.preflight import Look, blocking
+from phi3lora.ui import show
+from phi3lora.ui.follow import Follower
+from phi3lora.ui.scout import Scout
+
+BLOCK = 1 << 20
+FRAME = 0.08  # seconds between two looks at a growing answer
+FEW = 4
+FOUND = 8
+LONGEST_PROMPT = 160
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who asks: the owner of their runs, and their Hub token if they signed in."""
+
+    name: str = LOCAL
+    token: str | None = None
+
+
+class Core:
+    """The real thing behind the pages."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.store = RunStore(settings)
+        self.queue = Queue(settings, self.store)
+        self.follower = Follower(self.store)
+        self.scout = Scout(settings)
+        self._engine: Any = None
+        self._lock = threading.Lock()
+
+    def caller(self, request: HTTPConnection | None) -> Caller:
+        """Who sent this request. On one's own machine everybody is `local`."""
+        return Caller()
+
+    def pulse(self, request: HTTPConnection) -> str:
+        """A fingerprint of what a page about this run shows; it changes when that does."""
+        return self.follower.pulse(self.caller(request).name, request.query_params.get("run", ""))
+
+    def run(self, run_id: str, caller: Caller) -> Run:
+        """The caller's run. RunError if it is not theirs, or is not at all."""
+        return self.store.get(run_id, caller.name)
+
+    def look(self, config: RunConfig, caller: Caller) -> Look:
+        """The data as it will be trained, the checks before launch, and the estimate."""
+        self.check_paths(config)
+        return self.scout.look(config, caller.token)
+
+    def launch(self, config: RunConfig, caller: Caller) -> Run:
+        """Check once more, make a run, and put it in line."""
+        look = self.look(config, caller)
+        if red := blocking(look):
+            raise Phi3LoraError("Not launched.\n" + "\n".join(red))
+        run = self.store.create(config, owner=caller.name)
+        return self.queue.submit(run, caller.token)
+
+    def check_paths(self, config: RunConfig) -> None:
+        """On a Space a visitor may name what they uploaded, and no other file of this machine."""
+        if not self.settings.on_space:
+            return
+        for field, path in (("data.path", config.data.path), ("model.path", config.model.path)):
+            named = Path(path).expanduser()
+            mine = named.resolve().is_relative_to(self.uploads.resolve())
+            if (named.is_absolute() or named.exists()) and not mine:
+                raise AccessError(f"{field}: files of this machine cannot be named here; upload "
+                                  "a file, or name a dataset or model on the Hub.")  # fmt: skip
+
+    @property
+    def uploads(self) -> Path:
+        """Files that were dropped on the page, each under a name made from its content."""
+        return self.settings.home / "uploads"
+
+    def keep_upload(self, temporary: Path) -> Path:
+        """Keep a dropped file where a run can still read it tomorrow."""
+        digest = hashlib.sha256()
+        try:
+            with temporary.open("rb") as file:
+                while block := file.read(BLOCK):
+                    digest.update(block)
+            folder = self.uploads / digest.hexdigest()[:32]
+            folder.mkdir(parents=True, exist_ok=True)
+            kept = folder / temporary.name
+            if not kept.exists():
+                shutil.copyfile(temporary, kept)
+        except OSError as error:
+            raise DataError(f"The file could not be kept: {error.strerror}.") from None
+        return kept
+
+    def examples(self) -> list[str]:
+        """Names of the bundled datasets."""
+        from phi3lora.data.sources import EXAMPLES
+
+        return list(EXAMPLES)
+
+    def engine(self) -> Any:
+        """The chat engine, shared by everybody; it loads the base when it is first asked."""
+        with self._lock:
+            if self._engine is None:
+                from phi3lora.chat.engine import ChatEngine
+
+                self._engine = ChatEngine(self.settings)
+            return self._engine
+
+    def load(self, base: Any, adapter: Path | None, caller: Caller) -> Iterator[str]:
+        """Load a base and an adapter for the chat; says what it does while it does it."""
+        engine, notes = self.engine(), SimpleQueue[str | None | BaseException]()
+
+        def work() -> None:
+            try:
+                engine.load(base, adapter, token=caller.token, progress=notes.put)
+                notes.put(None)
+            except Phi3LoraError as error:
+                notes.put(error)
+
+        threading.Thread(target=work, daemon=True).start()
+        while (note := notes.get()) is not None:
+            if isinstance(note, BaseException):
+                raise note
+            yield note
+
+    def reply(
+        self,
+        contest: Any,
+        base: list[dict[str, Any]],
+        tuned: list[dict[str, Any]],
+        options: Any,
+        should_stop: Callable[[], bool],
+        caller: Caller,
+    ) -> Iterator[Any]:
+        """Both answers as they grow, a dozen times a second at most."""
+        pairs = self.engine().reply(
+            base, tuned, options, should_stop,
+            base=contest.base, adapter=contest.adapter, token=caller.token,
+        )  # fmt: skip
+        last, pair = 0.0, None
+        for pair in pairs:
+            if pair.done or time.monotonic() - last > FRAME:
+                last = time.monotonic()
+                yield pair
+
+    def room_message(self) -> str:
+        """Why there is no room for the chat beside a training; empty where there is."""
+        if self._engine is None:
+            return ""
+        room = self._engine.fits()
+        return "" if room.fits else show.notice(room.message)
+
+    def suggestions(self, run_id: str, caller: Caller) -> list[str]:
+        """Prompts to try: held-out ones of the run's report, else of the pocket world."""
+        run = next((run for run in self.store.list(caller.name) if run.id == run_id), None)
+        prompts = held_out_prompts(run.folder / "report.json") if run else []
+        if len(prompts) < FEW:
+            from phi3lora.models.pocket.world import sample_held_out
+
+            prompts += [question.messages[-1]["content"] for question in sample_held_out(FEW)]
+        return prompts
+
+    def vote(self, run_id: str, winner: str, base: Any, tuned: Any, caller: Caller) -> None:
+        """Write a blind vote down."""
+        self._book().record(run_id, winner, base, tuned, caller.name)
+
+    def tally(self, run_id: str, caller: Caller) -> dict[str, int]:
+        """Votes on an adapter, by what won."""
+        return dict(self._book().tally(run_id))
+
+    def search(self, query: str, caller: Caller) -> list[tuple[str, str]]:
+        """Datasets on the Hub that match, as (what to show, id)."""
+        from phi3lora.hub.access import search_datasets
+
+        return [(dataset_line(found), found.id) for found in
+                search_datasets(query, caller.token, limit=FOUND)]  # fmt: skip
+
+    def _book(self) -> Any:
+        from phi3lora.chat.votes import VoteBook
+
+        return VoteBook(self.settings.home / "votes.jsonl")
+
+
+def held_out_prompts(report: Path) -> list[str]:
+    """Prompts of a report's samples, short ones of one turn."""
+    try:
+        values = json.loads(report.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return []
+    samples = [*values.get("gained", []), *values.get("lost", [])]
+    prompts = [str(sample.get("prompt", "")) for sample in samples]
+    return [prompt for prompt in dict.fromkeys(prompts) if 0 < len(prompt) <= LONGEST_PROMPT]
+
+
+def dataset_line(found: Any) -> str:
+    """A search result in a line."""
+    return f"{found.id} · {show.short_count(getattr(found, 'downloads', 0) or 0)} downloads"

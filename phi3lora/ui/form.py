@@ -1,0 +1,231 @@
+"""The form, derived from RunConfig: which widget a field gets, and values back into a config.
+
+    specs = {spec.field: spec for spec in widgets()}
+    values = to_widgets(config)                # field → what its widget shows
+    config, notices = from_widgets(values)     # ConfigError names every field that is wrong
+
+Nothing here knows of Gradio; `build` in the pages turns a Widget into a component.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Union, get_args, get_origin
+
+import yaml
+from pydantic.fields import FieldInfo
+
+from phi3lora.config import RunConfig, fields, level_of
+from phi3lora.errors import ConfigError, Problem
+
+Kind = Literal["number", "choice", "combo", "checkbox", "text", "yaml"]
+UNSET = "unset"  # how an optional choice shows that nothing was chosen
+
+SECTIONS = {
+    "": "Run",
+    "model": "Model",
+    "data": "Data",
+    "peft_config": "Adapter",
+    "training_config": "Training",
+    "evaluation": "Evaluation",
+    "hub": "Hub",
+}
+
+
+@dataclass(frozen=True)
+class Widget:
+    """How one field is shown.
+
+    Attributes:
+        field: dotted name, `peft_config.r`.
+        kind: number, choice (one of a list), combo (a list, or free text), checkbox, text, or
+            yaml (lists and mappings, written as YAML).
+        bounds: the numbers that are allowed, in words: `1 to 1024`.
+        whole: whether only whole numbers are allowed.
+        optional: whether empty is a value.
+    """
+
+    field: str
+    kind: Kind
+    title: str
+    help: str
+    basic: bool
+    default: Any
+    optional: bool = False
+    choices: tuple[str, ...] = ()
+    bounds: str = ""
+    whole: bool = False
+    section: str = ""
+
+
+def widgets() -> Iterator[Widget]:
+    """A widget for every option of RunConfig, in its order."""
+    for name, info in fields():
+        yield widget(name, info)
+
+
+def widget(name: str, info: FieldInfo) -> Widget:
+    """The widget of one field, from its annotation, bounds and examples."""
+    kinds = _alternatives(info.annotation)
+    optional = type(None) in kinds
+    kinds = [kind for kind in kinds if kind is not type(None)]
+    kind = _kind(kinds, info, optional)
+    return Widget(
+        field=name,
+        kind=kind,
+        title=info.title or name,
+        help=info.description or "",
+        basic=level_of(info) == "basic",
+        default=info.get_default(call_default_factory=True),
+        optional=optional,
+        choices=_choices(kinds, info, optional) if kind in ("choice", "combo") else (),
+        bounds=_bounds(info),
+        whole=kinds == [int],
+        section=name.rpartition(".")[0],
+    )
+
+
+def _alternatives(annotation: Any) -> list[Any]:
+    """The members of a union, or the one type there is."""
+    if get_origin(annotation) in (Union, types.UnionType):
+        return [kind for part in get_args(annotation) for kind in _alternatives(part)]
+    return [annotation]
+
+
+def _kind(kinds: list[Any], info: FieldInfo, optional: bool) -> Kind:
+    """The widget for these alternatives; an optional yes or no has three answers."""
+    if any(get_origin(kind) is Literal for kind in kinds):
+        return "choice"
+    if kinds == [bool]:
+        return "choice" if optional else "checkbox"
+    if kinds in ([int], [float]):
+        return "number"
+    if kinds == [str]:
+        return "combo" if info.examples else "text"
+    return "combo" if str in kinds else "yaml"
+
+
+def _choices(kinds: list[Any], info: FieldInfo, optional: bool) -> tuple[str, ...]:
+    """What a choice or combo offers, as text; `unset` first where empty is allowed."""
+    names: list[str] = [UNSET] if optional else []
+    for kind in kinds:
+        if get_origin(kind) is Literal:
+            names += [str(value) for value in get_args(kind)]
+        elif kind is bool:
+            names += ["true", "false"]
+    if str in kinds and info.examples:
+        default = info.get_default(call_default_factory=True)
+        names += [_yaml(value) for value in dict.fromkeys(map(_yaml, [default, *info.examples]))]
+    return tuple(names)
+
+
+def _bounds(info: FieldInfo) -> str:
+    """`1 to 1024`, `at least 0`, `above 0, at most 1`, or nothing."""
+    found = {
+        key: getattr(part, key)
+        for part in info.metadata
+        for key in ("ge", "gt", "le", "lt")
+        if hasattr(part, key)
+    }
+    if set(found) == {"ge", "le"}:
+        return f"{found['ge']:g} to {found['le']:g}"
+    words = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
+    return ", ".join(f"{words[key]} {found[key]:g}" for key in words if key in found)
+
+
+def to_widgets(config: RunConfig) -> dict[str, Any]:
+    """What each widget shows for this config."""
+    values = config.model_dump(mode="json")
+    return {spec.field: to_widget(spec, _get(values, spec.field)) for spec in widgets()}
+
+
+def to_widget(spec: Widget, value: Any) -> Any:
+    """One value as its widget shows it."""
+    if spec.kind == "choice":
+        return UNSET if value is None else _yaml(value)
+    if spec.kind in ("combo", "yaml"):
+        return "" if value in (None, {}, []) else _yaml(value)
+    return "" if spec.kind == "text" and value is None else value
+
+
+def from_widgets(shown: Mapping[str, Any]) -> tuple[RunConfig, list[str]]:
+    """The config that the widgets show, and notices. ConfigError lists every problem.
+
+    A field that is missing from `shown` keeps its default.
+    """
+    values: dict[str, Any] = {}
+    problems: list[Problem] = []
+    for spec in widgets():
+        if spec.field not in shown:
+            continue
+        try:
+            _put(values, spec.field, from_widget(spec, shown[spec.field]))
+        except ValueError as error:
+            problems.append(Problem(spec.field, str(error)))
+    try:
+        config, notices = RunConfig.from_values(values)
+    except ConfigError as error:
+        raise ConfigError(problems + error.problems) from None
+    if problems:
+        raise ConfigError(problems)
+    return config, notices
+
+
+def from_widget(spec: Widget, shown: Any) -> Any:
+    """One widget's value as the config takes it. ValueError where it is not even readable."""
+    if shown in (None, "", UNSET) and (spec.optional or spec.kind == "yaml"):
+        return None if spec.optional else spec.default
+    if spec.kind == "number":
+        return _number(spec, shown)
+    if spec.kind == "choice":
+        return {"true": True, "false": False}.get(shown, shown) if _has_bool(spec) else shown
+    if spec.kind == "yaml" or (spec.kind == "combo" and str(shown).lstrip().startswith("[")):
+        try:
+            return yaml.safe_load(str(shown))
+        except yaml.YAMLError as error:
+            raise ValueError(f"expected YAML, got {shown!r}: {error}") from None
+    return shown
+
+
+def _number(spec: Widget, shown: Any) -> Any:
+    if shown in (None, ""):
+        raise ValueError("expected a number, got nothing.")
+    return int(shown) if spec.whole and float(shown).is_integer() else shown
+
+
+def _has_bool(spec: Widget) -> bool:
+    return "true" in spec.choices or isinstance(spec.default, bool)
+
+
+def problem_lines(error: ConfigError) -> list[str]:
+    """Each problem in the form's own words: `Rank: Input should be …`."""
+    titles = {spec.field: spec.title for spec in widgets()}
+    return [
+        f"{titles.get(problem.field, problem.field)}: {problem.message}"
+        if problem.field
+        else problem.message
+        for problem in error.problems
+    ]
+
+
+def _yaml(value: Any) -> str:
+    """A value as a line of YAML, as people type it."""
+    if isinstance(value, str):
+        return value
+    return yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10_000,
+                          allow_unicode=True).removesuffix("\n").removesuffix("\n...")  # fmt: skip
+
+
+def _get(values: Mapping[str, Any], name: str) -> Any:
+    for part in name.split("."):
+        values = values[part]
+    return values
+
+
+def _put(values: dict[str, Any], name: str, value: Any) -> None:
+    *parents, last = name.split(".")
+    for part in parents:
+        values = values.setdefault(part, {})
+    values[last] = value

@@ -1,0 +1,453 @@
+"""The Runs page: the list, and the chosen run as it goes.
+
+The address names the run (`/runs?run=ID`), so a refresh, a second browser and a shared link all
+see the same. The page asks `/pulse` what changed and calls back only then; what it shows is made
+by plain functions from a Run and its Picture.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from phi3lora.errors import Phi3LoraError, RunError
+from phi3lora.runs.store import ACTIVE, RESUMABLE, Run
+from phi3lora.ui import show
+from phi3lora.ui.core import Core
+from phi3lora.ui.follow import Picture
+from phi3lora.ui.theme import HELD_OUT, TRAIN
+from phi3lora.ui.widgets import shown
+
+EVERY = 2.0  # seconds between two pulses
+POINTS = 400  # of a curve on the page
+LOG_LINES = 40
+COLOURS = {
+    "queued": "grey",
+    "running": "accent",
+    "stopping": "amber",
+    "finished": "green",
+    "stopped": "amber",
+    "paused": "amber",
+    "interrupted": "amber",
+    "failed": "red",
+}
+PULSE = "(seen, run) => window.phi3lora.pulse(seen, run)"
+REMEMBER = "(run) => { window.phi3lora.remember('run', run); return run; }"
+PICK = """
+element.addEventListener('click', (event) => {
+  const link = event.target.closest('a[data-run]');
+  if (!link || event.metaKey || event.ctrlKey || event.shiftKey) return;
+  event.preventDefault();
+  trigger('click', {run: link.dataset.run});
+});
+window.addEventListener('popstate', () => {
+  trigger('click', {run: new URL(window.location.href).searchParams.get('run') || ''});
+});
+"""
+
+
+class RunsPage:
+    """The page's components and handlers."""
+
+    def __init__(self, core: Core) -> None:
+        self.core = core
+        self.run_id = gr.Textbox(visible="hidden", elem_id="run-id")
+        self.pulse = gr.Textbox(visible="hidden", elem_id="pulse")
+        self.timer = gr.Timer(EVERY)
+        with gr.Row(elem_classes="page split runs", equal_height=False):
+            with gr.Column(scale=7, min_width=270, elem_classes="aside list"):
+                self.list = gr.HTML(elem_id="run-list", js_on_load=PICK, apply_default_css=False)
+            with gr.Column(scale=20, min_width=340, elem_classes="main"):
+                self._detail()
+
+    def _detail(self) -> None:
+        with gr.Column(elem_classes="card") as self.card:
+            self.head = gr.HTML(elem_id="run-head", apply_default_css=False)
+            self._buttons()
+            self.loss = gr.LinePlot(
+                visible=False, x="step", y="loss", color="rows", height=240, label="Loss",
+                color_map={"training": TRAIN, "held out": HELD_OUT}, elem_id="loss-plot",
+                x_title="step", y_title="loss (nats a token)", color_title=" ",
+            )  # fmt: skip
+            self.rate = gr.LinePlot(
+                visible=False, x="step", y="learning rate", height=140, label="Learning rate",
+                elem_id="rate-plot", x_title="step", y_title="learning rate",
+                y_axis_format=".1e", color_map={"all": TRAIN},
+            )  # fmt: skip
+        with gr.Column(elem_classes="card", visible=False) as self.report_card:
+            self.report = gr.HTML(elem_id="report", apply_default_css=False)
+        with gr.Column(elem_classes="card", visible=False) as self.more_card:
+            self.download = gr.DownloadButton("Download the adapter", size="md", visible=False,
+                                              elem_id="download")  # fmt: skip
+            with gr.Accordion("Log", open=False, elem_classes="fold", elem_id="log-fold"):
+                self.log = gr.HTML(elem_id="log", autoscroll=True, max_height=420)
+            with gr.Accordion("Configuration", open=False, elem_classes="fold"):
+                self.config = gr.Textbox(show_label=False, lines=8, max_lines=30, buttons=["copy"],
+                                         interactive=False, elem_classes="mono",
+                                         elem_id="run-config")  # fmt: skip
+
+    def _buttons(self) -> None:
+        with gr.Row(elem_classes="actions", visible=False) as self.actions:
+            self.stop = gr.Button("Stop", size="md", elem_id="stop")
+            self.resume = gr.Button("Resume", variant="primary", size="md", elem_id="resume")
+            self.cancel = gr.Button("Leave the line", size="md", elem_id="cancel")
+            self.compare = gr.Button("Compare with its base", variant="primary", size="md",
+                                     elem_id="to-compare")  # fmt: skip
+            self.prepare = gr.Button("Prepare download", size="md", elem_id="prepare")
+            self.delete = gr.Button("Delete", size="md", elem_classes="quiet", elem_id="delete")
+        with gr.Row(elem_classes="confirm", visible=False, elem_id="confirm") as self.confirm:
+            gr.HTML(
+                "<p>Delete this run, its checkpoints and its adapter? There is no way back.</p>"
+            )
+            self.sure = gr.Button("Delete for good", variant="stop", size="md", elem_id="sure")
+            self.keep = gr.Button("Keep it", size="md", elem_id="keep")
+
+    @property
+    def seen(self) -> list[Any]:
+        """What `on_show` fills, in order."""
+        return [self.list, self.head, self.actions, self.stop, self.resume, self.cancel,
+                self.compare, self.prepare, self.delete, self.loss, self.rate, self.report_card,
+                self.report, self.more_card, self.log, self.config]  # fmt: skip
+
+    # ------------------------------------------------------------------ what happens
+
+    def on_open(self, request: gr.Request) -> list[Any]:
+        """What the address says: a run, or the newest one."""
+        caller = self.core.caller(request)
+        run_id = request.query_params.get("run", "")
+        runs = self.core.store.list(caller.name)
+        if not run_id and runs:
+            run_id = runs[0].id
+        return [run_id, *self.on_show(run_id, request)]
+
+    def on_show(self, run_id: str, request: gr.Request) -> list[Any]:
+        """Everything about the chosen run as it is now."""
+        caller = self.core.caller(request)
+        runs = self.core.store.list(caller.name)
+        listing = run_list(runs, run_id)
+        try:
+            run = self.core.run(run_id, caller)
+        except RunError as error:
+            return [listing, nothing_chosen(runs, run_id, str(error)), *hidden()]
+        picture = self.core.follower.picture(run)
+        return [listing, *show_run(run, picture, self.core.queue.position(run))]
+
+    def on_pick(self, event: gr.EventData) -> str:
+        """A run was clicked in the list."""
+        return str(event._data.get("run", ""))
+
+    @shown
+    def on_stop(self, run_id: str, request: gr.Request) -> None:
+        """Ask it to save and stop."""
+        self.core.queue.stop(self._own(run_id, request))
+
+    @shown
+    def on_cancel(self, run_id: str, request: gr.Request) -> None:
+        """Take it out of the line."""
+        self.core.queue.cancel(self._own(run_id, request))
+
+    @shown
+    def on_resume(self, run_id: str, request: gr.Request) -> None:
+        """Go on from the last whole checkpoint."""
+        caller = self.core.caller(request)
+        self.core.queue.resume(self.core.run(run_id, caller), caller.token)
+
+    @shown
+    def on_delete(self, run_id: str, request: gr.Request) -> tuple[str, Any]:
+        """Remove it, and choose the newest of those that are left."""
+        caller = self.core.caller(request)
+        self.core.store.delete(self.core.run(run_id, caller))
+        left = self.core.store.list(caller.name)
+        return left[0].id if left else "", gr.update(visible=False)
+
+    @shown
+    def on_download(self, run_id: str, request: gr.Request) -> Any:
+        """The adapter as one zip file."""
+        run = self._own(run_id, request)
+        if run.adapter_folder is None:
+            raise RunError("This run has no adapter yet; let it finish first.")
+        folder = Path(tempfile.mkdtemp(prefix="phi3lora-"))
+        archive = shutil.make_archive(str(folder / f"adapter-{run.id}"), "zip", run.adapter_folder)
+        return gr.update(value=archive, visible=True)
+
+    def _own(self, run_id: str, request: gr.Request) -> Run:
+        return self.core.run(run_id, self.core.caller(request))
+
+    def wire(self, demo: gr.Blocks) -> None:
+        """Connect components and handlers."""
+        quiet: dict[str, Any] = {
+            "show_progress": "hidden", "api_visibility": "private", "concurrency_limit": None,
+        }  # fmt: skip
+        demo.load(self.on_open, None, [self.run_id, *self.seen], **quiet)
+        self.timer.tick(None, [self.pulse, self.run_id], self.pulse, js=PULSE,
+                        show_progress="hidden")  # fmt: skip
+        self.pulse.change(self.on_show, self.run_id, self.seen, trigger_mode="always_last", **quiet)
+        picked = self.list.click(self.on_pick, None, self.run_id, **quiet)
+        self._show_after(picked, quiet)
+        for button, handler in ((self.stop, self.on_stop), (self.cancel, self.on_cancel),
+                                (self.resume, self.on_resume)):  # fmt: skip
+            button.click(handler, self.run_id, None, **quiet).then(
+                self.on_show, self.run_id, self.seen, **quiet
+            )
+        self.delete.click(lambda: gr.update(visible=True), None, self.confirm, **quiet)
+        self.keep.click(lambda: gr.update(visible=False), None, self.confirm, **quiet)
+        deleted = self.sure.click(self.on_delete, self.run_id, [self.run_id, self.confirm], **quiet)
+        self._show_after(deleted, quiet)
+        self.compare.click(None, self.run_id, None, js=OPEN_COMPARE)
+        self.prepare.click(self.on_download, self.run_id, self.download, api_visibility="private",
+                           show_progress="minimal")  # fmt: skip
+
+    def _show_after(self, event: Any, quiet: dict[str, Any]) -> None:
+        remembered = event.success(None, self.run_id, self.run_id, js=REMEMBER)
+        remembered.then(self.on_show, self.run_id, self.seen, **quiet)
+
+
+OPEN_COMPARE = "(run) => { window.location.href = 'compare?adapter=' + encodeURIComponent(run); }"
+
+
+def build(core: Core, demo: gr.Blocks) -> RunsPage:
+    """Put the page into the Blocks that are open, wired."""
+    page = RunsPage(core)
+    page.wire(demo)
+    return page
+
+
+# ---------------------------------------------------------------------- values into what is shown
+
+
+def run_list(runs: list[Run], chosen: str) -> str:
+    """The runs, newest first, each a link."""
+    if not runs:
+        return ""
+    now = time.time()
+    items = []
+    for run in runs:
+        current = ' aria-current="true"' if run.id == chosen else ""
+        status = run.status
+        items.append(
+            f'<a href="runs?run={show.text(run.id)}" data-run="{show.text(run.id)}"{current}>'
+            f"<b>{show.text(run.title)}</b>{show.badge(status, COLOURS[status])}"
+            f"<small>{show.ago(now - run.state.created)}</small></a>"
+        )
+    return f'<h2 class="list-title">Runs</h2><nav class="run-list">{"".join(items)}</nav>'
+
+
+def nothing_chosen(runs: list[Run], run_id: str, reason: str) -> str:
+    """What to do where there is no run to show."""
+    if run_id:
+        return show.empty("This run is not here", reason)
+    if runs:
+        return show.empty("Choose a run", "Pick one from the list to see how it goes.")
+    return show.empty("No runs yet", "Pick data and a recipe, and launch your first training: "
+                      "about a minute on a CPU with pocket Phi-3.",
+                      ("Train something", "./"))  # fmt: skip
+
+
+def hidden() -> list[Any]:
+    """Everything below the head, out of sight."""
+    return [gr.update(visible=False)] * 11 + [gr.update(visible=False), "", gr.skip()]
+
+
+def show_run(run: Run, picture: Picture, position: int | None) -> list[Any]:
+    """Values for everything after the list, in the order of `RunsPage.seen`."""
+    status, report = run.status, read_report(run)
+    finished = run.adapter_folder is not None and status not in ACTIVE
+    visible = {
+        "stop": status == "running", "resume": status in RESUMABLE, "cancel": status == "queued",
+        "compare": finished, "prepare": finished, "delete": status not in ACTIVE,
+    }  # fmt: skip
+    return [
+        run_head(run, status, picture, position),
+        gr.update(visible=any(visible.values())),
+        *(gr.update(visible=value) for value in visible.values()),
+        loss_plot(picture),
+        rate_plot(picture),
+        gr.update(visible=report is not None),
+        report_html(report) if report else "",
+        gr.update(visible=True),
+        f"<pre>{show.text(run.log_tail(LOG_LINES) or 'The log is empty so far.')}</pre>",
+        config_text(run),
+    ]
+
+
+def run_head(run: Run, status: str, picture: Picture, position: int | None) -> str:
+    """Title, status, progress, the figures, and what there is to know."""
+    notices = [show.notice(notice.message, "amber" if notice.level == "warning" else "grey")
+               for notice in picture.notices]  # fmt: skip
+    if run.message and status not in ("running", "finished"):
+        notices.insert(0, show.notice(run.message, COLOURS[status].replace("accent", "grey")))
+    return (
+        f'<div class="run-title"><h1>{show.text(run.title)}</h1>'
+        f"{show.badge(status, COLOURS[status])}</div>"
+        f'<p class="sub">{show.text(subtitle(run))}</p>'
+        f"{progress_bar(status, picture, position)}{show.facts(figures(picture))}"
+        f'<div class="notices">{"".join(notices)}</div>'
+    )
+
+
+def subtitle(run: Run) -> str:
+    """What is trained on what, and when it began."""
+    started = time.strftime("%d %b %Y, %H:%M", time.localtime(run.state.created))
+    try:
+        config = run.config
+    except Phi3LoraError:
+        return f"started {started}"
+    return f"{config.model.path} on {Path(config.data.path).name} · {started}"
+
+
+def progress_bar(status: str, picture: Picture, position: int | None) -> str:
+    """How far it is and how long it will take, in words and as a bar."""
+    step, stage = picture.step, picture.stage
+    fraction = step.step / max(1, step.total_steps) if step else 0.0
+    done = f"step {step.step:,} of {step.total_steps:,}" if step else ""
+    if status == "queued":
+        waits = f"number {position} in line" if position else "waiting for its turn"
+        return show.progress(0.0, f"Queued, {waits}", "", "idle")
+    if status == "finished":
+        took = show.duration(picture.ended.seconds) if picture.ended else ""
+        return show.progress(1.0, "Finished", f"took {took}" if took else done, "done")
+    if status in ACTIVE:
+        if stage is not None:
+            return show.progress(stage.fraction, stage.name.capitalize(), done)
+        left = f"{show.duration(step.seconds_left)} left" if step and step.seconds_left else ""
+        words = {"stopping": "Saving, then stopping"}.get(
+            status, f"Training, {done}" if step else "Starting"
+        )
+        return show.progress(fraction if step else None, words, left)
+    return show.progress(fraction, status.capitalize(), done, "idle")
+
+
+def figures(picture: Picture) -> list[tuple[str, str]]:
+    """The numbers of the last step, with units; only those that exist."""
+    pairs = []
+    step = picture.step
+    if step:
+        pairs.append(
+            ("Loss", show.figure(step.loss if step.loss is not None else _last(picture.losses)))
+        )
+    if picture.evaluated:
+        pairs.append(("Held-out loss", show.figure(picture.evaluated.loss)))
+    if step and step.token_accuracy is not None:
+        pairs.append(("Right tokens", f"{100 * step.token_accuracy:.0f} %"))
+    if step and step.tokens_per_second:
+        pairs.append(("Speed", f"{step.tokens_per_second:,.0f} tokens/s"))
+    if step and step.learning_rate is not None:
+        pairs.append(("Learning rate", f"{step.learning_rate:.1e}"))
+    if step and step.grad_norm is not None:
+        pairs.append(("Gradient norm", show.figure(step.grad_norm, 2)))
+    if step and step.epoch:
+        pairs.append(("Epoch", f"{step.epoch:.2f}"))
+    if picture.ended and picture.ended.peak_memory:
+        pairs.append(("Peak memory", show.size(picture.ended.peak_memory)))
+    return pairs
+
+
+def _last(points: list[tuple[int, float]]) -> float | None:
+    return points[-1][1] if points else None
+
+
+def thin(points: list[tuple[int, float]], most: int = POINTS) -> list[tuple[int, float]]:
+    """At most that many points, evenly taken, the last one among them."""
+    if len(points) <= most:
+        return points
+    step = len(points) / most
+    return [*(points[int(number * step)] for number in range(most - 1)), points[-1]]
+
+
+def loss_plot(picture: Picture) -> Any:
+    """Training and held-out loss over steps."""
+    import pandas
+
+    points = [(*point, "training") for point in thin(picture.losses)]
+    points += [(*point, "held out") for point in thin(picture.held_out)]
+    if len(picture.losses) < 2:
+        return gr.update(visible=False)
+    frame = pandas.DataFrame(points, columns=["step", "loss", "rows"])
+    return gr.update(value=frame, visible=True)
+
+
+def rate_plot(picture: Picture) -> Any:
+    """Learning rate over steps."""
+    import pandas
+
+    if len(picture.rates) < 2:
+        return gr.update(visible=False)
+    frame = pandas.DataFrame(thin(picture.rates), columns=["step", "learning rate"])
+    return gr.update(value=frame, visible=True)
+
+
+def config_text(run: Run) -> str:
+    """The config as it is in the run folder."""
+    try:
+        return (run.folder / "config.yaml").read_text(encoding="utf-8")
+    except OSError as error:
+        return f"config.yaml cannot be read: {error.strerror}."
+
+
+def read_report(run: Run) -> dict[str, Any] | None:
+    """`report.json` as plain values; None where there is none yet."""
+    try:
+        report = json.loads((run.folder / "report.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return report if isinstance(report, dict) else None
+
+
+VERDICTS = {
+    "better": ("green", "Better than its base"),
+    "worse": ("red", "Worse than its base"),
+    "cannot tell": ("grey", "These rows cannot tell it from its base"),
+}
+
+
+def report_html(report: dict[str, Any]) -> str:
+    """Verdict, table of figures, and sample answers side by side."""
+    colour, words = VERDICTS.get(str(report.get("verdict")), ("grey", "No verdict"))
+    rows = report.get("rows", 0)
+    body = [
+        '<div class="section-head"><div><h2>Base against tuned</h2>'
+        f"<p>On {show.count(rows)} held-out rows that were not trained on.</p></div></div>",
+        f'<p class="verdict">{show.badge(words, colour)}</p>',
+        comparison_table(report.get("comparisons", [])),
+        *samples("Gained most", report.get("gained", [])),
+        *samples("Lost most", report.get("lost", [])),
+    ]
+    return "".join(body)
+
+
+def comparison_table(comparisons: list[dict[str, Any]]) -> str:
+    """A row for each figure: base, tuned, difference with its interval."""
+    rows = [
+        (
+            str(item["name"]).replace("_", " "),
+            show.figure(item["base"]),
+            show.figure(item["tuned"]),
+            f"{item['difference']:+.3f}",
+            f"{item['low']:+.3f} to {item['high']:+.3f}",
+        )
+        for item in comparisons
+    ]
+    return show.table(
+        ("Figure", "Base", "Tuned", "Difference", "95 % interval"), rows, align="lrrrr"
+    )
+
+
+def samples(title: str, items: list[dict[str, Any]]) -> list[str]:
+    """Held-out rows with the answers of both."""
+    if not items:
+        return []
+    cards = "".join(
+        '<article class="sample">'
+        f'<p class="asked">{show.text(item["prompt"])}</p>'
+        f"<div><h4>Base</h4><p>{show.text(item['base'])}</p></div>"
+        f'<div class="tuned"><h4>Tuned</h4><p>{show.text(item["tuned"])}</p></div>'
+        f"<div><h4>In the data</h4><p>{show.text(item['reference'])}</p></div></article>"
+        for item in items
+    )
+    return [f'<h3 class="samples-title">{show.text(title)}</h3>{cards}']

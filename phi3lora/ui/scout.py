@@ -1,0 +1,108 @@
+"""A look at data and machine before launch, in a process of its own.
+
+    scout = Scout(settings)
+    look = scout.look(config, token)       look.inspection, look.checks, look.estimate
+
+The process that serves the pages stays small and quick: transformers, tokenizing and a GPU's
+context live in this helper, which starts with the first look and ends with the app.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+import os
+import threading
+from collections import OrderedDict
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any
+
+from phi3lora.config import RunConfig
+from phi3lora.errors import Phi3LoraError
+from phi3lora.settings import Settings
+from phi3lora.training.preflight import Look, preflight
+
+WORKERS = 2  # a long look of one visitor leaves room for another's
+KEPT = 32
+
+
+class Scout:
+    """Looks, and remembers the last few looks for as long as their data is the same."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._lock = threading.Lock()
+        self._pool: ProcessPoolExecutor | None = None
+        self._kept: OrderedDict[str, Any] = OrderedDict()
+
+    def look(self, config: RunConfig, token: str | None = None) -> Look:
+        """Inspect the data and run the checks. What is wrong is in the look, not raised.
+
+        Data that was inspected lately, with the same settings, is not read again.
+        """
+        key = _data_key(config, token)
+        known = self._kept.get(key)
+        look = self._ask(config, token, known)
+        if look.inspection is not None:
+            with self._lock:
+                self._kept[key] = look.inspection
+                while len(self._kept) > KEPT:
+                    self._kept.popitem(last=False)
+        return look
+
+    def _ask(self, config: RunConfig, token: str | None, inspection: Any) -> Look:
+        """Have the helper look; a helper that was killed is replaced once."""
+        for attempt in (1, 2):
+            pool = self._ready()
+            try:
+                return pool.submit(preflight, config, self._settings, token, inspection).result()
+            except BrokenProcessPool:
+                self._replace(pool)
+                if attempt == 2:
+                    raise Phi3LoraError(
+                        "Looking at the data ended without an answer, most likely for want of "
+                        "memory. Set a row limit (data.max_rows) and look again."
+                    ) from None
+        raise AssertionError("unreachable")
+
+    def _ready(self) -> ProcessPoolExecutor:
+        with self._lock:
+            if self._pool is None:
+                self._pool = ProcessPoolExecutor(
+                    WORKERS, multiprocessing.get_context("spawn"), initializer=_end_with_parent
+                )
+            return self._pool
+
+    def _replace(self, broken: ProcessPoolExecutor) -> None:
+        with self._lock:
+            if self._pool is broken:
+                self._pool = None
+        broken.shutdown(wait=False)
+
+    def close(self) -> None:
+        """End the helper process."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+            self._pool = None
+
+
+def _data_key(config: RunConfig, token: str | None) -> str:
+    """Equal where the same rows become the same tokens for the same caller.
+
+    A file is known by its size and time as well: it may have been edited since.
+    """
+    parts = [config.data.model_dump_json(), config.model.path, config.model.revision or "",
+             str(config.training_config.max_length), token or ""]  # fmt: skip
+    file = Path(config.data.path).expanduser()
+    if file.is_file():
+        stat = file.stat()
+        parts.append(f"{stat.st_size} {stat.st_mtime_ns}")
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _end_with_parent() -> None:
+    """A helper whose app was killed would wait for work for ever."""
+    parent: Any = multiprocessing.parent_process()
+    threading.Thread(target=lambda: (parent.join(), os._exit(0)), daemon=True).start()

@@ -1,0 +1,447 @@
+"""The Train page: pick data and see what will be trained, pick a recipe, check, launch.
+
+    with gr.Blocks() as demo:
+        build(core)
+
+Every change goes the same way: read the form, look (in the helper process), show. What the page
+shows is made by plain functions from a `Look`, so that tests need no browser.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import yaml
+
+from phi3lora.config import RunConfig
+from phi3lora.errors import ConfigError, DataError, Phi3LoraError, Problem
+from phi3lora.recipes import describe, load_recipe, recipes
+from phi3lora.training.preflight import Check, Look
+from phi3lora.ui import form, show
+from phi3lora.ui.core import Core
+from phi3lora.ui.theme import SUPERVISED, TRAIN
+from phi3lora.ui.widgets import Fields, message_of, shown
+
+EXAMPLE, FILE, HUB = "Example", "Your file", "Hugging Face Hub"
+PREVIEWS = 3
+BARS = 24  # of the histogram
+FIRST_RECIPE = "pocket"
+ADAPTER = ("peft_config.r", "peft_config.lora_alpha", "peft_config.lora_dropout",
+           "peft_config.target_modules")  # fmt: skip
+LIVE = (
+    *ADAPTER[:2],
+    "peft_config.use_rslora",
+    "training_config.per_device_train_batch_size",
+    "training_config.gradient_accumulation_steps",
+)
+# What decides how rows become tokens; a change reads the data again.
+READ_ANEW = (
+    "model.path", "model.revision", "data.name", "data.revision", "data.split", "data.test_split",
+    "data.test_size", "data.seed", "data.max_rows", "data.format", "data.columns", "data.roles",
+    "data.system_prompt", "training_config.max_length",
+)  # fmt: skip
+
+
+class TrainPage:
+    """The page's components, and the handlers that fill them."""
+
+    def __init__(self, core: Core) -> None:
+        self.core = core
+        self.fields = Fields()
+        with gr.Row(elem_classes="page split", equal_height=False):
+            with gr.Column(scale=17, min_width=340, elem_classes="main"):
+                with gr.Column(elem_classes="card"):
+                    self._data()
+                with gr.Column(elem_classes="card"):
+                    self._recipe()
+            with (
+                gr.Column(scale=9, min_width=300, elem_classes="aside"),
+                gr.Column(elem_classes="card"),
+            ):
+                self._launch()
+
+    # ------------------------------------------------------------------ what is on the page
+
+    def _data(self) -> None:
+        gr.HTML(show.heading("Data", "Chat data to learn from, and exactly what will be trained.",
+                             1))  # fmt: skip
+        self.source = gr.Radio([EXAMPLE, FILE, HUB], value=EXAMPLE, show_label=False,
+                               elem_classes="segmented", elem_id="source")  # fmt: skip
+        with gr.Column(elem_id="panel-example") as self.example_panel:
+            names = self.core.examples()
+            self.example = gr.Dropdown(names, value=names[0] if names else None,
+                                       label="Bundled dataset", elem_id="example")  # fmt: skip
+        with gr.Column(visible=False, elem_id="panel-file") as self.file_panel:
+            self.file = gr.File(label="JSON, JSONL, CSV or Parquet", height=140,
+                                file_types=[".json", ".jsonl", ".csv", ".parquet"],
+                                elem_id="file")  # fmt: skip
+        with gr.Column(visible=False, elem_id="panel-hub") as self.hub_panel:
+            self._hub()
+        self.fields.add("data.path", visible="hidden")
+        with gr.Accordion("How rows are read and held out", open=False, elem_classes="fold"):
+            with gr.Row():
+                self.fields.add("data.test_size", min_width=200)
+                self.fields.add("data.format", min_width=200)
+            with gr.Row():
+                self.fields.add("data.columns", min_width=200)
+                self.fields.add("data.roles", min_width=200)
+            self.fields.add("data.system_prompt")
+            with gr.Row():
+                for name in ("test_split", "max_rows", "seed", "revision"):
+                    self.fields.add(f"data.{name}", min_width=140)
+        self._preview()
+
+    def _hub(self) -> None:
+        self.search = gr.Textbox(
+            label="Dataset on the Hub", placeholder="Search, or paste an id such as "
+            "HuggingFaceH4/ultrachat_200k, and press Enter", elem_id="search",
+        )  # fmt: skip
+        self.results = gr.Radio([], visible=False, show_label=False, elem_classes="results",
+                                elem_id="results")  # fmt: skip
+        with gr.Row():
+            self.fields.add("data.name", min_width=160)
+            self.fields.add("data.split", min_width=160)
+
+    def _preview(self) -> None:
+        self.summary = gr.HTML(
+            show.empty("What will be trained shows up here", "Pick an example, drop a file, or "
+                       "search the Hub: three conversations as the model will read them, with "
+                       "the tokens it learns from tinted."),
+            elem_id="data-summary",
+        )  # fmt: skip
+        self.previews = [
+            gr.HighlightedText(
+                visible=False,
+                label=f"Conversation {number + 1}",
+                elem_classes="conversation",
+                color_map={"supervised": SUPERVISED},
+                combine_adjacent=True,
+                show_inline_category=False,
+                show_legend=False,
+                elem_id=f"conversation-{number}",
+            )
+            for number in range(PREVIEWS)
+        ]
+        self.histogram = gr.BarPlot(
+            visible=False, x="tokens", y="rows", x_title="tokens of a conversation",
+            y_title="rows", height=170, elem_id="histogram", color_map={"rows": TRAIN},
+            label="Length of conversations",
+        )  # fmt: skip
+
+    def _recipe(self) -> None:
+        gr.HTML(show.heading("Recipe", "Where to start from; change what you like.", 2))
+        cards = [(card_text(name), name) for name in recipes()]
+        self.recipe = gr.Radio(cards, value=FIRST_RECIPE, show_label=False, elem_classes="cards",
+                               elem_id="recipe")  # fmt: skip
+        self.recipe_notes = gr.HTML(visible=False, elem_id="recipe-notes")
+        with gr.Row():
+            self.fields.add("model.path", min_width=240, scale=2)
+            self.fields.add("model.quantization", min_width=160)
+        with gr.Row():
+            for name in ADAPTER:
+                self.fields.add(name, min_width=150)
+        with gr.Row():
+            for name in ("learning_rate", "num_train_epochs", "max_length"):
+                self.fields.add(f"training_config.{name}", min_width=150)
+        with gr.Row():
+            for name in ("per_device_train_batch_size", "gradient_accumulation_steps",
+                         "lr_scheduler_type", "warmup_steps"):  # fmt: skip
+                self.fields.add(f"training_config.{name}", min_width=150)
+        self.fields.add("training_config.packing")
+        self.derived = gr.HTML(elem_id="derived")
+        with gr.Accordion("Advanced", open=False, elem_classes="fold", elem_id="advanced"):
+            self._advanced()
+        with gr.Accordion("As YAML", open=False, elem_classes="fold", elem_id="as-yaml"):
+            self.yaml = gr.Textbox(lines=14, max_lines=28, show_label=False, buttons=["copy"],
+                                   elem_classes="mono", elem_id="yaml")  # fmt: skip
+            self.use_yaml = gr.Button("Use this configuration", size="md")
+
+    def _advanced(self) -> None:
+        for section, name in form.SECTIONS.items():
+            if section == "data":
+                continue
+            with gr.Accordion(name, open=False, elem_classes="fold inner"):
+                names = [
+                    spec.field
+                    for spec in form.widgets()
+                    if spec.section == section and spec.field not in self.fields.by_name
+                    and spec.field != "title"
+                ]  # fmt: skip
+                for start in range(0, len(names), 3):
+                    with gr.Row():
+                        for field in names[start : start + 3]:
+                            self.fields.add(field, min_width=170)
+
+    def _launch(self) -> None:
+        gr.HTML(show.heading("Launch", "Checked before any time is spent.", 3))
+        self.checks = gr.HTML(show.notice("Nothing checked yet.", "grey"), elem_id="checks")
+        self.estimate = gr.HTML(elem_id="estimate")
+        self.fields.add("title", placeholder="Pirate, second try")
+        self.launch = gr.Button("Launch", variant="primary", size="lg", elem_id="launch")
+        self.launched = gr.Textbox(visible="hidden", elem_id="launched")
+
+    # ------------------------------------------------------------------ what happens
+
+    @property
+    def seen(self) -> list[Any]:
+        """What a look fills."""
+        return [self.summary, *self.previews, self.histogram, self.checks, self.estimate,
+                self.derived, self.yaml]  # fmt: skip
+
+    def on_look(self, request: gr.Request, *shown_values: Any) -> Iterator[list[Any]]:
+        """Read the form, say that we are reading, then show what was found."""
+        yield [gr.skip()] * (len(self.seen) - 4) + [waiting_checks(), *[gr.skip()] * 3]
+        try:
+            config, _ = self.fields.config(shown_values)
+        except ConfigError as error:
+            yield broken_form(error, len(self.seen))
+            return
+        try:
+            look = self.core.look(config, self.core.caller(request))
+        except Phi3LoraError as error:
+            look = Look([Check("Data", "red", str(error))])
+        yield show_look(config, look)
+
+    def on_live(self, *shown_values: Any) -> tuple[str, Any]:
+        """The figures that follow from the form at once, without a look."""
+        try:
+            config, _ = self.fields.config(shown_values)
+        except ConfigError as error:
+            return show.notice(message_lines(error), "red"), gr.skip()
+        return derived(config), config.to_yaml()
+
+    def on_source(self, source: str, example: str) -> list[Any]:
+        """Show the chosen source's panel; an example is taken at once."""
+        panels = [gr.update(visible=source == name) for name in (EXAMPLE, FILE, HUB)]
+        return [*panels, f"example:{example}" if source == EXAMPLE else gr.skip()]
+
+    @shown
+    def on_file(self, file: str | None) -> Any:
+        """Keep the dropped file and make it the data."""
+        return str(self.core.keep_upload(Path(file))) if file else gr.skip()
+
+    @shown
+    def on_search(self, query: str, request: gr.Request) -> tuple[Any, Any]:
+        """A list of datasets that match; an id that exists is taken at once."""
+        query = query.strip().removeprefix("https://huggingface.co/datasets/")
+        if not query:
+            raise DataError("Type a few words, or a dataset's id, then press Enter.")
+        found = self.core.search(query, self.core.caller(request))
+        if query in [dataset for _, dataset in found] or (not found and "/" in query):
+            return gr.update(visible=False, choices=[]), query
+        if not found:
+            raise DataError(f"The Hub has no dataset like {query!r}; try fewer or other words.")
+        return gr.update(choices=found, value=None, visible=True), gr.skip()
+
+    @shown
+    def on_recipe(self, name: str) -> list[Any]:
+        """Fill the form with a recipe; the data stays."""
+        config, notices = load_recipe(name)
+        return [recipe_notes(config, notices), *self._fill_keeping_data(config)]
+
+    @shown
+    def on_yaml(self, text: str) -> list[Any]:
+        """Fill the form from YAML, data included."""
+        try:
+            values = yaml.safe_load(text) or {}
+        except yaml.YAMLError as error:
+            raise ConfigError([Problem("", f"This is not YAML: {error}")]) from None
+        if not isinstance(values, dict):
+            raise ConfigError([Problem("", "Expected `section: …` pairs.")])
+        config, notices = RunConfig.from_values(values)
+        return [recipe_notes(None, notices), *self.fields.fill(config)]
+
+    def _fill_keeping_data(self, config: RunConfig) -> list[Any]:
+        kept = [name for name in self.fields.by_name if name.startswith("data.")]
+        return self.fields.fill(config, keep=[*kept, "title"])
+
+    @shown
+    def on_launch(self, request: gr.Request, *shown_values: Any) -> str:
+        """Launch; the id of the run, which the browser then opens."""
+        config, _ = self.fields.config(shown_values)
+        return self.core.launch(config, self.core.caller(request)).id
+
+    def wire(self) -> None:
+        """Connect components and handlers."""
+        everything, by_name = self.fields.components, self.fields.by_name
+        path = by_name["data.path"]
+        quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+        self.source.change(self.on_source, [self.source, self.example],
+                           [self.example_panel, self.file_panel, self.hub_panel, path],
+                           **quiet)  # fmt: skip
+        self.example.input(lambda name: f"example:{name}", self.example, path, **quiet)
+        self.file.upload(self.on_file, self.file, path, **quiet)
+        self.search.submit(self.on_search, self.search, [self.results, path],
+                           show_progress="minimal", api_visibility="private")  # fmt: skip
+        self.results.input(lambda dataset: dataset, self.results, path, **quiet)
+        again = [path.change, *(_settled(by_name[name]) for name in READ_ANEW)]
+        rest = [name for name in by_name if name not in READ_ANEW and name != "data.path"]
+        again += [_settled(by_name[name]) for name in rest if name not in ("title",)]
+        gr.on([*again], self.on_look, everything, self.seen, trigger_mode="always_last", **quiet)
+        gr.on([by_name[name].change for name in LIVE], self.on_live, everything,
+              [self.derived, self.yaml], trigger_mode="always_last", **quiet)  # fmt: skip
+        filled = [self.recipe_notes, *everything]
+        for event in (self.recipe.input(self.on_recipe, self.recipe, filled, **quiet),
+                      self.use_yaml.click(self.on_yaml, self.yaml, filled, **quiet)):  # fmt: skip
+            event.success(self.on_look, everything, self.seen, **quiet)
+        launched = self.launch.click(self.on_launch, everything, self.launched,
+                                     api_visibility="private", show_progress="hidden",
+                                     concurrency_limit=4)  # fmt: skip
+        launched.success(None, self.launched, None, js=OPEN_RUN)
+
+
+OPEN_RUN = "(run) => { if (run) window.location.href = 'runs?run=' + encodeURIComponent(run); }"
+
+
+def build(core: Core) -> TrainPage:
+    """Put the page into the Blocks that are open, wired."""
+    page = TrainPage(core)
+    page.wire()
+    return page
+
+
+def _settled(component: Any) -> Any:
+    """The event of a component once its user is done with it, not at each key."""
+    return component.blur if isinstance(component, gr.Textbox | gr.Number) else component.input
+
+
+# ---------------------------------------------------------------------- values into what is shown
+
+
+def card_text(name: str) -> str:
+    """A recipe's card: its title, and what its file says about it, on two lines."""
+    title = name.replace("-", " ").replace("phi3", "Phi-3").capitalize()
+    return f"{title.replace('phi-3', 'Phi-3').replace('lora', 'LoRA')}\n{describe(name)}"
+
+
+def recipe_notes(config: RunConfig | None, notices: list[str]) -> Any:
+    """Translated names, and whose data the recipe was written for."""
+    lines = [show.notice(line, "grey") for line in notices]
+    if config and not config.data.path.startswith("example:"):
+        lines.append(show.notice(f"This recipe was written for {config.data.path}. Your data is "
+                                 "kept; pick that one under Hugging Face Hub if you want it.",
+                                 "grey"))  # fmt: skip
+    return gr.update(value="".join(lines), visible=bool(lines))
+
+
+def message_lines(error: ConfigError) -> str:
+    """A form's problems, a line each."""
+    return "\n".join(form.problem_lines(error))
+
+
+def broken_form(error: ConfigError, outputs: int) -> list[Any]:
+    """Say at the launch panel what is wrong with the form; the preview stays."""
+    notices = "".join(show.notice(line, "red") for line in form.problem_lines(error))
+    return [gr.skip()] * (outputs - 4) + [notices, "", gr.skip(), gr.skip()]
+
+
+def waiting_checks() -> str:
+    """The launch panel while the helper reads."""
+    return '<div class="reading"><b></b>Reading the data and checking the machine …</div>'
+
+
+def show_look(config: RunConfig, look: Look) -> list[Any]:
+    """Values for everything a look fills, in the order of `TrainPage.seen`."""
+    inspection = look.inspection
+    return [
+        data_summary(config, look),
+        *previews(inspection),
+        histogram(inspection),
+        show.checks((check.level, check.name, check.found, check.remedy) for check in look.checks),
+        estimate_facts(look.estimate),
+        derived(config),
+        config.to_yaml(),
+    ]
+
+
+def data_summary(config: RunConfig, look: Look) -> str:
+    """What the data is and what of it will be trained, or why nothing can be."""
+    inspection = look.inspection
+    if inspection is None:
+        reasons = [check.found for check in look.checks if check.level == "red"]
+        return "".join(show.notice(reason, "red") for reason in reasons) or show.empty(
+            "Nothing to show", "Pick other data."
+        )
+    dropped = sum(inspection.dropped.values())
+    kept = f"{inspection.kept:,} of {inspection.rows:,}"
+    share = 100 * inspection.supervised_tokens / max(1, inspection.total_tokens)
+    pairs = [
+        ("Conversations", kept),
+        ("Tokens", show.short_count(inspection.total_tokens)),
+        ("Supervised", f"{share:.0f} %"),
+        ("Median length", f"{inspection.tokens['p50']:,.0f} tokens"),
+        ("Longest", f"{inspection.tokens['max']:,.0f} tokens"),
+    ]
+    found = f"<b>{show.text(inspection.format)}</b> {show.text(inspection.reason)}"
+    lines = [f'<p class="detected">{found}</p>']
+    if inspection.truncated:
+        limit = config.training_config.max_length
+        cut = f"{inspection.truncated:,} conversations are cut at {limit:,} tokens"
+        lines.append(show.notice(f"{cut}; raise the length limit to keep them whole."))
+    if dropped:
+        reasons = [f"{number:,} × {reason}" for reason, number in inspection.dropped.items()]
+        lines.append(show.notice("\n".join([f"{dropped:,} rows cannot be used:", *reasons])))
+    legend = ('<p class="legend"><mark>tinted</mark> tokens are supervised: the model learns to '
+              "write them. The rest it only reads.</p>")  # fmt: skip
+    return show.facts(pairs) + "".join(lines) + legend
+
+
+def previews(inspection: Any) -> list[Any]:
+    """Three conversations as HighlightedText values; those that are not there are hidden."""
+    rows = list(inspection.preview) if inspection is not None else []
+    updates = []
+    for number in range(PREVIEWS):
+        segments = rows[number] if number < len(rows) else None
+        value = [
+            (part["text"], "supervised" if part["supervised"] else None) for part in segments or []
+        ]
+        updates.append(gr.update(value=value, visible=segments is not None))
+    return updates
+
+
+def histogram(inspection: Any) -> Any:
+    """Token lengths in bars of equal width."""
+    import pandas
+
+    lengths = list(inspection.lengths) if inspection is not None else []
+    if not lengths:
+        return gr.update(visible=False)
+    width = max(1, -(-(max(lengths) + 1) // BARS))
+    counts = [0] * (max(lengths) // width + 1)
+    for length in lengths:
+        counts[length // width] += 1
+    frame = pandas.DataFrame(
+        {"tokens": [number * width for number in range(len(counts))], "rows": counts}
+    )
+    return gr.update(value=frame, visible=True)
+
+
+def estimate_facts(estimate: Any) -> str:
+    """Memory, time, steps and the share that is trained."""
+    if estimate is None:
+        return ""
+    pairs = [("Memory", show.size(estimate.memory_bytes))]
+    if estimate.seconds:
+        pairs.append(("Time", f"about {show.duration(estimate.seconds)}"))
+    pairs.append(("Updates", show.count(estimate.steps)))
+    share = 100 * estimate.trainable / max(1, estimate.total)
+    pairs.append(("Trained", f"{show.short_count(estimate.trainable)} ({share:.2g} %)"))
+    return show.facts(pairs)
+
+
+def derived(config: RunConfig) -> str:
+    """Effective batch and LoRA scaling."""
+    training, peft = config.training_config, config.peft_config
+    root = "√" if peft.use_rslora else ""
+    return (
+        f'<p class="derived">Effective batch <b>{config.effective_batch}</b> '
+        f"({training.per_device_train_batch_size} × {training.gradient_accumulation_steps}) · "
+        f"LoRA scaling <b>{config.lora_scaling:.3g}</b> "
+        f"({peft.lora_alpha} / {root}{peft.r})</p>"
+    )
+
+
+__all__ = ["TrainPage", "build", "message_of"]

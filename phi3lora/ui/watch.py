@@ -1,0 +1,69 @@
+"""What the server does beside Gradio: refuse foreign requests, and say cheaply what changed.
+
+    launch(app_kwargs=beside(settings, pulse))
+
+An idle page asks `/pulse` every few seconds. The answer is a short fingerprint; only when it
+differs does the page call Gradio, so that a hundred open pages cost next to nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+Pulse = Callable[[Request], str]
+SAFE = {"GET", "HEAD", "OPTIONS"}
+
+
+class OriginGuard:
+    """Refuses a state-changing request that another site's page sent in the visitor's name.
+
+    A request without an Origin comes from a program, which has no cookies to abuse.
+    """
+
+    def __init__(self, app: ASGIApp, allowed: frozenset[str] = frozenset()) -> None:
+        self.app = app
+        self.allowed = allowed
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, or answer 403."""
+        if scope["type"] == "http" and scope["method"] not in SAFE and self._foreign(scope):
+            message = "This request came from another site's page; open the app itself.\n"
+            await PlainTextResponse(message, status_code=403)(scope, receive, send)
+            return
+        await self.app(scope, receive, send)
+
+    def _foreign(self, scope: Scope) -> bool:
+        headers = Headers(scope=scope)
+        origin = headers.get("origin")
+        if origin is None:
+            return False
+        host = urlsplit(origin).netloc.lower()
+        return host != headers.get("host", "").lower() and host not in self.allowed
+
+
+def own_hosts() -> frozenset[str]:
+    """Names under which a Space's proxy is reached; a comma-separated list."""
+    names = os.environ.get("SPACE_HOST", "")
+    return frozenset(name.strip().lower() for name in names.split(",") if name.strip())
+
+
+def beside(pulse: Pulse, allowed: frozenset[str]) -> dict[str, Any]:
+    """Arguments of the FastAPI app: the guard, and the route that idle pages ask."""
+
+    def answer(request: Request) -> PlainTextResponse:
+        return PlainTextResponse(pulse(request), headers={"Cache-Control": "no-store"})
+
+    return {
+        "middleware": [Middleware(OriginGuard, allowed=allowed)],
+        "routes": [Route("/pulse", answer)],
+    }

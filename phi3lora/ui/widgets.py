@@ -1,0 +1,114 @@
+"""Form widgets as Gradio components, and our errors as messages on the page.
+
+fields = Fields()
+fields.add("peft_config.r")          makes the component, here and now
+fields.components, fields.values(inputs)
+"""
+
+from __future__ import annotations
+
+import functools
+import html
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+import gradio as gr
+
+from phi3lora.config import RunConfig
+from phi3lora.errors import ConfigError, Phi3LoraError
+from phi3lora.ui import form
+
+Handler = TypeVar("Handler", bound=Callable[..., Any])
+SPECS = {spec.field: spec for spec in form.widgets()}
+
+
+class Fields:
+    """The components of a form by field, in the order in which they were added."""
+
+    def __init__(self) -> None:
+        self.by_name: dict[str, gr.components.Component] = {}
+
+    @property
+    def components(self) -> list[Any]:
+        """All of them, as inputs or outputs of an event."""
+        return list(self.by_name.values())
+
+    def add(self, name: str, **changes: Any) -> Any:
+        """The component of a field; `changes` go to its constructor."""
+        self.by_name[name] = component(SPECS[name], **changes)
+        return self.by_name[name]
+
+    def add_rest(self, section: str, basic: bool | None = None) -> None:
+        """Whatever of a section was not added yet."""
+        for spec in SPECS.values():
+            wanted = spec.section == section and basic in (None, spec.basic)
+            if wanted and spec.field not in self.by_name:
+                self.add(spec.field)
+
+    def config(self, shown: Iterable[Any]) -> tuple[RunConfig, list[str]]:
+        """The config that the components show. Raises ConfigError."""
+        return form.from_widgets(dict(zip(self.by_name, shown, strict=True)))
+
+    def fill(self, config: RunConfig, keep: Iterable[str] = ()) -> list[Any]:
+        """Updates that show this config; fields in `keep` stay as they are."""
+        values, kept = form.to_widgets(config), set(keep)
+        return [gr.skip() if name in kept else values[name] for name in self.by_name]
+
+
+def component(spec: form.Widget, **changes: Any) -> Any:
+    """The Gradio component of a widget, with its title, help line and bounds."""
+    note = f"{spec.help} ({spec.bounds})" if spec.bounds else spec.help
+    common: dict[str, Any] = {
+        "label": spec.title,
+        "info": note,
+        "value": form.to_widget(spec, spec.default),
+        "elem_id": element_id(spec.field),
+        "interactive": True,
+        **changes,
+    }
+    if spec.kind == "number":
+        return gr.Number(step=1 if spec.whole else None, **common)
+    if spec.kind == "choice":
+        return gr.Dropdown(choices=list(spec.choices), filterable=False, **common)
+    if spec.kind == "combo":
+        return gr.Dropdown(choices=list(spec.choices), allow_custom_value=True, **common)
+    if spec.kind == "checkbox":
+        return gr.Checkbox(**common)
+    lines = 3 if spec.field == "data.system_prompt" else 1
+    return gr.Textbox(lines=lines, max_lines=8, **common)
+
+
+def element_id(field: str) -> str:
+    """`peft_config.r` as an id of the page: `field-peft_config-r`."""
+    return "field-" + field.replace(".", "-")
+
+
+def message_of(error: Phi3LoraError) -> str:
+    """What a notice on the page says, with the form's own titles, escaped."""
+    text = "\n".join(form.problem_lines(error)) if isinstance(error, ConfigError) else str(error)
+    return html.escape(text, quote=False).replace("\n", "<br>")
+
+
+def shown(handler: Handler) -> Handler:
+    """Turn our errors into a notice on the page; the one place that does."""
+
+    @functools.wraps(handler)
+    def once(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return handler(*args, **kwargs)
+        except Phi3LoraError as error:
+            raise _notice(error) from None
+
+    @functools.wraps(handler)
+    def stream(*args: Any, **kwargs: Any) -> Any:
+        try:
+            yield from handler(*args, **kwargs)
+        except Phi3LoraError as error:
+            raise _notice(error) from None
+
+    return stream if inspect.isgeneratorfunction(handler) else once  # type: ignore[return-value]
+
+
+def _notice(error: Phi3LoraError) -> gr.Error:
+    return gr.Error(message_of(error), title="Not yet", duration=12, print_exception=False)
