@@ -65,8 +65,8 @@ class Conversation:
 class Shape:
     """Names under which a format's parts are found, most usual first."""
 
-    required: dict[str, tuple[str, ...]]
-    optional: dict[str, tuple[str, ...]]
+    required: Mapping[str, tuple[str, ...]]
+    optional: Mapping[str, tuple[str, ...]]
     meaning: str
 
 
@@ -268,7 +268,7 @@ def _reason(
         return f"{said}{found['messages']!r} holds lists of turns with {keys[0]} and {keys[1]}."
     if name == "text":
         return f"{said}{found['text']!r} is plain text: {_text_meaning(rows, found['text'])}."
-    return f"{said}{columns} {'is' if len(found) == 1 else 'are'} {SHAPES[name].meaning}."
+    return f"{said}{columns} hold {SHAPES[name].meaning}."
 
 
 def _text_meaning(rows: Sequence[Row], column: str) -> str:
@@ -281,8 +281,8 @@ def _text_meaning(rows: Sequence[Row], column: str) -> str:
 def _nothing_fits(
     columns: Sequence[str], rows: Sequence[Row], format: str, mapping: Mapping[str, str]
 ) -> str:
-    shapes = [SHAPES[format]] if format != "auto" else list(dict.fromkeys(SHAPES.values()))
-    wanted = "; or ".join(" and ".join(shape.required) for shape in shapes)
+    shapes = [format] if format != "auto" else [n for n in SHAPES if n != "conversations"]
+    wanted = ", or ".join(" and ".join(SHAPES[name].required) for name in shapes)
     asked = "" if format == "auto" else f" for the format {format!r}"
     asked += f" with {_names(mapping)} given" if mapping else ""
     return (

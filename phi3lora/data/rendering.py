@@ -50,11 +50,15 @@ class Segment(TypedDict):
 
 @dataclass(frozen=True)
 class Rendered:
-    """A conversation in tokens; `supervised` has one entry for each id."""
+    """A conversation in tokens; `supervised` has one entry for each id.
+
+    `whole` is how many tokens there were before the cut.
+    """
 
     input_ids: list[int]
     supervised: list[bool]
     truncated: bool = False
+    whole: int = 0
 
     @property
     def labels(self) -> list[int]:
@@ -285,7 +289,7 @@ def _assemble(pattern: _Pattern, contents: Iterator[Any], max_length: int | None
         ids += literal.ids
         mask += literal.mask
     truncated = max_length is not None and len(ids) > max_length
-    return Rendered(ids[:max_length], mask[:max_length], truncated)
+    return Rendered(ids[:max_length], mask[:max_length], truncated, len(ids))
 
 
 def _segments(

@@ -1,0 +1,439 @@
+"""Rows of a dataset on the Hub, through the `datasets` library.
+
+    hub_set = HubSet("user/name", split="train", token=token, cache_folder=folder)
+    hub_set.sha                     # the commit that this caller may read; all else is pinned to it
+    hub_set.stream()                # the first rows, without a download
+    hub_set.rows()                  # all of them: files are downloaded once, then read from disk
+
+Access is asked first, with the caller's own token, since a shared cache would serve one user's
+private files to the next; downloads go to the caller's cache folder. What was downloaded can be
+read again without the Hub. Every way to fail has a message of its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+from phi3lora.data.files import Report
+from phi3lora.errors import DataError, HubError
+
+Tell = Callable[[str], None]
+T = TypeVar("T")
+LONGEST_WAIT = 300.0  # seconds that a busy Hub is waited for, all in all
+_RETRY_5XX = (1.0, 2.0)  # seconds
+
+
+@dataclass(frozen=True)
+class _Files:
+    """What has to be read: kept beside the downloads, so that it can be read without the Hub."""
+
+    sha: str
+    module: str  # of datasets: parquet, json, csv, …
+    options: dict[str, Any]  # of that module, where the repo's card sets them
+    paths: list[str]  # in the repo
+    count: int | None
+
+
+@dataclass(frozen=True)
+class HubSet:
+    """One split of one configuration of a dataset, at one commit.
+
+    Attributes:
+        repo: `user/name`.
+        name: configuration, where there are several.
+        split: such as `train`.
+        revision: branch, tag or commit; None for the main branch.
+        token: the caller's; without one the caller is anonymous, whatever the machine has stored.
+        endpoint: the Hub's address; None for the environment's.
+        cache_folder: the caller's own; None for the library's shared one.
+        tell: told when a busy Hub is waited for.
+    """
+
+    repo: str
+    name: str | None = None
+    split: str = "train"
+    revision: str | None = None
+    token: str | None = field(default=None, repr=False)
+    endpoint: str | None = None
+    cache_folder: Path | None = None
+    tell: Tell | None = field(default=None, repr=False, compare=False)
+
+    @cached_property
+    def sha(self) -> str:
+        """The commit, once the Hub has said that this caller may read it.
+
+        Raises:
+            HubError: not found, private, gated, no such revision, down; or offline and not cached.
+        """
+        try:
+            with self._in_words():
+                return self._patiently(self._ask_access)
+        except Unreachable:
+            if self._kept is not None:
+                return self._kept.sha
+            raise
+
+    @property
+    def count(self) -> int | None:
+        """Rows, where the repo says so; asks the Hub."""
+        return self._known.count
+
+    def stream(self) -> Iterator[dict[str, Any]]:
+        """Rows as they arrive; only what is read is fetched."""
+        if self._is_kept:
+            yield from self._read(self._kept_paths())
+            return
+        with self._in_words():
+            rows = self._builder.as_streaming_dataset(split=self.split)
+        yield from self._told(iter(rows))
+
+    def rows(self, report: Report | None = None) -> Iterator[dict[str, Any]]:
+        """All rows: the split's files are downloaded, if they are not there, and read."""
+        paths = self._kept_paths() if self._is_kept else self._download(report)
+        yield from self._read(paths)
+
+    def configurations(self) -> list[str]:
+        """Names of the configurations."""
+        from datasets import get_dataset_config_names
+
+        with self._in_words():
+            return list(
+                self._patiently(lambda: get_dataset_config_names(self.repo, **self._access()))
+            )
+
+    def splits(self) -> list[str]:
+        """Names of the splits of this configuration."""
+        with self._in_words():
+            return _split_names(self._any_split)
+
+    # Asking
+
+    def _ask_access(self) -> str:
+        from huggingface_hub import HfApi
+
+        api = HfApi(endpoint=self.endpoint, token=self.token or False)
+        info = api.dataset_info(self.repo, revision=self.revision)
+        if info.gated or info.private:
+            api.auth_check(self.repo, repo_type="dataset")
+        script = f"{self.repo.split('/')[-1]}.py"
+        if any(file.rfilename == script for file in info.siblings or ()):
+            raise DataError(_SCRIPT.format(repo=self.repo, script=script))
+        return str(info.sha)
+
+    def _access(self) -> dict[str, Any]:
+        """Arguments that every call of `datasets` gets."""
+        cache = str(self.cache_folder / "datasets") if self.cache_folder else None
+        return {"revision": self.sha, "token": self.token or False, "cache_dir": cache}
+
+    @cached_property
+    def _any_split(self) -> Any:
+        from datasets import load_dataset_builder
+
+        def ask() -> Any:
+            return load_dataset_builder(self.repo, self.name, **self._access())
+
+        try:
+            return self._patiently(ask)
+        except ValueError as error:
+            if "onfig" not in str(error):  # "BuilderConfig … not found", "Config name is missing"
+                raise
+        names = ", ".join(self.configurations())
+        asked = f"no configuration {self.name!r}" if self.name else "several configurations"
+        raise DataError(f"{self.repo} has {asked}; set data.name to one of: {names}.")
+
+    @cached_property
+    def _builder(self) -> Any:
+        builder = self._any_split
+        names = _split_names(builder)
+        if self.split not in names:
+            raise DataError(
+                f"{self.repo} has no split {self.split!r}; set data.split to one of: "
+                f"{', '.join(names)}."
+                + (" For the first rows alone, set data.max_rows." if "[" in self.split else "")
+            )
+        return builder
+
+    @cached_property
+    def _described(self) -> _Files:
+        with self._in_words():
+            builder = self._builder
+        start = f"hf://datasets/{self.repo}@{self.sha}/"
+        files = [str(file) for file in (builder.config.data_files or {}).get(self.split, [])]
+        foreign = [file for file in files if not file.startswith(start)]
+        if foreign or not files:
+            where = foreign[0] if foreign else "nowhere"
+            raise DataError(
+                f"{self.repo} keeps its rows outside of the repo ({where}); expected JSON, CSV or "
+                "Parquet files in it. Download them and drop the file here."
+            )
+        splits = builder.info.splits or {}
+        count = splits[self.split].num_examples if self.split in splits else None
+        module = type(builder).__module__.rpartition(".")[2]
+        paths = [file.removeprefix(start) for file in files]
+        return _Files(self.sha, module, _options(builder.config), paths, count)
+
+    # Keeping
+
+    @property
+    def _note(self) -> Path:
+        """Where what was downloaded is written down."""
+        folder = self.cache_folder
+        if folder is None:
+            from huggingface_hub.constants import HF_HOME
+
+            folder = Path(HF_HOME) / "phi3lora"
+        key = json.dumps([self.endpoint, self.repo, self.name, self.split, self.revision])
+        return folder / "hub" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
+
+    @cached_property
+    def _kept(self) -> _Files | None:
+        try:
+            return _Files(**json.loads(self._note.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            return None
+
+    @property
+    def _known(self) -> _Files:
+        """What has to be read, without the Hub where it was downloaded."""
+        return self._kept if self._kept and self._is_kept else self._described
+
+    @cached_property
+    def _is_kept(self) -> bool:
+        """Whether this very commit was downloaded whole."""
+        return self.sha == getattr(self._kept, "sha", None) and bool(self._kept_paths())
+
+    def _kept_paths(self) -> list[str]:
+        """Local files of what was downloaded; none if one of them is gone."""
+        from huggingface_hub import try_to_load_from_cache
+
+        kept = self._kept
+        if kept is None:
+            return []
+        found = [
+            try_to_load_from_cache(
+                self.repo, path, cache_dir=self._files_folder, repo_type="dataset",
+                revision=kept.sha,
+            )
+            for path in kept.paths
+        ]  # fmt: skip
+        paths = [path for path in found if isinstance(path, str)]
+        return paths if len(paths) == len(found) else []
+
+    @property
+    def _files_folder(self) -> Path | None:
+        return self.cache_folder / "hub" / "files" if self.cache_folder else None
+
+    def _download(self, report: Report | None) -> list[str]:
+        """The split's files, into the caller's cache; resumed where they were cut off."""
+        from huggingface_hub import HfApi
+
+        api, wanted, paths = HfApi(endpoint=self.endpoint), self._described, []
+        for number, path in enumerate(wanted.paths, 1):
+            with self._in_words():
+                paths.append(self._patiently(lambda path=path: api.hf_hub_download(  # type: ignore[misc]
+                    self.repo, path, repo_type="dataset", revision=wanted.sha,
+                    token=self.token or False, cache_dir=self._files_folder,
+                )))  # fmt: skip
+            if report:
+                report(number / len(wanted.paths))
+        self._note.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self._note.with_suffix(f".{os.getpid()}")
+        temporary.write_text(json.dumps(vars(wanted)), encoding="utf-8")
+        temporary.replace(self._note)
+        self.__dict__.pop("_kept", None)
+        self.__dict__.pop("_is_kept", None)
+        return [str(path) for path in paths]
+
+    def _read(self, paths: list[str]) -> Iterator[dict[str, Any]]:
+        """Rows of local files, streamed, so that no second copy lands on the disk."""
+        from datasets import load_dataset
+
+        wanted = self._known
+        with self._in_words():
+            rows = load_dataset(
+                wanted.module, data_files={"rows": paths}, split="rows", streaming=True,
+                **wanted.options,
+            )  # fmt: skip
+        yield from self._told(iter(rows))
+
+    def _told(self, rows: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        """The rows; a failure on the way is told in words, one in whoever reads them is not."""
+        while True:
+            with self._in_words():
+                row = next(rows, None)
+            if row is None:
+                return
+            yield row
+
+    # Failing
+
+    def _patiently(self, call: Callable[[], T]) -> T:
+        """Call again when the Hub asks to wait (it says how long), or stumbles."""
+        from huggingface_hub.errors import HfHubHTTPError
+
+        waited, stumbles = 0.0, iter(_RETRY_5XX)
+        while True:
+            try:
+                return call()
+            except HfHubHTTPError as error:
+                status = error.response.status_code
+                wait = _retry_after(error) if status == 429 else None
+                wait = next(stumbles, None) if status >= 500 else wait
+                if wait is None or waited + wait > LONGEST_WAIT:
+                    raise
+            if self.tell:
+                self.tell(f"The Hub is busy and asks to wait; trying again in {wait:.0f} s.")
+            time.sleep(wait)
+            waited += wait
+
+    @contextmanager
+    def _in_words(self) -> Iterator[None]:
+        """Turn what the Hub's clients raise into our errors."""
+        try:
+            yield
+        except (DataError, HubError):
+            raise
+        except Exception as error:
+            told = self._explain(error)
+            if told is None:
+                raise
+            raise told from error
+
+    def _explain(self, error: Exception) -> Exception | None:
+        """Our error for one of the clients', or None for a fault of our own."""
+        from datasets.data_files import EmptyDatasetError
+        from datasets.exceptions import DataFilesNotFoundError, DatasetsError
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+        from huggingface_hub.utils import httpx
+
+        chain = _causes(error)
+        for cause in chain:
+            if isinstance(cause, HfHubHTTPError):
+                return self._explain_answer(cause)
+        if any(isinstance(cause, OfflineModeIsEnabled) for cause in chain):
+            return Unreachable(_OFFLINE.format(repo=self.repo))
+        silent = (httpx.RequestError, ConnectionError, TimeoutError)
+        if any(isinstance(cause, silent) for cause in chain):
+            return Unreachable(_UNREACHABLE.format(repo=self.repo))
+        if isinstance(error, EmptyDatasetError | DataFilesNotFoundError):
+            return DataError(_EMPTY.format(repo=self.repo))
+        if isinstance(error, HFValidationError):
+            return DataError(f"{self.repo!r} is no name of a dataset; expected USER/NAME.")
+        if isinstance(error, RuntimeError) and "scripts are no longer" in str(error):
+            return DataError(_SCRIPT.format(repo=self.repo, script="a Python file"))
+        if isinstance(error, DatasetsError | ValueError | OSError):
+            return DataError(f"{self.repo} cannot be read: {_first_line(error)}.")
+        return None
+
+    def _explain_answer(self, error: Any) -> Exception:
+        """What the Hub answered, and what to do about it."""
+        from huggingface_hub import errors
+
+        repo, status = self.repo, error.response.status_code
+        signed_in = "" if self.token else " Sign in first."
+        if isinstance(error, errors.GatedRepoError):
+            return HubError(
+                f"{repo} is gated: ask for access at {self._address}, then try again.{signed_in}"
+            )
+        if isinstance(error, errors.DisabledRepoError):
+            return HubError(f"{repo} was disabled by the Hub; choose another dataset.")
+        if isinstance(error, errors.RevisionNotFoundError):
+            return HubError(
+                f"{repo} has no revision {self.revision!r}; see {self._address}/tree/main for its "
+                "branches and tags, or leave data.revision empty."
+            )
+        if isinstance(error, errors.RepositoryNotFoundError) and not self.token:
+            return HubError(
+                f"There is no public dataset {repo}: check the name. If it is private, sign in."
+            )
+        if isinstance(error, errors.RepositoryNotFoundError):
+            return HubError(
+                f"There is no dataset {repo} that your account may read: check the name, or ask "
+                "its owner. A token of narrow scope needs leave to read this repo."
+            )
+        if status == 401:
+            return HubError("The Hub refused the token: it is wrong or expired. Sign in again.")
+        if status == 403:
+            return HubError(f"The token may not read {repo}: give it leave to read datasets.")
+        if status == 429:
+            return HubError("The Hub limits requests and asks to wait longer; try again later.")
+        if status >= 500:
+            return Unreachable(_DOWN.format(repo=repo, status=status))
+        return HubError(f"The Hub answered {status} for {repo}: {_first_line(error)}.")
+
+    @property
+    def _address(self) -> str:
+        from huggingface_hub.constants import ENDPOINT
+
+        return f"{self.endpoint or ENDPOINT}/datasets/{self.repo}"
+
+
+class Unreachable(HubError):
+    """The Hub gives no answer, so that what was downloaded before has to do."""
+
+
+_SCRIPT = (
+    "{repo} is read by a script of its own ({script}), and code from the Hub is never run here. "
+    "Choose a copy of it in Parquet, JSON or CSV files."
+)
+_OFFLINE = (
+    "This machine is set to work offline (HF_HUB_OFFLINE) and {repo} was not downloaded before. "
+    "Go online, or choose a file or an example."
+)
+_UNREACHABLE = (
+    "The Hub cannot be reached and {repo} was not downloaded before. Check the connection, or "
+    "choose a file or an example."
+)
+_DOWN = (
+    "The Hub is down ({status}) and {repo} was not downloaded before. Try again in a few minutes; "
+    "status.huggingface.co says more."
+)
+_EMPTY = "{repo} is empty: it has no JSON, CSV or Parquet file. Choose another dataset."
+
+
+def _split_names(builder: Any) -> list[str]:
+    return [str(name) for name in (builder.config.data_files or builder.info.splits or ())]
+
+
+def _options(config: Any) -> dict[str, Any]:
+    """What the repo's card sets for its reader, such as the delimiter of a CSV file."""
+    usual = type(config)()
+    skipped = {"name", "version", "data_dir", "data_files", "description", "features"}
+    values = {
+        item.name: getattr(config, item.name) for item in fields(config) if item.name not in skipped
+    }
+    plain = (str, int, float, bool, list)
+    return {
+        name: value
+        for name, value in values.items()
+        if isinstance(value, plain) and value != getattr(usual, name)
+    }
+
+
+def _retry_after(error: Any) -> float:
+    try:
+        return max(0.0, float(error.response.headers.get("Retry-After", 10)))
+    except ValueError:  # a date
+        return 10.0
+
+
+def _causes(error: BaseException | None) -> list[BaseException]:
+    """The error and what led to it."""
+    found: list[BaseException] = []
+    while error is not None and error not in found:
+        found.append(error)
+        error = error.__cause__ or error.__context__
+    return found
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300].rstrip(".")

@@ -1,0 +1,137 @@
+"""See the data before any of it is trained.
+
+    inspection = inspect(config, tokenizer)
+    inspection.to_json()
+
+Reads rows one batch at a time, and renders each as training will: what is shown is what happens.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from phi3lora.config import RunConfig
+from phi3lora.data.formats import Detected
+from phi3lora.data.hub_rows import Tell
+from phi3lora.data.reading import Kept, Tally, read, recipe_for
+from phi3lora.data.rendering import Segment, segments
+from phi3lora.data.sources import open_source
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What is in the data and what becomes of it.
+
+    Attributes:
+        format: how rows hold conversations.
+        columns: our name → the rows' column.
+        rows: rows read; all of the source unless a limit was given.
+        kept: rows that can be used.
+        dropped: reason → rows; `rows == kept + sum(dropped.values())`.
+        tokens: p50, p95 and max of the kept rows' lengths, as they are trained (after the cut).
+        total_tokens: of the kept rows.
+        supervised_tokens: those that carry loss.
+        truncated: kept rows that are cut at `max_length`.
+        preview: the first kept rows, each as segments that join to the rendered conversation.
+        reason: why this format, in a sentence.
+        trimmed: kept rows whose turns after the last answer are left out.
+        lengths: tokens of each kept row before the cut, in order.
+        complete: False when a limit ended the reading, so that there may be more rows.
+        all_columns: every column that the rows have, to choose from.
+        detected: format, columns, roles and reason.
+    """
+
+    format: str
+    columns: dict[str, str]
+    rows: int
+    kept: int
+    dropped: dict[str, int]
+    tokens: dict[str, int]
+    total_tokens: int
+    supervised_tokens: int
+    truncated: int
+    preview: list[list[Segment]]
+    detected: Detected
+    reason: str = ""
+    trimmed: int = 0
+    lengths: array[int] = field(default_factory=lambda: array("I"), repr=False)
+    complete: bool = True
+    all_columns: list[str] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """What `phi3lora inspect --json` prints."""
+        names = (
+            "format", "columns", "rows", "kept", "dropped", "tokens", "total_tokens",
+            "supervised_tokens", "truncated", "preview",
+        )  # fmt: skip
+        return {name: getattr(self, name) for name in names}
+
+
+def inspect(
+    config: RunConfig,
+    tokenizer: Any,
+    *,
+    token: str | None = None,
+    endpoint: str | None = None,
+    cache_folder: Path | None = None,
+    preview: int = 3,
+    limit: int | None = None,
+    progress: Callable[[float], None] | None = None,
+    tell: Tell | None = None,
+) -> Inspection:
+    """Read the data as training would, and count.
+
+    Args:
+        config: its `data` section and `training_config.max_length`.
+        tokenizer: of the base that will be trained.
+        token: the caller's own, for the Hub.
+        endpoint: the Hub's address, None for the environment's.
+        cache_folder: the caller's own, for downloads.
+        preview: how many conversations to show.
+        limit: read this many rows at most; a Hub dataset is then streamed, not downloaded.
+        progress: told the share that has been read, 0 to 1.
+        tell: told when a busy Hub is waited for.
+
+    Raises:
+        DataError: unreadable, no format fits, or no row can be used.
+        HubError: the Hub said no, or nothing.
+    """
+    source = open_source(
+        config.data, token=token, endpoint=endpoint, cache_folder=cache_folder, tell=tell
+    )
+    recipe = recipe_for(config, source)
+    tally, shown = Tally(), list[Kept]()
+    for batch in read(source.rows(progress, limit), recipe, tokenizer, tally):
+        shown += batch[: preview - len(shown)]
+    if not tally.kept:
+        raise tally.nothing_kept(source.label, recipe.detected)
+    return Inspection(
+        format=recipe.detected.format,
+        columns=recipe.detected.columns,
+        rows=tally.rows,
+        kept=tally.kept,
+        dropped=dict(tally.dropped.most_common()),
+        tokens=percentiles(tally.cut_lengths),
+        total_tokens=tally.total_tokens,
+        supervised_tokens=tally.supervised_tokens,
+        truncated=tally.truncated,
+        preview=[segments(tokenizer, kept.rendered, kept.messages) for kept in shown],
+        detected=recipe.detected,
+        reason=recipe.detected.reason,
+        trimmed=tally.trimmed,
+        lengths=tally.lengths,
+        complete=limit is None or tally.rows < limit,
+        all_columns=source.columns,
+    )
+
+
+def percentiles(lengths: Iterable[int]) -> dict[str, int]:
+    """Median, 95th percentile (interpolated, rounded) and maximum, in tokens."""
+    import numpy
+
+    p50, p95, largest = numpy.percentile(list(lengths), [50, 95, 100])
+    return {"p50": round(p50), "p95": round(p95), "max": round(largest)}

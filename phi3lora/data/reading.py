@@ -1,0 +1,145 @@
+"""Rows → rendered conversations, in batches, with an account of what was dropped and cut.
+
+    tally = Tally()
+    for batch in read(rows, recipe, tokenizer, tally):
+        for kept in batch: ...
+
+Inspection and preparation both read this way, so that what is shown is what is trained. While one
+batch is put together, the next is tokenized on all cores; memory holds two batches.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from phi3lora.config import DataConfig, RunConfig
+from phi3lora.data.formats import Detected, Message, Row, Unusable, detect, read_row
+from phi3lora.data.rendering import Rendered, render_many
+from phi3lora.data.sources import Source
+from phi3lora.errors import DataError
+
+NOTHING_LEFT = "nothing left to learn after the length limit"
+_ROWS, _CHARACTERS = 1000, 1 << 21  # a batch ends with whichever comes first
+
+
+class Kept(NamedTuple):
+    """A row that is used; `row` is its number in the source, from 0."""
+
+    row: int
+    messages: list[Message]
+    rendered: Rendered
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How rows become tokens."""
+
+    detected: Detected
+    max_length: int | None
+    system_prompt: str | None = None
+
+
+@dataclass
+class Tally:
+    """What became of the rows; every row is either kept or dropped for one reason.
+
+    `trimmed` counts kept rows whose turns after the last answer were left out, `lengths` holds the
+    tokens of each kept row before the cut, `cut_lengths` after it.
+    """
+
+    rows: int = 0
+    kept: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+    truncated: int = 0
+    trimmed: int = 0
+    total_tokens: int = 0
+    supervised_tokens: int = 0
+    lengths: array[int] = field(default_factory=lambda: array("I"))
+    cut_lengths: array[int] = field(default_factory=lambda: array("I"))
+
+    def keep(self, rendered: Rendered) -> None:
+        """Count one row that is used."""
+        self.kept += 1
+        self.truncated += rendered.truncated
+        self.total_tokens += len(rendered.input_ids)
+        self.supervised_tokens += sum(rendered.supervised)
+        self.lengths.append(rendered.whole)
+        self.cut_lengths.append(len(rendered.input_ids))
+
+    def nothing_kept(self, label: str, detected: Detected) -> DataError:
+        """The error for data of which no row can be used."""
+        reasons = ", ".join(f"{reason}: {n:,}" for reason, n in self.dropped.most_common(5))
+        return DataError(
+            f"None of the {self.rows:,} rows of {label} can be used ({reasons}). They were read as "
+            f"{detected.format!r}: {detected.reason} Say what is what with data.format, "
+            "data.columns and data.roles, or raise training_config.max_length."
+        )
+
+
+def recipe_for(config: RunConfig, source: Source) -> Recipe:
+    """Detect the format of a source, with the user's corrections.
+
+    Raises:
+        DataError: no row, or no format fits.
+    """
+    data: DataConfig = config.data
+    detected = detect(
+        source.columns, source.head, format=data.format, mapping=data.columns, roles=data.roles
+    )
+    return Recipe(detected, config.training_config.max_length, data.system_prompt)
+
+
+def read(rows: Iterable[Row], recipe: Recipe, tokenizer: Any, tally: Tally) -> Iterator[list[Kept]]:
+    """Batches of rows that can be used; `tally` counts all of them as they pass."""
+    pending: tuple[list[tuple[int, list[Message]]], Future[list[Rendered]]] | None = None
+    with ThreadPoolExecutor(1, "tokenize") as pool:
+        for batch in _usable(rows, recipe, tally):
+            messages = [conversation for _, conversation in batch]
+            future = pool.submit(render_many, tokenizer, messages, recipe.max_length)
+            if pending:
+                yield _keep(*pending, tally)
+            pending = batch, future
+        if pending:
+            yield _keep(*pending, tally)
+
+
+def _usable(
+    rows: Iterable[Row], recipe: Recipe, tally: Tally
+) -> Iterator[list[tuple[int, list[Message]]]]:
+    """Row numbers and messages, a batch at a time."""
+    batch: list[tuple[int, list[Message]]] = []
+    characters = 0
+    for row in rows:
+        try:
+            conversation = read_row(row, recipe.detected, recipe.system_prompt)
+        except Unusable as error:
+            tally.dropped[str(error)] += 1
+        else:
+            tally.trimmed += conversation.trimmed > 0
+            batch.append((tally.rows, conversation.messages))
+            characters += sum(len(message["content"]) for message in conversation.messages)
+        tally.rows += 1
+        if len(batch) >= _ROWS or characters >= _CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
+
+
+def _keep(
+    batch: list[tuple[int, list[Message]]], future: Future[list[Rendered]], tally: Tally
+) -> list[Kept]:
+    """Conversations of which something is left to learn."""
+    kept: list[Kept] = []
+    for (row, messages), rendered in zip(batch, future.result(), strict=True):
+        if any(rendered.supervised):
+            tally.keep(rendered)
+            kept.append(Kept(row, messages, rendered))
+        else:
+            tally.dropped[NOTHING_LEFT] += 1
+    return kept

@@ -1,0 +1,208 @@
+"""Where rows come from: a bundled example, a file, or the Hub.
+
+source = open_source(config.data, token=token, cache_folder=folder)
+source.first(20)      # reads the first rows only
+source.rows()         # all of them, one at a time
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+from phi3lora.config import DataConfig
+from phi3lora.data.files import SUFFIXES, Report, count_rows, kind_of, read_file
+from phi3lora.data.hub_rows import HubSet, Tell
+from phi3lora.errors import DataError
+
+_HERE = Path(__file__).resolve().parent.parent
+# In a checkout examples/ stands beside the package; a wheel carries it inside.
+_FOLDER = _HERE / "examples" if (_HERE / "examples").is_dir() else _HERE.parent / "examples"
+#: Bundled datasets: the same pirate in four shapes.
+EXAMPLES: dict[str, Path] = {
+    "pirate": _FOLDER / "pirate.jsonl",
+    "pirate_sharegpt": _FOLDER / "pirate_sharegpt.json",
+    "pirate_instructions": _FOLDER / "pirate_instructions.csv",
+    "pirate_prompts": _FOLDER / "pirate_prompts.parquet",
+}
+_PREFIX = "example:"
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_LOOK = 100  # rows whose columns are taken for all there are
+
+
+@dataclass(frozen=True)
+class Source:
+    """Rows and where they come from.
+
+    Attributes:
+        kind: `example`, `file` or `hub`.
+        label: what to call it: the example's name, the file's, or the Hub id.
+        max_rows: as many rows as are used, from the first; None for all.
+    """
+
+    kind: Literal["example", "file", "hub"]
+    label: str
+    max_rows: int | None = None
+    _all: Callable[[Report | None], Iterator[dict[str, Any]]] = field(repr=False, kw_only=True)
+    _stream: Callable[[], Iterator[dict[str, Any]]] = field(repr=False, kw_only=True)
+    _count: Callable[[], int | None] = field(repr=False, kw_only=True)
+    _identity: Callable[[], list[Any]] = field(repr=False, kw_only=True)
+
+    def first(self, n: int) -> list[dict[str, Any]]:
+        """The first `n` rows; no more than these are read or fetched."""
+        return list(islice(self._stream(), min(n, self.max_rows or n)))
+
+    def rows(
+        self, report: Report | None = None, limit: int | None = None
+    ) -> Iterator[dict[str, Any]]:
+        """All rows, or `max_rows` or `limit` of them; `report` is told the share that was read."""
+        limits = [n for n in (self.max_rows, limit) if n is not None]
+        return islice(self._stream(), min(limits)) if limits else self._all(report)
+
+    @cached_property
+    def head(self) -> list[dict[str, Any]]:
+        """A handful of rows to recognise the format by.
+
+        Raises:
+            DataError: there is no row.
+        """
+        rows = self.first(_LOOK)
+        if not rows:
+            raise DataError(f"{self.label} has no rows; expected one conversation a row.")
+        return rows
+
+    @cached_property
+    def columns(self) -> list[str]:
+        """Columns of the first rows, in order of appearance."""
+        return list(dict.fromkeys(str(column) for row in self.head for column in row))
+
+    @cached_property
+    def count(self) -> int | None:
+        """How many rows there are, where that is known without reading them."""
+        total = self._count()
+        return total if total is None or self.max_rows is None else min(total, self.max_rows)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Changes when the rows do: a file's content, a Hub dataset's commit."""
+        identity = json.dumps([*self._identity(), self.max_rows])
+        return hashlib.sha256(identity.encode()).hexdigest()
+
+
+def open_source(
+    data: DataConfig,
+    *,
+    token: str | None = None,
+    endpoint: str | None = None,
+    cache_folder: Path | None = None,
+    tell: Tell | None = None,
+) -> Source:
+    """Find the data; a file is looked at, and the Hub asked for access, before any row is read.
+
+    Args:
+        data: path, configuration, split, revision, row limit.
+        token: the caller's own, for the Hub.
+        endpoint: the Hub's address, None for the environment's.
+        cache_folder: the caller's own, for downloads.
+        tell: told when a busy Hub is waited for.
+
+    Raises:
+        DataError: nothing usable there.
+        HubError: the Hub said no, or nothing.
+    """
+    if data.path.startswith(_PREFIX):
+        name = data.path.removeprefix(_PREFIX)
+        return _file_source("example", name, _example(name), data)
+    if _is_file(data.path):
+        path = Path(data.path).expanduser()
+        return _file_source("file", path.name, path, data)
+    hub_set = HubSet(
+        data.path, data.name, data.split, data.revision, token, endpoint, cache_folder, tell
+    )
+    return Source(
+        "hub",
+        data.path,
+        data.max_rows,
+        _all=hub_set.rows,
+        _stream=hub_set.stream,
+        _count=lambda: hub_set.count,
+        _identity=lambda: ["hub", data.path, data.name, data.split, hub_set.sha],
+    )
+
+
+def configurations(
+    path: str, *, revision: str | None = None, token: str | None = None, endpoint: str | None = None
+) -> list[str]:
+    """Configurations of a Hub dataset; none for a file or an example."""
+    if is_local(path):
+        return []
+    return HubSet(path, revision=revision, token=token, endpoint=endpoint).configurations()
+
+
+def splits(
+    path: str,
+    name: str | None = None,
+    *,
+    revision: str | None = None,
+    token: str | None = None,
+    endpoint: str | None = None,
+) -> list[str]:
+    """Splits of a Hub dataset's configuration; none for a file or an example."""
+    if is_local(path):
+        return []
+    return HubSet(path, name, revision=revision, token=token, endpoint=endpoint).splits()
+
+
+def is_local(path: str) -> bool:
+    """Whether a path names an example or a file on this machine, rather than a Hub dataset."""
+    return path.startswith(_PREFIX) or _is_file(path)
+
+
+def _is_file(path: str) -> bool:
+    """A path that exists, or that cannot be anything but a file's."""
+    looks_like_one = path.startswith((".", "/", "~")) or "\\" in path or path.count("/") > 1
+    return (
+        looks_like_one
+        or path.lower().endswith(SUFFIXES)
+        or _HUB_ID.fullmatch(path) is None
+        or Path(path).exists()
+    )
+
+
+def _example(name: str) -> Path:
+    path = EXAMPLES.get(name) or next((p for p in EXAMPLES.values() if p.name == name), None)
+    if path is None:
+        raise DataError(f"There is no example {name!r}; there are {', '.join(EXAMPLES)}.")
+    return path
+
+
+def _file_source(
+    kind: Literal["example", "file"], label: str, path: Path, data: DataConfig
+) -> Source:
+    kind_of(path)  # refuses now what is no file of rows
+    split = data.split
+    return Source(
+        kind,
+        label,
+        data.max_rows,
+        _all=lambda report: read_file(path, split, report),
+        _stream=lambda: read_file(path, split),
+        _count=lambda: count_rows(path),
+        _identity=lambda: ["file", path.suffix.lower(), split, _content_hash(path)],
+    )
+
+
+def _content_hash(path: Path) -> str:
+    """Of all bytes: a file that is dropped twice is prepared once, one that was edited again."""
+    digest = hashlib.blake2b(digest_size=20)
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
