@@ -64,7 +64,7 @@ def describe(hub: LoopbackHub, environment: dict[str, str]) -> str:
 
 def run_app(environment: dict[str, str], port: int) -> int:
     """Run ``app.py`` until it ends or Ctrl-C."""
-    command = [sys.executable, "app.py", "--port", str(port)]
+    command = [sys.executable, "app.py", "--host", "127.0.0.1", "--port", str(port)]
     print(f"The app: http://127.0.0.1:{port}", flush=True)
     app = subprocess.Popen(command, cwd=REPOSITORY, env=environment)
     try:
