@@ -29,6 +29,10 @@ def train(config, folder, emit, should_stop, deadline, token, cache_folder):
         print("stdout has " + token)
         emit(Stage(name="using " + token))
         raise TrainingError("refused for " + token)
+    if config.title == "fills the disk":
+        with open(folder / "big", "wb", buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
     steps = 10_000 if config.title == "slow" else 3
     for step in range(1, steps + 1):
         emit(Step(step=step, total_steps=steps, loss=1 / step))

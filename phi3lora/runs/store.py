@@ -41,7 +41,15 @@ RESUMABLE = frozenset({"stopped", "paused", "failed", "interrupted"})
 
 ID = re.compile(r"\d{8}-\d{6}-[0-9a-f]{6}")
 FILES = ("config.yaml", "state.json", "events.jsonl", "log.txt", "report.json", "stop", ".reserve")
-FOLDERS = ("checkpoints", "adapter", "model")
+FOLDERS = (
+    "checkpoints",
+    "adapter",
+    "adapter.unfinished",
+    "model",
+    "tensorboard",
+    "wandb",
+    "trackio",
+)
 GONE = (
     "Its process is gone: killed, out of memory, or the machine was restarted. "
     "Resume it to go on from the last checkpoint."
@@ -153,12 +161,25 @@ class RunStore:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        self._folder = str(settings.runs_folder)
         self._seen: dict[str, tuple[tuple[int, int], Run]] = {}
 
     def create(
         self, config: RunConfig, owner: str = LOCAL, title: str = "", folder: Path | None = None
     ) -> Run:
-        """A new run, not started yet; in `folder` if one is named, which must be empty or new."""
+        """A new run, not started yet; in `folder` if one is named, which must be empty or new.
+
+        Raises RunError where it cannot be written.
+        """
+        try:
+            return self._create(with_whole_paths(config), owner, title, folder)
+        except OSError as error:
+            raise RunError(
+                f"The run's folder cannot be written: {error}. Make room there, or name another "
+                "place in PHI3LORA_HOME."
+            ) from None
+
+    def _create(self, config: RunConfig, owner: str, title: str, folder: Path | None) -> Run:
         created = time.time()
         run_id = _new_id(created)
         home = self.settings.runs_folder / run_id
@@ -168,7 +189,6 @@ class RunStore:
         else:
             _make_empty(folder)
             home.symlink_to(folder.resolve(), target_is_directory=True)
-        config = with_whole_paths(config)
         (home / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
         title = title or config.title or Path(config.data.path).name
         state = RunState(
@@ -180,11 +200,12 @@ class RunStore:
     def all(self) -> list[Run]:
         """Everybody's runs, newest first: for the queue, never for a page."""
         try:
-            names = [entry.name for entry in os.scandir(self.settings.runs_folder)]
+            names = os.listdir(self.settings.runs_folder)
         except FileNotFoundError:
             return []
         found = {name: run for name in names if (run := self._look(name))}
-        self._seen = {name: seen for name, seen in self._seen.items() if name in found}
+        seen = self._seen  # other threads look, too: read and replaced, never walked through
+        self._seen = {name: kept for name in found if (kept := seen.get(name))}
         return sorted(found.values(), key=lambda run: (run.state.created, run.id), reverse=True)
 
     def list(self, owner: str) -> list[Run]:
@@ -217,14 +238,14 @@ class RunStore:
 
     def _look(self, name: str) -> Run | None:
         """The run in the folder of that name, read again only if its state was replaced."""
-        folder = self.settings.runs_folder / name
         try:
-            stat = (folder / "state.json").stat()
+            stat = os.stat(f"{self._folder}/{name}/state.json")  # often asked: a Path costs thrice
         except OSError:
             return None
         stamp = (stat.st_ino, stat.st_mtime_ns)
         if (seen := self._seen.get(name)) and seen[0] == stamp:
             return seen[1]
+        folder = self.settings.runs_folder / name
         state = read_state(folder)
         if not ID.fullmatch(name) or state is None or state.id != name:
             return None

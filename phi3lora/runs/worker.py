@@ -39,6 +39,7 @@ logger = logging.getLogger("phi3lora.runs.worker")
 
 HANDOVER_SECONDS = 60.0
 POLL_SECONDS = 0.5
+NICENESS = 5
 OOM_SCORE = 800  # of 1000: where memory runs out, a run goes before the app
 RESERVE_BYTES = 256 * 1024  # given up when the disk is full, to write down why the run ended
 PACKAGES = ("phi3lora", "torch", "transformers", "trl", "peft", "datasets", "bitsandbytes")
@@ -50,7 +51,7 @@ def main() -> int:
     stopped = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stopped.set())
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    _go_first_when_memory_runs_out()
+    _step_back()
     token = os.environ.get("HF_TOKEN") or None
     sys.stdout = cast(TextIO, RedactedStream(sys.stdout, token))
     sys.stderr = cast(TextIO, RedactedStream(sys.stderr, token))
@@ -98,6 +99,8 @@ def work(run: Run, settings: Settings, should_stop: ShouldStop, token: str | Non
         try:
             _begin_log(run.config)
             with turn(run, RunStore(settings), emit, stop) as device:
+                if open_run(run.folder).state.pid != run.state.pid:
+                    return 1  # resumed twice at once: the other process has it
                 if device is None:
                     return _cancelled(run, emit)
                 _take(device)
@@ -270,8 +273,12 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def _go_first_when_memory_runs_out() -> None:
-    """Linux kills the process with the highest score; elsewhere there is no such file."""
+def _step_back() -> None:
+    """Pages and chat go first where cores are short; where memory runs out, this process goes.
+
+    Linux kills the process with the highest score; elsewhere there is no such file.
+    """
+    os.nice(NICENESS)
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(str(OOM_SCORE))
 

@@ -28,8 +28,16 @@ NOT_THE_VISITORS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "OAUTH_CLIENT_SECRET",
 
 def launch(run: Run, settings: Settings, token: str | None = None) -> Run:
     """Start the worker of a run, detached. The state is handed over by writing its pid."""
-    run.stop_file.unlink(missing_ok=True)
+    try:
+        return _launch(run, settings, token)
+    except OSError as error:
+        raise RunError(f"Run {run.id} could not be started: {error}.") from None
+
+
+def _launch(run: Run, settings: Settings, token: str | None) -> Run:
     own = psutil.Process()
+    run.stop_file.unlink(missing_ok=True)
+    settings.home.mkdir(parents=True, exist_ok=True)
     run = changed(
         run,
         status="queued",
@@ -45,8 +53,8 @@ def launch(run: Run, settings: Settings, token: str | None = None) -> Run:
     try:
         process = _start(run, worker_environment(settings, token))
     except OSError as error:
-        changed(run, status="failed", message=f"The process could not be started: {error}.")
-        raise RunError(f"The process of run {run.id} could not be started: {error}.") from None
+        changed(run, status="failed", message=f"Its process could not be started: {error}.")
+        raise
     started = psutil.Process(process.pid).create_time()
     # Waited for, so that no dead child lingers and looks alive.
     threading.Thread(target=process.wait, daemon=True, name=f"reaper of {run.id}").start()
