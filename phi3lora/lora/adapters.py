@@ -11,7 +11,6 @@ portable name, and leaves the base as it is, whatever its initial weights were: 
 
 from __future__ import annotations
 
-import json
 import warnings
 from functools import partial
 from pathlib import Path
@@ -19,12 +18,15 @@ from typing import TYPE_CHECKING, Any
 
 from phi3lora.config import PeftConfig, RunConfig
 from phi3lora.errors import AdapterError
+from phi3lora.lora.folder import PREFIX, WEIGHTS, read_adapter_config, tensor_shapes
 from phi3lora.lora.initial import (
     remember_start,
     replaces_base,
     save_as_plain,
     start_from_quantization_error,
 )
+from phi3lora.lora.interchange import save_trained
+from phi3lora.lora.loralib_layers import attach_loralib
 from phi3lora.lora.slices import keep_slices_apart, sliced_arguments
 from phi3lora.lora.targets import resolve_targets
 
@@ -33,9 +35,6 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
 
-CONFIG = "adapter_config.json"
-WEIGHTS = "adapter_model.safetensors"
-PREFIX = "base_model.model."
 # Initial weights that come out of the base's own, which is changed to make up for them.
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq")
 
@@ -62,9 +61,7 @@ def attach_adapter(
         )
     torch.manual_seed(config.training_config.seed)
     if config.adapter == "loralib":
-        from phi3lora.lora.loralib_layers import attach_loralib
-
-        return attach_loralib(model, config.peft_config)
+        return attach_loralib(model, config.peft_config, notices)
     return _attach_peft(model, config)
 
 
@@ -133,7 +130,9 @@ def save_adapter(model: Any, folder: Path, config: RunConfig) -> None:
     A loralib run leaves both: the PEFT folder, and its own checkpoint beside it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    if hasattr(model, "lora_start"):
+    if config.adapter == "loralib":
+        save_trained(model, folder, config.peft_config)
+    elif hasattr(model, "lora_start"):
         save_as_plain(model, folder)
     else:
         model.save_pretrained(folder)
@@ -196,54 +195,6 @@ def check_adapter(model: nn.Module, folder: Path) -> dict[str, Any]:
             f"one instead.\n{shown}{more}"
         )
     return settings
-
-
-def read_adapter_config(folder: Path) -> dict[str, Any]:
-    """`adapter_config.json` of a folder that has its weights in safetensors.
-
-    Raises AdapterError.
-    """
-    if not (folder / CONFIG).is_file():
-        whole = (folder / "config.json").is_file()
-        raise AdapterError(
-            f"{folder.name} holds a whole model, not an adapter: load it as a base."
-            if whole
-            else f"{folder.name} is no adapter: expected a folder with {CONFIG} and {WEIGHTS}."
-        )
-    if not (folder / WEIGHTS).is_file():
-        pickled = (folder / "adapter_model.bin").is_file()
-        raise AdapterError(
-            f"The adapter {folder.name} has no {WEIGHTS}"
-            + (
-                ", only adapter_model.bin, a pickle that can run code when it is read. Save it "
-                "again with safe_serialization=True."
-                if pickled
-                else ": its training may not have ended. Train it, or copy it whole."
-            )
-        )
-    try:
-        settings = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise AdapterError(f"The adapter {folder.name}: {CONFIG} cannot be read: {error}") from None
-    if not isinstance(settings, dict):
-        raise AdapterError(f"The adapter {folder.name}: {CONFIG} holds no settings.")
-    return settings
-
-
-def tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Shape of each tensor of an adapter, from the file's header alone.
-
-    Raises AdapterError when the file is damaged.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(folder / WEIGHTS, framework="pt") as file:
-            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise AdapterError(
-            f"The adapter {folder.name}: {WEIGHTS} is damaged ({error}). Copy or train it again."
-        ) from None
 
 
 def _misfits(model: nn.Module, shapes: dict[str, tuple[int, ...]]) -> list[str]:

@@ -94,29 +94,42 @@ def sliced_arguments(model: nn.Module, peft: PeftConfig, targets: list[str]) -> 
             f"peft_config.slices: every slice of {', '.join(fused)} is off. Switch one on, "
             "or take the projection out of target_modules and leave slices empty."
         )
-    ranks, alphas = _patterns(model, peft)
+    ranks, alphas = _patterns(model, peft, kept)
     return {"target_modules": kept, "rank_pattern": ranks, "alpha_pattern": alphas}
 
 
-def _patterns(model: nn.Module, peft: PeftConfig) -> tuple[dict[str, int], dict[str, float]]:
-    """Rank and alpha of the fused projections, before what the user's own patterns say.
+def _patterns(
+    model: nn.Module, peft: PeftConfig, targets: list[str]
+) -> tuple[dict[str, int], dict[str, float]]:
+    """Rank and alpha of the targets that differ from the config's, with room for the slices.
 
-    PEFT takes the first key that matches, so ours stand first.
+    The user's own patterns are spelled out module by module: PEFT takes the first key that
+    matches, and sorts the keys when it saves.
     """
     ranks: dict[str, int] = {}
     alphas: dict[str, float] = {}
-    one_rank = not peft.rank_pattern and not peft.alpha_pattern
+    by_path = bool(peft.rank_pattern or peft.alpha_pattern)
     for path, _ in model.named_modules():
-        if _last(path) not in FUSED or peft.slices is None:
+        if not any(path == name or path.endswith(f".{name}") for name in targets):
             continue
-        count = sum(switched_on(peft.slices, _last(path)))
-        key = _last(path) if one_rank else path
-        rank = _by_pattern(peft.rank_pattern, path, peft.r)
-        ranks[key] = count * rank
+        count = _slices_on(peft, _last(path))
         # rsLoRA divides by √(n·r), so √n keeps the scale of one slice's alpha / √r.
         factor = math.sqrt(count) if peft.use_rslora else count
-        alphas[key] = factor * _by_pattern(peft.alpha_pattern, path, peft.lora_alpha)
-    return {**ranks, **peft.rank_pattern}, {**alphas, **peft.alpha_pattern}
+        rank = count * _by_pattern(peft.rank_pattern, path, peft.r)
+        alpha = factor * _by_pattern(peft.alpha_pattern, path, peft.lora_alpha)
+        key = path if by_path else _last(path)
+        if rank != peft.r:
+            ranks[key] = rank
+        if alpha != peft.lora_alpha:
+            alphas[key] = alpha
+    return ranks, alphas
+
+
+def _slices_on(peft: PeftConfig, module: str) -> int:
+    """How many slices of a module are trained; 1 for one that has none."""
+    if peft.slices is None or module not in FUSED:
+        return 1
+    return sum(switched_on(peft.slices, module))
 
 
 def _by_pattern(pattern: dict[str, int], path: str, default: int) -> int:
