@@ -1,0 +1,394 @@
+"""Rows → token datasets on disk, split into trained and held-out, prepared once.
+
+    prepared = prepare(config, tokenizer, cache_folder=settings.cache_folder)
+    prepared.train, prepared.test
+
+Rows are rendered in batches and appended to an Arrow file that training maps into memory, so a
+million rows need no more memory than a thousand. The file's name is a fingerprint of the rows and
+of every setting that changes a token: the same data and settings are never prepared twice, and a
+folder appears whole or not at all. The split is not part of it: it is a choice of rows by seed.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from phi3lora.config import RunConfig, needs_held_out
+from phi3lora.data.formats import Detected, Message
+from phi3lora.data.hub_rows import Tell
+from phi3lora.data.reading import Kept, Recipe, Tally, read, recipe_for
+from phi3lora.data.sources import Source, is_local, open_source
+from phi3lora.errors import DataError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+Progress = Callable[[float], None]
+VERSION = 1  # raise it when the same row would give other tokens
+KEPT_SETS = 20  # prepared sets that stay; the one unused for longest goes first
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What will be trained and what is held out.
+
+    Attributes:
+        train: columns `input_ids` and `labels` (-100 where a token carries no loss).
+        test: the same with `messages`, for the evaluation; None if nothing is held out.
+        rows: rows read, of both splits where there are two.
+        dropped: reason → rows.
+        train_tokens: of the trained rows, after the cut.
+        supervised_tokens: those of them that carry loss.
+        truncated: rows cut at the length limit, held-out ones included.
+        leaked: held-out rows whose prompt is also trained on.
+        test_rows: numbers of the held-out rows in their source, from 0.
+        detected: how rows were read.
+    """
+
+    train: Dataset
+    test: Dataset | None
+    rows: int
+    dropped: dict[str, int]
+    train_tokens: int
+    supervised_tokens: int
+    truncated: int
+    leaked: int
+    test_rows: list[int]
+    detected: Detected
+    fingerprint: str
+    _keep: Any = field(default=None, repr=False, compare=False)  # a folder that goes with it
+
+
+@dataclass(frozen=True)
+class _Set:
+    """One prepared source: its rows with `row`, `prompt` (a hash) and `supervised` (a count)."""
+
+    table: Dataset
+    rows: int
+    dropped: dict[str, int]
+    truncated: int
+    detected: Detected
+    fingerprint: str
+
+
+def prepare(
+    config: RunConfig,
+    tokenizer: Any,
+    *,
+    token: str | None = None,
+    endpoint: str | None = None,
+    cache_folder: Path | None = None,
+    progress: Progress | None = None,
+    tell: Tell | None = None,
+) -> Prepared:
+    """Render all rows, or find them rendered, and hold some out.
+
+    Args:
+        config: its `data` section, length limit and batch size.
+        tokenizer: of the base that will be trained.
+        token: the caller's own, for the Hub.
+        endpoint: the Hub's address, None for the environment's.
+        cache_folder: where prepared data stays for the next run; None for a folder that goes when
+            the result does.
+        progress: told the share that is done, 0 to 1.
+        tell: told when a busy Hub is waited for.
+
+    Raises:
+        DataError: unreadable, nothing usable, too few rows, nothing held out, or the disk is full.
+        HubError: the Hub said no, or nothing.
+    """
+    temporary = None if cache_folder else tempfile.TemporaryDirectory(prefix="phi3lora-data-")
+    folder = Path(temporary.name) if temporary else Path(str(cache_folder))
+    sources = _sources(config, token, endpoint, cache_folder, tell)
+    sets = [
+        _prepare_set(config, source, tokenizer, folder / "prepared", _share(progress, i, sources))
+        for i, source in enumerate(sources)
+    ]
+    _forget_old(folder / "prepared", {one.fingerprint for one in sets})
+    train, test = _split(config, sets)
+    _check_counts(config, len(train), len(test))
+    return _counted(sets, train, test, temporary)
+
+
+def _sources(
+    config: RunConfig,
+    token: str | None,
+    endpoint: str | None,
+    cache_folder: Path | None,
+    tell: Tell | None,
+) -> list[Source]:
+    """The split to train on, and the one to hold out where it is named."""
+    data = config.data
+    wanted = [data]
+    if data.test_split:
+        if is_local(data.path):
+            raise DataError(
+                f"data.test_split is {data.test_split!r}, but {data.path} has one split only; "
+                "leave it empty and hold rows out with data.test_size."
+            )
+        wanted.append(data.model_copy(update={"split": data.test_split, "max_rows": None}))
+    return [
+        open_source(one, token=token, endpoint=endpoint, cache_folder=cache_folder, tell=tell)
+        for one in wanted
+    ]
+
+
+def _share(progress: Progress | None, part: int, parts: list[Source]) -> Progress | None:
+    """Progress of one part as progress of the whole."""
+    if progress is None:
+        return None
+    return lambda share: progress((part + share) / len(parts))
+
+
+# One source
+
+
+def _prepare_set(
+    config: RunConfig, source: Source, tokenizer: Any, folder: Path, progress: Progress | None
+) -> _Set:
+    """Find the set under its fingerprint, or write it; whoever comes second waits for the first."""
+    from filelock import FileLock
+
+    recipe = recipe_for(config, source)
+    fingerprint = _fingerprint(source, recipe, tokenizer)
+    place = folder / fingerprint
+    with _disk_in_words():
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / f"{fingerprint}.lock"):
+            if not (place / "info.json").exists():
+                _write_set(source, recipe, tokenizer, place, progress)
+            os.utime(place)
+    if progress:
+        progress(1.0)
+    return _load_set(place, recipe.detected)
+
+
+def _fingerprint(source: Source, recipe: Recipe, tokenizer: Any) -> str:
+    """Of everything that decides which tokens come out."""
+    parts = [
+        VERSION,
+        source.fingerprint,
+        recipe.detected.format,
+        recipe.detected.columns,
+        recipe.detected.roles,
+        recipe.max_length,
+        recipe.system_prompt,
+        tokenizer.chat_template,
+        hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
+    ]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _write_set(
+    source: Source, recipe: Recipe, tokenizer: Any, place: Path, progress: Progress | None
+) -> None:
+    """Render all rows into a folder of another name, which gets its own when it is whole."""
+    unfinished = place.with_name(f"{place.name}.{uuid.uuid4().hex[:8]}.part")
+    unfinished.mkdir()
+    try:
+        tally = Tally()
+        batches = read(source.rows(progress), recipe, tokenizer, tally)
+        _write_table(unfinished / "rows.arrow", batches)
+        if not tally.kept:
+            raise tally.nothing_kept(source.label, recipe.detected)
+        info = {
+            "rows": tally.rows,
+            "dropped": dict(tally.dropped.most_common()),
+            "truncated": tally.truncated,
+            "source": source.label,
+            "detected": asdict(recipe.detected),
+        }
+        (unfinished / "info.json").write_text(json.dumps(info), encoding="utf-8")
+        shutil.rmtree(place, ignore_errors=True)
+        unfinished.replace(place)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _write_table(path: Path, batches: Iterator[list[Kept]]) -> None:
+    """Append batch after batch to an Arrow stream."""
+    import pyarrow as pa
+
+    message = pa.struct({"role": pa.string(), "content": pa.string()})
+    schema = pa.schema(
+        {
+            "input_ids": pa.list_(pa.int32()),
+            "labels": pa.list_(pa.int32()),
+            "messages": pa.list_(message),
+            "row": pa.int64(),
+            "prompt": pa.int64(),
+            "supervised": pa.int32(),
+        }
+    )
+    with path.open("wb") as file, pa.ipc.new_stream(file, schema) as stream:
+        for batch in batches:
+            stream.write_batch(pa.record_batch(_columns(batch), schema=schema))
+
+
+def _columns(batch: list[Kept]) -> list[Any]:
+    """The columns of a batch; ids and labels go through numpy, ten times faster than row by row."""
+    import pyarrow as pa
+
+    lengths = [len(kept.rendered.input_ids) for kept in batch]
+    ends = np.cumsum([0, *lengths], dtype=np.int32)
+    total = int(ends[-1])
+    ids = np.fromiter((i for k in batch for i in k.rendered.input_ids), np.int32, total)
+    mask = np.fromiter((s for k in batch for s in k.rendered.supervised), np.bool_, total)
+    return [
+        pa.ListArray.from_arrays(ends, ids),
+        pa.ListArray.from_arrays(ends, np.where(mask, ids, -100).astype(np.int32)),
+        [kept.messages for kept in batch],
+        [kept.row for kept in batch],
+        [prompt_hash(kept.messages) for kept in batch],
+        [sum(kept.rendered.supervised) for kept in batch],
+    ]
+
+
+def prompt_hash(messages: list[Message]) -> int:
+    """What is asked, as 63 bits: everything before the last answer but the system's message.
+
+    Letter case and white space do not count. An answer that nothing precedes stands for itself.
+    """
+    asked = [message["content"] for message in messages[:-1] if message["role"] != "system"]
+    text = "\n".join(asked) or messages[-1]["content"]
+    digest = hashlib.blake2b(" ".join(text.casefold().split()).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def _load_set(place: Path, detected: Detected) -> _Set:
+    from datasets import Dataset
+
+    info = json.loads((place / "info.json").read_text(encoding="utf-8"))
+    table = Dataset.from_file(str(place / "rows.arrow"))
+    return _Set(table, info["rows"], info["dropped"], info["truncated"], detected, place.name)
+
+
+def _forget_old(folder: Path, used: set[str]) -> None:
+    """Keep the cache from growing for ever."""
+    places = [path for path in folder.iterdir() if (path / "info.json").exists()]
+    places.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+    for path in places[KEPT_SETS:]:
+        if path.name not in used:
+            shutil.rmtree(path, ignore_errors=True)
+            (folder / f"{path.name}.lock").unlink(missing_ok=True)
+
+
+@contextmanager
+def _disk_in_words() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+            raise
+        raise DataError(
+            f"The prepared data cannot be written: {error.strerror} ({error.filename or 'cache'}). "
+            "Free some space, or set PHI3LORA_HOME to a folder with room."
+        ) from error
+
+
+# Trained and held-out
+
+
+def _split(config: RunConfig, sets: list[_Set]) -> tuple[np.ndarray, np.ndarray]:
+    """Row indices to train on and to hold out; of two sets, each whole."""
+    kept = len(sets[0].table)
+    if len(sets) > 1:
+        return np.arange(kept), np.arange(len(sets[1].table))
+    return split_indices(kept, config.data.test_size, config.data.seed)
+
+
+def split_indices(rows: int, test_size: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Indices to train on and to hold out, each in order; the same for the same seed.
+
+    Args:
+        rows: how many there are.
+        test_size: below 1 a share (at least one row), from 1 a number, 0 for none.
+        seed: decides which.
+
+    Raises:
+        DataError: it would leave nothing to train on.
+    """
+    number = round(test_size) if test_size >= 1 else max(round(rows * test_size), test_size > 0)
+    if number >= rows:
+        raise DataError(
+            f"Holding {number:,} of {rows:,} usable rows out leaves none to train on; lower "
+            "data.test_size or add rows."
+        )
+    order = np.random.default_rng(seed).permutation(rows)
+    return np.sort(order[number:]), np.sort(order[:number])
+
+
+def _check_counts(config: RunConfig, train: int, test: int) -> None:
+    batch = config.training_config.per_device_train_batch_size
+    if train < batch:
+        raise DataError(
+            f"There are {train:,} rows to train on, less than one batch of {batch}; lower "
+            "training_config.per_device_train_batch_size, hold fewer rows out, or add rows."
+        )
+    if not test and needs_held_out(config):
+        raise DataError(
+            "The training looks at held-out rows, and none are: raise data.test_size, or name a "
+            "split with rows in data.test_split."
+        )
+
+
+def _counted(
+    sets: list[_Set], train_rows: np.ndarray, test_rows: np.ndarray, keep: Any
+) -> Prepared:
+    """Both sides as datasets, and what there is to know of them."""
+    first, last = sets[0].table, sets[-1].table
+    train, test = _choose(first, train_rows), _choose(last, test_rows)
+    known = np.unique(_column(first, "prompt")[train_rows])
+    asked = _column(last, "prompt")[test_rows]
+    lengths = _lengths(first)
+    dropped: dict[str, int] = {}
+    for one in sets:
+        for reason, number in one.dropped.items():
+            dropped[reason] = dropped.get(reason, 0) + number
+    return Prepared(
+        train=train.select_columns(["input_ids", "labels"]),
+        test=test.select_columns(["input_ids", "labels", "messages"]) if len(test) else None,
+        rows=sum(one.rows for one in sets),
+        dropped=dropped,
+        train_tokens=int(lengths[train_rows].sum()),
+        supervised_tokens=int(_column(first, "supervised")[train_rows].sum()),
+        truncated=sum(one.truncated for one in sets),
+        leaked=int(np.isin(asked, known).sum()),
+        test_rows=_column(last, "row")[test_rows].tolist(),
+        detected=sets[0].detected,
+        fingerprint="-".join(one.fingerprint for one in sets),
+        _keep=keep,
+    )
+
+
+def _choose(table: Dataset, rows: np.ndarray) -> Dataset:
+    return table if len(rows) == len(table) else table.select(rows)
+
+
+def _column(table: Dataset, name: str) -> np.ndarray:
+    """A column of numbers, without its neighbours."""
+    values: np.ndarray = table.data.column(name).to_numpy()
+    return values
+
+
+def _lengths(table: Dataset) -> np.ndarray:
+    """Tokens of each row, from the offsets alone."""
+    import pyarrow.compute
+
+    values: np.ndarray = pyarrow.compute.list_value_length(
+        table.data.column("input_ids")
+    ).to_numpy()
+    return values
