@@ -493,12 +493,13 @@ def _show_inspection(config: RunConfig, limit: int | None, as_json: bool) -> Non
 
     path = resolve_path(config.model.path, detect_hardware(config.model.device))
     tokenizer = load_tokenizer(path, config.model.revision)
-    found = look(config, tokenizer, limit=limit).to_json()
+    found = look(config, tokenizer, limit=limit)
+    figures = found.to_json()
     if as_json:
-        print_json(found)
+        print_json(figures)
         return
-    preview = found.pop("preview", [])
-    print_figures({name: value for name, value in found.items() if name != "lengths"})
+    preview = figures.pop("preview")
+    print_figures({**figures, "format": f"{found.format}: {found.reason}"})
     for pieces in preview:
         print_line()
         print_conversation(pieces)

@@ -97,8 +97,17 @@ def print_figures(figures: dict[str, Any]) -> None:
     table = Table.grid(padding=(0, 2))
     for name, value in figures.items():
         if value not in (None, "", {}, []):
-            table.add_row(name.replace("_", " "), Text(str(value)))
+            table.add_row(name.replace("_", " "), Text(words(value)))
     Console().print(table)
+
+
+def words(value: Any) -> str:
+    """A value as people write it: `1,000`, `0.25`, `p50 24, p95 33`, `empty answer 3`."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {words(inner)}" for name, inner in value.items())
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def print_conversation(pieces: Iterable[dict[str, Any]]) -> None:
