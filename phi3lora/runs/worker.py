@@ -13,7 +13,6 @@ import errno
 import fcntl
 import logging
 import os
-import platform
 import signal
 import sys
 import threading
@@ -21,7 +20,6 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from importlib import metadata
 from pathlib import Path
 from typing import TextIO, cast
 
@@ -42,7 +40,6 @@ POLL_SECONDS = 0.5
 NICENESS = 5
 OOM_SCORE = 800  # of 1000: where memory runs out, a run goes before the app
 RESERVE_BYTES = 256 * 1024  # given up when the disk is full, to write down why the run ended
-PACKAGES = ("phi3lora", "torch", "transformers", "trl", "peft", "datasets", "bitsandbytes")
 ShouldStop = Callable[[], bool]
 
 
@@ -252,25 +249,14 @@ def _reserve(run: Run) -> Path:
 
 
 def _begin_log(config: RunConfig) -> None:
-    """What runs, with which versions, at the top of the log; then lines with times."""
-    level = {"passive": "warning"}.get(config.training_config.log_level)
+    """Lines with times; the training itself says what it runs, with which versions."""
+    level = config.training_config.log_level
     logging.basicConfig(
         stream=sys.stdout,
-        level=(level or config.training_config.log_level).upper(),
+        level=logging.WARNING if level == "passive" else level.upper(),
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )
     logging.captureWarnings(True)
-    print(f"\n{'=' * 30} {time.strftime('%Y-%m-%d %H:%M:%S %z')}")  # noqa: T201 - this is the log
-    print(f"Python {platform.python_version()} on {platform.platform()}")  # noqa: T201
-    print(", ".join(f"{name} {_version(name)}" for name in PACKAGES))  # noqa: T201
-    print(f"{'-' * 30}\n{config.to_yaml()}{'-' * 30}")  # noqa: T201
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "not installed"
 
 
 def _step_back() -> None:
