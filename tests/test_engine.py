@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+import subprocess
+import sys
+import threading
+import weakref
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,11 +16,14 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
 from phi3lora.chat.decoding import Row, advance
-from phi3lora.chat.engine import ChatEngine
+from phi3lora.chat.engine import BusyError, ChatEngine
 from phi3lora.chat.options import Options
+from phi3lora.chat.sampling import LIKELY, TextStream, choose, generator
 from phi3lora.chat.serving import Column, Serving
 from phi3lora.config import ModelConfig
 from phi3lora.data.rendering import render_prompt, stop_tokens
+from phi3lora.errors import AdapterError, ConfigError, ModelError
+from phi3lora.models.hardware import Hardware
 from phi3lora.models.loading import load_model, load_tokenizer
 from phi3lora.settings import Settings
 
@@ -27,6 +36,7 @@ LONG = [
     {"role": "user", "content": "And what is the colour of the sky on a clear day?"},
 ]
 GREEDY = Options(max_new_tokens=24)
+TINY = Hardware("cpu", "a tiny machine", 10**6, 10**6, True, 1)
 
 KINDS: dict[str, dict[str, Any]] = {
     "all-linear": {},
@@ -175,3 +185,466 @@ def test_there_is_one_copy_of_the_base(adapters: dict[str, Path], serving: Servi
     through = serving.adapter(adapters["embedding"]).patches["model.embed_tokens"]
     shared = through.layer.base_layer.weight
     assert shared.data_ptr() == serving.model.model.embed_tokens.weight.data_ptr()
+
+
+def test_long_prompts_are_read_in_pieces_beside_short_answers(
+    serving: Serving, tokenizer: Any
+) -> None:
+    words = [{"role": "user", "content": "What is the capital of Peru? " * 110}]
+    assert len(render_prompt(tokenizer, words)) > 600  # more than one pass reads
+    columns = [serving.start(words, None, GREEDY), serving.start(SHORT, None, GREEDY)]
+    serving.step(columns)
+    assert [column.new for column in columns] == [0, 1]
+    base = load_model(POCKET, for_training=False)
+    assert run(serving, columns) == [plain(base, tokenizer, m) for m in (words, SHORT)]
+
+
+@pytest.mark.parametrize("window", [3, 5])
+def test_the_sliding_window_is_the_models(window: int, tokenizer: Any) -> None:
+    def narrow() -> Any:
+        model = load_model(POCKET, for_training=False)
+        model.config.sliding_window = window
+        return model
+
+    serving = Serving(POCKET, narrow(), tokenizer)
+    columns = [serving.start(messages, None, GREEDY) for messages in (LONG, SHORT)]
+    assert run(serving, columns) == [plain(narrow(), tokenizer, m) for m in (LONG, SHORT)]
+    assert run(serving, [serving.start(LONG, None, GREEDY)]) != [
+        plain(load_model(POCKET, for_training=False), tokenizer, LONG)
+    ], "the window changes nothing"
+
+
+@pytest.mark.parametrize("budget", [1, 3, 7])
+def test_pieces_give_the_same_logits_within_a_window(budget: int, tokenizer: Any) -> None:
+    model = load_model(POCKET, for_training=False)
+    model.config.sliding_window = 9
+    tokens = render_prompt(tokenizer, LONG)
+    with torch.inference_mode():
+        expected = model(torch.tensor([tokens])).logits[0, -1]
+    serving = Serving(POCKET, model, tokenizer)
+    row = Row(list(tokens))
+    ready: list[Row] = []
+    while not ready:
+        ready, logits = advance(model, serving.router, [row], budget)
+    assert torch.allclose(logits[0], expected, atol=1e-4)
+
+
+def test_a_turn_reads_only_what_is_new(
+    adapters: dict[str, Path], tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    serving = Serving.open(POCKET, lambda _: None)
+    adapter = serving.adapter(adapters["one target"])
+    messages: list[Any] = []
+    read: list[int] = []
+    for turn in range(10):
+        messages.append({"role": "user", "content": f"What is the capital of Peru? ({turn})"})
+        columns = [serving.start(messages, used, GREEDY) for used in (None, adapter)]
+        read.append(max(column.row.pending for column in columns))
+        said = run(serving, columns)
+        if turn == 9:
+            base = load_model(POCKET, for_training=False)
+            assert said[0] == plain(base, tokenizer, messages)
+            assert said[1] == plain(tuned_model(adapters["one target"]), tokenizer, messages)
+        for column in columns:
+            serving.keep(column)
+        messages.append({"role": "assistant", "content": columns[0].stream.text})
+    # The tuned column answers something else, so its whole last turn is new to its row.
+    base_new = read[1:]
+    assert max(base_new) <= read[0] + GREEDY.max_new_tokens
+    assert len(render_prompt(tokenizer, messages)) > 5 * max(base_new)
+
+
+def test_a_cached_row_is_not_given_away_for_a_few_common_tokens(serving: Serving) -> None:
+    first = serving.start(LONG, None, GREEDY)
+    run(serving, [first])
+    serving.keep(first)
+    other = serving.start([{"role": "user", "content": "Is ice cold?"}], None, GREEDY)
+    assert other.row is not first.row
+    again = serving.start(LONG, None, GREEDY)
+    assert again.row is first.row
+    assert again.row.pending == 1
+
+
+def test_idle_caches_stay_within_their_memory(tokenizer: Any) -> None:
+    serving = Serving(POCKET, load_model(POCKET, for_training=False), tokenizer)
+    one = serving.bytes_per_token * 256
+    serving.cache_bytes = 3 * one
+    for number in range(6):
+        column = serving.start([{"role": "user", "content": f"{number} {number}"}], None, GREEDY)
+        run(serving, [column])
+        serving.keep(column)
+    assert sum(row.bytes for row in serving._idle) == 3 * one
+    assert not serving.make_room(4 * 256)
+    assert serving.make_room(2 * 256)
+    assert len(serving._idle) == 1
+
+
+def test_a_conversation_that_is_too_long_is_refused(serving: Serving) -> None:
+    with pytest.raises(ModelError, match=r"reads at most 2,048, answer included\. Clear it"):
+        serving.start([{"role": "user", "content": "What is it? " * 2000}], None, GREEDY)
+
+
+def test_an_answer_ends_where_the_context_does(serving: Serving, tokenizer: Any) -> None:
+    serving.model.config.max_position_embeddings = len(render_prompt(tokenizer, SHORT)) + 3
+    try:
+        column = serving.start(SHORT, None, GREEDY)
+        run(serving, [column])
+    finally:
+        serving.model.config.max_position_embeddings = 2048
+    assert (column.new, column.done, column.stopped) == (3, True, False)
+
+
+# Sampling and streaming
+
+
+def answer(engine: ChatEngine, *arguments: Any, **named: Any) -> Any:
+    """The last Pair of a reply."""
+    return list(engine.reply(*arguments, **named))[-1]
+
+
+def test_a_seed_gives_its_answer_again_whatever_the_other_column_says(
+    engine: ChatEngine, adapters: dict[str, Path]
+) -> None:
+    wild = {"temperature": 3.0, "max_new_tokens": 12}
+    ask = {"base": POCKET, "adapter": adapters["all-linear"]}
+    one = answer(engine, SHORT, options=Options(seed=1, **wild), **ask)
+    again = answer(engine, SHORT, options=Options(seed=1, **wild), **ask)
+    other = answer(engine, SHORT, options=Options(seed=2, **wild), **ask)
+    alone = answer(engine, SHORT, options=Options(seed=1, **wild), base=POCKET)
+    elsewhere = answer(engine, SHORT, LONG, options=Options(seed=1, **wild), **ask)
+    assert (one.base, one.tuned) == (again.base, again.tuned)
+    assert one.base != other.base
+    assert one.tuned != other.tuned
+    assert alone.base == elsewhere.base == one.base
+    assert elsewhere.tuned != one.tuned
+
+
+def test_top_p_draws_from_the_smallest_set_that_holds_it() -> None:
+    shares = torch.tensor([0.5, 0.3, 0.15, 0.05])
+
+    def drawn(top_p: float, logits: torch.Tensor) -> set[int]:
+        options = Options(temperature=1.0, top_p=top_p, seed=3)
+        draw = generator(options)
+        return {choose(logits[None], [options], [draw])[0] for _ in range(300)}
+
+    assert drawn(0.4, shares.log()) == {0}
+    assert drawn(0.5, shares.log()) == {0}
+    assert drawn(0.79, shares.log()) == {0, 1}
+    assert drawn(0.9, shares.log()) == {0, 1, 2}
+    assert drawn(1.0, shares.log()) == {0, 1, 2, 3}
+    flat = torch.zeros(2000)  # the nucleus is wider than what is looked at first
+    assert len(drawn(0.5, flat)) > LIKELY / 2
+    assert max(drawn(1.0, flat)) > 1000
+
+
+def test_temperature_sharpens() -> None:
+    logits = torch.tensor([[1.0, 0.0]])
+    options = [Options(temperature=t, seed=0) for t in (0.0, 0.1, 10.0)]
+    shares = []
+    for option in options:
+        draw = generator(option)
+        shares.append(sum(choose(logits, [option], [draw])[0] == 0 for _ in range(400)) / 400)
+    assert shares[0] == 1
+    assert shares[1] > 0.99
+    assert 0.4 < shares[2] < 0.63
+
+
+def test_text_comes_in_whole_characters(tokenizer: Any) -> None:
+    text = "Grüße aus München, 北京 🙂 — naïve"
+    stream = TextStream(tokenizer)
+    heard = []
+    for token in tokenizer(text, add_special_tokens=False).input_ids:
+        stream.add(token)
+        heard.append(stream.text)
+    assert all("\ufffd" not in part and text.startswith(part) for part in heard)
+    assert any(len(a) == len(b) for a, b in itertools.pairwise(heard))  # bytes held back
+    stream.finish()
+    assert stream.text == text
+
+
+def test_an_answer_streams_and_its_last_pair_is_complete(
+    engine: ChatEngine, adapters: dict[str, Path], tokenizer: Any
+) -> None:
+    pairs = list(engine.reply(LONG, SHORT, GREEDY, base=POCKET, adapter=adapters["some layers"]))
+    last = pairs[-1]
+    base = plain(load_model(POCKET, for_training=False), tokenizer, LONG)
+    tuned = plain(tuned_model(adapters["some layers"]), tokenizer, SHORT)
+    assert last.base == tokenizer.decode(base, skip_special_tokens=True)
+    assert last.tuned == tokenizer.decode(tuned, skip_special_tokens=True)
+    assert (last.tokens_base, last.tokens_tuned) == (len(base), len(tuned))
+    assert last.done
+    assert last.stopped_base == (base[-1] in stop_tokens(tokenizer))
+    assert last.stopped_tuned == (tuned[-1] in stop_tokens(tokenizer))
+    assert "loading the model" in [pair.note for pair in pairs] or engine.loaded == POCKET
+    said = [pair.base for pair in pairs]
+    assert len(set(said)) > 3
+    assert all(last.base.startswith(part) for part in said)
+
+
+def test_the_system_prompt_and_text_that_looks_like_control_tokens(
+    serving: Serving, tokenizer: Any
+) -> None:
+    asked = [{"role": "user", "content": "What is <|end|><|assistant|> this?"}]
+    column = serving.start(asked, None, Options(system="Be <|user|> kind."))
+    whole = [{"role": "system", "content": "Be <|user|> kind."}, *asked]
+    assert column.row.tokens == render_prompt(tokenizer, whole)
+    end, user = tokenizer.convert_tokens_to_ids(["<|end|>", "<|user|>"])
+    assert column.row.tokens.count(end) == 2  # after the system prompt and after the question
+    assert column.row.tokens.count(user) == 1
+
+
+def test_without_an_adapter_only_the_base_answers(engine: ChatEngine) -> None:
+    pair = answer(engine, SHORT, base=POCKET)
+    assert pair.base
+    assert pair.done_tuned
+    assert (pair.tuned, pair.tokens_tuned) == ("", 0)
+
+
+# Many at once, and beside a training
+
+
+def test_importing_the_engine_does_not_import_torch() -> None:
+    code = "import sys, phi3lora.chat.engine, phi3lora.chat.votes; print('torch' in sys.modules)"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert said.stdout.strip() == "False"
+
+
+def test_visitors_with_different_adapters_are_answered_together(
+    engine: ChatEngine, adapters: dict[str, Path], tokenizer: Any
+) -> None:
+    kinds = ["all-linear", "DoRA", "some layers", "whole norm"]
+    said: dict[str, Any] = {}
+
+    def visit(kind: str) -> None:
+        said[kind] = answer(engine, LONG, options=GREEDY, base=POCKET, adapter=adapters[kind])
+
+    visitors = [threading.Thread(target=visit, args=(kind,)) for kind in kinds]
+    for visitor in visitors:
+        visitor.start()
+    for visitor in visitors:
+        visitor.join(60)
+    base = plain(load_model(POCKET, for_training=False), tokenizer, LONG)
+    for kind in kinds:
+        tuned = plain(tuned_model(adapters[kind]), tokenizer, LONG)
+        assert said[kind].base == tokenizer.decode(base, skip_special_tokens=True)
+        assert said[kind].tuned == tokenizer.decode(tuned, skip_special_tokens=True)
+
+
+class Clock:
+    """The engine's clock, which stands still until it is moved."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 1000.0
+        stopped = SimpleNamespace(monotonic=lambda: self.now)
+        monkeypatch.setattr("phi3lora.chat.engine.time", stopped)
+
+
+def endless(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Answers that never end by themselves."""
+    monkeypatch.setattr("phi3lora.chat.serving.stop_tokens", lambda *_: [-1])
+
+
+def test_a_long_answer_makes_room_when_its_turn_is_over(
+    engine: ChatEngine, monkeypatch: pytest.MonkeyPatch, tokenizer: Any
+) -> None:
+    endless(monkeypatch)
+    monkeypatch.setattr("phi3lora.chat.engine.MOST_ACTIVE", 1)
+    clock = Clock(monkeypatch)
+    long = engine.reply(SHORT, options=Options(max_new_tokens=400), base=POCKET)
+    while next(long).tokens_base < 5:
+        pass
+    short = engine.reply(LONG, options=Options(max_new_tokens=4), base=POCKET)
+    heard: list[int] = []
+    done = threading.Event()
+
+    def listen() -> None:
+        heard.extend(pair.tokens_base for pair in short)
+        done.set()
+
+    listener = threading.Thread(target=listen)
+    listener.start()
+    clock.now += engine._turn_seconds - 0.5
+    before = next(long).tokens_base
+    while (pair := next(long)).tokens_base < before + 50:
+        assert not done.is_set(), "the first one's turn was cut short"
+    clock.now += 1.0
+    assert done.wait(60)
+    listener.join()
+    assert heard[-1] == 4
+    for pair in long:
+        last = pair
+    assert last.tokens_base == 400
+    tokens = plain_endless(tokenizer, 400)
+    assert last.base == tokenizer.decode(tokens, skip_special_tokens=True)
+
+
+def plain_endless(tokenizer: Any, new: int) -> list[int]:
+    """What the base alone says when nothing stops it."""
+    model = load_model(POCKET, for_training=False)
+    prompt = torch.tensor([render_prompt(tokenizer, SHORT)])
+    said = model.generate(
+        prompt,
+        attention_mask=torch.ones_like(prompt),
+        max_new_tokens=new,
+        do_sample=False,
+        eos_token_id=-1,
+    )
+    return said[0, prompt.shape[1] :].tolist()
+
+
+def test_a_full_queue_says_so(engine: ChatEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    endless(monkeypatch)
+    monkeypatch.setattr("phi3lora.chat.engine.MOST_ACTIVE", 1)
+    monkeypatch.setattr("phi3lora.chat.engine.MOST_WAITING", 2)
+    first = engine.reply(SHORT, options=Options(max_new_tokens=1500), base=POCKET)
+    while not next(first).base:
+        pass
+    others = [engine.reply(SHORT, options=GREEDY, base=POCKET) for _ in range(2)]
+    with pytest.raises(BusyError, match="2 questions are waiting"):
+        engine.reply(SHORT, options=GREEDY, base=POCKET)
+    first.close()
+    for other in others:
+        assert list(other)[-1].tokens_base == GREEDY.max_new_tokens
+
+
+def test_should_stop_ends_both_where_they_are(
+    engine: ChatEngine, adapters: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    endless(monkeypatch)
+    stop = threading.Event()
+    pairs = engine.reply(
+        SHORT,
+        options=Options(max_new_tokens=1000),
+        should_stop=stop.is_set,
+        base=POCKET,
+        adapter=adapters["all-linear"],
+    )
+    for pair in pairs:
+        if pair.tokens_base >= 10:
+            stop.set()
+    assert pair.done
+    assert not pair.stopped_base
+    assert not pair.stopped_tuned
+    assert 10 <= pair.tokens_base < 1000
+    assert pair.tokens_base == pair.tokens_tuned
+
+
+def test_a_fault_is_told_and_the_engine_goes_on(
+    engine: ChatEngine, adapters: dict[str, Path], tmp_path: Path
+) -> None:
+    with pytest.raises(AdapterError, match="is no adapter"):
+        answer(engine, SHORT, base=POCKET, adapter=tmp_path)
+    with pytest.raises(ModelError, match="there is no such folder"):
+        answer(engine, SHORT, base="nowhere at all")
+    with pytest.raises(ConfigError, match=r"top_p.*\n.*max_new_tokens"):
+        engine.reply(SHORT, options=Options(top_p=0, max_new_tokens=0), base=POCKET)
+
+    def broken() -> bool:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        answer(engine, SHORT, should_stop=broken, base=POCKET)
+    assert answer(engine, SHORT, base=POCKET).stopped_base
+
+
+def test_out_of_memory_is_told_and_the_engine_goes_on(
+    engine: ChatEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Serving, "step", full)
+        with pytest.raises(ModelError, match="memory ran out"):
+            answer(engine, SHORT, base=POCKET)
+    assert engine.loaded is None
+    assert answer(engine, SHORT, base=POCKET).stopped_base
+
+
+def test_a_release_in_the_middle_changes_nothing_that_is_said(
+    engine: ChatEngine,
+    adapters: dict[str, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    tokenizer: Any,
+) -> None:
+    endless(monkeypatch)
+    ask = {"options": Options(max_new_tokens=300), "base": POCKET}
+    expected = answer(engine, SHORT, adapter=adapters["one target"], **ask)
+    pairs = engine.reply(SHORT, adapter=adapters["one target"], **ask)
+    while next(pairs).tokens_base < 20:
+        pass
+    first = engine._serving
+    engine.release()
+    last = list(pairs)[-1]
+    assert (last.base, last.tuned) == (expected.base, expected.tuned)
+    assert engine._serving is not first
+
+
+def test_release_frees_and_the_next_question_loads_again(engine: ChatEngine) -> None:
+    engine.load(POCKET)
+    weights = weakref.ref(engine._serving.model.lm_head.weight)
+    assert engine.loaded == POCKET
+    engine.release()
+    assert engine.loaded is None
+    assert weights() is None
+    assert answer(engine, SHORT).stopped_base
+
+
+def test_chat_makes_room_for_a_training_and_comes_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("phi3lora.chat.engine.LOOK_SECONDS", 0.01)
+    needed: list[int | None] = [None]
+    engine = ChatEngine(Settings(home=tmp_path), training=lambda: needed[0])
+    engine.load(POCKET)
+    needed[0] = 1000  # bytes: there is room for both
+    assert engine.fits(POCKET).fits
+    assert answer(engine, SHORT).stopped_base
+    needed[0] = 2**60
+    with engine._changed:
+        assert engine._changed.wait_for(lambda: engine.loaded is None, timeout=30)
+    room = engine.fits(POCKET)
+    assert not room.fits
+    assert room.need > 3_800_000 * 4
+    with pytest.raises(BusyError, match="Compare comes back by itself when the run ends"):
+        answer(engine, SHORT)
+    needed[0] = None
+    assert answer(engine, SHORT).stopped_base
+    engine.unload()
+
+
+def test_a_base_larger_than_memory_is_refused_before_it_is_loaded(
+    engine: ChatEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("phi3lora.models.hardware._cpu", lambda: TINY)
+    with pytest.raises(BusyError, match=r"choose a smaller base"):
+        answer(engine, SHORT, base=POCKET)
+    assert engine.loaded is None
+
+
+def test_another_base_takes_its_turn(
+    engine: ChatEngine, adapters: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    endless(monkeypatch)
+    half = ModelConfig(path="pocket", dtype="bfloat16")
+    first = engine.reply(SHORT, options=Options(max_new_tokens=60), base=POCKET)
+    next(first)
+    second = engine.reply(SHORT, options=Options(max_new_tokens=6), base=half)
+    assert list(second)[-1].tokens_base == 6
+    assert list(first)[-1].tokens_base == 60
+
+
+def test_an_adapter_written_again_is_read_again(engine: ChatEngine, tmp_path: Path) -> None:
+    folder = write_adapter(tmp_path / "adapter", seed=1)
+    before = answer(engine, SHORT, options=GREEDY, base=POCKET, adapter=folder)
+    write_adapter(folder, seed=2)
+    after = answer(engine, SHORT, options=GREEDY, base=POCKET, adapter=folder)
+    assert before.base == after.base
+    assert before.tuned != after.tuned
+
+
+def test_load_tells_what_it_does(engine: ChatEngine, adapters: dict[str, Path]) -> None:
+    heard: list[str] = []
+    engine.load("pocket", adapters["DoRA"], progress=heard.append)
+    assert heard == ["reading the tokenizer", "loading the model", "loading the adapter"]
+    assert answer(engine, SHORT, options=GREEDY).tokens_tuned > 0

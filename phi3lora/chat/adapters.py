@@ -75,7 +75,7 @@ class LowRank:
 class Through:
     """The rows go through PEFT's own layer, which holds the base's weights: right for any kind."""
 
-    def __init__(self, layer: nn.Module) -> None:
+    def __init__(self, layer: Any) -> None:
         self.layer = layer
 
     def __call__(self, x: torch.Tensor, y: torch.Tensor) -> None:
@@ -139,13 +139,13 @@ def _twin(model: PreTrainedModel) -> PreTrainedModel:
     return twin
 
 
-def _added(tuned: nn.Module) -> list[tuple[str, nn.Module]]:
+def _added(tuned: nn.Module) -> list[tuple[str, Any]]:
     """What PEFT put into the model: the outermost of its layers, by the base's module names."""
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils.other import AuxiliaryTrainingWrapper
 
     base = tuned.get_base_model()  # type: ignore[operator]
-    added: list[tuple[str, nn.Module]] = []
+    added: list[tuple[str, Any]] = []
     for name, module in base.named_modules():
         inside = any(name.startswith(f"{outer}.") for outer, _ in added[-1:])
         if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper) and not inside:
@@ -153,7 +153,7 @@ def _added(tuned: nn.Module) -> list[tuple[str, nn.Module]]:
     return added
 
 
-def _patch(name: str, module: nn.Module) -> Patch:
+def _patch(name: str, module: Any) -> Patch:
     """The quick way for LoRA and DoRA on linear layers, PEFT's own layer for the rest."""
     from peft.tuners.lora import LoraLayer
 
@@ -163,11 +163,16 @@ def _patch(name: str, module: nn.Module) -> Patch:
             "share a pass. Merge the adapter into its base and load that as a base."
         )
     key = "default"
-    if not isinstance(module, LoraLayer) or key not in module.lora_A:
+    if not (isinstance(module, LoraLayer) and key in module.lora_A):
         return Through(module)
+    return _low_rank(module, key) or Through(module)
+
+
+def _low_rank(module: Any, key: str) -> LowRank | None:
+    """LoRA or DoRA on a linear layer; None for its other variants."""
     kind = type(module.lora_variant.get(key)).__name__
     if kind not in {"NoneType", "DoraLinearVariant"}:
-        return Through(module)
+        return None
     down, up = module.lora_A[key], module.lora_B[key]
     scaling = module.scaling[key]
     with torch.inference_mode():

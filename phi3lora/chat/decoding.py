@@ -61,11 +61,10 @@ class Row:
         config = model.config
         size = max(length, capacity * 3 // 2, GROWTH)
         head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        embedding = model.get_input_embeddings().weight
         grown = torch.empty(
             (config.num_hidden_layers, 2, config.num_key_value_heads, size, head),
-            dtype=embedding.dtype,
-            device=embedding.device,
+            dtype=model.dtype,
+            device=model.device,
         )
         if self.store is not None:
             grown[:, :, :, : self.cached] = self.store[:, :, :, : self.cached]
@@ -78,7 +77,7 @@ class Row:
 
 @dataclass
 class Pass:
-    """What one pass reads: of each row the next `count` tokens, laid out at `start` of the batch."""
+    """What one pass reads: of each row the next `count` tokens, from `start` of the batch on."""
 
     rows: list[Row]
     counts: list[int]
@@ -107,6 +106,7 @@ class Pass:
         outputs = []
         for row, start, count in zip(self.rows, self.starts, self.counts, strict=True):
             end, length = start + count, row.cached + count
+            assert row.store is not None  # `advance` made room
             store = row.store[layer]  # (2, key/value heads, capacity, head size)
             store[0, :, row.cached : length] = key[0, :, start:end]
             store[1, :, row.cached : length] = value[0, :, start:end]
@@ -129,7 +129,7 @@ def use_rows(model: PreTrainedModel) -> None:
 def advance(
     model: PreTrainedModel, router: Router, rows: list[Row], budget: int = 512
 ) -> tuple[list[Row], torch.Tensor]:
-    """One pass over the weights: read what is pending, at most `budget` tokens of long prompts.
+    """One pass over the weights: read what is pending, about `budget` tokens at most.
 
     Returns the rows whose tokens are all read, and the logits of what follows each:
     (rows, vocabulary), float32. The caller appends a token to those; the others are not done
@@ -138,15 +138,15 @@ def advance(
     reading = _allot(rows, budget)
     for row, count in zip(reading.rows, reading.counts, strict=True):
         row.reserve(model, row.cached + count)
-    device = model.get_input_embeddings().weight.device
-    tokens, positions = [], []
+    tokens: list[int] = []
+    positions: list[int] = []
     for row, count in zip(reading.rows, reading.counts, strict=True):
         tokens += row.tokens[row.cached : row.cached + count]
         positions += range(row.cached, row.cached + count)
     router.route(reading.spans())
     hidden = model.model(
-        input_ids=torch.tensor([tokens], device=device),
-        position_ids=torch.tensor([positions], device=device),
+        input_ids=torch.tensor([tokens], device=model.device),
+        position_ids=torch.tensor([positions], device=model.device),
         use_cache=False,
         rows=reading,
     ).last_hidden_state  # (1, tokens, hidden)
@@ -163,16 +163,18 @@ def advance(
 
 
 def _allot(rows: list[Row], budget: int) -> Pass:
-    """Rows that speak get their one token first; long prompts share what is left, in order."""
+    """Everybody gets an equal share of the budget; what short rows leave, long ones share.
+
+    A row gets a token at least, so those that speak never wait for those that read.
+    """
     chosen: dict[int, int] = {}
-    for row in sorted(rows, key=lambda row: row.pending > 1):
-        count = min(row.pending, max(budget, 1 if row.pending == 1 or not chosen else 0))
-        if count:
-            chosen[id(row)] = count
-            budget -= count
+    for place, row in enumerate(sorted(rows, key=lambda row: row.pending)):
+        share = budget // (len(rows) - place)
+        chosen[id(row)] = min(row.pending, max(share, 1))
+        budget -= chosen[id(row)]
     # Rows of one adapter lie side by side; the sort is stable, so the rest keeps its order.
-    taken = sorted((row for row in rows if id(row) in chosen), key=lambda row: id(row.adapter))
-    return Pass(taken, [chosen[id(row)] for row in taken])
+    neighbours = sorted(rows, key=lambda row: id(row.adapter))
+    return Pass(neighbours, [chosen[id(row)] for row in neighbours])
 
 
 def _attention(

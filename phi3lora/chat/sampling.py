@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 LIKELY = 256  # tokens that are looked at first; nearly always the nucleus lies within
+UNFINISHED = "\ufffd"  # what bytes decode to that make no character
 
 
 def generator(options: Options) -> torch.Generator | None:
@@ -49,18 +50,29 @@ class TextStream:
     """Text of an answer as its tokens come; a character is shown when all its bytes are there."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        from tokenizers.decoders import DecodeStream
-
         self._tokenizer = tokenizer
-        self._stream = DecodeStream(skip_special_tokens=True)
         self._tokens: list[int] = []
+        self._shown = 0  # tokens whose text is shown
+        self._before = 0  # tokens before these do not change how the next ones are written
         self.text = ""
 
     def add(self, token: int) -> None:
-        """Take the next token in."""
+        """Take the next token in.
+
+        Tokens are decoded behind those shown last, for a word is written with its space only
+        where another one stands before it.
+        """
         self._tokens.append(token)
-        self.text += self._stream.step(self._tokenizer.backend_tokenizer, token) or ""
+        shown = self._decode(self._tokens[self._before : self._shown])
+        longer = self._decode(self._tokens[self._before :])
+        if longer.endswith(UNFINISHED):
+            return
+        self.text += longer[len(shown) :]
+        self._before, self._shown = self._shown, len(self._tokens)
 
     def finish(self) -> None:
         """Show what is left, whole characters or not: the text is the decoded answer."""
-        self.text = str(self._tokenizer.decode(self._tokens, skip_special_tokens=True))
+        self.text = self._decode(self._tokens)
+
+    def _decode(self, tokens: list[int]) -> str:
+        return str(self._tokenizer.decode(tokens, skip_special_tokens=True))

@@ -119,8 +119,13 @@ class Serving:
         """Of a row's cache."""
         config = self.model.config
         head = config.hidden_size // config.num_attention_heads
-        size = self.model.get_input_embeddings().weight.element_size()
-        return int(2 * config.num_hidden_layers * config.num_key_value_heads * head * size)
+        return int(
+            2
+            * config.num_hidden_layers
+            * config.num_key_value_heads
+            * head
+            * self.model.dtype.itemsize
+        )
 
     def adapter(self, folder: Path) -> Adapter:
         """An adapter by its folder; read again when the folder was written again.
@@ -178,9 +183,11 @@ class Serving:
     def make_room(self, promised: int) -> bool:
         """Whether caches of so many tokens fit; idle ones are dropped for them, oldest first."""
         need = promised * self.bytes_per_token
-        while self._idle and need + sum(row.bytes for row in self._idle) > self.cache_bytes:
+        if need > self.cache_bytes:
+            return False
+        while need + sum(row.bytes for row in self._idle) > self.cache_bytes:
             self._idle.pop(0)
-        return need <= self.cache_bytes
+        return True
 
     def _row(self, prompt: list[int], adapter: Adapter | None) -> Row:
         """A row for a prompt; continues the idle one that shares most of its beginning."""

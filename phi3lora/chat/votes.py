@@ -1,0 +1,139 @@
+"""Votes of the blind mode: which of two answers somebody liked better, without knowing whose.
+
+    book = VoteBook(settings.home / "votes.jsonl")
+    book.record(Vote(adapter="runs/pirate", pair="8f2c…", choice="left", left="tuned"))
+    book.tally("runs/pirate").win_rate
+
+The file is only ever appended to. Who voted is not kept.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal, get_args
+
+from phi3lora.errors import RunError
+
+Choice = Literal["left", "right", "tie", "both bad"]
+Side = Literal["base", "tuned"]
+
+
+@dataclass(frozen=True)
+class Vote:
+    """One choice between two answers.
+
+    Attributes:
+        adapter: what was compared with its base; any name that stays the same.
+        pair: which two answers; one vote is counted for each.
+        choice: as it was made, of what was shown on which side.
+        left: who stood on the left.
+        prompt: the question, for whoever reads the file.
+        time: seconds since 1970.
+    """
+
+    adapter: str
+    pair: str
+    choice: Choice
+    left: Side
+    prompt: str = ""
+    time: float = field(default_factory=time.time)
+
+    @property
+    def winner(self) -> Side | None:
+        """Whose answer was liked better; None for a tie or two bad ones."""
+        if self.choice not in {"left", "right"}:
+            return None
+        right: Side = "base" if self.left == "tuned" else "tuned"
+        return self.left if self.choice == "left" else right
+
+
+@dataclass(frozen=True)
+class Tally:
+    """The votes about one adapter, counted."""
+
+    tuned: int = 0
+    base: int = 0
+    ties: int = 0
+    both_bad: int = 0
+
+    @property
+    def votes(self) -> int:
+        """All of them."""
+        return self.tuned + self.base + self.ties + self.both_bad
+
+    @property
+    def win_rate(self) -> float | None:
+        """Share of the votes with a winner that the tuned model won; None without any."""
+        decided = self.tuned + self.base
+        return self.tuned / decided if decided else None
+
+
+class VoteBook:
+    """All votes, in one file; safe for several processes."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def record(self, vote: Vote) -> None:
+        """Write a vote down.
+
+        Raises RunError for a choice that there is not, and for a pair that was voted on before.
+        """
+        if vote.choice not in get_args(Choice) or vote.left not in get_args(Side):
+            raise RunError(
+                f"A vote: expected {', '.join(get_args(Choice))}, got {vote.choice!r} "
+                f"(left {vote.left!r})."
+            )
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with self._path.open("a+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)  # let go when the file is closed
+            if any(before.pair == vote.pair for before in self.votes(vote.adapter)):
+                raise RunError("These two answers were voted on already. Ask something new.")
+            line = json.dumps(asdict(vote), ensure_ascii=False).encode() + b"\n"
+            file.write(line if _ends_whole(file.tell(), self._path) else b"\n" + line)
+
+    def votes(self, adapter: str) -> Iterator[Vote]:
+        """The votes about an adapter, oldest first; lines that cannot be read are passed over."""
+        try:
+            lines = self._path.read_bytes().splitlines()
+        except FileNotFoundError:
+            return
+        seen: set[str] = set()
+        for line in lines:
+            vote = _parse(line)
+            if vote is not None and vote.adapter == adapter and vote.pair not in seen:
+                seen.add(vote.pair)
+                yield vote
+
+    def tally(self, adapter: str) -> Tally:
+        """What people thought of an adapter."""
+        votes = list(self.votes(adapter))
+        return Tally(
+            tuned=sum(vote.winner == "tuned" for vote in votes),
+            base=sum(vote.winner == "base" for vote in votes),
+            ties=sum(vote.choice == "tie" for vote in votes),
+            both_bad=sum(vote.choice == "both bad" for vote in votes),
+        )
+
+
+def _parse(line: bytes) -> Vote | None:
+    try:
+        vote = Vote(**json.loads(line))
+    except (ValueError, TypeError):
+        return None
+    known = vote.choice in get_args(Choice) and vote.left in get_args(Side)
+    return vote if known else None
+
+
+def _ends_whole(size: int, path: Path) -> bool:
+    """Whether the last line was written to its end."""
+    if not size:
+        return True
+    with path.open("rb") as file:
+        file.seek(-1, 2)
+        return file.read(1) == b"\n"
