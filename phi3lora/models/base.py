@@ -172,8 +172,9 @@ def _hub_config(
         if info.gated:  # the information is public, the files are not: a cache would serve them
             api.auth_check(path)
         _check_files(path, [file.rfilename for file in info.siblings or []])
+        # By its own name, so that the cache knows where it pointed when the Hub is away.
         config = hf_hub_download(
-            path, "config.json", revision=info.sha, token=token, cache_dir=cache_folder
+            path, "config.json", revision=revision, token=token, cache_dir=cache_folder
         )
     except errors.HfHubHTTPError as error:
         if error.response.status_code < 500:
@@ -181,7 +182,7 @@ def _hub_config(
         return _cached_config(error, path, revision, cache_folder)
     except (errors.HTTPError, OSError) as error:
         return _cached_config(error, path, revision, cache_folder)
-    return Path(config), str(info.sha)
+    return Path(config), Path(config).parent.name
 
 
 def _cached_config(

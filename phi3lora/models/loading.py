@@ -176,6 +176,7 @@ def _keep_packing_off(model: PreTrainedModel) -> None:
 def _from_folder(folder: Path, base: BaseInfo, options: dict[str, Any]) -> PreTrainedModel:
     """The weights; ModelError when they do not fill the model, or memory does not hold them."""
     import torch
+    from safetensors import SafetensorError
     from transformers import Phi3ForCausalLM
 
     try:
@@ -188,7 +189,7 @@ def _from_folder(folder: Path, base: BaseInfo, options: dict[str, Any]) -> PreTr
             "of that in 4 bits. Set model.quantization to nf4, or free memory by ending what else "
             "uses this device."
         ) from None
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"{base.name} cannot be loaded: {error}") from None
     model, report = loaded
     if missing := sorted(report["missing_keys"]):
