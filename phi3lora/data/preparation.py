@@ -21,6 +21,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -245,8 +246,8 @@ def _columns(batch: list[Kept]) -> list[Any]:
     lengths = [len(kept.rendered.input_ids) for kept in batch]
     ends = np.cumsum([0, *lengths], dtype=np.int32)
     total = int(ends[-1])
-    ids = np.fromiter((i for k in batch for i in k.rendered.input_ids), np.int32, total)
-    mask = np.fromiter((s for k in batch for s in k.rendered.supervised), np.bool_, total)
+    ids = np.fromiter(chain.from_iterable(k.rendered.input_ids for k in batch), np.int32, total)
+    mask = np.fromiter(chain.from_iterable(k.rendered.supervised for k in batch), np.bool_, total)
     return [
         pa.ListArray.from_arrays(ends, ids),
         pa.ListArray.from_arrays(ends, np.where(mask, ids, -100).astype(np.int32)),

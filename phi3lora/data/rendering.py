@@ -127,12 +127,8 @@ class _Literal:
 
     text: str
     ids: list[int]
+    mask: list[bool]  # loss on the token that ends an answer alone
     end: str = ""
-
-    @property
-    def mask(self) -> list[bool]:
-        """Loss on the token that ends an answer alone."""
-        return [bool(self.end)] + [False] * (len(self.ids) - 1) if self.ids else []
 
 
 @dataclass(frozen=True)
@@ -229,7 +225,8 @@ class _Renderer:
         """A part of the template in tokens; behind an answer its first control token is learnt."""
         ids = self.marks.encode(text, add_special_tokens=False).ids
         marks = (token.content for token in self.added if text.startswith(token.content))
-        return _Literal(text, ids, max(marks, key=len, default="") if after_answer else "")
+        end = max(marks, key=len, default="") if after_answer else ""
+        return _Literal(text, ids, [bool(end), *[False] * (len(ids) - 1)] if ids else [], end)
 
 
 def _has_slot(message: Message) -> bool:
@@ -281,7 +278,7 @@ def _content(slot: _Slot, messages: Sequence[Message]) -> str:
 def _assemble(pattern: _Pattern, contents: Iterator[Any], max_length: int | None) -> Rendered:
     """Literals and contents in turn; takes as many from `contents` as there are slots."""
     first = pattern.literals[0]
-    ids, mask = list(first.ids), first.mask
+    ids, mask = list(first.ids), list(first.mask)
     for slot, literal in zip(pattern.slots, pattern.literals[1:], strict=True):
         content = next(contents).ids
         ids += content
