@@ -111,8 +111,10 @@ def _inspect(config: RunConfig, settings: Settings, token: str | None) -> Any:
 
 
 def _estimate(config: RunConfig, hardware: Any, inspection: Any) -> Any:
-    from phi3lora.training.estimate import estimate
-
+    try:
+        from phi3lora.training.estimate import estimate
+    except ImportError:
+        return None
     return estimate(config, hardware, inspection)
 
 
@@ -168,16 +170,21 @@ def _memory_checks(hardware: Any, estimate: Any) -> list[Check]:
     """Whether the run fits into what is free, or would if other programs left."""
     if not hardware or not estimate:
         return []
-    need, free = estimate.memory_bytes / GIB, hardware.memory_free / GIB
-    found = f"About {need:.1f} GB needed, {free:.1f} GB free."
+    need, free = estimate.memory_bytes, hardware.memory_free
+    found = f"About {_size(need)} needed, {_size(free)} free."
     if estimate.memory_bytes > hardware.memory_total:
-        return [Check("Memory", "red", f"{found} The device has {hardware.memory_total / GIB:.1f} "
-                      "GB.", "Choose NF4, a smaller batch or length limit, or gradient "
+        return [Check("Memory", "red", f"{found} The device has {_size(hardware.memory_total)}.",
+                      "Choose NF4, a smaller batch or length limit, or gradient "
                       "checkpointing.")]  # fmt: skip
     if estimate.memory_bytes > CROWDED * hardware.memory_free:
         return [Check("Memory", "amber", f"{found} It may fail.",
                       "Close other programs, or lower batch size or length limit.")]  # fmt: skip
     return [Check("Memory", "green", found)]
+
+
+def _size(number: float) -> str:
+    """Bytes as `3.0 GB`, or `12 MB` where that is little."""
+    return f"{number / GIB:.1f} GB" if number >= GIB else f"{number / 2**20:.0f} MB"
 
 
 def _disk_check(config: RunConfig, home: Path, estimate: Any) -> Check:
@@ -186,7 +193,7 @@ def _disk_check(config: RunConfig, home: Path, estimate: Any) -> Check:
     free = shutil.disk_usage(folder).free
     kept = config.training_config.save_total_limit or 10
     need = (kept + 1) * OPTIMIZER_BYTES * (estimate.trainable if estimate else 0)
-    found = f"{free / GIB:.0f} GB free, {need / GIB:.1f} GB needed for checkpoints."
+    found = f"{free / GIB:.0f} GB free, {_size(need)} needed for checkpoints."
     if need > free:
         return Check("Disk", "red", found, "Make room, or keep fewer checkpoints.")
     if free - need < GIB:

@@ -25,7 +25,7 @@ def build(settings: Settings, core: Core | None = None) -> gr.Blocks:
     core = core or Core(settings)
     with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True) as demo:
         header("Train")
-        train_page.build(core)
+        train_page.build(core, demo)
     with demo.route("Runs", "/runs"):
         header("Runs")
         runs_page.build(core, demo)

@@ -130,6 +130,21 @@ def progress(fraction: float | None, left: str, right: str, state: str = "") -> 
     )
 
 
+def bars(title: str, items: Sequence[tuple[str, int, bool]], ends: tuple[str, str]) -> str:
+    """A small bar chart of (words for a pointer, height, stands out), and its axis' ends."""
+    highest = max(1, *(number for _, number, _ in items))
+    columns = "".join(
+        f'<i title="{text(words)}"{" class=over" if over else ""} '
+        f'style="height:{max(100 * number / highest, 2 if number else 0):.1f}%"></i>'
+        for words, number, over in items
+    )
+    return (
+        f'<figure class="bars" aria-label="{text(title)}"><figcaption>{text(title)}</figcaption>'
+        f"<div>{columns}</div><p><span>{text(ends[0])}</span><span>{text(ends[1])}</span></p>"
+        f"</figure>"
+    )
+
+
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]], align: str = "") -> str:
     """A plain table; `align` has an `r` for each right-aligned column, such as `lrr`."""
     kinds = [' class="r"' if letter == "r" else "" for letter in align.ljust(len(columns), "l")]

@@ -44,7 +44,6 @@ NEUTRAL = colors.Color(
     c900="#171c1e",
     c950="#0f1314",
 )
-SUPERVISED = "#2aa198"
 TRAIN, HELD_OUT = "#1f9d92", "#d98a29"  # legible on white and on near-black
 
 
@@ -57,8 +56,8 @@ def theme() -> gr.Theme:
         radius_size=sizes.radius_md,
         spacing_size=sizes.spacing_md,
         text_size=sizes.text_md,
-        font=[fonts.LocalFont("IBM Plex Sans", weights=(400, 600)), "system-ui", "sans-serif"],
-        font_mono=[fonts.LocalFont("IBM Plex Mono", weights=(400, 600)), "monospace"],
+        font=[fonts.LocalFont("IBM Plex Sans", weights=(400, 700)), "system-ui", "sans-serif"],
+        font_mono=[fonts.LocalFont("IBM Plex Mono", weights=(400,)), "monospace"],
     )
     return base.set(**_surfaces(), **_texts(), **_controls())
 

@@ -1,7 +1,7 @@
 """The Train page: pick data and see what will be trained, pick a recipe, check, launch.
 
     with gr.Blocks() as demo:
-        build(core)
+        build(core, demo)
 
 Every change goes the same way: read the form, look (in the helper process), show. What the page
 shows is made by plain functions from a `Look`, so that tests need no browser.
@@ -9,6 +9,7 @@ shows is made by plain functions from a `Look`, so that tests need no browser.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,13 +23,11 @@ from phi3lora.recipes import describe, load_recipe, recipes
 from phi3lora.training.preflight import Check, Look
 from phi3lora.ui import form, show
 from phi3lora.ui.core import Core
-from phi3lora.ui.theme import SUPERVISED, TRAIN
 from phi3lora.ui.widgets import Fields, message_of, shown
 
-EXAMPLE, FILE, HUB = "Example", "Your file", "Hugging Face Hub"
-PREVIEWS = 3
+EXAMPLE, FILE, HUB = "Example", "Your file", "Hub"
 BARS = 24  # of the histogram
-FIRST_RECIPE = "pocket"
+POCKET_RECIPE, GPU_RECIPE = "pocket", "phi3-mini-lora"
 ADAPTER = ("peft_config.r", "peft_config.lora_alpha", "peft_config.lora_dropout",
            "peft_config.target_modules")  # fmt: skip
 LIVE = (
@@ -37,12 +36,6 @@ LIVE = (
     "training_config.per_device_train_batch_size",
     "training_config.gradient_accumulation_steps",
 )
-# What decides how rows become tokens; a change reads the data again.
-READ_ANEW = (
-    "model.path", "model.revision", "data.name", "data.revision", "data.split", "data.test_split",
-    "data.test_size", "data.seed", "data.max_rows", "data.format", "data.columns", "data.roles",
-    "data.system_prompt", "training_config.max_length",
-)  # fmt: skip
 
 
 class TrainPage:
@@ -50,7 +43,8 @@ class TrainPage:
 
     def __init__(self, core: Core) -> None:
         self.core = core
-        self.fields = Fields()
+        self.start = first_recipe()
+        self.fields = Fields(load_recipe(self.start)[0].model_copy(update={"title": ""}))
         with gr.Row(elem_classes="page split", equal_height=False):
             with gr.Column(scale=17, min_width=340, elem_classes="main"):
                 with gr.Column(elem_classes="card"):
@@ -112,29 +106,11 @@ class TrainPage:
                        "the tokens it learns from tinted."),
             elem_id="data-summary",
         )  # fmt: skip
-        self.previews = [
-            gr.HighlightedText(
-                visible=False,
-                label=f"Conversation {number + 1}",
-                elem_classes="conversation",
-                color_map={"supervised": SUPERVISED},
-                combine_adjacent=True,
-                show_inline_category=False,
-                show_legend=False,
-                elem_id=f"conversation-{number}",
-            )
-            for number in range(PREVIEWS)
-        ]
-        self.histogram = gr.BarPlot(
-            visible=False, x="tokens", y="rows", x_title="tokens of a conversation",
-            y_title="rows", height=170, elem_id="histogram", color_map={"rows": TRAIN},
-            label="Length of conversations",
-        )  # fmt: skip
 
     def _recipe(self) -> None:
         gr.HTML(show.heading("Recipe", "Where to start from; change what you like.", 2))
         cards = [(card_text(name), name) for name in recipes()]
-        self.recipe = gr.Radio(cards, value=FIRST_RECIPE, show_label=False, elem_classes="cards",
+        self.recipe = gr.Radio(cards, value=self.start, show_label=False, elem_classes="cards",
                                elem_id="recipe")  # fmt: skip
         self.recipe_notes = gr.HTML(visible=False, elem_id="recipe-notes")
         with gr.Row():
@@ -188,7 +164,7 @@ class TrainPage:
     @property
     def seen(self) -> list[Any]:
         """What a look fills."""
-        return [self.summary, *self.previews, self.histogram, self.checks, self.estimate,
+        return [self.summary, self.checks, self.estimate,
                 self.derived, self.yaml]  # fmt: skip
 
     def on_look(self, request: gr.Request, *shown_values: Any) -> Iterator[list[Any]]:
@@ -264,7 +240,7 @@ class TrainPage:
         config, _ = self.fields.config(shown_values)
         return self.core.launch(config, self.core.caller(request)).id
 
-    def wire(self) -> None:
+    def wire(self, demo: gr.Blocks) -> None:
         """Connect components and handlers."""
         everything, by_name = self.fields.components, self.fields.by_name
         path = by_name["data.path"]
@@ -277,10 +253,13 @@ class TrainPage:
         self.search.submit(self.on_search, self.search, [self.results, path],
                            show_progress="minimal", api_visibility="private")  # fmt: skip
         self.results.input(lambda dataset: dataset, self.results, path, **quiet)
-        again = [path.change, *(_settled(by_name[name]) for name in READ_ANEW)]
-        rest = [name for name in by_name if name not in READ_ANEW and name != "data.path"]
-        again += [_settled(by_name[name]) for name in rest if name not in ("title",)]
-        gr.on([*again], self.on_look, everything, self.seen, trigger_mode="always_last", **quiet)
+        settled = [
+            _settled(component)
+            for name, component in by_name.items()
+            if name not in ("title", "data.path")
+        ]
+        gr.on([demo.load, path.change, *settled], self.on_look, everything, self.seen,
+              trigger_mode="always_last", **quiet)  # fmt: skip
         gr.on([by_name[name].change for name in LIVE], self.on_live, everything,
               [self.derived, self.yaml], trigger_mode="always_last", **quiet)  # fmt: skip
         filled = [self.recipe_notes, *everything]
@@ -296,10 +275,10 @@ class TrainPage:
 OPEN_RUN = "(run) => { if (run) window.location.href = 'runs?run=' + encodeURIComponent(run); }"
 
 
-def build(core: Core) -> TrainPage:
+def build(core: Core, demo: gr.Blocks) -> TrainPage:
     """Put the page into the Blocks that are open, wired."""
     page = TrainPage(core)
-    page.wire()
+    page.wire(demo)
     return page
 
 
@@ -313,8 +292,14 @@ def _settled(component: Any) -> Any:
 
 def card_text(name: str) -> str:
     """A recipe's card: its title, and what its file says about it, on two lines."""
-    title = name.replace("-", " ").replace("phi3", "Phi-3").capitalize()
-    return f"{title.replace('phi-3', 'Phi-3').replace('lora', 'LoRA')}\n{describe(name)}"
+    title = load_recipe(name)[0].title or name
+    return f"{title.removesuffix('.ipynb')}\n{describe(name)}"
+
+
+def first_recipe() -> str:
+    """Phi-3-mini where there is a GPU, pocket elsewhere; without asking torch."""
+    on_gpu = shutil.which("nvidia-smi") is not None and GPU_RECIPE in recipes()
+    return GPU_RECIPE if on_gpu else POCKET_RECIPE
 
 
 def recipe_notes(config: RunConfig | None, notices: list[str]) -> Any:
@@ -322,7 +307,7 @@ def recipe_notes(config: RunConfig | None, notices: list[str]) -> Any:
     lines = [show.notice(line, "grey") for line in notices]
     if config and not config.data.path.startswith("example:"):
         lines.append(show.notice(f"This recipe was written for {config.data.path}. Your data is "
-                                 "kept; pick that one under Hugging Face Hub if you want it.",
+                                 "kept; pick that one under Hub if you want it.",
                                  "grey"))  # fmt: skip
     return gr.update(value="".join(lines), visible=bool(lines))
 
@@ -345,11 +330,8 @@ def waiting_checks() -> str:
 
 def show_look(config: RunConfig, look: Look) -> list[Any]:
     """Values for everything a look fills, in the order of `TrainPage.seen`."""
-    inspection = look.inspection
     return [
         data_summary(config, look),
-        *previews(inspection),
-        histogram(inspection),
         show.checks((check.level, check.name, check.found, check.remedy) for check in look.checks),
         estimate_facts(look.estimate),
         derived(config),
@@ -367,6 +349,7 @@ def data_summary(config: RunConfig, look: Look) -> str:
         )
     dropped = sum(inspection.dropped.values())
     kept = f"{inspection.kept:,} of {inspection.rows:,}"
+    more = "" if inspection.complete else f" Counted in the first {inspection.rows:,} rows."
     share = 100 * inspection.supervised_tokens / max(1, inspection.total_tokens)
     pairs = [
         ("Conversations", kept),
@@ -375,8 +358,8 @@ def data_summary(config: RunConfig, look: Look) -> str:
         ("Median length", f"{inspection.tokens['p50']:,.0f} tokens"),
         ("Longest", f"{inspection.tokens['max']:,.0f} tokens"),
     ]
-    found = f"<b>{show.text(inspection.format)}</b> {show.text(inspection.reason)}"
-    lines = [f'<p class="detected">{found}</p>']
+    found = f"<b>Read as {show.text(inspection.format)}.</b> {show.text(inspection.reason)}"
+    lines = [f'<p class="detected">{found}{more}</p>']
     if inspection.truncated:
         limit = config.training_config.max_length
         cut = f"{inspection.truncated:,} conversations are cut at {limit:,} tokens"
@@ -386,37 +369,42 @@ def data_summary(config: RunConfig, look: Look) -> str:
         lines.append(show.notice("\n".join([f"{dropped:,} rows cannot be used:", *reasons])))
     legend = ('<p class="legend"><mark>tinted</mark> tokens are supervised: the model learns to '
               "write them. The rest it only reads.</p>")  # fmt: skip
-    return show.facts(pairs) + "".join(lines) + legend
+    chart = length_chart(inspection.lengths, config.training_config.max_length)
+    body = legend + conversations(inspection.preview) + chart
+    return show.facts(pairs) + "".join(lines) + body
 
 
-def previews(inspection: Any) -> list[Any]:
-    """Three conversations as HighlightedText values; those that are not there are hidden."""
-    rows = list(inspection.preview) if inspection is not None else []
-    updates = []
-    for number in range(PREVIEWS):
-        segments = rows[number] if number < len(rows) else None
-        value = [
-            (part["text"], "supervised" if part["supervised"] else None) for part in segments or []
-        ]
-        updates.append(gr.update(value=value, visible=segments is not None))
-    return updates
+def conversations(preview: list[list[Any]]) -> str:
+    """The first conversations as the model will read them; what it learns to write is tinted."""
+    cards = []
+    for number, segments in enumerate(preview, 1):
+        parts = (
+            f"<mark>{show.text(part['text'])}</mark>"
+            if part["supervised"]
+            else show.text(part["text"])
+            for part in segments
+        )
+        cards.append(
+            f'<figure class="conversation"><figcaption>Conversation {number}</figcaption>'
+            f"<pre>{''.join(parts)}</pre></figure>"
+        )
+    return "".join(cards)
 
 
-def histogram(inspection: Any) -> Any:
-    """Token lengths in bars of equal width."""
-    import pandas
-
-    lengths = list(inspection.lengths) if inspection is not None else []
-    if not lengths:
-        return gr.update(visible=False)
+def length_chart(lengths: Any, limit: int) -> str:
+    """Token lengths in bars of equal width; those beyond the limit stand out."""
+    if not len(lengths):
+        return ""
     width = max(1, -(-(max(lengths) + 1) // BARS))
     counts = [0] * (max(lengths) // width + 1)
     for length in lengths:
         counts[length // width] += 1
-    frame = pandas.DataFrame(
-        {"tokens": [number * width for number in range(len(counts))], "rows": counts}
-    )
-    return gr.update(value=frame, visible=True)
+    bars = [
+        (f"{place * width} to {place * width + width - 1} tokens: {number:,} rows", number,
+         place * width >= limit)
+        for place, number in enumerate(counts)
+    ]  # fmt: skip
+    return show.bars("Length of conversations", bars, ("0", f"{len(counts) * width:,} tokens"))
 
 
 def estimate_facts(estimate: Any) -> str:

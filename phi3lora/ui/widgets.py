@@ -1,8 +1,8 @@
 """Form widgets as Gradio components, and our errors as messages on the page.
 
-fields = Fields()
+fields = Fields(config)
 fields.add("peft_config.r")          makes the component, here and now
-fields.components, fields.values(inputs)
+config, notices = fields.config(values)
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ SPECS = {spec.field: spec for spec in form.widgets()}
 class Fields:
     """The components of a form by field, in the order in which they were added."""
 
-    def __init__(self) -> None:
+    def __init__(self, start: RunConfig | None = None) -> None:
         self.by_name: dict[str, gr.components.Component] = {}
+        self._start = form.to_widgets(start or RunConfig())
 
     @property
     def components(self) -> list[Any]:
@@ -36,15 +37,8 @@ class Fields:
 
     def add(self, name: str, **changes: Any) -> Any:
         """The component of a field; `changes` go to its constructor."""
-        self.by_name[name] = component(SPECS[name], **changes)
+        self.by_name[name] = component(SPECS[name], **{"value": self._start[name], **changes})
         return self.by_name[name]
-
-    def add_rest(self, section: str, basic: bool | None = None) -> None:
-        """Whatever of a section was not added yet."""
-        for spec in SPECS.values():
-            wanted = spec.section == section and basic in (None, spec.basic)
-            if wanted and spec.field not in self.by_name:
-                self.add(spec.field)
 
     def config(self, shown: Iterable[Any]) -> tuple[RunConfig, list[str]]:
         """The config that the components show. Raises ConfigError."""
