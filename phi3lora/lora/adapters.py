@@ -11,6 +11,7 @@ portable name, and leaves the base as it is, whatever its initial weights were: 
 
 from __future__ import annotations
 
+import json
 import warnings
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from phi3lora.config import PeftConfig, RunConfig
 from phi3lora.errors import AdapterError
-from phi3lora.lora.folder import PREFIX, WEIGHTS, read_adapter_config, tensor_shapes
+from phi3lora.lora.folder import CONFIG, PREFIX, WEIGHTS, read_adapter_config, tensor_shapes
 from phi3lora.lora.initial import (
     remember_start,
     replaces_base,
@@ -75,7 +76,10 @@ def _attach_peft(model: PreTrainedModel, config: RunConfig) -> PeftModel:
     _check_int8_dora(model, config)
     arguments = lora_arguments(model, config)
     try:
-        attached = get_peft_model(model, LoraConfig(**arguments))
+        with warnings.catch_warnings():
+            # Its advice is about a conversion that we do ourselves.
+            warnings.filterwarnings("ignore", message="Using Rank-Stabilized LoRA")
+            attached = get_peft_model(model, LoraConfig(**arguments))
     except (ValueError, TypeError) as error:
         raise AdapterError(f"peft_config does not fit the model: {error}") from None
     # PEFT would otherwise ask the Hub at every checkpoint whether the vocabulary grew.
@@ -137,6 +141,15 @@ def save_adapter(model: Any, folder: Path, config: RunConfig) -> None:
     else:
         model.save_pretrained(folder)
     (folder / "README.md").unlink(missing_ok=True)  # ours is written when it is published
+    if config.adapter != "none":
+        _sort_targets(folder / CONFIG)
+
+
+def _sort_targets(file: Path) -> None:
+    """PEFT keeps targets in a set, whose order changes from run to run."""
+    settings = json.loads(file.read_text(encoding="utf-8"))
+    settings["target_modules"] = sorted(settings["target_modules"])
+    file.write_text(json.dumps(settings, indent=2, sort_keys=True), encoding="utf-8")
 
 
 def load_adapter(
