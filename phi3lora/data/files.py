@@ -324,7 +324,7 @@ class _JsonReader:
             mark = self.peek()
             if mark == ",":
                 self._advance(self.position + 1)
-            elif mark != "]":
+            elif mark and mark != "]":
                 raise self._error("expected a comma or the end of the list", self.position)
 
     def value(self) -> Any:
@@ -357,12 +357,14 @@ class _JsonReader:
         return len(self.buffer) > len(rest)
 
     def _chunks(self) -> Iterator[str]:
+        """The file's text in parts, none of them empty."""
         decoder = codecs.getincrementaldecoder("utf-8-sig")()
         with self.path.open("rb") as file:
             while part := file.read(_CHUNK):
-                yield decoder.decode(part)
+                if text := decoder.decode(part):
+                    yield text
                 _tell(self.report, file.tell(), self.size)
-            yield decoder.decode(b"", final=True)
+        decoder.decode(b"", final=True)  # raises where the file ends within a character
 
     def _error(self, what: str, position: int) -> DataError:
         line = self.line + self.buffer.count("\n", self.position, position)

@@ -29,6 +29,7 @@ from phi3lora.errors import DataError, HubError
 Tell = Callable[[str], None]
 T = TypeVar("T")
 LONGEST_WAIT = 300.0  # seconds that a busy Hub is waited for, all in all
+_FIRST_BYTES = 1 << 20  # of a JSON file at a time; the library's 10 MiB are much for a preview
 _RETRY_5XX = (1.0, 2.0)  # seconds
 
 
@@ -93,7 +94,13 @@ class HubSet:
             yield from self._read(self._kept_paths())
             return
         with self._in_words():
-            rows = self._builder.as_streaming_dataset(split=self.split)
+            builder = self._builder
+            if (
+                hasattr(builder.config, "chunksize")
+                and type(builder.config).__name__ == "JsonConfig"
+            ):
+                builder.config.chunksize = _FIRST_BYTES
+            rows = builder.as_streaming_dataset(split=self.split)
         yield from self._told(iter(rows))
 
     def rows(self, report: Report | None = None) -> Iterator[dict[str, Any]]:
