@@ -148,7 +148,7 @@ class _PackedAttention(torch.autograd.Function):
             g = _by_groups(grad[rows], k.shape[1])
             grad_v[keys] += torch.bmm(p.to(v.dtype).transpose(1, 2), g).transpose(0, 1)
             # d softmax: dS = P · (dP − Σ dP·P), and the sum equals that of dO·O.
-            spread = torch.linalg.vecdot(grad[rows].float(), out[rows].float())  # (n, heads)
+            spread = (grad[rows].float() * out[rows]).sum(-1)  # (n, heads)
             spread = _by_groups(spread[..., None], k.shape[1])
             slope = p.mul_(torch.bmm(g, v_part.transpose(1, 2)) - spread).mul_(scale).to(q.dtype)
             grad_q[rows] = _merge_groups(torch.bmm(slope, k_part), q.shape[1])

@@ -21,6 +21,7 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from phi3lora.training.attention import PACKED, register
 from phi3lora.training.callbacks import Progress
+from phi3lora.training.layers import fast_layers
 from phi3lora.training.loss import add_supervised_head
 
 COLUMNS = ["input_ids", "labels"]
@@ -61,6 +62,14 @@ class FastTrainer(SFTTrainer):
             self._use_packed_attention()
         if progress is not None:
             self.add_callback(progress)
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train, and evaluate in between, with our layers where `fast` is set."""
+        # A compiled model sees through PEFT's layers better than through ours.
+        if not self.fast or self.args.torch_compile:
+            return super().train(*args, **kwargs)
+        with fast_layers(self.model):
+            return super().train(*args, **kwargs)
 
     def _base_model(self) -> Any:
         """The Phi-3 below the adapter."""

@@ -158,7 +158,7 @@ class _Chunk:
         top = torch.maximum(wanted, rival)
         log_sum = top - p.amax(-1, keepdim=True).log()
         sums[0] += (log_sum - wanted).sum()
-        sums[1] += log_sum.sum() - torch.linalg.vecdot(p, z).sum()
+        sums[1] += log_sum.sum() - torch.dot(p.view(-1), z.view(-1))
         sums[2] += (wanted > rival).sum() + _won_ties(z, wanted == rival, place)
         p.scatter_add_(-1, place, torch.full_like(wanted, -1))
         return logits.copy_(p)
