@@ -7,9 +7,11 @@ status: 2 for something the user can mend, 1 for anything else, 130 for Ctrl-C.
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -26,6 +28,7 @@ from phi3lora.settings import Settings
 
 if TYPE_CHECKING:
     from phi3lora.chat.engine import ChatEngine
+    from phi3lora.chat.options import Options
     from phi3lora.data.formats import Message
     from phi3lora.runs.queue import Queue
     from phi3lora.runs.store import Run, RunStore
@@ -194,13 +197,15 @@ def show_run(
     as_json: AsJson = False,
 ) -> None:
     """Show how a run stands: status, last step, message, and the end of its log."""
-    from phi3lora.terminal import print_figures, print_json, print_line
+    from phi3lora.terminal import clock, print_figures, print_json, print_line
 
     found = _find(run)
+    figures = {**_summary(found), **_progress(found)}
     if as_json:
-        print_json({**_summary(found), **_progress(found), "log": found.log_tail(lines)})
+        print_json({**figures, "log": found.log_tail(lines)})
         return
-    print_figures({**_summary(found), **_progress(found)})
+    moments = {name: clock(figures[name]) for name in ("created", "queued", "started", "ended")}
+    print_figures({**figures, **moments})
     print_line(found.log_tail(lines))
 
 
@@ -532,30 +537,30 @@ def _adapter(name: str) -> tuple[ModelConfig, Path]:
     return ModelConfig(path=base), folder
 
 
-def _ask_once(engine: ChatEngine, prompt: str, options: Any, as_json: bool) -> None:
-    from phi3lora.terminal import print_json, print_line
+def _ask_once(engine: ChatEngine, prompt: str, options: Options, as_json: bool) -> None:
+    from phi3lora.terminal import print_json, print_pair
 
-    *_, last = engine.reply([{"role": "user", "content": prompt}], options=options)
-    if as_json:
-        names = ("base", "tuned", "stopped_base", "stopped_tuned", "tokens_base", "tokens_tuned")
-        print_json({name: getattr(last, name) for name in names})
-    else:
-        print_line(f"base:  {last.base}\n\ntuned: {last.tuned}")
+    pairs = engine.reply([{"role": "user", "content": prompt}], options=options)
+    if not as_json:
+        print_pair(pairs)
+        return
+    *_, last = pairs
+    names = ("base", "tuned", "stopped_base", "stopped_tuned", "tokens_base", "tokens_tuned")
+    print_json({name: getattr(last, name) for name in names})
 
 
-def _converse(engine: ChatEngine, options: Any) -> None:
+def _converse(engine: ChatEngine, options: Options) -> None:
     """Ask and answer until an empty line or the end of the input."""
-    from phi3lora.terminal import print_line
+    from phi3lora.terminal import print_pair
 
     base: list[Message] = []
     tuned: list[Message] = []
     while prompt := _read_line():
         base.append({"role": "user", "content": prompt})
         tuned.append({"role": "user", "content": prompt})
-        *_, last = engine.reply(base, tuned, options)
+        last = print_pair(engine.reply(base, tuned, options))
         base.append({"role": "assistant", "content": last.base})
         tuned.append({"role": "assistant", "content": last.tuned})
-        print_line(f"base:  {last.base}\n\ntuned: {last.tuned}\n")
 
 
 def _read_line() -> str:
@@ -565,8 +570,18 @@ def _read_line() -> str:
         return ""
 
 
+def _quiet_libraries() -> None:
+    """What libraries say to their developers is not for the people at a terminal."""
+    logging.basicConfig(level=logging.ERROR)
+    warnings.simplefilter("ignore")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+
 def main() -> None:
     """The console script `phi3lora`."""
+    _quiet_libraries()
     app(prog_name="phi3lora")
 
 

@@ -15,10 +15,12 @@ from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console
+from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
+from phi3lora.chat.options import Pair
 from phi3lora.events import Event, Stage, Step
 from phi3lora.runs.store import Run
 from phi3lora.runs.wording import describe, duration
@@ -116,6 +118,25 @@ def print_conversation(pieces: Iterable[dict[str, Any]]) -> None:
     for piece in pieces:
         text.append(piece["text"], style=SUPERVISED if piece["supervised"] else "")
     Console().print(text)
+
+
+def print_pair(pairs: Iterable[Pair]) -> Pair:
+    """Both answers side by side as they grow, or one after the other in a file; the last pair."""
+    console = Console()
+    pair = Pair()
+    if not console.is_terminal:
+        *_, pair = pairs
+        print_line(f"base:  {pair.base}\n\ntuned: {pair.tuned}\n")
+        return pair
+    with Live(console=console, refresh_per_second=12) as live:
+        for pair in pairs:
+            table = Table.grid(padding=(0, 3), expand=True)
+            table.add_column(ratio=1)
+            table.add_column(ratio=1)
+            table.add_row(Text("base", style="bold"), Text("tuned", style="bold"))
+            table.add_row(Text(pair.base or pair.note), Text(pair.tuned))
+            live.update(table)
+    return pair
 
 
 def clock(seconds: float | None) -> str:

@@ -158,6 +158,59 @@ def test_runs_by_id_and_by_folder(home: Settings) -> None:
     assert "no run" in call("runs", "show", run.id, status=2).stderr
 
 
+def test_inspect(home: Settings) -> None:
+    file = home.home.parent / "rows.csv"
+    file.write_text("Question,Answer\nTwo plus two?,Four.\n,Nothing.\nA colour?,Blue.\n")
+    columns = ["--column", "prompt=Question", "--column", "completion=Answer"]
+    arguments = ["inspect", file, "--format", "prompt_completion", *columns, "--model", "pocket"]
+    found = json.loads(call(*arguments, "--json").stdout)
+    assert list(found) == [
+        "format", "columns", "rows", "kept", "dropped", "tokens", "total_tokens",
+        "supervised_tokens", "truncated", "preview",
+    ]  # fmt: skip
+    assert (found["format"], found["rows"], found["kept"]) == ("prompt_completion", 3, 2)
+    assert sum(found["dropped"].values()) == 1
+    assert [piece["text"] for piece in found["preview"][0] if piece["supervised"]] == [
+        "Four.<|end|>"
+    ]
+    shown = call(*arguments).stdout
+    assert "Four.<|end|>" in shown
+    assert "kept" in shown
+
+
+def test_chat(home: Settings, tmp_path: Path) -> None:
+    from torch import nn
+
+    from phi3lora.lora.adapters import attach_adapter, save_adapter
+    from phi3lora.models.loading import load_model
+
+    settings = config().with_values({"model.path": "pocket", "model.dtype": "float32"})
+    model = attach_adapter(load_model(settings.model, for_training=True), settings)
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(weight, std=0.5)
+    save_adapter(model, tmp_path / "adapter", settings)
+    arguments = ["chat", "--adapter", tmp_path / "adapter", "--prompt", "What is the capital?"]
+    answers = json.loads(call(*arguments, "--max-new-tokens", "12", "--json").stdout)
+    assert list(answers) == [
+        "base", "tuned", "stopped_base", "stopped_tuned", "tokens_base", "tokens_tuned",
+    ]  # fmt: skip
+    assert answers["base"]
+    assert answers["base"] != answers["tuned"]
+    assert answers["tokens_tuned"] <= 12
+    shown = CliRunner().invoke(cli.app, list(map(str, arguments[:3])), input="Hello\n\n")
+    assert shown.exit_code == 0, shown.output
+    assert shown.stdout.count("tuned: ") == 1
+    (tmp_path / "adapter" / "adapter_config.json").unlink()
+    assert "adapter_config.json" in call(*arguments, status=2).stderr
+
+
+def test_a_run_without_an_adapter_has_nothing_to_say(home: Settings) -> None:
+    run = RunStore(home).create(config())
+    said = call("chat", "--adapter", run.id, "--prompt", "Hello", status=2).stderr
+    assert "has no adapter yet; it is stopped" in said
+
+
 def test_no_runs_yet(home: Settings) -> None:
     assert "phi3lora train pocket" in call("runs", "list").stderr
     assert call("runs", "list", "--json").stdout == "[]\n"

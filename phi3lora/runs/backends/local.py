@@ -88,6 +88,7 @@ def worker_environment(
     path = [str(PACKAGE_PARENT), environment.get("PYTHONPATH", "")]
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, path))
     environment["PYTHONFAULTHANDLER"] = "1"
+    environment["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # a log is read, not watched
     return environment
 
 
