@@ -462,6 +462,7 @@ def _summary(run: Run) -> dict[str, Any]:
 def _progress(run: Run) -> dict[str, Any]:
     """Where a run is: its place in the line, its last step, its verdict."""
     from phi3lora.events import Step
+    from phi3lora.runs.store import ACTIVE
 
     steps = [event for event in run.events()[0] if isinstance(event, Step)]
     last = asdict(steps[-1]) if steps else {}
@@ -469,6 +470,7 @@ def _progress(run: Run) -> dict[str, Any]:
     names = ("step", "total_steps", "epoch", "tokens_per_second", "seconds_left")
     return {
         "position": _queue().position(run),
+        "pid": run.state.pid if run.status in ACTIVE else None,
         **{name: last.get(name) for name in names},
         "loss": losses[-1] if losses else None,
         "adapter": str(run.adapter_folder.resolve()) if run.adapter_folder else None,
@@ -511,14 +513,14 @@ def _show_inspection(config: RunConfig, limit: int | None, as_json: bool) -> Non
 
 
 def _show_checks(look: Any) -> None:
-    from phi3lora.terminal import print_figures, print_line
+    from phi3lora.terminal import print_figures, print_line, with_units
 
     marks = {"green": "ok", "amber": "note", "red": "NO"}
     for check in look.checks:
         print_line(f"{marks[check.level]:>4}  {check.name}: {check.found} {check.remedy}".rstrip())
     if look.estimate:
         print_line()
-        print_figures(asdict(look.estimate))
+        print_figures(with_units(asdict(look.estimate)))
 
 
 def _adapter(name: str) -> tuple[ModelConfig, Path]:

@@ -144,10 +144,21 @@ def clock(seconds: float | None) -> str:
     return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds)) if seconds else ""
 
 
-def size(count: float | None) -> str:
+def with_units(figures: dict[str, Any]) -> dict[str, Any]:
+    """The same with bytes and seconds in words, and the unit out of the name."""
+    said: dict[str, Any] = {}
+    for name, value in figures.items():
+        if name.endswith("_bytes") and value is not None:
+            said[name.removesuffix("_bytes")] = size(value)
+        elif name == "seconds" and value is not None:
+            said["time"] = duration(value)
+        else:
+            said[name] = value
+    return said
+
+
+def size(count: float) -> str:
     """Bytes in words: `1.5 GiB`."""
-    if count is None:
-        return "unknown"
     for unit in ("B", "KiB", "MiB"):
         if count < 1024:
             return f"{count:.0f} {unit}"

@@ -28,7 +28,7 @@ from typing import Literal
 import psutil
 from pydantic import BaseModel, ValidationError
 
-from phi3lora.config import RunConfig
+from phi3lora.config import POCKET, RunConfig
 from phi3lora.errors import RunError
 from phi3lora.events import Event, read_events
 from phi3lora.settings import Settings
@@ -301,11 +301,11 @@ def is_alive(pid: int | None, started: float | None) -> bool:
 
 def with_whole_paths(config: RunConfig) -> RunConfig:
     """A copy whose files and folders are named from the root: a run is resumed from anywhere."""
-    changes = {
-        field: str(Path(path).expanduser().resolve())
-        for field, path in (("model.path", config.model.path), ("data.path", config.data.path))
-        if path not in ("auto", "pocket") and Path(path).expanduser().exists()
-    }
+    changes = {}
+    if (rows := Path(config.data.path).expanduser()).is_file():
+        changes["data.path"] = str(rows.resolve())
+    if config.model.path not in ("auto", POCKET) and Path(config.model.path).expanduser().is_dir():
+        changes["model.path"] = str(Path(config.model.path).expanduser().resolve())
     return config.with_values(changes) if changes else config
 
 
