@@ -49,7 +49,7 @@ class Progress(TrainerCallback, ExportableState):
         self.step = 0
         self.tokens = 0
         self.kept: dict[str, Any] = {}
-        self._emit = emit
+        self.emit = emit
         self._should_stop = should_stop
         self._deadline = deadline
         self._first_step = 0
@@ -69,7 +69,7 @@ class Progress(TrainerCallback, ExportableState):
         self.step = self._first_step = state.global_step
         self._tokens_at_start = self.tokens
         if state.global_step:
-            self._emit(Resumed(step=state.global_step))
+            self.emit(Resumed(step=state.global_step))
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -122,7 +122,7 @@ class Progress(TrainerCallback, ExportableState):
     ) -> None:
         metrics = metrics or {}
         # In `FastTrainer.log` the averages have been put beside the loss.
-        self._emit(
+        self.emit(
             Evaluated(
                 step=state.global_step,
                 loss=metrics.get("eval_loss", float("nan")),
@@ -134,7 +134,7 @@ class Progress(TrainerCallback, ExportableState):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         path = f"{Path(str(args.output_dir)).name}/checkpoint-{state.global_step}"
-        self._emit(Saved(step=state.global_step, path=path))
+        self.emit(Saved(step=state.global_step, path=path))
 
     def _maybe_end(self, control: TrainerControl, now: float) -> None:
         """Save and end here if somebody asked for it, or if the next step might not fit."""
@@ -153,7 +153,7 @@ class Progress(TrainerCallback, ExportableState):
         steps = state.global_step - self._first_step
         left = (state.max_steps - state.global_step) * (now - self._started) / max(steps, 1)
         trained = self.tokens - self._tokens_at_start
-        self._emit(
+        self.emit(
             Step(
                 step=state.global_step,
                 total_steps=state.max_steps,

@@ -60,6 +60,12 @@ class FastTrainer(SFTTrainer):
             add_supervised_head(self._base_model())
         if fast and self._base_model().config._attn_implementation in REPLACED_ATTENTION:
             self._use_packed_attention()
+        if self.args.fp16:
+            # TRL has put a quantized base's adapter into bfloat16, which a GPU without it, and
+            # the scaling of float16 gradients, cannot use.
+            for parameter in self.model.parameters():
+                if parameter.requires_grad:
+                    parameter.data = parameter.data.float()
         if progress is not None:
             self.add_callback(progress)
 
@@ -70,6 +76,11 @@ class FastTrainer(SFTTrainer):
             return super().train(*args, **kwargs)
         with fast_layers(self.model):
             return super().train(*args, **kwargs)
+
+    @property
+    def attention(self) -> str:
+        """The attention that is computed, by its name."""
+        return str(self._base_model().config._attn_implementation)
 
     def _base_model(self) -> Any:
         """The Phi-3 below the adapter."""

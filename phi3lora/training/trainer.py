@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, set_seed
+from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase
 from trl import SFTConfig
 
 from phi3lora.config import RunConfig, TrainingConfig
@@ -44,6 +44,7 @@ from phi3lora.training.failures import explained, is_disk_full, not_finite
 from phi3lora.training.fast import FastTrainer
 
 logger = logging.getLogger(__name__)
+PREPARING = "preparing the data"
 LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes")
 
 
@@ -93,20 +94,22 @@ def _train(
     _describe(config)
     hardware = detect_hardware(config.model.device)
     path = resolve_path(config.model.path, hardware)
-    tokenizer = load_tokenizer(path, config.model.revision, token)
+    tokenizer = load_tokenizer(path, config.model.revision, token, cache_folder)
 
-    emit(Stage(name="preparing the data"))
-    data = prepare(config, tokenizer, token=token, cache_folder=cache_folder)
+    emit(Stage(name=PREPARING))
+    data = prepare(
+        config, tokenizer, token=token, cache_folder=cache_folder, progress=_share(emit, PREPARING)
+    )
     emit(_counted(data))
 
     emit(Stage(name="loading the model"))
     notices: list[str] = []
-    model = load_model(config.model, for_training=True, token=token, notices=notices)
+    model: Any = load_model(
+        config.model, for_training=True, token=token, notices=notices, cache_folder=cache_folder
+    )
+    model = attach_adapter(model, config, notices)
     for notice in notices:
         emit(Notice(message=notice, level="warning"))
-    set_seed(config.training_config.seed)
-    model = attach_adapter(model, config)
-    emit(_loaded(model, config))
 
     emit(Stage(name="training"))
     outcome = fit(config, folder, model, tokenizer, data.train, data.test, progress)
@@ -143,6 +146,7 @@ def fit(
         bad_loss=partial(not_finite, config=config),
     )
     _check_rows(len(trainer.train_dataset), len(train_rows), training)
+    progress.emit(_loaded(trainer, config))
     checkpoint = _last_checkpoint(folder / "checkpoints")
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -157,11 +161,12 @@ def with_precision(training: TrainingConfig, model: Any) -> TrainingConfig:
     """The training with `bf16` and `fp16` decided by the weights, where nothing else was said."""
     if training.bf16 is not None or training.fp16:
         return training.model_copy(update={"bf16": bool(training.bf16)})
-    dtypes = {p.dtype for p in model.parameters() if p.is_floating_point()}
+    # A quantized base is multiplied in a precision of its own; what is left of it is float32.
+    quantization = getattr(model.config, "quantization_config", None)
+    dtype = getattr(quantization, "bnb_4bit_compute_dtype", None) or model.dtype
     on_gpu = next(model.parameters()).device.type == "cuda"
-    bf16 = torch.bfloat16 in dtypes
-    fp16 = not bf16 and torch.float16 in dtypes and on_gpu
-    return training.model_copy(update={"bf16": bf16, "fp16": fp16})
+    fp16 = dtype == torch.float16 and on_gpu  # on a CPU there is no autocast worth its name
+    return training.model_copy(update={"bf16": dtype == torch.bfloat16, "fp16": fp16})
 
 
 def _arguments(training: TrainingConfig, test_rows: Dataset | None) -> dict[str, Any]:
@@ -268,17 +273,30 @@ def _counted(data: Any) -> Prepared:
     )
 
 
-def _loaded(model: Any, config: RunConfig) -> Loaded:
+def _loaded(trainer: FastTrainer, config: RunConfig) -> Loaded:
+    model: Any = trainer.model
     trainable, total = count_parameters(model)
-    base = next(model.parameters())
     return Loaded(
-        device=base.device.type,
+        device=next(model.parameters()).device.type,
         dtype=str(model.dtype).removeprefix("torch."),
-        attention=model.config._attn_implementation,
+        attention=trainer.attention,
         quantization=config.model.quantization,
         trainable_parameters=trainable,
         total_parameters=total,
     )
+
+
+def _share(emit: Emit, stage: str) -> Callable[[float], None]:
+    """Progress of a stage as events, one for each twentieth at most."""
+    told = 0.0
+
+    def tell(fraction: float) -> None:
+        nonlocal told
+        if fraction >= min(told + 0.05, 1.0) > told:
+            told = fraction
+            emit(Stage(name=stage, fraction=fraction))
+
+    return tell
 
 
 def _end(
