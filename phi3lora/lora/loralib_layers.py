@@ -32,6 +32,18 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
 
+# What torch's unpickler raises on files that are something else.
+UNREADABLE = (
+    OSError,
+    EOFError,
+    RuntimeError,
+    pickle.UnpicklingError,
+    LookupError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+)
 Bias = Literal["none", "all", "lora_only"]
 
 
@@ -324,7 +336,7 @@ def read_loralib(file: Path) -> dict[str, torch.Tensor]:
         entries = torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise AdapterError(f"{file.name} is not there: expected a loralib checkpoint.") from None
-    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
+    except UNREADABLE as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise AdapterError(
             f"{file.name} cannot be read as tensors alone ({reason}). Save it anew as "
