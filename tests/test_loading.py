@@ -259,15 +259,15 @@ def test_private_and_gated_bases_need_the_callers_own_token(
     for name in ["ann/private", "ann/gated"]:
         fetch(check_base(name, token="hf_ann", cache_folder=tmp_path), "hf_ann", tmp_path)
     # What the cache has by now must not be served to somebody else.
-    with pytest.raises(HubError, match="ann/private is not on the Hub, or it is private"):
+    with pytest.raises(HubError, match="no model ann/private that your account may read"):
         check_base("ann/private", token="hf_bob", cache_folder=tmp_path)
-    with pytest.raises(HubError, match=f"is gated: accept its conditions at {hub.url}/ann/gated"):
+    with pytest.raises(HubError, match=f"is gated: ask for access at {hub.url}/ann/gated"):
         check_base("ann/gated", token="hf_bob", cache_folder=tmp_path)
 
 
 def test_a_missing_repository_and_a_missing_revision(hub: LoopbackHub, base: Path) -> None:
     hub.add_repo("model", "ann/phi", files_of(base))
-    with pytest.raises(HubError, match="ann/nothing is not on the Hub"):
+    with pytest.raises(HubError, match="no public model ann/nothing"):
         check_base("ann/nothing")
     with pytest.raises(HubError, match="has no revision 'v9'"):
         check_base("ann/phi", revision="v9")
@@ -282,10 +282,10 @@ def test_what_was_fetched_serves_while_the_hub_is_down(
     hub.fail(".*", status=501)
     assert check_base("ann/phi", cache_folder=tmp_path) == info
     assert fetch(info, cache_folder=tmp_path).name == info.commit
-    with pytest.raises(HubError, match="the Hub answered 501"):
+    with pytest.raises(HubError, match=r"is down \(501\) and ann/other was not downloaded"):
         check_base("ann/other", cache_folder=tmp_path)
 
 
 def test_offline_says_what_to_do() -> None:
-    with pytest.raises(HubError, match="HF_HUB_OFFLINE keeps it from being fetched"):
+    with pytest.raises(HubError, match="set to work offline"):
         check_base(PHI3_MINI)

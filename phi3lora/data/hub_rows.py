@@ -15,7 +15,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
@@ -24,13 +23,20 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from phi3lora.data.files import Report
-from phi3lora.errors import DataError, HubError
+from phi3lora.data.hub_errors import (
+    Asked,
+    Tell,
+    Unreachable,
+    explained,
+    first_line,
+    patiently,
+)
+from phi3lora.errors import DataError, Phi3LoraError
 
-Tell = Callable[[str], None]
+__all__ = ["HubSet", "Tell", "Unreachable"]
+
 T = TypeVar("T")
-LONGEST_WAIT = 300.0  # seconds that a busy Hub is waited for, all in all
 _FIRST_BYTES = 1 << 20  # of a JSON file at a time; the library's 10 MiB are much for a preview
-_RETRY_5XX = (1.0, 2.0)  # seconds
 
 
 @dataclass(frozen=True)
@@ -283,31 +289,23 @@ class HubSet:
 
     # Failing
 
-    def _patiently(self, call: Callable[[], T]) -> T:
-        """Call again when the Hub asks to wait (it says how long), or stumbles."""
-        from huggingface_hub.errors import HfHubHTTPError
+    @property
+    def _asked(self) -> Asked:
+        return Asked(
+            self.repo, "dataset", self.revision, self.token, self.endpoint,
+            instead="choose a file or an example",
+        )  # fmt: skip
 
-        waited, stumbles = 0.0, iter(_RETRY_5XX)
-        while True:
-            try:
-                return call()
-            except HfHubHTTPError as error:
-                status = error.response.status_code
-                wait = _retry_after(error) if status == 429 else None
-                wait = next(stumbles, None) if status >= 500 else wait
-                if wait is None or waited + wait > LONGEST_WAIT:
-                    raise
-            if self.tell:
-                self.tell(f"The Hub is busy and asks to wait; trying again in {wait:.0f} s.")
-            time.sleep(wait)
-            waited += wait
+    def _patiently(self, call: Callable[[], T]) -> T:
+        return patiently(call, self.tell)
 
     @contextmanager
     def _in_words(self) -> Iterator[None]:
-        """Turn what the Hub's clients raise into our errors."""
+        """Turn what the Hub's clients and `datasets` raise into our errors."""
         try:
-            yield
-        except (DataError, HubError):
+            with explained(self._asked):
+                yield
+        except Phi3LoraError:
             raise
         except Exception as error:
             told = self._explain(error)
@@ -315,94 +313,23 @@ class HubSet:
                 raise
             raise told from error
 
-    def _explain(self, error: Exception) -> Exception | None:
-        """Our error for one of the clients', or None for a fault of our own."""
+    def _explain(self, error: Exception) -> DataError | None:
+        """Our error for one of `datasets`, or None for a fault of our own."""
         from datasets.data_files import EmptyDatasetError
         from datasets.exceptions import DataFilesNotFoundError, DatasetsError
-        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
-        from huggingface_hub.utils import httpx
 
-        chain = _causes(error)
-        for cause in chain:
-            if isinstance(cause, HfHubHTTPError):
-                return self._explain_answer(cause)
-        if any(isinstance(cause, OfflineModeIsEnabled) for cause in chain):
-            return Unreachable(_OFFLINE.format(repo=self.repo))
-        silent = (httpx.RequestError, ConnectionError, TimeoutError)
-        if any(isinstance(cause, silent) for cause in chain):
-            return Unreachable(_UNREACHABLE.format(repo=self.repo))
         if isinstance(error, EmptyDatasetError | DataFilesNotFoundError):
             return DataError(_EMPTY.format(repo=self.repo))
-        if isinstance(error, HFValidationError):
-            return DataError(f"{self.repo!r} is no name of a dataset; expected USER/NAME.")
         if isinstance(error, RuntimeError) and "scripts are no longer" in str(error):
             return DataError(_SCRIPT.format(repo=self.repo, script="a Python file"))
         if isinstance(error, DatasetsError | ValueError | OSError):
-            return DataError(f"{self.repo} cannot be read: {_first_line(error)}.")
+            return DataError(f"{self.repo} cannot be read: {first_line(error)}.")
         return None
-
-    def _explain_answer(self, error: Any) -> Exception:
-        """What the Hub answered, and what to do about it."""
-        from huggingface_hub import errors
-
-        repo, status = self.repo, error.response.status_code
-        signed_in = "" if self.token else " Sign in first."
-        if isinstance(error, errors.GatedRepoError):
-            return HubError(
-                f"{repo} is gated: ask for access at {self._address}, then try again.{signed_in}"
-            )
-        if isinstance(error, errors.DisabledRepoError):
-            return HubError(f"{repo} was disabled by the Hub; choose another dataset.")
-        if isinstance(error, errors.RevisionNotFoundError):
-            return HubError(
-                f"{repo} has no revision {self.revision!r}; see {self._address}/tree/main for its "
-                "branches and tags, or leave data.revision empty."
-            )
-        if isinstance(error, errors.RepositoryNotFoundError) and not self.token:
-            return HubError(
-                f"There is no public dataset {repo}: check the name. If it is private, sign in."
-            )
-        if isinstance(error, errors.RepositoryNotFoundError):
-            return HubError(
-                f"There is no dataset {repo} that your account may read: check the name, or ask "
-                "its owner. A token of narrow scope needs leave to read this repo."
-            )
-        if status == 401:
-            return HubError("The Hub refused the token: it is wrong or expired. Sign in again.")
-        if status == 403:
-            return HubError(f"The token may not read {repo}: give it leave to read datasets.")
-        if status == 429:
-            return HubError("The Hub limits requests and asks to wait longer; try again later.")
-        if status >= 500:
-            return Unreachable(_DOWN.format(repo=repo, status=status))
-        return HubError(f"The Hub answered {status} for {repo}: {_first_line(error)}.")
-
-    @property
-    def _address(self) -> str:
-        from huggingface_hub.constants import ENDPOINT
-
-        return f"{self.endpoint or ENDPOINT}/datasets/{self.repo}"
-
-
-class Unreachable(HubError):
-    """The Hub gives no answer, so that what was downloaded before has to do."""
 
 
 _SCRIPT = (
     "{repo} is read by a script of its own ({script}), and code from the Hub is never run here. "
     "Choose a copy of it in Parquet, JSON or CSV files."
-)
-_OFFLINE = (
-    "This machine is set to work offline (HF_HUB_OFFLINE) and {repo} was not downloaded before. "
-    "Go online, or choose a file or an example."
-)
-_UNREACHABLE = (
-    "The Hub cannot be reached and {repo} was not downloaded before. Check the connection, or "
-    "choose a file or an example."
-)
-_DOWN = (
-    "The Hub is down ({status}) and {repo} was not downloaded before. Try again in a few minutes; "
-    "status.huggingface.co says more."
 )
 _EMPTY = "{repo} is empty: it has no JSON, CSV or Parquet file. Choose another dataset."
 
@@ -424,23 +351,3 @@ def _options(config: Any) -> dict[str, Any]:
         for name, value in values.items()
         if isinstance(value, plain) and value != getattr(usual, name)
     }
-
-
-def _retry_after(error: Any) -> float:
-    try:
-        return max(0.0, float(error.response.headers.get("Retry-After", 10)))
-    except ValueError:  # a date
-        return 10.0
-
-
-def _causes(error: BaseException | None) -> list[BaseException]:
-    """The error and what led to it."""
-    found: list[BaseException] = []
-    while error is not None and error not in found:
-        found.append(error)
-        error = error.__cause__ or error.__context__
-    return found
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300].rstrip(".")

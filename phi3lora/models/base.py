@@ -13,14 +13,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from phi3lora.config import PHI3_MINI, POCKET
-from phi3lora.errors import HubError, ModelError
+from phi3lora.data.hub_errors import Asked, Unreachable, explained, patiently
+from phi3lora.errors import ModelError
 from phi3lora.models.hardware import Hardware
 from phi3lora.models.pocket import CHECKPOINT
 
@@ -149,11 +148,11 @@ def fetch(base: BaseInfo, token: str | None = None, cache_folder: Path | None = 
         return base.folder
     from huggingface_hub import snapshot_download
 
-    with explained(base.name, base.commit):
+    with explained(_asked(base.name, base.commit, token)):
         folder = snapshot_download(
             base.name,
             revision=base.commit,
-            token=token,
+            token=token or False,
             cache_dir=cache_folder,
             allow_patterns=FILES,
         )
@@ -164,83 +163,32 @@ def _hub_config(
     path: str, revision: str | None, token: str | None, cache_folder: Path | None
 ) -> tuple[Path, str]:
     """`config.json` of a Hub id and the commit it belongs to; from the cache when offline."""
-    from huggingface_hub import HfApi, errors, hf_hub_download
+    from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
 
-    api = HfApi(token=token)
+    api = HfApi(token=token or False)
+    asked = _asked(path, revision, token)
     try:
-        info = api.model_info(path, revision=revision)
-        if info.gated:  # the information is public, the files are not: a cache would serve them
-            api.auth_check(path)
-        _check_files(path, [file.rfilename for file in info.siblings or []])
-        # By its own name, so that the cache knows where it pointed when the Hub is away.
-        config = hf_hub_download(
-            path, "config.json", revision=revision, token=token, cache_dir=cache_folder
+        with explained(asked):
+            info = patiently(lambda: api.model_info(path, revision=revision))
+            if info.gated or info.private:  # a cache would serve their files to anybody
+                api.auth_check(path)
+            _check_files(path, [file.rfilename for file in info.siblings or []])
+            # By its own name, so that the cache knows where it pointed when the Hub is away.
+            config = hf_hub_download(
+                path, "config.json", revision=revision, token=token or False, cache_dir=cache_folder
+            )
+    except Unreachable:  # an earlier download will do
+        kept = try_to_load_from_cache(
+            path, "config.json", revision=revision, cache_dir=cache_folder
         )
-    except errors.HfHubHTTPError as error:
-        if error.response.status_code < 500:
-            _explain(error, path, revision)
-        return _cached_config(error, path, revision, cache_folder)
-    except (errors.HTTPError, OSError) as error:
-        return _cached_config(error, path, revision, cache_folder)
+        if not isinstance(kept, str):
+            raise
+        config = kept
     return Path(config), Path(config).parent.name
 
 
-def _cached_config(
-    error: Exception, path: str, revision: str | None, cache_folder: Path | None
-) -> tuple[Path, str]:
-    """Where the Hub cannot be reached, an earlier download will do."""
-    from huggingface_hub import try_to_load_from_cache
-
-    config = try_to_load_from_cache(path, "config.json", revision=revision, cache_dir=cache_folder)
-    if not isinstance(config, str):
-        _explain(error, path, revision)
-    return Path(config), Path(config).parent.name
-
-
-@contextmanager
-def explained(path: str, revision: str | None = None) -> Iterator[None]:
-    """Turn what the Hub's client raises for a model into a HubError that says what to do."""
-    from huggingface_hub import errors
-
-    try:
-        yield
-    except (errors.HTTPError, OSError) as error:
-        _explain(error, path, revision)
-
-
-def _explain(error: Exception, path: str, revision: str | None) -> NoReturn:
-    """Raise what the Hub's client raised, in our words."""
-    from huggingface_hub import constants, errors
-
-    page = f"{constants.ENDPOINT}/{path}"
-    if isinstance(error, errors.GatedRepoError):
-        message = (
-            f"{path} is gated: accept its conditions at {page} and sign in with a token of the "
-            "same account."
-        )
-    elif isinstance(error, errors.RevisionNotFoundError):
-        message = f"{path} has no revision {revision!r}: see {page}/commits/main for those it has."
-    elif isinstance(error, errors.RepositoryNotFoundError):
-        message = (
-            f"{path} is not on the Hub, or it is private: check the spelling at {page}, or sign "
-            "in with a token that may read it."
-        )
-    elif isinstance(error, errors.OfflineModeIsEnabled):
-        message = (
-            f"{path} is not on this machine, and HF_HUB_OFFLINE keeps it from being fetched: "
-            f"unset it, or use a folder or `{POCKET}`."
-        )
-    elif isinstance(error, errors.HfHubHTTPError):
-        status = error.response.status_code
-        message = f"{path}: the Hub answered {status}. Try again later, or use a local folder."
-    elif isinstance(error, OSError) and error.errno is not None:
-        message = f"{path} could not be stored: {error.strerror or error}. Make room and try again."
-    else:
-        message = (
-            f"{path} is not on this machine, and the Hub cannot be reached: check the "
-            f"connection, or use a folder or `{POCKET}`."
-        )
-    raise HubError(message) from None
+def _asked(path: str, revision: str | None, token: str | None) -> Asked:
+    return Asked(path, "model", revision, token, instead=f"use a folder or `{POCKET}`")
 
 
 def _check_files(path: str, files: list[str]) -> None:
