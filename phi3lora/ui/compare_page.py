@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import random
+import secrets
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from typing import Any
 import gradio as gr
 
 from phi3lora.chat.options import Options, Pair
+from phi3lora.chat.votes import Choice, Side, Tally, Vote
 from phi3lora.config import POCKET, ModelConfig
 from phi3lora.errors import AccessError, AdapterError, DataError, Phi3LoraError
 from phi3lora.runs.store import Run
@@ -29,7 +31,12 @@ from phi3lora.ui.widgets import shown
 BASE_ONLY = ""
 TITLES = {"base": "Base", "tuned": "Tuned"}
 HIDDEN = ("Answer A", "Answer B")
-VOTES = (("A is better", "left"), ("B is better", "right"), ("Tie", "tie"), ("Both bad", "bad"))
+VOTES: dict[str, Choice] = {
+    "A is better": "left",
+    "B is better": "right",
+    "Tie": "tie",
+    "Both bad": "both bad",
+}
 SUGGESTIONS = 6
 REMEMBER = "(adapter) => { window.phi3lora.remember('adapter', adapter); return adapter; }"
 ASK = """
@@ -39,6 +46,7 @@ element.addEventListener('click', (event) => {
 });
 """
 Message = dict[str, Any]
+Columns = tuple[list[Message], list[Message]]
 
 
 @dataclass(frozen=True)
@@ -48,6 +56,49 @@ class Contest:
     base: ModelConfig
     adapter: Path | None
     name: str
+
+
+@dataclass(frozen=True)
+class Match:
+    """Who stands on which side, and which pair of answers is on the page."""
+
+    left: Side = "base"
+    pair: str = ""
+
+    @property
+    def sides(self) -> tuple[Side, Side]:
+        """Left and right."""
+        return ("base", "tuned") if self.left == "base" else ("tuned", "base")
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What the page sends with a question, in the order of its components."""
+
+    message: str
+    left: list[Message]
+    right: list[Message]
+    adapter: str | None
+    blind: bool
+    before: Match
+    system: str
+    temperature: float
+    top_p: float
+    most: float
+    seed: float | None
+
+    def options(self) -> Options:
+        """How to sample."""
+        return Options(
+            (self.system or "").strip(), self.temperature, self.top_p, int(self.most),
+            int(self.seed or 0),
+        )  # fmt: skip
+
+    def match(self) -> Match:
+        """A new pair of answers; sides are drawn once, when a blind conversation begins."""
+        drawn: Side = random.choice(("base", "tuned"))
+        first: Side = drawn if self.blind else "base"
+        return Match(self.before.left if self.left else first, secrets.token_hex(8))
 
 
 class Stops:
@@ -78,15 +129,15 @@ class ComparePage:
     def __init__(self, core: Core) -> None:
         self.core = core
         self.stops = Stops()
-        self.flipped = gr.State(False)
+        self.match = gr.State(Match())
         self.pulse = gr.Textbox(visible="hidden")
         self.nothing = gr.Textbox(visible="hidden")
         self.timer = gr.Timer(EVERY)
         with gr.Column(elem_classes="page compare"):
             self._top()
             with gr.Row(elem_classes="columns", equal_height=True):
-                self.left = self._column("left")
-                self.right = self._column("right")
+                self.left_title, self.left = self._column("left")
+                self.right_title, self.right = self._column("right")
             self._voting()
             self._input()
             self._settings()
@@ -104,16 +155,20 @@ class ComparePage:
             )  # fmt: skip
         self.status = gr.HTML(elem_id="chat-status")
 
-    def _column(self, side: str) -> gr.Chatbot:
-        who = "base" if side == "left" else "tuned"
-        return gr.Chatbot(
-            label=TITLES[who], show_label=True, elem_id=f"chat-{side}", elem_classes="chat",
-            height=420,
-            buttons=["copy"], render_markdown=False, sanitize_html=True, allow_tags=False,
-            layout="bubble", feedback_options=None, latex_delimiters=[], min_width=280,
-            allow_file_downloads=False, group_consecutive_messages=False,
-            placeholder=f"The {who} model answers here.",
-        )  # fmt: skip
+    def _column(self, side: str) -> tuple[gr.HTML, gr.Chatbot]:
+        """A column's title and its conversation."""
+        who: Side = "base" if side == "left" else "tuned"
+        hint = "The base answers here." if side == "left" else (
+            "The tuned model answers here, once an adapter is chosen.")  # fmt: skip
+        with gr.Column(min_width=280, elem_classes="side"):
+            title = gr.HTML(column_title(TITLES[who]), elem_id=f"title-{side}")
+            chat = gr.Chatbot(
+                show_label=False, elem_id=f"chat-{side}", elem_classes="chat", height=430,
+                buttons=[], render_markdown=False, sanitize_html=True, allow_tags=False,
+                layout="bubble", feedback_options=None, latex_delimiters=[], placeholder=hint,
+                allow_file_downloads=False, group_consecutive_messages=False,
+            )  # fmt: skip
+        return title, chat
 
     def _input(self) -> None:
         self.suggestions = gr.HTML(elem_id="suggestions", js_on_load=ASK, apply_default_css=False)
@@ -133,7 +188,8 @@ class ComparePage:
         with gr.Row(elem_classes="votes", visible=False, elem_id="votes") as self.vote_row:
             gr.HTML("<p>Which answer is better?</p>")
             self.vote_buttons = [
-                gr.Button(label, size="md", elem_id=f"vote-{vote}") for label, vote in VOTES
+                gr.Button(label, size="md", elem_id=f"vote-{vote.split()[0]}")
+                for label, vote in VOTES.items()
             ]
         self.tally = gr.HTML(elem_id="tally")
 
@@ -160,9 +216,7 @@ class ComparePage:
         """Take the adapter from the address, load the base once, and say how far it is."""
         caller = self.core.caller(request)
         choices = adapter_choices(self.core.store.list(caller.name))
-        wanted = request.query_params.get("adapter", "")
-        known = [value for _, value in choices]
-        chosen = wanted if wanted in known else (known[1] if len(known) > 1 else BASE_ONLY)
+        chosen = first_choice(request.query_params.get("adapter"), choices)
         yield [gr.update(choices=choices, value=chosen), *self._about(chosen, caller), gr.skip()]
         for status in self._loading(chosen, caller):
             yield [gr.skip()] * 3 + [status]
@@ -176,7 +230,8 @@ class ComparePage:
 
     def _about(self, chosen: str, caller: Caller) -> list[Any]:
         """Suggested prompts and the tally of an adapter."""
-        return [prompt_chips(self.core.suggestions(chosen, caller)), self._tally(chosen, caller)]
+        prompts = self.core.suggestions(chosen, caller)
+        return [prompt_chips(prompts), tally_line(self.core.tally(chosen))]
 
     def _loading(self, chosen: str, caller: Caller) -> Iterator[str]:
         """What is being loaded, as it goes; a mistake is said in its place."""
@@ -212,74 +267,59 @@ class ComparePage:
         return Contest(ModelConfig(path=base_of(folder)), folder, folder.name)
 
     @shown
-    def on_ask(
-        self,
-        message: str,
-        left: list[Message],
-        right: list[Message],
-        chosen: str | None,
-        blind: bool,
-        flipped: bool,
-        system: str,
-        temperature: float,
-        top_p: float,
-        most: float,
-        seed: float,
-        request: gr.Request,
-    ) -> Iterator[list[Any]]:
+    def on_ask(self, request: gr.Request, *values: Any) -> Iterator[list[Any]]:
         """Both answers as they grow, in both columns."""
-        if not message.strip():
+        ask = Ask(*values)
+        if not ask.message.strip():
             raise DataError("Type a question first.")
-        if not left and not right:
-            flipped = blind and random.random() < 0.5
-        left, right = plain(left), plain(right)
-        options = Options(system.strip(), temperature, top_p, int(most), int(seed or 0))
         caller = self.core.caller(request)
-        contest = self.contest(chosen or "", caller)
-        question = {"role": "user", "content": message}
-        columns = ([*left, question], [*right, question])
-        yield self._frame(columns, Pair(), flipped, contest, "asking", blind)
-        base, tuned = (columns[1], columns[0]) if flipped else columns
+        contest = self.contest(ask.adapter or "", caller)
+        match = ask.match()
+        question = {"role": "user", "content": ask.message}
+        columns = (
+            [*plain(ask.left), question],
+            [*plain(ask.right), question] if contest.adapter else [],
+        )
+        yield self._frame(columns, Pair(), match, contest, ask.blind, "asking")
+        pair = Pair()
+        for pair in self._answers(contest, columns, match, ask.options(), request):
+            yield self._frame(columns, pair, match, contest, ask.blind, "answering")
+        yield self._frame(columns, pair, match, contest, ask.blind, "done")
+
+    def _answers(
+        self, contest: Contest, columns: Columns, match: Match, options: Options, request: Any
+    ) -> Iterator[Pair]:
+        """Both answers from the engine, until they are complete or somebody presses Stop."""
+        base, tuned = columns if match.left == "base" else (columns[1], columns[0])
         session = str(request.session_hash)
         flag = self.stops.begin(session)
-        pair = Pair()
+        caller = self.core.caller(request)
         try:
-            for pair in self.core.reply(contest, base, tuned, options, flag.is_set, caller):
-                yield self._frame(columns, pair, flipped, contest, "answering", blind)
+            yield from self.core.reply(contest, base, tuned, options, flag.is_set, caller)
         finally:
             self.stops.end(session, flag)
-        yield self._frame(columns, pair, flipped, contest, "done", blind)
 
     def _frame(
-        self,
-        columns: tuple[list[Message], list[Message]],
-        pair: Pair,
-        flipped: bool,
-        contest: Contest,
-        phase: str,
-        blind: bool,
+        self, columns: Columns, pair: Pair, match: Match, contest: Contest, blind: bool, phase: str
     ) -> list[Any]:
         """Values for what an answer changes, in the order of `answering`."""
-        busy = phase != "done"
-        sides = ["tuned", "base"] if flipped else ["base", "tuned"]
+        busy, hidden = phase != "done", blind and contest.adapter is not None
         answers = [
             with_answer(column, getattr(pair, side), waiting=not getattr(pair, f"done_{side}"))
-            if side == "base" or contest.adapter
-            else column
-            for column, side in zip(columns, sides, strict=True)
+            if column
+            else []
+            for column, side in zip(columns, match.sides, strict=True)
         ]
-        labels = HIDDEN if blind and contest.adapter else tuple(TITLES[side] for side in sides)
-        fresh = phase == "asking"
+        labels = HIDDEN if hidden else tuple(TITLES[side] for side in match.sides)
+        note = status_line(pair.note) if busy and pair.note else ""
         return [
-            gr.update(value="") if fresh else gr.skip(),
-            *(
-                gr.update(value=answer, label=label)
-                for answer, label in zip(answers, labels, strict=True)
-            ),
-            flipped,
-            status_line(pair.note) if busy and pair.note else answer_facts(pair, sides, busy),
+            "" if phase == "asking" else gr.skip(),
+            *map(column_title, labels),
+            *answers,
+            match,
+            note or answer_facts(pair, match.sides, busy),
             gr.update(visible=busy),
-            gr.update(visible=not busy and blind and contest.adapter is not None),
+            gr.update(visible=hidden and not busy),
         ]
 
     def on_stop(self, request: gr.Request) -> None:
@@ -297,39 +337,39 @@ class ComparePage:
     def on_clear(self) -> list[Any]:
         """A fresh conversation with the names shown."""
         return [
-            gr.update(value=[], label=TITLES["base"]),
-            gr.update(value=[], label=TITLES["tuned"]),
-            False, "", gr.update(visible=False),
-        ]  # fmt: skip
-
-    def on_vote(
-        self, label: str, left: list[Message], right: list[Message], chosen: str | None,
-        flipped: bool, request: gr.Request,
-    ) -> list[Any]:  # fmt: skip
-        """Count a vote and show which was which."""
-        vote = dict(VOTES)[label]
-        caller = self.core.caller(request)
-        winner = {"left": "tuned" if flipped else "base", "right": "base" if flipped else "tuned"}
-        left, right = plain(left), plain(right)
-        if len(left) < 2 or len(right) < 2:
-            raise DataError("Ask both something first.")
-        base, tuned = (right, left) if flipped else (left, right)
-        self.core.vote(chosen or "", winner.get(vote, vote), base, tuned, caller)
-        sides = ["tuned", "base"] if flipped else ["base", "tuned"]
-        return [
-            *(gr.update(label=TITLES[side]) for side in sides),
+            column_title(TITLES["base"]),
+            column_title(TITLES["tuned"]),
+            [],
+            [],
+            Match(),
+            "",
             gr.update(visible=False),
-            self._tally(chosen or "", caller),
         ]
 
-    def _tally(self, chosen: str, caller: Caller) -> str:
-        return tally_line(self.core.tally(chosen, caller))
+    @shown
+    def on_vote(
+        self, label: str, left: list[Message], match: Match, chosen: str | None, request: gr.Request
+    ) -> list[Any]:
+        """Count a vote and show which was which."""
+        questions = [turn["content"] for turn in plain(left) if turn["role"] == "user"]
+        if not questions or not match.pair:
+            raise DataError("Ask both something first.")
+        caller = self.core.caller(request)
+        self.contest(chosen or "", caller)  # only on what one may compare
+        self.core.vote(Vote(chosen or "", match.pair, VOTES[label], match.left, questions[-1]))
+        names = [column_title(TITLES[side]) for side in match.sides]
+        return [*names, gr.update(visible=False), tally_line(self.core.tally(chosen or ""))]
+
+    @property
+    def titles(self) -> list[Any]:
+        """Left and right."""
+        return [self.left_title, self.right_title]
 
     @property
     def answering(self) -> list[Any]:
         """What an answer changes."""
-        return [self.message, self.left, self.right, self.flipped, self.status, self.stop,
-                self.vote_row]  # fmt: skip
+        return [self.message, *self.titles, self.left, self.right, self.match, self.status,
+                self.stop, self.vote_row]  # fmt: skip
 
     def wire(self, demo: gr.Blocks) -> None:
         """Connect components and handlers."""
@@ -344,7 +384,7 @@ class ComparePage:
         self.timer.tick(None, [self.pulse, self.nothing], self.pulse, js=PULSE,
                         show_progress="hidden")  # fmt: skip
         self.pulse.change(self.on_pulse, self.adapter, [self.adapter, self.status], **quiet)
-        inputs = [self.message, self.left, self.right, self.adapter, self.blind, self.flipped,
+        inputs = [self.message, self.left, self.right, self.adapter, self.blind, self.match,
                   self.system, self.temperature, self.top_p, self.most, self.seed]  # fmt: skip
         self.message.submit(self.on_ask, inputs, self.answering, **quiet)
         self.stop.click(self.on_stop, None, None, queue=False, **quiet)
@@ -354,13 +394,13 @@ class ComparePage:
         self.suggestions.click(on_suggestion, None, self.message, **quiet).then(
             self.on_ask, inputs, self.answering, **quiet
         )
-        fresh = [self.left, self.right, self.flipped, self.status, self.vote_row]
+        fresh = [*self.titles, self.left, self.right, self.match, self.status, self.vote_row]
         self.clear.click(self.on_clear, None, fresh, **quiet)
         self.blind.input(self.on_clear, None, fresh, **quiet)
         for button in self.vote_buttons:
-            button.click(shown(self.on_vote),
-                         [button, self.left, self.right, self.adapter, self.flipped],
-                         [self.left, self.right, self.vote_row, self.tally], **quiet)  # fmt: skip
+            button.click(self.on_vote,
+                         [button, self.left, self.match, self.adapter],
+                         [*self.titles, self.vote_row, self.tally], **quiet)  # fmt: skip
 
 
 def build(core: Core, demo: gr.Blocks) -> ComparePage:
@@ -386,6 +426,14 @@ def adapter_choices(runs: list[Run]) -> list[tuple[str, str]]:
     ]
 
 
+def first_choice(wanted: str | None, choices: list[tuple[str, str]]) -> str:
+    """What the address names, else the newest finished run, else the base alone."""
+    if wanted is not None:
+        return wanted
+    newest = [value for _, value in choices if value != BASE_ONLY]
+    return newest[0] if newest else BASE_ONLY
+
+
 def base_of(folder: Path) -> str:
     """The base an adapter folder names. AdapterError where it names none."""
     try:
@@ -406,6 +454,12 @@ def plain(messages: list[Message] | None) -> list[Message]:
     ]
 
 
+def column_title(name: str) -> str:
+    """The head of a column."""
+    kind = "tuned" if name == TITLES["tuned"] else ""
+    return f'<h2 class="side-title {kind}">{show.text(name)}</h2>'
+
+
 def text_of(content: Any) -> str:
     """A message's text, which arrives as a string or as a list of parts."""
     if isinstance(content, list):
@@ -423,15 +477,15 @@ def status_line(note: str) -> str:
     return f'<div class="reading"><b></b>{show.text(note[:1].upper() + note[1:])}</div>'
 
 
-def answer_facts(pair: Pair, sides: list[str], busy: bool) -> str:
+def answer_facts(pair: Pair, sides: tuple[Side, Side], busy: bool) -> str:
     """How long the answers are, and whether they ended by themselves."""
     if busy or not pair.done:
         return ""
     cells = []
     for side in sides:
-        if tokens := getattr(pair, f"tokens_{side}"):
-            ended = "" if getattr(pair, f"stopped_{side}") else ", cut"
-            cells.append(f"<span>{tokens} tokens{ended}</span>")
+        tokens, ended = getattr(pair, f"tokens_{side}"), getattr(pair, f"stopped_{side}")
+        words = f"{tokens} tokens{'' if ended else ', cut'}" if tokens else ""
+        cells.append(f"<span>{words}</span>")
     return f'<div class="answer-facts">{"".join(cells)}</div>'
 
 
@@ -445,11 +499,13 @@ def prompt_chips(prompts: list[str]) -> str:
     return f'<div class="chips" aria-label="Suggested prompts">{chips}</div>' if chips else ""
 
 
-def tally_line(tally: dict[str, int]) -> str:
+def tally_line(tally: Tally) -> str:
     """The votes so far, or nothing where there are none."""
-    total = sum(tally.values())
-    if not total:
+    if not tally.votes:
         return ""
-    words = {"tuned": "tuned better", "base": "base better", "tie": "ties", "bad": "both bad"}
-    parts = " · ".join(f"{tally.get(name, 0)} {label}" for name, label in words.items())
-    return f'<p class="tally"><b>{total} blind votes</b> {show.text(parts)}</p>'
+    rate = "" if tally.win_rate is None else f"tuned wins {100 * tally.win_rate:.0f} % · "
+    parts = (
+        f"{rate}{tally.tuned} tuned · {tally.base} base · {tally.ties} ties · "
+        f"{tally.both_bad} both bad"
+    )
+    return f'<p class="tally"><b>{tally.votes} blind votes</b>{parts}</p>'

@@ -23,6 +23,7 @@ from typing import Any
 
 from starlette.requests import HTTPConnection
 
+from phi3lora.chat.votes import Tally, Vote, VoteBook
 from phi3lora.config import RunConfig
 from phi3lora.errors import AccessError, DataError, Phi3LoraError
 from phi3lora.runs.queue import Queue
@@ -35,7 +36,7 @@ from phi3lora.ui.scout import Scout
 
 BLOCK = 1 << 20
 FRAME = 0.08  # seconds between two looks at a growing answer
-FEW = 4
+FEW, SUGGESTED = 3, 6
 FOUND = 8
 LONGEST_PROMPT = 160
 
@@ -57,6 +58,7 @@ class Core:
         self.queue = Queue(settings, self.store)
         self.follower = Follower(self.store)
         self.scout = Scout(settings)
+        self._book = VoteBook(settings.home / "votes.jsonl")
         self._engine: Any = None
         self._lock = threading.Lock()
 
@@ -183,16 +185,17 @@ class Core:
         if len(prompts) < FEW:
             from phi3lora.models.pocket.world import sample_held_out
 
-            prompts += [question.messages[-1]["content"] for question in sample_held_out(FEW)]
+            asked = [q for q in sample_held_out(60) if len(q.turns) == 1 and not q.system]
+            prompts += [question.turns[0] for question in asked[:: len(asked) // SUGGESTED]]
         return prompts
 
-    def vote(self, run_id: str, winner: str, base: Any, tuned: Any, caller: Caller) -> None:
-        """Write a blind vote down."""
-        self._book().record(run_id, winner, base, tuned, caller.name)
+    def vote(self, vote: Vote) -> None:
+        """Write a blind vote down. RunError if this pair of answers has one."""
+        self._book.record(vote)
 
-    def tally(self, run_id: str, caller: Caller) -> dict[str, int]:
-        """Votes on an adapter, by what won."""
-        return dict(self._book().tally(run_id))
+    def tally(self, adapter: str) -> Tally:
+        """Blind votes on an adapter."""
+        return self._book.tally(adapter)
 
     def search(self, query: str, caller: Caller) -> list[tuple[str, str]]:
         """Datasets on the Hub that match, as (what to show, id)."""
@@ -200,11 +203,6 @@ class Core:
 
         return [(dataset_line(found), found.id) for found in
                 search_datasets(query, caller.token, limit=FOUND)]  # fmt: skip
-
-    def _book(self) -> Any:
-        from phi3lora.chat.votes import VoteBook
-
-        return VoteBook(self.settings.home / "votes.jsonl")
 
 
 def held_out_prompts(report: Path) -> list[str]:

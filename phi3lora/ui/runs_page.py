@@ -27,6 +27,7 @@ from phi3lora.ui.widgets import shown
 EVERY = 2.0  # seconds between two pulses
 POINTS = 400  # of a curve on the page
 LOG_LINES = 40
+MADE = 32  # runs whose rendered state is kept for the next visitor
 COLOURS = {
     "queued": "grey",
     "running": "accent",
@@ -52,11 +53,18 @@ window.addEventListener('popstate', () => {
 """
 
 
+LEGEND = (
+    f'<p class="curves"><b>Loss</b><i style="background:{TRAIN}"></i>training'
+    f'<i style="background:{HELD_OUT}"></i>held out</p>'
+)
+
+
 class RunsPage:
     """The page's components and handlers."""
 
     def __init__(self, core: Core) -> None:
         self.core = core
+        self._made: dict[str, tuple[str, dict[str, Any]]] = {}
         self.run_id = gr.Textbox(visible="hidden", elem_id="run-id")
         self.pulse = gr.Textbox(visible="hidden", elem_id="pulse")
         self.timer = gr.Timer(EVERY)
@@ -70,10 +78,11 @@ class RunsPage:
         with gr.Column(elem_classes="card") as self.card:
             self.head = gr.HTML(elem_id="run-head", apply_default_css=False)
             self._buttons()
+            self.legend = gr.HTML(LEGEND, visible=False, apply_default_css=False)
             self.loss = gr.LinePlot(
-                visible=False, x="step", y="loss", color="rows", height=240, label="Loss",
+                visible=False, x="step", y="loss", color="rows", height=240, show_label=False,
                 color_map={"training": TRAIN, "held out": HELD_OUT}, elem_id="loss-plot",
-                x_title="step", y_title="loss (nats a token)", color_title=" ",
+                x_title="step", y_title="loss (nats a token)", colors_in_legend=[],
             )  # fmt: skip
             self.rate = gr.LinePlot(
                 visible=False, x="step", y="learning rate", height=140, label="Learning rate",
@@ -109,34 +118,51 @@ class RunsPage:
             self.keep = gr.Button("Keep it", size="md", elem_id="keep")
 
     @property
+    def parts(self) -> dict[str, Any]:
+        """What depends on the chosen run, by the names that `show_run` uses."""
+        names = ("head", "actions", "stop", "resume", "cancel", "compare", "prepare", "delete",
+                 "legend", "loss", "rate", "report_card", "report", "more_card", "log",
+                 "config")  # fmt: skip
+        return {name: getattr(self, name) for name in names}
+
+    @property
     def seen(self) -> list[Any]:
         """What `on_show` fills, in order."""
-        return [self.list, self.head, self.actions, self.stop, self.resume, self.cancel,
-                self.compare, self.prepare, self.delete, self.loss, self.rate, self.report_card,
-                self.report, self.more_card, self.log, self.config]  # fmt: skip
+        return [self.list, *self.parts.values()]
 
     # ------------------------------------------------------------------ what happens
 
     def on_open(self, request: gr.Request) -> list[Any]:
         """What the address says: a run, or the newest one."""
-        caller = self.core.caller(request)
         run_id = request.query_params.get("run", "")
-        runs = self.core.store.list(caller.name)
-        if not run_id and runs:
-            run_id = runs[0].id
+        if not run_id:
+            runs = self.core.store.list(self.core.caller(request).name)
+            run_id = runs[0].id if runs else ""
         return [run_id, *self.on_show(run_id, request)]
 
     def on_show(self, run_id: str, request: gr.Request) -> list[Any]:
         """Everything about the chosen run as it is now."""
         caller = self.core.caller(request)
         runs = self.core.store.list(caller.name)
-        listing = run_list(runs, run_id)
         try:
-            run = self.core.run(run_id, caller)
+            values = self._values(self.core.run(run_id, caller))
         except RunError as error:
-            return [listing, nothing_chosen(runs, run_id, str(error)), *hidden()]
-        picture = self.core.follower.picture(run)
-        return [listing, *show_run(run, picture, self.core.queue.position(run))]
+            values = {"head": gr.update(value=nothing_chosen(runs, run_id, str(error)))}
+        hidden = gr.update(visible=False)
+        return [run_list(runs, run_id), *(values.get(name, hidden) for name in self.parts)]
+
+    def _values(self, run: Run) -> dict[str, Any]:
+        """What to show of a run; made once for all who watch it."""
+        position = self.core.queue.position(run)
+        pulse = f"{run.status} {position} {self.core.follower.run_pulse(run)}"
+        known = self._made.get(run.id)
+        if known is None or known[0] != pulse:
+            known = (pulse, show_run(run, self.core.follower.picture(run), position))
+            self._made.pop(run.id, None)
+            self._made[run.id] = known
+            while len(self._made) > MADE:
+                self._made.pop(next(iter(self._made)))
+        return known[1]
 
     def on_pick(self, event: gr.EventData) -> str:
         """A run was clicked in the list."""
@@ -249,31 +275,32 @@ def nothing_chosen(runs: list[Run], run_id: str, reason: str) -> str:
                       ("Train something", "./"))  # fmt: skip
 
 
-def hidden() -> list[Any]:
-    """Everything below the head, out of sight."""
-    return [gr.update(visible=False)] * 11 + [gr.update(visible=False), "", gr.skip()]
-
-
-def show_run(run: Run, picture: Picture, position: int | None) -> list[Any]:
-    """Values for everything after the list, in the order of `RunsPage.seen`."""
+def show_run(run: Run, picture: Picture, position: int | None) -> dict[str, Any]:
+    """Values for every part of the page that depends on the run."""
     status, report = run.status, read_report(run)
-    finished = run.adapter_folder is not None and status not in ACTIVE
+    usable = run.adapter_folder is not None and status not in ACTIVE
     visible = {
-        "stop": status == "running", "resume": status in RESUMABLE, "cancel": status == "queued",
-        "compare": finished, "prepare": finished, "delete": status not in ACTIVE,
-    }  # fmt: skip
-    return [
-        run_head(run, status, picture, position),
-        gr.update(visible=any(visible.values())),
-        *(gr.update(visible=value) for value in visible.values()),
-        loss_plot(picture),
-        rate_plot(picture),
-        gr.update(visible=report is not None),
-        report_html(report) if report else "",
-        gr.update(visible=True),
-        f"<pre>{show.text(run.log_tail(LOG_LINES) or 'The log is empty so far.')}</pre>",
-        config_text(run),
-    ]
+        "stop": status == "running",
+        "resume": status in RESUMABLE,
+        "cancel": status == "queued",
+        "compare": usable,
+        "prepare": usable,
+        "delete": status not in ACTIVE,
+        "legend": len(picture.losses) > 1,
+        "report_card": report is not None,
+        "more_card": True,
+    }
+    log = run.log_tail(LOG_LINES) or "The log is empty so far."
+    return {
+        **{name: gr.update(visible=value) for name, value in visible.items()},
+        "actions": gr.update(visible=True),
+        "head": run_head(run, status, picture, position),
+        "loss": loss_plot(picture),
+        "rate": rate_plot(picture),
+        "report": gr.update(value=report_html(report) if report else "", visible=True),
+        "log": gr.update(value=f"<pre>{show.text(log)}</pre>", visible=True),
+        "config": gr.update(value=config_text(run), visible=True),
+    }
 
 
 def run_head(run: Run, status: str, picture: Picture, position: int | None) -> str:
@@ -286,7 +313,7 @@ def run_head(run: Run, status: str, picture: Picture, position: int | None) -> s
         f'<div class="run-title"><h1>{show.text(run.title)}</h1>'
         f"{show.badge(status, COLOURS[status])}</div>"
         f'<p class="sub">{show.text(subtitle(run))}</p>'
-        f"{progress_bar(status, picture, position)}{show.facts(figures(picture))}"
+        f"{progress_bar(status, picture, position)}{show.facts(figures(picture, status in ACTIVE))}"
         f'<div class="notices">{"".join(notices)}</div>'
     )
 
@@ -323,26 +350,23 @@ def progress_bar(status: str, picture: Picture, position: int | None) -> str:
     return show.progress(fraction, status.capitalize(), done, "idle")
 
 
-def figures(picture: Picture) -> list[tuple[str, str]]:
-    """The numbers of the last step, with units; only those that exist."""
+def figures(picture: Picture, active: bool) -> list[tuple[str, str]]:
+    """The numbers of the last step, with units; only those that exist, and matter now."""
     pairs = []
-    step = picture.step
-    if step:
-        pairs.append(
-            ("Loss", show.figure(step.loss if step.loss is not None else _last(picture.losses)))
-        )
-    if picture.evaluated:
-        pairs.append(("Held-out loss", show.figure(picture.evaluated.loss)))
-    if step and step.token_accuracy is not None:
-        pairs.append(("Right tokens", f"{100 * step.token_accuracy:.0f} %"))
-    if step and step.tokens_per_second:
-        pairs.append(("Speed", f"{step.tokens_per_second:,.0f} tokens/s"))
-    if step and step.learning_rate is not None:
-        pairs.append(("Learning rate", f"{step.learning_rate:.1e}"))
-    if step and step.grad_norm is not None:
-        pairs.append(("Gradient norm", show.figure(step.grad_norm, 2)))
-    if step and step.epoch:
+    if step := picture.step:
+        loss = step.loss if step.loss is not None else _last(picture.losses)
+        pairs.append(("Loss", show.figure(loss)))
+        if picture.evaluated:
+            pairs.append(("Held-out loss", show.figure(picture.evaluated.loss)))
+        if step.token_accuracy is not None:
+            pairs.append(("Right tokens", f"{100 * step.token_accuracy:.0f} %"))
+        if step.tokens_per_second:
+            pairs.append(("Speed", f"{step.tokens_per_second:,.0f} tokens/s"))
         pairs.append(("Epoch", f"{step.epoch:.2f}"))
+        if active and step.learning_rate is not None:
+            pairs.append(("Learning rate", f"{step.learning_rate:.1e}"))
+        if active and step.grad_norm is not None:
+            pairs.append(("Gradient norm", show.figure(step.grad_norm, 2)))
     if picture.ended and picture.ended.peak_memory:
         pairs.append(("Peak memory", show.size(picture.ended.peak_memory)))
     return pairs
@@ -365,7 +389,10 @@ def loss_plot(picture: Picture) -> Any:
     import pandas
 
     points = [(*point, "training") for point in thin(picture.losses)]
-    points += [(*point, "held out") for point in thin(picture.held_out)]
+    held_out = thin(picture.held_out)
+    if len(held_out) == 1:  # a line needs two points; a dash shows the one there is
+        held_out = [(held_out[0][0] - 1, held_out[0][1]), *held_out]
+    points += [(*point, "held out") for point in held_out]
     if len(picture.losses) < 2:
         return gr.update(visible=False)
     frame = pandas.DataFrame(points, columns=["step", "loss", "rows"])
@@ -425,17 +452,17 @@ def comparison_table(comparisons: list[dict[str, Any]]) -> str:
     """A row for each figure: base, tuned, difference with its interval."""
     rows = [
         (
-            str(item["name"]).replace("_", " "),
+            str(item["title"]),
             show.figure(item["base"]),
             show.figure(item["tuned"]),
-            f"{item['difference']:+.3f}",
-            f"{item['low']:+.3f} to {item['high']:+.3f}",
+            show.signed(item["difference"]),
+            f"{show.signed(item['low'])} to {show.signed(item['high'])}",
+            item["verdict"],
         )
         for item in comparisons
     ]
-    return show.table(
-        ("Figure", "Base", "Tuned", "Difference", "95 % interval"), rows, align="lrrrr"
-    )
+    columns = ("Figure", "Base", "Tuned", "Difference", "95 % interval", "Tuned is")
+    return show.table(columns, rows, align="lrrrrl")
 
 
 def samples(title: str, items: list[dict[str, Any]]) -> list[str]:

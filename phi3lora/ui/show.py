@@ -10,7 +10,7 @@ from __future__ import annotations
 import html
 from collections.abc import Iterable, Sequence
 
-SIGNS = {"green": "✓", "amber": "!", "red": "×", "grey": "·"}
+SIGNS = {"green": "✓", "amber": "!", "red": "×", "grey": "i"}
 
 
 def text(value: object) -> str:
@@ -70,6 +70,11 @@ def figure(number: float | None, digits: int = 3) -> str:
     if number is None:
         return "–"
     return f"{number:.1e}" if 0 < abs(number) < 1e-3 else f"{number:.{digits}f}"
+
+
+def signed(number: float, digits: int = 3) -> str:
+    """`+0.429`, or `−3.094` with a real minus."""
+    return f"{number:+.{digits}f}".replace("-", "−")
 
 
 def heading(title: str, sub: str = "", number: int | None = None) -> str:
