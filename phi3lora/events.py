@@ -71,6 +71,7 @@ class Loaded(Event):
     quantization: str
     trainable_parameters: int
     total_parameters: int
+    hardware: str = ""  # the device's own name, such as `NVIDIA A10G`
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,27 +1,15 @@
-"""Keep tokens out of whatever a run writes down.
-
-redact("401 for hf_abcdefghijklmnopqrstuv")   →   "401 for hf_…"
-"""
+"""Keep tokens out of whatever a run writes down: its events and its log."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any, TextIO
 
 from phi3lora.events import Event
+from phi3lora.redaction import HIDDEN, redact
 
-HIDDEN = "hf_…"
-# User tokens are letters and digits; those of OAuth hold a JSON web token with dots and dashes.
-TOKEN = re.compile(r"\bhf_(?:[A-Za-z0-9]{16,}|(?:oauth|jwt)_[A-Za-z0-9._\-]{16,})")
-
-
-def redact(text: str, secret: str | None = None) -> str:
-    """The text without this secret and without anything that looks like a Hub token."""
-    if secret:
-        text = text.replace(secret, HIDDEN)
-    return TOKEN.sub(HIDDEN, text)
+__all__ = ["HIDDEN", "RedactedStream", "redact", "redact_event"]
 
 
 def redact_event(event: Event, secret: str | None = None) -> Event:
