@@ -53,6 +53,12 @@ def test_auto_and_pocket_stand_for_something() -> None:
     assert portable_name(PHI3_MINI) == PHI3_MINI
 
 
+def test_auto_is_a_base_like_any_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert check_base("auto") == check_base(POCKET)
+    assert len(load_tokenizer("auto")) == len(load_tokenizer(POCKET))
+
+
 def test_facts_of_the_pocket_agree_with_its_weights() -> None:
     base = check_base(POCKET)
     model = load_model(ModelConfig(path=POCKET), for_training=False)

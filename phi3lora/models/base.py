@@ -20,7 +20,7 @@ from typing import Any
 from phi3lora.config import PHI3_MINI, POCKET
 from phi3lora.data.hub_errors import Asked, Unreachable, explained, patiently
 from phi3lora.errors import ModelError
-from phi3lora.models.hardware import Hardware
+from phi3lora.models.hardware import Hardware, detect_hardware
 from phi3lora.models.pocket import CHECKPOINT
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+\Z")
@@ -116,7 +116,7 @@ def check_base(
     """Read the base's `config.json` and say what it is.
 
     Args:
-        path: a folder, `pocket`, or a Hub id.
+        path: a folder, `pocket`, a Hub id, or `auto`.
         revision: branch, tag or commit of a Hub id.
         token: of the caller, for private and gated bases.
         cache_folder: where Hub files are kept; a folder for each user where users are strangers.
@@ -124,8 +124,8 @@ def check_base(
     Raises ModelError with the reason when it is no phi3 checkpoint that can be trained, and
     HubError when the Hub does not give it.
     """
-    if path == POCKET:
-        path = str(CHECKPOINT)
+    if path in {"auto", POCKET}:
+        path = resolve_path(path, detect_hardware())
     folder = Path(path).expanduser()
     if folder.exists():
         _check_files(path, [file.name for file in folder.iterdir()] if folder.is_dir() else [path])
