@@ -72,6 +72,7 @@ class Loaded(Event):
     trainable_parameters: int
     total_parameters: int
     hardware: str = ""  # the device's own name, such as `NVIDIA A10G`
+    base_commit: str = ""  # of a base from the Hub
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -145,7 +145,8 @@ def fit(
         loraplus_lr_ratio=training.loraplus_lr_ratio,
         bad_loss=partial(not_finite, config=config),
     )
-    _check_rows(len(trainer.train_dataset), len(train_rows), training)
+    packed: Any = trainer.train_dataset
+    _check_rows(len(packed), len(train_rows), training)
     progress.emit(_loaded(trainer, config))
     checkpoint = _last_checkpoint(folder / "checkpoints")
     try:
@@ -283,7 +284,14 @@ def _loaded(trainer: FastTrainer, config: RunConfig) -> Loaded:
         quantization=config.model.quantization,
         trainable_parameters=trainable,
         total_parameters=total,
+        hardware=detect_hardware(config.model.device).name,
+        base_commit=_commit(Path(getattr(model, "files_folder", ""))),
     )
+
+
+def _commit(folder: Path) -> str:
+    """The commit that a base's files belong to: the Hub's cache names their folder by it."""
+    return folder.name if folder.parent.name == "snapshots" else ""
 
 
 def _share(emit: Emit, stage: str) -> Callable[[float], None]:
