@@ -138,6 +138,7 @@ class ComparePage:
             with gr.Row(elem_classes="columns", equal_height=True):
                 self.left_title, self.left = self._column("left")
                 self.right_title, self.right = self._column("right")
+            self.status = gr.HTML(elem_id="chat-status")
             self._voting()
             self._input()
             self._settings()
@@ -153,7 +154,6 @@ class ComparePage:
                 allow_custom_value=not self.core.settings.on_space,
                 info=None if self.core.settings.on_space else "A finished run, or a folder's path.",
             )  # fmt: skip
-        self.status = gr.HTML(elem_id="chat-status")
 
     def _column(self, side: str) -> tuple[gr.HTML, gr.Chatbot]:
         """A column's title and its conversation."""
@@ -163,7 +163,7 @@ class ComparePage:
         with gr.Column(min_width=280, elem_classes="side"):
             title = gr.HTML(column_title(TITLES[who]), elem_id=f"title-{side}")
             chat = gr.Chatbot(
-                show_label=False, elem_id=f"chat-{side}", elem_classes="chat", height=430,
+                show_label=False, elem_id=f"chat-{side}", elem_classes="chat",
                 buttons=[], render_markdown=False, sanitize_html=True, allow_tags=False,
                 layout="bubble", feedback_options=None, latex_delimiters=[], placeholder=hint,
                 allow_file_downloads=False, group_consecutive_messages=False,

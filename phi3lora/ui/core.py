@@ -26,6 +26,7 @@ from starlette.requests import HTTPConnection
 from phi3lora.chat.votes import Tally, Vote, VoteBook
 from phi3lora.config import RunConfig
 from phi3lora.errors import AccessError, DataError, Phi3LoraError
+from phi3lora.hub.access import Found, known_identity, search_datasets, stored_token
 from phi3lora.runs.queue import Queue
 from phi3lora.runs.store import LOCAL, Run, RunStore
 from phi3lora.settings import Settings
@@ -39,6 +40,7 @@ FRAME = 0.08  # seconds between two looks at a growing answer
 FEW, SUGGESTED = 3, 6
 FOUND = 8
 LONGEST_PROMPT = 160
+ANONYMOUS = ""  # owns nothing
 
 
 @dataclass(frozen=True)
@@ -62,9 +64,15 @@ class Core:
         self._engine: Any = None
         self._lock = threading.Lock()
 
-    def caller(self, request: HTTPConnection | None) -> Caller:
-        """Who sent this request. On one's own machine everybody is `local`."""
-        return Caller()
+    def caller(self, request: Any) -> Caller:
+        """Who sent this request. On one's own machine everybody is `local`.
+
+        On a Space it is whoever the Hub says the session's token belongs to, and nobody else.
+        """
+        if not self.settings.on_space:
+            return Caller(LOCAL, stored_token())
+        token = session_token(request)
+        return Caller(known_identity(token).name, token) if token else Caller(ANONYMOUS)
 
     def pulse(self, request: HTTPConnection) -> str:
         """A fingerprint of what a page about this run shows; it changes when that does."""
@@ -76,18 +84,28 @@ class Core:
 
     def look(self, config: RunConfig, caller: Caller) -> Look:
         """The data as it will be trained, the checks before launch, and the estimate."""
-        self.check_paths(config)
+        self._check_paths(config)
         return self.scout.look(config, caller.token)
 
     def launch(self, config: RunConfig, caller: Caller) -> Run:
         """Check once more, make a run, and put it in line."""
+        self._check_leave(caller)
         look = self.look(config, caller)
         if red := blocking(look):
             raise Phi3LoraError("Not launched.\n" + "\n".join(red))
-        run = self.store.create(config, owner=caller.name)
+        title = config.title or Path(config.data.path.removeprefix("example:")).stem.capitalize()
+        run = self.store.create(config, owner=caller.name, title=title)
         return self.queue.submit(run, caller.token)
 
-    def check_paths(self, config: RunConfig) -> None:
+    def _check_leave(self, caller: Caller) -> None:
+        """Whether this visitor may train here. AccessError if not."""
+        allowed, owner = self.settings.who_may_train, self.settings.space_owner
+        if caller.name == ANONYMOUS:
+            raise AccessError("Training here asks you to sign in with Hugging Face first.")
+        if allowed == "owner" and owner not in (None, caller.name):
+            raise AccessError(f"Only {owner} may train on this Space; duplicate it to train.")
+
+    def _check_paths(self, config: RunConfig) -> None:
         """On a Space a visitor may name what they uploaded, and no other file of this machine."""
         if not self.settings.on_space:
             return
@@ -118,12 +136,6 @@ class Core:
         except OSError as error:
             raise DataError(f"The file could not be kept: {error.strerror}.") from None
         return kept
-
-    def examples(self) -> list[str]:
-        """Names of the bundled datasets."""
-        from phi3lora.data.sources import EXAMPLES
-
-        return list(EXAMPLES)
 
     def engine(self) -> Any:
         """The chat engine, shared by everybody; it loads the base when it is first asked."""
@@ -199,10 +211,12 @@ class Core:
 
     def search(self, query: str, caller: Caller) -> list[tuple[str, str]]:
         """Datasets on the Hub that match, as (what to show, id)."""
-        from phi3lora.hub.access import search_datasets
+        page = search_datasets(query, caller.token, limit=FOUND)
+        return [(dataset_line(found), found.id) for found in page]
 
-        return [(dataset_line(found), found.id) for found in
-                search_datasets(query, caller.token, limit=FOUND)]  # fmt: skip
+    def parts(self, path: str, name: str | None, caller: Caller) -> tuple[list[str], list[str]]:
+        """Configurations and splits of a Hub dataset."""
+        return self.scout.parts(path, name, caller.token)
 
 
 def held_out_prompts(report: Path) -> list[str]:
@@ -216,6 +230,24 @@ def held_out_prompts(report: Path) -> list[str]:
     return [prompt for prompt in dict.fromkeys(prompts) if 0 < len(prompt) <= LONGEST_PROMPT]
 
 
-def dataset_line(found: Any) -> str:
+def dataset_line(found: Found) -> str:
     """A search result in a line."""
-    return f"{found.id} · {show.short_count(getattr(found, 'downloads', 0) or 0)} downloads"
+    known = [
+        found.rows and f"{found.rows} rows",
+        found.downloads and f"{show.short_count(found.downloads)} downloads",
+        found.licence,
+        "gated" if found.gated else "",
+        "private" if found.private else "",
+    ]
+    return " · ".join([found.id, *(part for part in known if part)])
+
+
+def session_token(request: Any) -> str | None:
+    """The token of whoever signed in with this browser, unless it has expired."""
+    connection = getattr(request, "request", request)
+    if "session" not in getattr(connection, "scope", {}):
+        return None
+    signed_in = connection.session.get("oauth_info") or {}
+    if signed_in.get("expires_at", 0) < time.time():
+        return None
+    return signed_in.get("access_token")

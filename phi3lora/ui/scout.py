@@ -52,6 +52,10 @@ class Scout:
                     self._kept.popitem(last=False)
         return look
 
+    def parts(self, path: str, name: str | None, token: str | None) -> tuple[list[str], list[str]]:
+        """Configurations and splits of a Hub dataset. Raises DataError or HubError."""
+        return self._ready().submit(_parts, path, name, token).result()
+
     def _ask(self, config: RunConfig, token: str | None, inspection: Any) -> Look:
         """Have the helper look; a helper that was killed is replaced once."""
         for attempt in (1, 2):
@@ -100,6 +104,15 @@ def _data_key(config: RunConfig, token: str | None) -> str:
         stat = file.stat()
         parts.append(f"{stat.st_size} {stat.st_mtime_ns}")
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _parts(path: str, name: str | None, token: str | None) -> tuple[list[str], list[str]]:
+    """In the helper: the `datasets` library stays out of the app."""
+    from phi3lora.data.sources import configurations, splits
+
+    names = configurations(path, token=token)
+    chosen = name if name in names else (names[0] if len(names) > 1 else None)
+    return names, splits(path, chosen, token=token)
 
 
 def _end_with_parent() -> None:

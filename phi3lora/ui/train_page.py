@@ -18,6 +18,7 @@ import gradio as gr
 import yaml
 
 from phi3lora.config import RunConfig
+from phi3lora.data.sources import EXAMPLES, is_local
 from phi3lora.errors import ConfigError, DataError, Phi3LoraError, Problem
 from phi3lora.recipes import describe, load_recipe, recipes
 from phi3lora.training.preflight import Check, Look
@@ -65,7 +66,7 @@ class TrainPage:
         self.source = gr.Radio([EXAMPLE, FILE, HUB], value=EXAMPLE, show_label=False,
                                elem_classes="segmented", elem_id="source")  # fmt: skip
         with gr.Column(elem_id="panel-example") as self.example_panel:
-            names = self.core.examples()
+            names = list(EXAMPLES)
             self.example = gr.Dropdown(names, value=names[0] if names else None,
                                        label="Bundled dataset", elem_id="example")  # fmt: skip
         with gr.Column(visible=False, elem_id="panel-file") as self.file_panel:
@@ -96,8 +97,8 @@ class TrainPage:
         self.results = gr.Radio([], visible=False, show_label=False, elem_classes="results",
                                 elem_id="results")  # fmt: skip
         with gr.Row():
-            self.fields.add("data.name", min_width=160)
-            self.fields.add("data.split", min_width=160)
+            self.fields.add("data.name", choices=[], min_width=160)
+            self.fields.add("data.split", choices=["train"], min_width=160)
 
     def _preview(self) -> None:
         self.summary = gr.HTML(
@@ -213,6 +214,16 @@ class TrainPage:
         return gr.update(choices=found, value=None, visible=True), gr.skip()
 
     @shown
+    def on_parts(self, path: str, name: str | None, request: gr.Request) -> list[Any]:
+        """The configurations and splits that a Hub dataset has."""
+        if is_local(path):
+            return [gr.update(choices=[], value=None), gr.update(choices=["train"], value="train")]
+        names, splits = self.core.parts(path, name, self.core.caller(request))
+        chosen = name if name in names else (names[0] if len(names) > 1 else None)
+        split = next((each for each in splits if each.startswith("train")), splits[0])
+        return [gr.update(choices=names, value=chosen), gr.update(choices=splits, value=split)]
+
+    @shown
     def on_recipe(self, name: str) -> list[Any]:
         """Fill the form with a recipe; the data stays."""
         config, notices = load_recipe(name)
@@ -253,12 +264,15 @@ class TrainPage:
         self.search.submit(self.on_search, self.search, [self.results, path],
                            show_progress="minimal", api_visibility="private")  # fmt: skip
         self.results.input(lambda dataset: dataset, self.results, path, **quiet)
+        path.change(self.on_parts, [path, by_name["data.name"]],
+                    [by_name["data.name"], by_name["data.split"]], **quiet).then(
+            self.on_look, everything, self.seen, **quiet)  # fmt: skip
         settled = [
             _settled(component)
             for name, component in by_name.items()
             if name not in ("title", "data.path")
         ]
-        gr.on([demo.load, path.change, *settled], self.on_look, everything, self.seen,
+        gr.on([demo.load, *settled], self.on_look, everything, self.seen,
               trigger_mode="always_last", **quiet)  # fmt: skip
         gr.on([by_name[name].change for name in LIVE], self.on_live, everything,
               [self.derived, self.yaml], trigger_mode="always_last", **quiet)  # fmt: skip

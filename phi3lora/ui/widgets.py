@@ -61,6 +61,8 @@ def component(spec: form.Widget, **changes: Any) -> Any:
         "interactive": True,
         **changes,
     }
+    if "choices" in common:
+        return gr.Dropdown(allow_custom_value=True, **common)
     if spec.kind == "number":
         return gr.Number(step=1 if spec.whole else None, **common)
     if spec.kind == "choice":

@@ -1,0 +1,545 @@
+"""What the pages show and do, without a browser and without a model."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import zipfile
+from array import array
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import gradio as gr
+import pytest
+
+from phi3lora.chat.options import Options, Pair
+from phi3lora.config import RunConfig
+from phi3lora.errors import AccessError
+from phi3lora.events import EventLog, Resumed, Step
+from phi3lora.recipes import load_recipe
+from phi3lora.settings import Settings
+from phi3lora.training.preflight import Check, Look
+from phi3lora.ui import compare_page, runs_page, show, train_page
+from phi3lora.ui.app import build
+from phi3lora.ui.compare_page import Match
+from phi3lora.ui.core import Caller, Core
+from phi3lora.ui.follow import Picture
+from phi3lora.ui.watch import OriginGuard
+from tests import stage
+
+INSPECTION = SimpleNamespace(
+    format="messages", reason="'messages' holds turns.", columns={}, rows=5, kept=3,
+    dropped={"no answer": 2}, tokens={"p50": 24, "p95": 40, "max": 300}, total_tokens=400,
+    supervised_tokens=100, truncated=1, complete=True, lengths=array("I", [20, 24, 300]),
+    preview=[[{"text": "<|user|>\n<script>alert(1)</script>", "supervised": False},
+              {"text": "<b>Arr</b><|end|>", "supervised": True}]],
+)  # fmt: skip
+GREEN = Look([Check("Data", "green", "3 rows.")], INSPECTION, None)
+
+
+class FakeCore(Core):
+    """The real store and follower; looking, queueing and answering are made up."""
+
+    found = GREEN
+    name = "local"
+
+    def caller(self, request: Any) -> Caller:
+        return Caller(self.name)
+
+    def look(self, config: RunConfig, caller: Caller) -> Look:
+        return self.found
+
+    def load(self, base: Any, adapter: Path | None, caller: Caller) -> Iterator[str]:
+        yield "loading the model"
+
+    def suggestions(self, run_id: str, caller: Caller) -> list[str]:
+        return ['Say "hi" <now>']
+
+    def reply(self, contest: Any, base: Any, tuned: Any, options: Options, should_stop: Any,
+              caller: Caller) -> Iterator[Pair]:  # fmt: skip
+        self.asked = (contest, base, tuned, options)
+        yield Pair(note="1 before you")
+        yield Pair("The", "Arr,")
+        if not should_stop():
+            yield Pair("The end.", "Arr, the end!", True, True, True, False, 3, 5)
+
+
+@pytest.fixture
+def core(settings: Settings) -> FakeCore:
+    return FakeCore(settings)
+
+
+def page_of(module: Any, core: Core) -> Any:
+    with gr.Blocks() as demo:
+        return module.build(core, demo)
+
+
+def request(session: str = "tab", **query: str) -> Any:
+    return SimpleNamespace(query_params=query, session_hash=session)
+
+
+def form_values(page: Any, **changes: Any) -> list[Any]:
+    """What the browser would send: every widget's value."""
+    values = {name: component.value for name, component in page.fields.by_name.items()}
+    return list((values | changes).values())
+
+
+# ------------------------------------------------------------------------------------- Train
+
+
+def test_the_form_starts_as_the_pocket_recipe(core: FakeCore) -> None:
+    page = page_of(train_page, core)
+    if page.start == "pocket":
+        config, _ = page.fields.config(form_values(page))
+        assert config == load_recipe("pocket")[0].model_copy(update={"title": ""})
+
+
+def test_look_says_that_it_reads_then_shows(core: FakeCore) -> None:
+    page = page_of(train_page, core)
+    waiting, shown = list(page.on_look(request(), *form_values(page)))
+    assert "Reading" in waiting[1]
+    summary, checks, _, derived, yaml = shown
+    assert "3 of 5" in summary
+    assert "2 × no answer" in summary
+    assert "1 conversations are cut at 256 tokens" in summary
+    assert "3 rows." in checks
+    assert "Effective batch <b>8</b>" in derived
+    assert RunConfig.from_values(__import__("yaml").safe_load(yaml))[0].peft_config.r == 16
+
+
+def test_dataset_text_is_escaped_and_supervised_text_is_tinted(core: FakeCore) -> None:
+    page = page_of(train_page, core)
+    *_, (summary, *_) = page.on_look(request(), *form_values(page))
+    assert "<script>" not in summary
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in summary
+    assert "<mark>&lt;b&gt;Arr&lt;/b&gt;&lt;|end|&gt;</mark>" in summary
+
+
+def test_a_broken_form_is_named_and_not_looked_at(core: FakeCore) -> None:
+    core.found = None  # type: ignore[assignment]
+    page = page_of(train_page, core)
+    *_, shown = page.on_look(request(), *form_values(page, **{"peft_config.r": 0}))
+    assert "Rank" in shown[1]
+    assert shown[0] == gr.skip()
+
+
+def test_launch_makes_a_run_of_the_caller(core: FakeCore, monkeypatch: Any) -> None:
+    submitted = []
+    monkeypatch.setattr(core.queue, "submit", lambda run, token: submitted.append(run) or run)
+    core.name = "ann"
+    page = page_of(train_page, core)
+    run_id = page.on_launch(request(), *form_values(page, title="Mine"))
+    assert core.store.get(run_id, "ann").title == "Mine"
+    assert [run.id for run in submitted] == [run_id]
+
+
+def test_red_checks_keep_a_run_from_launching(core: FakeCore) -> None:
+    core.found = Look([Check("Disk", "red", "No <room>.", "Make room.")])
+    page = page_of(train_page, core)
+    with pytest.raises(gr.Error, match=r"Disk: No &lt;room&gt;. Make room\."):
+        page.on_launch(request(), *form_values(page))
+    assert core.store.list("local") == []
+
+
+def test_a_recipe_keeps_the_data_and_the_title(core: FakeCore) -> None:
+    page = page_of(train_page, core)
+    notes, *values = page.on_recipe("sample-lora-python")
+    filled = dict(zip(page.fields.by_name, values, strict=True))
+    assert filled["data.path"] == filled["title"] == gr.skip()
+    assert filled["training_config.gradient_accumulation_steps"] == 4
+    assert "Your data is kept" in notes["value"]
+
+
+def test_yaml_fills_the_form_or_says_why_not(core: FakeCore) -> None:
+    page = page_of(train_page, core)
+    _, *values = page.on_yaml("peft_config: {r: 4}\ndata: {path: a.jsonl}")
+    filled = dict(zip(page.fields.by_name, values, strict=True))
+    assert (filled["peft_config.r"], filled["data.path"]) == (4, "a.jsonl")
+    with pytest.raises(gr.Error, match="unknown option"):
+        page.on_yaml("peft_config: {banana: 4}")
+    with pytest.raises(gr.Error, match="not YAML"):
+        page.on_yaml("a: [1")
+
+
+def test_a_dropped_file_is_kept_under_its_content(core: FakeCore, tmp_path: Path) -> None:
+    page = page_of(train_page, core)
+    dropped = tmp_path / "chat.jsonl"
+    dropped.write_text('{"messages": []}\n')
+    kept = Path(page.on_file(str(dropped)))
+    assert kept.read_text() == '{"messages": []}\n'
+    assert kept.is_relative_to(core.settings.home)
+    assert page.on_file(str(dropped)) == str(kept)
+
+
+def test_on_a_space_only_uploads_can_be_named(tmp_path: Path) -> None:
+    core = Core(Settings(home=tmp_path / "home", space_id="ann/space"))
+    secret = tmp_path / "secret.jsonl"
+    secret.write_text("{}")
+    for field in ("data.path", "model.path"):
+        config = RunConfig().with_values({field: str(secret)})
+        with pytest.raises(AccessError, match=field):
+            core.look(config, Caller("bob"))
+    (tmp_path / "chat.jsonl").write_text("{}")
+    kept = core.keep_upload(tmp_path / "chat.jsonl")
+    core._check_paths(RunConfig().with_values({"data.path": str(kept)}))
+
+
+@pytest.mark.parametrize(("who", "allowed", "fine"), [
+    ("", "signed-in", False), ("bob", "signed-in", True), ("bob", "owner", False),
+    ("ann", "owner", True),
+])  # fmt: skip
+def test_who_may_train(tmp_path: Path, who: str, allowed: Any, fine: bool) -> None:
+    core = Core(Settings(home=tmp_path, space_id="ann/space", who_may_train=allowed))
+    if fine:
+        core._check_leave(Caller(who))
+    else:
+        with pytest.raises(AccessError):
+            core._check_leave(Caller(who))
+
+
+# -------------------------------------------------------------------------------------- Runs
+
+
+def parts(page: Any, values: list[Any]) -> dict[str, Any]:
+    return dict(zip(("list", *page.parts), values, strict=True))
+
+
+def visible(value: Any) -> bool:
+    return not isinstance(value, dict) or value.get("visible", True)
+
+
+def test_no_runs_says_what_to_do(core: FakeCore) -> None:
+    page = page_of(runs_page, core)
+    run_id, *values = page.on_open(request())
+    shown = parts(page, values)
+    assert run_id == ""
+    assert "Train something" in shown["head"]["value"]
+    assert not visible(shown["actions"])
+
+
+def test_the_address_names_the_run_and_the_newest_is_first(core: FakeCore) -> None:
+    page = page_of(runs_page, core)
+    runs = stage.fill(core.store)
+    newest = core.store.list("local")[0].id
+    assert page.on_open(request())[0] == newest
+    chosen = runs["failed"].id
+    run_id, *values = page.on_open(request(run=chosen))
+    shown = parts(page, values)
+    assert run_id == chosen
+    assert "The loss is not a number since step 12" in shown["head"]
+    assert re.findall(r'data-run="([^"]+)"', shown["list"]) == [
+        run.id for run in core.store.list("local")
+    ]
+    assert shown["list"].count("aria-current") == 1
+
+
+@pytest.mark.parametrize(("kind", "buttons"), [
+    ("running", {"stop"}),
+    ("queued", {"cancel"}),
+    ("failed", {"resume", "delete"}),
+    ("interrupted", {"resume", "delete"}),
+    ("finished", {"compare", "prepare", "delete"}),
+])  # fmt: skip
+def test_buttons_fit_the_status(core: FakeCore, kind: str, buttons: set[str]) -> None:
+    page = page_of(runs_page, core)
+    run = getattr(stage, kind)(core.store)
+    shown = parts(page, page.on_show(run.id, request()))
+    names = ("stop", "resume", "cancel", "compare", "prepare", "delete")
+    assert {name for name in names if visible(shown[name])} == buttons
+    assert run.title in shown["head"]
+
+
+def test_somebody_elses_run_is_not_there(core: FakeCore, monkeypatch: Any) -> None:
+    page = page_of(runs_page, core)
+    run = stage.finished(core.store)
+    core.name = "eve"
+    shown = parts(page, page.on_show(run.id, request()))
+    assert "This run is not here" in shown["head"]["value"]
+    assert run.title not in shown["list"]
+    for handler in (page.on_stop, page.on_cancel, page.on_resume, page.on_delete,
+                    page.on_download):  # fmt: skip
+        with pytest.raises(gr.Error, match="There is no run"):
+            handler(run.id, request())
+    assert core.follower.pulse("eve", run.id).endswith("gone")
+    assert run.folder.exists()
+
+
+def test_running_shows_progress_figures_and_curves(core: FakeCore) -> None:
+    page = page_of(runs_page, core)
+    run = stage.running(core.store)
+    shown = parts(page, page.on_show(run.id, request()))
+    assert "step 80 of 135" in shown["head"]
+    assert "23 s left" in shown["head"]
+    assert "1,480 tokens/s" in shown["head"]
+    frame = shown["loss"]["value"]
+    assert list(frame[frame["rows"] == "training"]["step"]) == list(range(1, 81))
+    assert list(shown["rate"]["value"]["step"]) == list(range(1, 81))
+    assert "step 80 of 135" in shown["log"]["value"]
+
+
+def test_the_report_is_shown_with_its_verdict(core: FakeCore) -> None:
+    page = page_of(runs_page, core)
+    run = stage.finished(core.store)
+    report = parts(page, page.on_show(run.id, request()))["report"]["value"]
+    assert "Better than its base" in report
+    assert "−3.094" in report
+    assert "Arr, the capital of Ukraine be Kyiv, matey!" in report
+
+
+def test_titles_and_logs_are_escaped(core: FakeCore) -> None:
+    page = page_of(runs_page, core)
+    run = stage.running(core.store, "<img src=x>")
+    (run.folder / "log.txt").write_text("<script>1</script>")
+    shown = parts(page, page.on_show(run.id, request()))
+    assert "<img" not in shown["head"] + shown["list"]
+    assert "<script>" not in shown["log"]["value"]
+
+
+def test_the_pulse_beats_when_something_happens_and_only_then(core: FakeCore) -> None:
+    run = stage.running(core.store)
+    before = core.follower.pulse("local", run.id)
+    assert core.follower.pulse("local", run.id) == before
+    with EventLog(run.folder / "events.jsonl") as log:
+        log.emit(Step(step=81, total_steps=135, loss=0.3))
+    assert core.follower.pulse("local", run.id) != before
+
+
+def test_new_events_are_added_and_a_resumed_run_rewinds(core: FakeCore) -> None:
+    run = stage.interrupted(core.store)
+    assert [step for step, _ in core.follower.picture(run).losses] == list(range(1, 41))
+    with EventLog(run.folder / "events.jsonl") as log:
+        log.emit(Resumed(step=30))
+        log.emit(Step(step=31, total_steps=135, loss=9.0))
+    picture = core.follower.picture(run)
+    assert picture.losses[-2][0] == 30
+    assert picture.losses[-1] == (31, 9.0)
+    assert picture.step is not None
+    assert picture.step.step == 31
+
+
+def test_delete_removes_the_run_and_chooses_another(core: FakeCore) -> None:
+    page = page_of(runs_page, core)
+    kept, doomed = stage.finished(core.store), stage.failed(core.store)
+    assert page.on_delete(doomed.id, request())[0] == kept.id
+    assert not doomed.folder.exists()
+
+
+def test_a_running_run_is_not_deleted(core: FakeCore) -> None:
+    page = page_of(runs_page, core)
+    run = stage.running(core.store)
+    with pytest.raises(gr.Error, match="stop it first"):
+        page.on_delete(run.id, request())
+    assert run.folder.exists()
+
+
+def test_the_download_holds_the_adapter_and_nothing_else(core: FakeCore) -> None:
+    page = page_of(runs_page, core)
+    run = stage.finished(core.store)
+    archive = page.on_download(run.id, request())["value"]
+    assert zipfile.ZipFile(archive).namelist() == ["adapter_config.json"]
+
+
+def test_long_curves_are_thinned_and_end_where_they_end() -> None:
+    points = [(step, float(step)) for step in range(10_000)]
+    thin = runs_page.thin(points)
+    assert len(thin) == runs_page.POINTS
+    assert (thin[0], thin[-1]) == (points[0], points[-1])
+
+
+def test_progress_without_events_says_that_it_starts() -> None:
+    assert "Starting" in runs_page.progress_bar("running", Picture(), None)
+    assert "number 2 in line" in runs_page.progress_bar("queued", Picture(), 2)
+
+
+# ----------------------------------------------------------------------------------- Compare
+
+
+def ask(page: Any, adapter: str, blind: bool = False, match: Match = Match(),  # noqa: B008
+        left: Any = (), right: Any = (), session: str = "tab") -> list[dict[str, Any]]:  # fmt: skip
+    """Every frame of an answer, by the names of what it changes."""
+    names = ("message", "left_title", "right_title", "left", "right", "match", "status", "stop",
+             "votes")  # fmt: skip
+    frames = page.on_ask(request(session), "Who?", list(left), list(right), adapter, blind, match,
+                         "Be brief.", 0.5, 0.9, 64, 7)  # fmt: skip
+    return [dict(zip(names, frame, strict=True)) for frame in frames]
+
+
+def test_both_columns_stream_and_end(core: FakeCore) -> None:
+    page = page_of(compare_page, core)
+    run = stage.finished(core.store)
+    frames = ask(page, run.id)
+    assert [frame["left"][-1]["content"] for frame in frames] == [
+        "…", "…", "The", "The end.", "The end."
+    ]  # fmt: skip
+    last = frames[-1]
+    assert last["right"] == [
+        {"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Arr, the end!"},
+    ]  # fmt: skip
+    assert "3 tokens" in last["status"]
+    assert "5 tokens, cut" in last["status"]
+    assert [visible(frames[1]["stop"]), visible(last["stop"])] == [True, False]
+    contest, base, tuned, options = core.asked
+    assert contest.adapter == run.adapter_folder
+    assert contest.base.path == "pocket"
+    assert options == Options("Be brief.", 0.5, 0.9, 64, 7)
+    assert base == tuned == [{"role": "user", "content": "Who?"}]
+
+
+def test_each_column_keeps_its_own_conversation(core: FakeCore) -> None:
+    page = page_of(compare_page, core)
+    run = stage.finished(core.store)
+    left = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+    right = [{"role": "user", "content": [{"type": "text", "text": "Hi"}]},
+             {"role": "assistant", "content": [{"type": "text", "text": "Ahoy"}]}]  # fmt: skip
+    ask(page, run.id, left=left, right=right)
+    _, base, tuned, _ = core.asked
+    assert [turn["content"] for turn in base] == ["Hi", "Hello", "Who?"]
+    assert [turn["content"] for turn in tuned] == ["Hi", "Ahoy", "Who?"]
+
+
+def test_without_an_adapter_the_base_answers_alone(core: FakeCore) -> None:
+    page = page_of(compare_page, core)
+    last = ask(page, "")[-1]
+    assert last["left"][-1]["content"] == "The end."
+    assert last["right"] == []
+
+
+def test_blind_hides_the_names_until_the_vote(core: FakeCore, monkeypatch: Any) -> None:
+    page = page_of(compare_page, core)
+    run = stage.finished(core.store)
+    monkeypatch.setattr("phi3lora.ui.compare_page.random.choice", lambda sides: "tuned")
+    last = ask(page, run.id, blind=True)[-1]
+    assert "Base" not in last["left_title"] + last["right_title"]
+    assert last["left"][-1]["content"] == "Arr, the end!"
+    assert visible(last["votes"])
+    left, right, row, tally = page.on_vote(
+        "A is better", last["left"], last["match"], run.id, request()
+    )
+    assert "Tuned" in left
+    assert "Base" in right
+    assert not visible(row)
+    assert "tuned wins 100 %" in tally
+    with pytest.raises(gr.Error, match="voted on already"):
+        page.on_vote("Tie", last["left"], last["match"], run.id, request())
+
+
+def test_sides_stay_while_a_blind_conversation_goes_on(core: FakeCore, monkeypatch: Any) -> None:
+    page = page_of(compare_page, core)
+    run = stage.finished(core.store)
+    monkeypatch.setattr("phi3lora.ui.compare_page.random.choice", lambda sides: "base")
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ahoy"}]
+    last = ask(page, run.id, blind=True, match=Match("tuned", "one"), left=turns, right=turns)[-1]
+    assert last["match"].left == "tuned"
+    assert last["match"].pair not in ("", "one")
+
+
+def test_stop_reaches_this_session_alone(core: FakeCore) -> None:
+    page = page_of(compare_page, core)
+    mine, theirs = page.stops.begin("mine"), page.stops.begin("theirs")
+    page.on_stop(request("mine"))
+    assert mine.is_set()
+    assert not theirs.is_set()
+
+
+def test_somebody_elses_adapter_cannot_be_asked(core: FakeCore, settings: Settings) -> None:
+    page = page_of(compare_page, core)
+    run = stage.finished(core.store)
+    core.name = "eve"
+    core.settings = Settings(home=settings.home, space_id="ann/space")
+    with pytest.raises(gr.Error, match="one of your finished runs"):
+        ask(page, run.id)
+    with pytest.raises(gr.Error, match="one of your finished runs"):
+        ask(page, str(run.adapter_folder))
+
+
+def test_a_folder_can_be_named_on_ones_own_machine(core: FakeCore) -> None:
+    page = page_of(compare_page, core)
+    folder = stage.finished(core.store).adapter_folder
+    assert page.contest(str(folder), Caller()).base.path == "pocket"
+    with pytest.raises(gr.Error, match="expected a PEFT folder"):
+        ask(page, "/nowhere")
+
+
+def test_finished_runs_are_offered_without_a_restart(core: FakeCore) -> None:
+    page = page_of(compare_page, core)
+    assert [value for _, value in page.on_pulse("", request())[0]["choices"]] == [""]
+    run = stage.finished(core.store)
+    assert [value for _, value in page.on_pulse("", request())[0]["choices"]] == ["", run.id]
+
+
+def test_opening_takes_the_adapter_from_the_address_and_loads(core: FakeCore) -> None:
+    page = page_of(compare_page, core)
+    first, second = stage.finished(core.store), stage.finished(core.store, "Second")
+    frames = list(page.on_open(request(adapter=first.id)))
+    assert frames[0][0]["value"] == first.id
+    assert 'data-prompt="Say &quot;hi&quot; &lt;now&gt;"' in frames[0][1]
+    assert "Loading the model" in frames[1][-1]
+    assert next(iter(page.on_open(request())))[0]["value"] == second.id
+
+
+def test_retry_takes_the_last_question_back(core: FakeCore) -> None:
+    page = page_of(compare_page, core)
+    turns = [{"role": role, "content": text} for role, text in
+             (("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"))]  # fmt: skip
+    assert page.on_retry(turns, turns) == ["c", turns[:2], turns[:2]]
+
+
+def test_an_empty_question_is_not_asked(core: FakeCore) -> None:
+    page = page_of(compare_page, core)
+    with pytest.raises(gr.Error, match="Type a question"):
+        list(page.on_ask(request(), "  ", [], [], "", False, Match(), "", 0, 1, 64, 0))
+
+
+# ------------------------------------------------------------------------------- the whole app
+
+
+def test_three_pages_and_no_outside_address(core: FakeCore) -> None:
+    demo = build(core.settings, core)
+    assert [path for path, *_ in demo.pages] == ["", "runs", "compare"]
+    assert demo.analytics_enabled is False
+    style = (Path(train_page.__file__).parent / "style.css").read_text()
+    assert "http" not in style
+    assert "@import" not in style
+
+
+def test_every_handler_is_hidden_from_the_api(core: FakeCore) -> None:
+    demo = build(core.settings, core)
+    public = [fn for fn in demo.fns.values() if fn.fn and fn.api_visibility == "public"]
+    assert public == []
+
+
+@pytest.mark.parametrize(("method", "origin", "status"), [
+    ("POST", None, 200),
+    ("POST", "https://app.example", 200),
+    ("POST", "https://evil.example", 403),
+    ("DELETE", "null", 403),
+    ("POST", "https://proxy.example", 200),
+    ("GET", "https://evil.example", 200),
+])  # fmt: skip
+def test_foreign_pages_change_nothing(method: str, origin: str | None, status: int) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    sent: list[dict[str, Any]] = []
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    headers = [(b"host", b"app.example")] + ([(b"origin", origin.encode())] if origin else [])
+    scope = {"type": "http", "method": method, "path": "/", "headers": headers}
+    guard = OriginGuard(app, frozenset({"proxy.example"}))
+    asyncio.run(guard(scope, None, send))  # type: ignore[arg-type]
+    assert sent[0]["status"] == status
+
+
+@pytest.mark.parametrize(("value", "text"), [
+    (show.duration(9.4), "9 s"), (show.duration(75), "1 min 15 s"),
+    (show.duration(3900), "1 h 05 min"), (show.duration(90_000), "1 day 1 h"),
+    (show.size(512), "512 B"), (show.size(3_221_225_472), "3.0 GB"),
+    (show.short_count(9_963), "9,963"), (show.short_count(3_812_000), "3.8 M"),
+    (show.figure(None), "–"), (show.figure(0.00012), "1.2e-04"), (show.signed(-3.0941), "−3.094"),
+])  # fmt: skip
+def test_numbers_have_units(value: str, text: str) -> None:
+    assert value == text
