@@ -52,7 +52,9 @@ def small_base(dtype: torch.dtype = torch.float32, **changes: Any) -> Phi3ForCau
         "bos_token_id": 1,
         "attn_implementation": "sdpa",
     }
-    return Phi3ForCausalLM(Phi3Config(**{**settings, **changes})).to(dtype)
+    base: Any = Phi3ForCausalLM(Phi3Config(**{**settings, **changes})).to(dtype)
+    base.files_folder = ""  # as the loader sets it
+    return base
 
 
 def small_model(base: Any = None, dropout: float = 0.05, **arguments: Any) -> Any:

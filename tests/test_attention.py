@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from torch.nn import functional
@@ -81,7 +83,7 @@ def test_model_on_a_packed_row_equals_the_model_on_each_document() -> None:
     model.config._attn_implementation = PACKED
     lengths = torch.tensor([0, *map(len, documents)]).cumsum(0)
     row = model(
-        input_ids=torch.tensor([sum(documents, [])]),
+        input_ids=torch.tensor([[*itertools.chain(*documents)]]),
         position_ids=torch.cat([torch.arange(len(ids)) for ids in documents])[None],
         cu_seq_lens_q=lengths,
     ).logits[0]

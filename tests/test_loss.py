@@ -43,7 +43,7 @@ def test_loss_and_gradient_equal_cross_entropy() -> None:
     expected = plain(hidden, weight, labels)
     (expected / 3).backward()
     assert sums.loss.item() == pytest.approx(expected.item(), rel=1e-6)
-    assert sums.count.item() == 4 + 4
+    assert sums.supervised.item() == 4 + 4
     torch.testing.assert_close(ours, hidden.grad, rtol=1e-5, atol=1e-6)
 
 
@@ -92,7 +92,7 @@ def test_batch_without_supervised_tokens_is_zero_with_a_zero_gradient() -> None:
     hidden, weight, labels = make()
     sums = sum_loss(hidden, weight, torch.full_like(labels, -100))
     sums.loss.backward()
-    assert (sums.loss.item(), sums.count.item(), hidden.grad.abs().sum().item()) == (0, 0, 0)
+    assert (sums.loss.item(), sums.supervised.item(), hidden.grad.abs().sum().item()) == (0, 0, 0)
 
 
 def test_sixteen_bits_are_summed_in_thirty_two() -> None:
@@ -109,4 +109,4 @@ def test_model_still_gives_logits_when_not_asked_for_the_loss() -> None:
     add_supervised_head(model)
     sums = model(input_ids=ids, labels=ids, supervised_loss=True)
     torch.testing.assert_close(model(ids).logits, before, rtol=0, atol=0)
-    assert (sums.loss / sums.count).item() == pytest.approx(own_loss.item(), rel=1e-6)
+    assert (sums.loss / sums.supervised).item() == pytest.approx(own_loss.item(), rel=1e-6)

@@ -130,7 +130,7 @@ RESUMED = {
 }
 
 
-@pytest.mark.parametrize("changes, stop_after", RESUMED.values(), ids=RESUMED)
+@pytest.mark.parametrize(("changes", "stop_after"), RESUMED.values(), ids=RESUMED)
 def test_stopped_and_resumed_equals_uninterrupted(
     tmp_path: Path, changes: dict[str, Any], stop_after: int
 ) -> None:

@@ -63,13 +63,20 @@ def packed_attention_forward(
         )
     assert cu_seq_lens_q is not None
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # (seq, heads, dim)
+    dtype = compute_dtype(query)
+    q, k, v = (x[0].transpose(0, 1).to(dtype) for x in (query, key, value))  # (seq, heads, dim)
     if _has_kernel(q):
         out = _by_kernel(q, k, v, cu_seq_lens_q, max_length_q, scale, sliding_window)
     else:
         bounds = tuple(cu_seq_lens_q.tolist())
         out = _PackedAttention.apply(q, k, v, bounds, scale, sliding_window)
     return out[None], None
+
+
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """In which precision x is multiplied: autocast's where it is on, else its own."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
 def _has_kernel(query: Tensor) -> bool:
@@ -96,7 +103,7 @@ def _by_kernel(
     longest = int(bounds.diff().max()) if longest is None else int(longest)
     bounds = bounds.to(torch.int32)
     # Flash counts the tokens to the left of the query; transformers' window includes it.
-    return varlen_attn(
+    out: Any = varlen_attn(
         q,
         k,
         v,
@@ -108,6 +115,7 @@ def _by_kernel(
         window_size=(-1 if window is None else window - 1, 0),
         enable_gqa=q.shape[1] != k.shape[1],
     )
+    return out
 
 
 class _PackedAttention(torch.autograd.Function):

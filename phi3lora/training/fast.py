@@ -40,6 +40,8 @@ class FastTrainer(SFTTrainer):
             step, counted from 1.
     """
 
+    model: Any
+
     def __init__(
         self,
         *args: Any,
@@ -106,7 +108,7 @@ class FastTrainer(SFTTrainer):
         if not self._fast_loss or return_outputs:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         sums = model(**inputs, use_cache=False, supervised_loss=True)
-        count = sums.count if num_items_in_batch is None else num_items_in_batch
+        count = sums.supervised if num_items_in_batch is None else num_items_in_batch
         # Clamped, so that a batch without a supervised token has loss 0 and not 0 / 0.
         loss = sums.loss / torch.as_tensor(count).clamp(min=1)
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
@@ -118,7 +120,7 @@ class FastTrainer(SFTTrainer):
         """Entropy, token accuracy and tokens, under the names that TRL logs."""
         tokens = inputs["attention_mask"].sum() if "attention_mask" in inputs else None
         if tokens is None:
-            tokens = torch.tensor(inputs["position_ids"].numel(), device=sums.count.device)
+            tokens = torch.tensor(inputs["position_ids"].numel(), device=sums.supervised.device)
         own = torch.stack([x.detach().float() for x in (*sums[1:], tokens)])
         entropy, correct, count, tokens = self.accelerator.gather(own).view(-1, 4).sum(0).tolist()
         metrics = self._metrics["train" if self.model.training else "eval"]
@@ -169,9 +171,10 @@ class FastTrainer(SFTTrainer):
     def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
         """Also give the callbacks back what the checkpoint kept of them (patience, tokens)."""
         begun = super()._init_training_state(*args, **kwargs)
+        states: Any = self.state.stateful_callbacks
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, ExportableState):
-                kept = self.state.stateful_callbacks.get(type(callback).__name__, {})
+                kept = states.get(type(callback).__name__, {})
                 for name, value in kept.get("attributes", {}).items():
                     setattr(callback, name, value)
         self._tokens_before = self.progress.tokens if self.progress else 0

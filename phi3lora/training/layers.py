@@ -19,6 +19,8 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers.models.phi3.modeling_phi3 import Phi3MLP, Phi3RMSNorm
 
+from phi3lora.training.attention import compute_dtype
+
 Weight = Callable[[torch.dtype], Tensor]
 
 
@@ -43,7 +45,7 @@ def _fast_forward(module: nn.Module) -> Callable[..., Tensor] | None:
     """The quicker forward of a layer, or None where there is none."""
     if isinstance(module, LoraLayer) and isinstance(module, nn.Module):
         return _lora_forward if _is_plain_lora(module) else None
-    if isinstance(module, Phi3MLP) and isinstance(module.activation_fn, nn.SiLU):
+    if isinstance(module, Phi3MLP) and module.config.hidden_act == "silu":
         return _mlp_forward
     if isinstance(module, Phi3RMSNorm) and not module.weight.requires_grad:
         return _norm_forward
@@ -108,8 +110,7 @@ class _LoraLinear(torch.autograd.Function):
         scaling: float,
         rate: float,
     ) -> Tensor:
-        device = x.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+        dtype = compute_dtype(x)
         flat = x.reshape(-1, x.shape[-1]).to(dtype)  # (tokens, in)
         a_low, b_low = a.to(dtype), b.to(dtype) * scaling
         out = nn.functional.linear(flat, weight(dtype), bias)

@@ -1,7 +1,7 @@
 """The loss at supervised positions alone, without the logits ever being whole in memory.
 
     sums = sum_loss(hidden, head.weight, labels)
-    loss = sums.loss / sums.count
+    loss = sums.loss / sums.supervised
 
 Plain cross-entropy builds (tokens, vocabulary) logits, several times over. Here a chunk of
 positions goes through the head at a time; the matrix products keep the model's precision, the
@@ -19,6 +19,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from phi3lora.training.attention import compute_dtype
+
 IGNORED = -100
 # Elements of one chunk of logits: 16 MiB in float32, so that a chunk stays in a CPU's last cache.
 # On a GPU larger products pay more than the cache.
@@ -32,13 +34,13 @@ class Sums(NamedTuple):
         loss: negative log-likelihood in nats, float32, with a gradient.
         entropy: of the predicted distributions in nats, without a gradient.
         correct: positions whose most likely token is the label.
-        count: supervised positions.
+        supervised: positions that were summed.
     """
 
     loss: Tensor
     entropy: Tensor
     correct: Tensor
-    count: Tensor
+    supervised: Tensor
 
 
 def sum_loss(hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None = None) -> Sums:
@@ -54,8 +56,7 @@ def sum_loss(hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None
     places = (targets != IGNORED).nonzero().squeeze(1)  # (n,) in the flattened (batch, seq - 1)
     states = hidden[:, :-1].reshape(-1, hidden.shape[-1]).index_select(0, places)  # (n, hidden)
     targets = targets.index_select(0, places)
-    if torch.is_autocast_enabled(hidden.device.type):
-        states = states.to(torch.get_autocast_dtype(hidden.device.type))
+    states = states.to(compute_dtype(states))
     loss, entropy, correct = _HeadLoss.apply(states, weight, bias, targets)
     return Sums(loss, entropy, correct, torch.tensor(len(targets), device=hidden.device))
 
