@@ -1,0 +1,1 @@
+"""One command for each: python -m benchmarks.training, .chat, .startup, .data, .gpu."""

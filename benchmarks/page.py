@@ -1,0 +1,122 @@
+"""docs/benchmarks.md: its generated parts, written from docs/benchmarks/*.json.
+
+    python -m benchmarks.page        write them again
+
+Words between the parts are written by hand and stay. A part stands between
+`<!-- begin NAME -->` and `<!-- end NAME -->`; `summary` and `behind` are made from all of them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
+ORDER = ("training", "chat", "startup", "data", "gpu")
+PART = re.compile(r"(<!-- begin (\w+) -->\n).*?(<!-- end \2 -->)", re.DOTALL)
+
+
+def main() -> None:
+    """Write the page's generated parts again."""
+    update_page(PAGE, PAGE.parent / "benchmarks")
+
+
+def update_page(page: Path, folder: Path) -> None:
+    """Put every kept result between its marks; a page that is not there is not made."""
+    if page.exists():
+        page.write_text(render(page.read_text(encoding="utf-8"), load(folder)), encoding="utf-8")
+
+
+def load(folder: Path) -> dict[str, dict[str, Any]]:
+    """Every kept result by its name, in the page's order."""
+    kept = {}
+    for path in sorted(folder.glob("*.json")):
+        kept[path.stem] = json.loads(path.read_text(encoding="utf-8"))
+    order = {name: number for number, name in enumerate(ORDER)}
+    return dict(sorted(kept.items(), key=lambda item: (order.get(item[0], len(ORDER)), item[0])))
+
+
+def render(text: str, kept: dict[str, dict[str, Any]]) -> str:
+    """The page with its parts made anew; a part without a result says how to get one."""
+    reports = list(kept.values())
+
+    def part(match: re.Match[str]) -> str:
+        begin, name, end = match.groups()
+        if name == "summary":
+            body = summary(reports)
+        elif name == "behind":
+            body = behind(reports)
+        elif name in kept:
+            body = section(kept[name])
+        else:
+            body = f"Not measured yet: `python -m benchmarks.{name}`."
+        return f"{begin}{body}\n{end}"
+
+    return PART.sub(part, text)
+
+
+def summary(reports: list[dict[str, Any]]) -> str:
+    """Every goal, with what was measured."""
+    rows = [
+        [goal["title"], promise(goal), figure(goal["measured"], goal["unit"]),
+         "yes" if goal["met"] else "**no**"]
+        for report in reports for goal in report["goals"]
+    ]  # fmt: skip
+    return table(["Goal", "Promised", "Measured", "Met"], rows)
+
+
+def behind(reports: list[dict[str, Any]]) -> str:
+    """The goals that are not met, and what stands in the way."""
+    lines = [
+        f"- {goal['title']}: {figure(goal['measured'], goal['unit'])} instead of {promise(goal)}. "
+        f"{goal['why']}".rstrip()
+        for report in reports for goal in report["goals"] if not goal["met"]
+    ]  # fmt: skip
+    return "\n".join(lines) or "Nowhere that these benchmarks look."
+
+
+def section(report: dict[str, Any]) -> str:
+    """One benchmark: what, where, how, tables, picture."""
+    parts = [report["about"], f"`{report['command']}`", where(report["machine"])]
+    for one in report["tables"]:
+        parts += [f"**{one['title']}**", table(one["columns"], one["rows"])]
+        if one["note"]:
+            parts.append(one["note"])
+    if report["pictures"]:
+        parts.append(f"![{report['title']}](benchmarks/{report['name']}.svg)")
+    return "\n\n".join(parts)
+
+
+def where(machine: dict[str, Any]) -> str:
+    """Device, versions, commit and load in a line."""
+    device = machine["gpu"] or f"{machine['cpu']}, {machine['cores']} cores"
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    return (
+        f"{device}; {machine['system']}, Python {machine['python']}; {versions}; commit "
+        f"{machine['commit']}, {machine['date']}; load average {machine['load']} before and "
+        f"{machine.get('load_after', '?')} after."
+    )
+
+
+def promise(goal: dict[str, Any]) -> str:
+    """A goal's limit in words."""
+    side = "at least" if goal["side"] == "least" else "at most"
+    return f"{side} {figure(goal['limit'], goal['unit'])}"
+
+
+def figure(value: float, unit: str) -> str:
+    """Three digits that count, and the unit."""
+    digits = f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    return f"{digits}{unit}"
+
+
+def table(columns: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table; all columns but the first are figures."""
+    marks = ["---", *["---:"] * (len(columns) - 1)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in [columns, marks, *rows])
+
+
+if __name__ == "__main__":
+    main()
