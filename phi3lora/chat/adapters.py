@@ -13,7 +13,6 @@ layout of the batch is fixed before a pass, so a layer has nothing to find out f
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from torch.nn.functional import linear
 
+from phi3lora.chat.packing import Packed, twin
 from phi3lora.errors import AdapterError
 from phi3lora.lora.adapters import load_adapter
 
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
 
 # Takes what a module was given and what the base made of it, for some tokens: changes the latter.
 Patch = Callable[[torch.Tensor, torch.Tensor], None]
+KEY = "default"  # PEFT's name for the one adapter of a folder
 
 
 @dataclass(eq=False)
@@ -61,12 +61,21 @@ class LowRank:
         gain: torch.Tensor | None = None,
         round_first: bool = False,
     ) -> None:
-        self.down, self.bias, self.gain, self.round_first = down, bias, gain, round_first
-        self.up = up if gain is None else up * gain[:, None]
+        # Transposed once: (in, rank) and (rank, out).
+        self.down = down.T
+        self.up = (up if gain is None else up * gain[:, None]).T
+        self.bias = bias if gain is None or bias is None else bias * gain
+        self.gain, self.round_first = gain, round_first
 
     def __call__(self, x: torch.Tensor, y: torch.Tensor) -> None:
         """`x` is (tokens, in), `y` (tokens, out) and changed in place."""
-        delta = linear(linear(x.to(self.down.dtype), self.down), self.up, self.bias)
+        low = torch.mm(x.to(self.down.dtype), self.down)  # (tokens, rank)
+        if y.dtype == low.dtype and self.bias is None and self.gain is None:
+            y.addmm_(low, self.up)
+            return
+        delta = torch.mm(low, self.up)  # (tokens, out)
+        if self.bias is not None:
+            delta += self.bias
         if self.gain is not None:
             delta += y * (self.gain - 1)
         y += delta.to(y.dtype) if self.round_first else delta
@@ -96,11 +105,11 @@ class Router:
         Raises AdapterError when it is broken, of another kind, or made for another base.
         """
         notices: list[str] = []
-        patches = {
-            name: _patch(name, module)
-            for name, module in _added(load_adapter(_twin(self._model), folder, notices))
-        }
         modules = dict(self._model.named_modules())
+        patches = {
+            name: _patch(name, added, modules[name])
+            for name, added in _added(load_adapter(twin(self._model), folder, notices))
+        }
         for name in patches.keys() - self._hooked:
             modules[name].register_forward_hook(self._hook(name))
             self._hooked.add(name)
@@ -116,27 +125,19 @@ class Router:
         for adapter, count in spans:
             if adapter is not None and adapter is last:
                 patches, first, _ = self._active[-1]
-                self._active[-1] = (patches, first, start + count)
+                self._active[-1] = (patches, first, start + count - first)
             elif adapter is not None:
-                self._active.append((adapter.patches, start, start + count))
+                self._active.append((adapter.patches, start, count))
             start, last = start + count, adapter
 
     def _hook(self, name: str) -> Callable[[nn.Module, tuple[Any, ...], torch.Tensor], None]:
         def patch(_: nn.Module, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-            for patches, start, end in self._active:
+            for patches, start, count in self._active:
                 if name in patches:
-                    patches[name](inputs[0][0, start:end], output[0, start:end])
+                    given, made = inputs[0][0], output[0]
+                    patches[name](given.narrow(0, start, count), made.narrow(0, start, count))
 
         return patch
-
-
-def _twin(model: PreTrainedModel) -> PreTrainedModel:
-    """A copy of the modules that shares every weight: PEFT may wrap it as it likes."""
-    shared = [*model.parameters(), *model.buffers()]
-    twin = copy.deepcopy(model, {id(tensor): tensor for tensor in shared})
-    for module in twin.modules():
-        module._forward_hooks.clear()  # of adapters that the model has already
-    return twin
 
 
 def _added(tuned: nn.Module) -> list[tuple[str, Any]]:
@@ -153,43 +154,45 @@ def _added(tuned: nn.Module) -> list[tuple[str, Any]]:
     return added
 
 
-def _patch(name: str, module: Any) -> Patch:
+def _patch(name: str, added: Any, original: nn.Module) -> Patch:
     """The quick way for LoRA and DoRA on linear layers, PEFT's own layer for the rest."""
     from peft.tuners.lora import LoraLayer
 
-    if any(type(part).__name__ == "Phi3Attention" for part in module.modules()):
+    if any(type(part).__name__ == "Phi3Attention" for part in added.modules()):
         raise AdapterError(
             f"{name} was trained as a whole, and attention cannot be swapped while base and tuned "
             "share a pass. Merge the adapter into its base and load that as a base."
         )
-    key = "default"
-    if not (isinstance(module, LoraLayer) and key in module.lora_A):
-        return Through(module)
-    return _low_rank(module, key) or Through(module)
+    patch = None
+    if isinstance(added, LoraLayer) and KEY in added.lora_A:
+        patch = _low_rank(added, original)
+    if patch is None and isinstance(original, Packed) and isinstance(added, LoraLayer):
+        added.base_layer = original.dense()
+    return patch or Through(added)
 
 
-def _low_rank(module: Any, key: str) -> LowRank | None:
+def _low_rank(layer: Any, original: nn.Module) -> LowRank | None:
     """LoRA or DoRA on a linear layer; None for its other variants."""
-    kind = type(module.lora_variant.get(key)).__name__
+    kind = type(layer.lora_variant.get(KEY)).__name__
     if kind not in {"NoneType", "DoraLinearVariant"}:
         return None
-    down, up = module.lora_A[key], module.lora_B[key]
-    scaling = module.scaling[key]
+    down, up, scaling = layer.lora_A[KEY], layer.lora_B[KEY], layer.scaling[KEY]
     with torch.inference_mode():
         return LowRank(
             down.weight,
             up.weight * scaling,
             up.bias * scaling if up.bias is not None else None,
-            _dora_gain(module, key) if kind == "DoraLinearVariant" else None,
-            round_first=type(module).__name__ != "Linear",
+            _dora_gain(layer, original) if kind == "DoraLinearVariant" else None,
+            round_first=type(layer).__name__ != "Linear",
         )
 
 
-def _dora_gain(layer: Any, key: str) -> torch.Tensor:
+def _dora_gain(layer: Any, original: nn.Module) -> torch.Tensor:
     """Magnitude over the norm of each row of W + BA (arXiv 2402.09353, section 4.1): (out)."""
     from peft.utils.integrations import dequantize_module_weight
 
-    down, up = layer.lora_A[key].weight, layer.lora_B[key].weight
-    weight = dequantize_module_weight(layer.get_base_layer()).to(down.dtype)
-    norm = torch.linalg.norm(weight + layer.scaling[key] * (up @ down), dim=1)
-    return layer.lora_magnitude_vector[key].weight / norm
+    plain = original.dense() if isinstance(original, Packed) else original
+    down, up = layer.lora_A[KEY].weight, layer.lora_B[KEY].weight
+    weight = dequantize_module_weight(plain).to(down.dtype)
+    norm = torch.linalg.norm(weight + layer.scaling[KEY] * (up @ down), dim=1)
+    return layer.lora_magnitude_vector[KEY].weight / norm

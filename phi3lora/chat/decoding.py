@@ -12,7 +12,7 @@ the same adapter lie side by side, which is all the adapter layers need to know 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -75,16 +75,23 @@ class Row:
         self.store, self.cached = None, 0
 
 
-@dataclass
 class Pass:
-    """What one pass reads: of each row the next `count` tokens, from `start` of the batch on."""
+    """What one pass reads: of each row its next tokens, end to end, from `starts` of the batch on.
 
-    rows: list[Row]
-    counts: list[int]
-    starts: list[int] = field(init=False)
+    Room for them must be reserved. Views of the rows' caches are made here, once for all layers.
+    """
 
-    def __post_init__(self) -> None:
-        self.starts = [sum(self.counts[:index]) for index in range(len(self.counts))]
+    def __init__(self, rows: list[Row], counts: list[int]) -> None:
+        self.rows, self.counts = rows, counts
+        self.starts = [sum(counts[:index]) for index in range(len(counts))]
+        self._new: list[tuple[torch.Tensor, ...]] = []
+        self._past: list[tuple[torch.Tensor, ...]] = []
+        for row, count in zip(rows, counts, strict=True):
+            assert row.store is not None
+            end = row.cached + count
+            # For each layer (2, key/value heads, tokens, head size).
+            self._new.append(row.store[:, :, :, row.cached : end].unbind())
+            self._past.append(row.store[:, :, None, :, :end].unbind())
 
     def spans(self) -> list[tuple[Adapter | None, int]]:
         """(adapter, number of tokens), in the batch's order."""
@@ -96,23 +103,21 @@ class Pass:
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
-        **options: Any,
+        scale: float,
+        window: int | None,
     ) -> torch.Tensor:
         """Attention of each row over itself.
 
         `query` is (1, heads, tokens, head size), `key` and `value` have the key/value heads.
         Returns (1, tokens, heads, head size).
         """
+        both = torch.cat((key, value)).split(self.counts, dim=2)  # (2, key/value heads, new, size)
+        queries = query.split(self.counts, dim=2)
         outputs = []
-        for row, start, count in zip(self.rows, self.starts, self.counts, strict=True):
-            end, length = start + count, row.cached + count
-            assert row.store is not None  # `advance` made room
-            store = row.store[layer]  # (2, key/value heads, capacity, head size)
-            store[0, :, row.cached : length] = key[0, :, start:end]
-            store[1, :, row.cached : length] = value[0, :, start:end]
-            outputs.append(
-                _attend_row(query[:, :, start:end], store[:, None, :, :length], **options)
-            )
+        for place, asked in enumerate(queries):
+            self._new[place][layer].copy_(both[place])
+            keys, values = self._past[place][layer].unbind()
+            outputs.append(_attend_row(asked, keys, values, scale, window))
         joined = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
         return joined.transpose(1, 2)
 
@@ -135,9 +140,7 @@ def advance(
     (rows, vocabulary), float32. The caller appends a token to those; the others are not done
     reading and come again.
     """
-    reading = _allot(rows, budget)
-    for row, count in zip(reading.rows, reading.counts, strict=True):
-        row.reserve(model, row.cached + count)
+    reading = _allot(model, rows, budget)
     tokens: list[int] = []
     positions: list[int] = []
     for row, count in zip(reading.rows, reading.counts, strict=True):
@@ -162,7 +165,7 @@ def advance(
     return ready, model.lm_head(hidden[:, last])[0].float()
 
 
-def _allot(rows: list[Row], budget: int) -> Pass:
+def _allot(model: PreTrainedModel, rows: list[Row], budget: int) -> Pass:
     """Everybody gets an equal share of the budget; what short rows leave, long ones share.
 
     A row gets a token at least, so those that speak never wait for those that read.
@@ -172,6 +175,7 @@ def _allot(rows: list[Row], budget: int) -> Pass:
         share = budget // (len(rows) - place)
         chosen[id(row)] = min(row.pending, max(share, 1))
         budget -= chosen[id(row)]
+        row.reserve(model, row.cached + chosen[id(row)])
     # Rows of one adapter lie side by side; the sort is stable, so the rest keeps its order.
     neighbours = sorted(rows, key=lambda row: id(row.adapter))
     return Pass(neighbours, [chosen[id(row)] for row in neighbours])
@@ -191,23 +195,22 @@ def _attention(
 ) -> tuple[torch.Tensor, None]:
     """transformers' attention interface, for a pass over rows."""
     layer = int(module.layer_idx)  # type: ignore[arg-type]
-    return rows.attend(layer, query, key, value, scale=scaling, window=sliding_window), None
+    return rows.attend(layer, query, key, value, scaling, sliding_window), None
 
 
 def _attend_row(
-    query: torch.Tensor, store: torch.Tensor, *, scale: float, window: int | None
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scale: float, window: int | None
 ) -> torch.Tensor:
     """Causal attention of a row's newest tokens over all of it.
 
-    `query` is (1, heads, new, head size), `store` (2, 1, key/value heads, length, head size).
-    A token sees itself and, within a sliding window of w, the w - 1 tokens before it.
+    `query` is (1, heads, new, head size), `keys` and `values` (1, key/value heads, length, head
+    size). A token sees itself and, within a sliding window of w, the w - 1 tokens before it.
     """
-    heads, new = query.shape[1], query.shape[2]
-    kv_heads, length = store.shape[2], store.shape[3]
+    _, heads, new, _ = query.shape
+    _, kv_heads, length, _ = keys.shape
     if window is not None and length > window + new - 1:  # nothing sees what lies further back
-        store = store[:, :, :, length - window - new + 1 :]
-        length = store.shape[3]
-    keys, values = store[0], store[1]
+        keys, values = keys[:, :, 1 - window - new :], values[:, :, 1 - window - new :]
+        length = window + new - 1
     if new == 1:  # one token sees everything left, and the heads of a group share their keys
         grouped = query.reshape(1, kv_heads, heads // kv_heads, -1)
         return sdpa(grouped, keys, values, scale=scale).reshape(1, heads, 1, -1)

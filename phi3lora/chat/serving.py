@@ -23,6 +23,7 @@ import torch
 from phi3lora.chat.adapters import Adapter, Router
 from phi3lora.chat.decoding import Row, advance, use_rows
 from phi3lora.chat.options import Options
+from phi3lora.chat.packing import pack
 from phi3lora.chat.sampling import TextStream, choose, generator
 from phi3lora.config import ModelConfig
 from phi3lora.data.formats import Message
@@ -73,8 +74,9 @@ class Serving:
     _idle: list[Row] = field(default_factory=list)  # newest last
 
     def __post_init__(self) -> None:
-        use_rows(self.model)
         self.model.requires_grad_(False)
+        pack(self.model)
+        use_rows(self.model)
         self.router = Router(self.model)
         self._stops = set(stop_tokens(self.tokenizer, self.model.generation_config))
 
