@@ -79,6 +79,14 @@ class FastTrainer(SFTTrainer):
         with fast_layers(self.model):
             return super().train(*args, **kwargs)
 
+    def _load_from_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        """The adapter goes on in the precision it had: PEFT loads a bfloat16 one as float32."""
+        trained = {n: p.dtype for n, p in self.model.named_parameters() if p.requires_grad}
+        super()._load_from_checkpoint(*args, **kwargs)
+        for name, parameter in self.model.named_parameters():
+            if name in trained:
+                parameter.data = parameter.data.to(trained[name])
+
     @property
     def attention(self) -> str:
         """The attention that is computed, by its name."""
