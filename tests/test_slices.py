@@ -179,6 +179,31 @@ def test_masks_survive_what_trainers_do(grouped: Path) -> None:
     assert torch.count_nonzero(qkv(model).lora_B["default"].weight[64:96]) == 0
 
 
+def test_a_new_parameter_in_the_place_of_b_is_masked_too(grouped: Path) -> None:
+    """As PEFT puts one there when it loads a checkpoint in another precision."""
+    model = attach(config_for(grouped, {"slices": {"k": False}}))
+    layer = qkv(model).lora_B["default"]
+    layer.weight = torch.nn.Parameter(layer.weight.detach().clone())
+    train(model, steps=2)
+    assert torch.count_nonzero(layer.weight[64:96]) == 0
+    assert torch.count_nonzero(layer.weight) > 0
+
+
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+def test_slices_stay_apart_after_a_resume(grouped: Path, tmp_path: Path, quantization: str) -> None:
+    """What the Trainer does: the checkpoint is loaded into the attached adapter."""
+    config = config_for(grouped, {"slices": {"k": False}}, model={"quantization": quantization})
+    first = attach(config)
+    train(first)
+    first.save_pretrained(tmp_path)
+    model = attach(config)
+    model.load_adapter(tmp_path, "default", is_trainable=True)
+    train(model)
+    b = qkv(model).lora_B["default"].weight
+    assert torch.count_nonzero(b[64:96]) == 0
+    assert not torch.equal(b.float(), qkv(first).lora_B["default"].weight.float())
+
+
 def test_the_result_is_an_ordinary_adapter(grouped: Path, tmp_path: Path) -> None:
     config = config_for(grouped, {"slices": {"k": False, "gate": False, "up": False}})
     save_adapter(attach(config), tmp_path, config)

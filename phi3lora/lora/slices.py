@@ -145,25 +145,36 @@ def _last(path: str) -> str:
 def keep_slices_apart(model: nn.Module, peft: PeftConfig, adapter: str = "default") -> None:
     """Let gradients of an attached adapter flow inside its slices alone.
 
-    The mask also stands beside each B as `slice_mask`, for counting what is really trained.
+    The mask stands beside each B as `slice_mask`, for counting what is really trained. It is
+    looked after at every pass, since loading an adapter may put a new parameter in B's place.
     """
     from peft.tuners.lora import LoraLayer
 
     parts, slices = slices_of(model), peft.slices or SliceConfig()
-    masks: dict[tuple[str, int], torch.Tensor] = {}  # the layers share them
+    shared: dict[tuple[str, int], torch.Tensor] = {}  # the layers share their masks
+    masks: list[tuple[nn.Module, torch.Tensor]] = []
     for path, layer in model.named_modules():
         name, module = _last(path), cast("Any", layer)
         if name not in FUSED or not isinstance(layer, LoraLayer):
             continue
         enabled = switched_on(slices, name)
+        rank = module.r[adapter] // sum(enabled)
         if peft.init_lora_weights == "gaussian":  # PEFT's spread is 1 / (n·r); a slice's is 1 / r
             module.lora_A[adapter].weight.data *= sum(enabled)
-        rank = module.r[adapter] // sum(enabled)
-        if (name, rank) not in masks:
-            masks[name, rank] = block_mask(parts[name], enabled, rank)
-        weight = module.lora_B[adapter].weight
-        weight.slice_mask = masks[name, rank]
-        weight.register_hook(partial(_inside, masks[name, rank]))
+        if (name, rank) not in shared:
+            shared[name, rank] = block_mask(parts[name], enabled, rank)
+        masks.append((module.lora_B[adapter], shared[name, rank]))
+    _look_after(masks)
+    model.register_forward_pre_hook(lambda *_: _look_after(masks))
+
+
+def _look_after(masks: list[tuple[nn.Module, torch.Tensor]]) -> None:
+    """See that the gradient of each B is kept inside its mask."""
+    for layer, mask in masks:
+        weight: Any = layer.weight
+        if getattr(weight, "slice_mask", None) is None and weight.requires_grad:
+            weight.slice_mask = mask
+            weight.register_hook(partial(_inside, mask))
 
 
 def _inside(mask: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:

@@ -85,7 +85,7 @@ def load_model(
     notices = [] if notices is None else notices
     hardware = detect_hardware(model.device)
     base = check_base(resolve_path(model.path, hardware), model.revision, token, cache_folder)
-    options = _load_options(model, base, hardware, notices)
+    options = _load_options(model, base, hardware, notices, for_training)
     folder = fetch(base, token, cache_folder)
     loaded: Any = _from_folder(folder, base, options)
     loaded.files_folder = str(folder)
@@ -102,13 +102,23 @@ def load_model(
 
 
 def _load_options(
-    model: ModelConfig, base: BaseInfo, hardware: Hardware, notices: list[str]
+    model: ModelConfig,
+    base: BaseInfo,
+    hardware: Hardware,
+    notices: list[str],
+    for_training: bool,
 ) -> dict[str, Any]:
     """Arguments of `from_pretrained`: precision, attention, quantization and device."""
     import torch
 
     size = base.parameters if model.quantization == "none" else None
     dtype, dtype_notice = choose_dtype(model.dtype, hardware, size)
+    if for_training and hardware.device == "cpu" and dtype == "float16":
+        # Gradients underflow, and their scaling needs a GPU.
+        dtype, dtype_notice = (
+            "float32",
+            ("float16 cannot be trained on a CPU: the base is loaded in float32."),
+        )
     attention, attention_notice = choose_attention(model.attention, hardware, dtype)
     notices.extend(notice for notice in (dtype_notice, attention_notice) if notice)
     options: dict[str, Any] = {
