@@ -1,0 +1,234 @@
+"""What a run will need, before it is launched: memory, steps, tokens, and time if a speed is known.
+
+    need = estimate(config, detect_hardware(), inspection)
+    need.memory_bytes, need.steps, need.parts["activations"]
+
+Simple sums over what training keeps; nothing is loaded. The figure is for the peak of one device
+and meant to be right within a factor of two; `tests/test_estimate.py` compares it with real runs.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from phi3lora.config import RunConfig
+from phi3lora.models.base import BaseInfo, check_base, resolve_path
+from phi3lora.models.hardware import Hardware, choose_dtype
+
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+# A 4-bit weight, and a scale for each block of 64: float32, or 8 bits with a second scale for 256
+# of those (double quantization). Dettmers et al. 2023, https://arxiv.org/abs/2305.14314, section 3.
+FOUR_BITS = {False: 0.5 + 4 / 64, True: 0.5 + 1 / 64 + 4 / (64 * 256)}
+# Bytes of optimizer state for each trained parameter: two moments in float32, one, or in 8 bits.
+TWO_MOMENTS, ONE_MOMENT = 8.0, 4.0
+STATE = {"sgd": 0.0, "adafactor": 0.1, "rmsprop": ONE_MOMENT, "adagrad": ONE_MOMENT}
+# What Python, torch and the libraries hold before anything is loaded; measured.
+PROCESS = {"cpu": 650 * 2**20, "cuda": 600 * 2**20}
+PACKED_FILL = 0.97  # of a packed row that is tokens; measured on 999 instruction rows
+PLAIN_TILE = 4096 * 32768  # logits that TRL's own loss holds at once
+PLAIN_COPIES = 6  # float32 copies of them while it sums
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run will need.
+
+    Attributes:
+        memory_bytes: at the peak, on the device that trains.
+        parts: what it is made of, in bytes, by name.
+        steps: updates; None while the rows are unknown.
+        tokens: read in all epochs, None likewise.
+        seconds: None while no speed is known.
+        trainable, total: parameters.
+        dtype: of the base's weights.
+    """
+
+    memory_bytes: int
+    parts: dict[str, int]
+    steps: int | None
+    tokens: int | None
+    seconds: float | None
+    trainable: int
+    total: int
+    dtype: str
+
+
+def estimate(
+    config: RunConfig,
+    hardware: Hardware,
+    inspection: Any = None,
+    tokens_per_second: float | None = None,
+    token: str | None = None,
+) -> Estimate:
+    """Add up what training will hold, and count its steps.
+
+    Args:
+        inspection: of the data, for lengths and counts; without it rows are taken to be full.
+        tokens_per_second: as measured on this machine, for the time.
+        token: of the caller, for a gated base's `config.json`.
+
+    Raises ModelError or HubError when the base cannot be found out about.
+    """
+    path = resolve_path(config.model.path, hardware)
+    base = check_base(path, config.model.revision, token)
+    quantized = config.model.quantization != "none"
+    dtype, _ = choose_dtype(config.model.dtype, hardware, None if quantized else base.parameters)
+    trainable = trainable_parameters(config, base)
+    parts = {name: int(size) for name, size in _parts(
+        config, base, hardware, dtype, trainable, _tokens_in_pass(config, inspection)
+    ).items()}  # fmt: skip
+    steps, tokens = _work(config, inspection)
+    return Estimate(
+        memory_bytes=sum(parts.values()),
+        parts=parts,
+        steps=steps,
+        tokens=tokens,
+        seconds=tokens / tokens_per_second if tokens and tokens_per_second else None,
+        trainable=trainable,
+        total=base.parameters + (trainable if config.adapter != "none" else 0),
+        dtype=dtype,
+    )
+
+
+def trainable_parameters(config: RunConfig, base: BaseInfo) -> int:
+    """Weights that are trained: r · (in + out) for each adapted layer, and what is whole."""
+    if config.adapter == "none":
+        return base.parameters
+    peft = config.peft_config
+    shapes = {**base.shapes, "embed_tokens": (base.vocabulary, base.hidden)}
+    layers = base.layers if peft.layers_to_transform is None else len(set(peft.layers_to_transform))
+    found = 0
+    for name in _targets(config):
+        if name not in shapes:
+            continue  # the check of the targets says so
+        rows, columns = shapes[name]
+        rank = peft.rank_pattern.get(name, peft.r) * _slices(config, name)
+        count = 1 if name == "embed_tokens" else layers
+        found += count * (rank * (rows + columns) + (columns if peft.use_dora and rank else 0))
+    whole = {"lm_head", "embed_tokens"} & set(peft.modules_to_save or [])
+    return found + len(whole) * base.vocabulary * base.hidden
+
+
+def _targets(config: RunConfig) -> list[str]:
+    from phi3lora.lora.targets import PRESETS
+
+    wanted = config.peft_config.target_modules
+    if isinstance(wanted, list):
+        return wanted
+    return PRESETS.get(wanted, [wanted])
+
+
+def _slices(config: RunConfig, name: str) -> int:
+    """How many adapters a projection holds: one, or one for each slice that is on."""
+    slices = config.peft_config.slices
+    parts = {"qkv_proj": ("q", "k", "v"), "gate_up_proj": ("gate", "up")}.get(name)
+    if slices is None or parts is None:
+        return 1
+    return sum(bool(getattr(slices, part)) for part in parts)
+
+
+def _parts(
+    config: RunConfig,
+    base: BaseInfo,
+    hardware: Hardware,
+    dtype: str,
+    trainable: int,
+    tokens: int,
+) -> dict[str, float]:
+    """What is held at the peak, in bytes."""
+    quantized = config.model.quantization != "none"
+    element = BYTES["bfloat16" if config.training_config.bf16 else dtype]
+    # TRL trains the adapter of a quantized base in bfloat16; PEFT any other in float32.
+    trained = BYTES[dtype] if config.adapter == "none" else 2 if quantized else 4
+    return {
+        "base": _base_bytes(config, base, dtype),
+        "adapter": 0 if config.adapter == "none" else trainable * trained,
+        "gradients": trainable * trained,
+        "optimizer": trainable * _state_bytes(config.training_config.optim) * trained / 4,
+        "activations": tokens * _activation_bytes(config, base, element),
+        "loss": _loss_bytes(config, base, hardware, element, tokens),
+        "process": PROCESS[hardware.device],
+    }
+
+
+def _base_bytes(config: RunConfig, base: BaseInfo, dtype: str) -> float:
+    if config.model.quantization == "none":
+        return base.parameters * BYTES[dtype]
+    linear = base.layers * sum(rows * columns for rows, columns in base.shapes.values())
+    each = 1.0
+    if config.model.quantization in {"nf4", "fp4"}:
+        each = FOUR_BITS[config.model.double_quantization]
+    # Embedding, head and norms are put into float32 for training.
+    return linear * each + (base.parameters - linear) * 4
+
+
+def _state_bytes(optimizer: str) -> float:
+    if "8bit" in optimizer:
+        return 1.0 if "lion" in optimizer else 2.0
+    if optimizer in STATE:
+        return STATE[optimizer]
+    if "lion" in optimizer or "rmsprop" in optimizer:
+        return ONE_MOMENT
+    return TWO_MOMENTS * (1.5 if "ademamix" in optimizer else 1.0)
+
+
+def _activation_bytes(config: RunConfig, base: BaseInfo, element: int) -> float:
+    """Bytes that one token keeps until its gradient comes back, through all layers.
+
+    A layer keeps the inputs of its two norms and four projections, queries, keys, values and what
+    attention gave (read by the next projection), and gate and up; with dropout, what it dropped.
+    Checkpointing keeps a layer's input alone, and one layer whole at a time. One layer more is
+    for gradients in flight.
+    """
+    hidden, inner = base.hidden, base.intermediate
+    kept = 5 * hidden + base.shapes["qkv_proj"][1] + 3 * inner
+    if config.peft_config.lora_dropout and config.adapter == "peft":
+        kept += 3 * hidden + inner
+    if not config.training_config.fast:
+        kept *= 2  # casts, products and sums that plain layers keep apart
+    if config.training_config.gradient_checkpointing:
+        return element * (base.layers * hidden + 2 * kept)
+    return element * (base.layers + 1) * kept
+
+
+def _loss_bytes(
+    config: RunConfig, base: BaseInfo, hardware: Hardware, element: int, tokens: int
+) -> float:
+    """Logits: a chunk of them at a time, or TRL's tile with the copies it makes."""
+    from phi3lora.training.loss import CHUNK_ELEMENTS
+
+    states = 3 * tokens * base.hidden * element
+    if not config.training_config.fast:
+        return states + min(tokens * base.vocabulary, PLAIN_TILE) * (element + 4 * PLAIN_COPIES)
+    chunk = min(CHUNK_ELEMENTS[hardware.device], tokens * base.vocabulary)
+    return states + chunk * (element + 8)
+
+
+def _tokens_in_pass(config: RunConfig, inspection: Any) -> int:
+    """Tokens of one pass at its largest, as batches are drawn."""
+    training = config.training_config
+    length = training.max_length
+    if inspection is not None and not training.packing:
+        length = min(inspection.tokens["p95"], length)
+    return training.per_device_train_batch_size * length
+
+
+def _work(config: RunConfig, inspection: Any) -> tuple[int | None, int | None]:
+    """Updates and tokens of the whole run."""
+    training = config.training_config
+    if inspection is None or not inspection.kept:
+        return (training.max_steps if training.max_steps > 0 else None), None
+    held = config.data.test_size
+    share = 1.0 if config.data.test_split else 1 - (held if held < 1 else held / inspection.kept)
+    rows = inspection.kept * share
+    tokens = inspection.total_tokens * share
+    if training.packing:
+        rows = tokens / (PACKED_FILL * training.max_length)
+    passes = max(math.ceil(rows / training.per_device_train_batch_size), 1)
+    per_epoch = math.ceil(passes / training.gradient_accumulation_steps)
+    steps = math.ceil(training.num_train_epochs * per_epoch)
+    if training.max_steps > 0:
+        steps = training.max_steps
+    return steps, round(tokens * steps / per_epoch)

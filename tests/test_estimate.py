@@ -1,0 +1,163 @@
+"""The estimate against what runs really need."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from array import array
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from phi3lora.config import POCKET, RunConfig
+from phi3lora.data.formats import Detected
+from phi3lora.data.inspection import Inspection
+from phi3lora.models.hardware import Hardware, detect_hardware
+from phi3lora.training.estimate import estimate
+
+GIB = 2**30
+GPU = Hardware("cuda", "a GPU", 24 * GIB, 24 * GIB, True, 8)
+CPU = Hardware("cpu", "a CPU", 24 * GIB, 24 * GIB, True, 2)
+
+
+def config(changes: dict[str, Any] | None = None) -> RunConfig:
+    return RunConfig().with_values({"model.path": POCKET, **(changes or {})})
+
+
+def inspection(kept: int = 100, length: int = 60) -> Inspection:
+    return Inspection(
+        format="messages",
+        columns={},
+        rows=kept,
+        kept=kept,
+        dropped={},
+        tokens={"p50": length, "p95": length, "max": length},
+        total_tokens=kept * length,
+        supervised_tokens=kept * length // 2,
+        truncated=0,
+        preview=[],
+        detected=Detected("messages", {}, {}, ""),
+        lengths=array("I"),
+    )
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"peft_config.r": 3, "peft_config.target_modules": "attention"},
+        {"peft_config.target_modules": "embedding"},
+        {"peft_config.layers_to_transform": [0, 2]},
+        {"peft_config.rank_pattern": {"down_proj": 5}},
+        {"peft_config.use_dora": True},
+        {"peft_config.slices": {"k": False}},
+        {"peft_config.modules_to_save": ["lm_head"]},
+        {"adapter": "loralib"},
+        {"adapter": "none"},
+    ],
+)
+def test_parameters_are_counted_without_a_model(changes: dict[str, Any]) -> None:
+    from phi3lora.lora.adapters import attach_adapter
+    from phi3lora.lora.targets import count_parameters
+    from phi3lora.models.loading import load_model
+
+    settings = config({"model.dtype": "float32", **changes})
+    model = attach_adapter(load_model(settings.model, for_training=True), settings)
+    assert estimate(settings, CPU).trainable == count_parameters(model)[0]
+
+
+def test_steps_and_tokens_follow_from_the_data() -> None:
+    base = {
+        "data.test_size": 0.1,
+        "training_config.num_train_epochs": 2,
+        "training_config.per_device_train_batch_size": 4,
+    }
+    need = estimate(config(base), CPU, inspection())
+    assert (need.steps, need.tokens) == (2 * 23, 2 * 90 * 60)  # 90 rows are 23 batches of 4
+    accumulated = {**base, "training_config.gradient_accumulation_steps": 5}
+    assert estimate(config(accumulated), CPU, inspection()).steps == 2 * 5
+    packed = {**base, "training_config.packing": True, "training_config.max_length": 600}
+    assert estimate(config(packed), CPU, inspection()).steps == 2 * 3  # 10 rows of 600
+    limited = {**base, "training_config.max_steps": 23}
+    need = estimate(config(limited), CPU, inspection(), tokens_per_second=1000)
+    assert (need.steps, need.seconds) == (23, pytest.approx(5.4))
+    assert estimate(config(base), CPU).steps is None
+
+
+def test_what_saves_memory_lowers_the_estimate() -> None:
+    def need(changes: dict[str, Any]) -> int:
+        mini = {"model.dtype": "bfloat16", "training_config.max_length": 4096}
+        return estimate(config({**mini, **changes}), GPU).memory_bytes
+
+    usual = need({})
+    for saving in (
+        {"training_config.gradient_checkpointing": True},
+        {"training_config.per_device_train_batch_size": 1},
+        {"training_config.max_length": 512},
+        {"peft_config.lora_dropout": 0.0},
+        {"training_config.optim": "paged_adamw_8bit"},
+        {"peft_config.r": 1},
+    ):
+        assert need(saving) < usual, saving
+    assert need({"training_config.fast": False}) > usual
+
+
+def test_four_bits_of_a_weight_are_half_a_byte() -> None:
+    plain = estimate(config({"model.dtype": "bfloat16"}), GPU)
+    four = estimate(config({"model.dtype": "bfloat16", "model.quantization": "nf4"}), GPU)
+    # Pocket's linear layers: from two bytes to 0.516; the rest goes up to four.
+    assert four.parts["base"] != plain.parts["base"]
+    assert four.parts["adapter"] == plain.parts["adapter"] / 2
+
+
+MEASURE = """
+    import sys, tempfile
+    from pathlib import Path
+    import torch
+    torch.set_num_threads(1)
+    from phi3lora.config import RunConfig
+    from phi3lora.training.trainer import train
+    events = []
+    config, _ = RunConfig.from_yaml(Path(sys.argv[1]))
+    train(config, Path(tempfile.mkdtemp()), events.append)
+    print("PEAK", events[-1].peak_memory)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"training_config.packing": True, "training_config.per_device_train_batch_size": 16},
+        {"training_config.fast": False, "training_config.per_device_train_batch_size": 32},
+    ],
+    ids=["fast, packed", "plain"],
+)
+def test_peak_of_a_real_run_is_within_a_factor_of_two(
+    tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    settings = config(
+        {
+            "model.dtype": "float32",
+            "training_config.max_steps": 2,
+            "training_config.max_length": 256,
+            "training_config.eval_strategy": "no",
+            **changes,
+        }
+    )
+    (tmp_path / "config.yaml").write_text(settings.to_yaml())
+    import textwrap
+
+    command = [sys.executable, "-c", textwrap.dedent(MEASURE), str(tmp_path / "config.yaml")]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    peak = int(ended.stdout.rpartition("PEAK")[2])
+
+    from phi3lora.data.inspection import inspect
+    from phi3lora.models.loading import load_tokenizer, resolve_path
+
+    hardware = detect_hardware("cpu")
+    tokenizer = load_tokenizer(resolve_path(POCKET, hardware))
+    need = estimate(settings, hardware, inspect(settings, tokenizer))
+    assert peak / 2 < need.memory_bytes < peak * 2, need.parts
