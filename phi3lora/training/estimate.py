@@ -104,9 +104,10 @@ def trainable_parameters(config: RunConfig, base: BaseInfo) -> int:
         if name not in shapes:
             continue  # the check of the targets says so
         rows, columns = shapes[name]
-        rank = peft.rank_pattern.get(name, peft.r) * _slices(config, name)
+        rank = peft.rank_pattern.get(name, peft.r)
+        on, outputs = _slices(config, base, name)
         count = 1 if name == "embed_tokens" else layers
-        found += count * (rank * (rows + columns) + (columns if peft.use_dora and rank else 0))
+        found += count * (rank * (on * rows + outputs) + (columns if peft.use_dora else 0))
     whole = {"lm_head", "embed_tokens"} & set(peft.modules_to_save or [])
     return found + len(whole) * base.vocabulary * base.hidden
 
@@ -120,13 +121,18 @@ def _targets(config: RunConfig) -> list[str]:
     return PRESETS.get(wanted, [wanted])
 
 
-def _slices(config: RunConfig, name: str) -> int:
-    """How many adapters a projection holds: one, or one for each slice that is on."""
-    slices = config.peft_config.slices
-    parts = {"qkv_proj": ("q", "k", "v"), "gate_up_proj": ("gate", "up")}.get(name)
-    if slices is None or parts is None:
-        return 1
-    return sum(bool(getattr(slices, part)) for part in parts)
+def _slices(config: RunConfig, base: BaseInfo, name: str) -> tuple[int, int]:
+    """How many adapters a projection holds, one for each slice that is on, and their outputs."""
+    slices, whole = config.peft_config.slices, {**base.shapes, "embed_tokens": (0, base.hidden)}
+    keys = base.key_value_heads * base.head_size
+    sizes = {
+        "qkv_proj": {"q": base.heads * base.head_size, "k": keys, "v": keys},
+        "gate_up_proj": {"gate": base.intermediate, "up": base.intermediate},
+    }.get(name)
+    if slices is None or sizes is None:
+        return 1, whole[name][1]
+    on = [size for part, size in sizes.items() if getattr(slices, part)]
+    return len(on), sum(on)
 
 
 def _parts(
