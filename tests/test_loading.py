@@ -158,6 +158,14 @@ def test_the_precision_asked_for(base: Path, dtype: Any) -> None:
     assert {weight.dtype for weight in model.parameters()} == {getattr(torch, dtype)}
 
 
+def test_float16_is_not_trained_on_a_cpu(base: Path) -> None:
+    notices: list[str] = []
+    wanted = ModelConfig(path=str(base), dtype="float16", device="cpu")
+    model = load_model(wanted, for_training=True, notices=notices)
+    assert (model.dtype, len(notices)) == (torch.float32, 1)
+    assert "float32" in notices[0]
+
+
 def test_attention_falls_back_with_a_notice(base: Path) -> None:
     notices: list[str] = []
     wanted = ModelConfig(path=str(base), attention="flash_attention_2", device="cpu")

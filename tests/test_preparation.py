@@ -203,7 +203,6 @@ def test_without_a_cache_folder_the_files_go_with_the_result(pocket: Any, tmp_pa
         (PAIRS[:3], {}, {}, "There are 2 rows to train on, less than one batch of 4; lower"),
         (PAIRS[:1], {}, {}, "leaves none to train on"),
         ([("a", "")] * 9, {}, {}, "None of the 9 rows"),
-        (PAIRS, {}, {"test_split": "test"}, "has one split only"),
     ],
 )
 def test_too_little_data_is_said_before_training(
@@ -213,6 +212,25 @@ def test_too_little_data_is_said_before_training(
     with pytest.raises(DataError) as told:
         prepare(config(path, training, **data), pocket, cache_folder=tmp_path)
     assert words in str(told.value)
+
+
+def test_what_only_the_hub_has_is_left_aside_with_a_notice(pocket: Any, tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", PAIRS)
+    told = {"split": "train_sft", "test_split": "test_sft", "name": "default", "test_size": 0.2}
+    found = prepare(config(path, **told), pocket)
+    assert len(found.test or []) == 10
+    assert [notice.partition(" is left aside")[0] for notice in found.notices] == [
+        "data.test_split (test_sft)", "data.name (default)", "data.split (train_sft)",
+    ]  # fmt: skip
+    assert prepare(config(path), pocket).notices == []
+
+
+def test_a_list_of_a_json_file_is_a_split(pocket: Any, tmp_path: Path) -> None:
+    rows = [{"prompt": prompt, "completion": answer} for prompt, answer in PAIRS]
+    path = tmp_path / "two.json"
+    path.write_text(json.dumps({"first": rows[:20], "second": rows}), encoding="utf-8")
+    found = prepare(config(path, split="second", test_size=0), pocket)
+    assert (len(found.train), found.notices) == (50, [])
 
 
 def test_nothing_held_out(pocket: Any, tmp_path: Path) -> None:

@@ -195,7 +195,7 @@ def _csv_row(path: Path, header: list[str], cells: list[str], line: int) -> dict
 
 def _json(path: Path, split: str | None, report: Report | None) -> Iterator[dict[str, Any]]:
     """An array, an object with a list of rows or with columns, or one value after another."""
-    if _is_lines(path):
+    if is_lines(path):
         values: Iterator[Any] = _lines(path, report)
     else:
         values = _values(path, split, report)
@@ -216,7 +216,7 @@ def _row(path: Path, number: int, value: Any) -> dict[str, Any]:
     )
 
 
-def _is_lines(path: Path) -> bool:
+def is_lines(path: Path) -> bool:
     """Whether the first line is a whole value and more follow."""
     with path.open("rb") as file:
         first = b""

@@ -20,7 +20,7 @@ import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,7 +31,7 @@ from phi3lora.config import RunConfig, needs_held_out
 from phi3lora.data.formats import Detected, Message
 from phi3lora.data.hub_rows import Tell
 from phi3lora.data.reading import Kept, Recipe, Tally, read, recipe_for
-from phi3lora.data.sources import Source, is_local, open_source
+from phi3lora.data.sources import Source, is_local, not_applicable, open_source
 from phi3lora.errors import DataError
 
 if TYPE_CHECKING:
@@ -57,6 +57,7 @@ class Prepared:
         leaked: held-out rows whose prompt is also trained on.
         test_rows: numbers of the held-out rows in their source, from 0.
         detected: how rows were read.
+        notices: what of the config does not apply to this data.
     """
 
     train: Dataset
@@ -70,6 +71,7 @@ class Prepared:
     test_rows: list[int]
     detected: Detected
     fingerprint: str
+    notices: list[str] = field(default_factory=list)
     _keep: Any = field(default=None, repr=False, compare=False)  # a folder that goes with it
 
 
@@ -121,7 +123,7 @@ def prepare(
     _forget_old(folder / "prepared", {one.fingerprint for one in sets})
     train, test = _split(config, sets)
     _check_counts(config, len(train), len(test))
-    return _counted(sets, train, test, temporary)
+    return replace(_counted(sets, train, test, temporary), notices=not_applicable(config.data))
 
 
 def _sources(
@@ -134,12 +136,7 @@ def _sources(
     """The split to train on, and the one to hold out where it is named."""
     data = config.data
     wanted = [data]
-    if data.test_split:
-        if is_local(data.path):
-            raise DataError(
-                f"data.test_split is {data.test_split!r}, but {data.path} has one split only; "
-                "leave it empty and hold rows out with data.test_size."
-            )
+    if data.test_split and not is_local(data.path):
         wanted.append(data.model_copy(update={"split": data.test_split, "max_rows": None}))
     return [
         open_source(one, token=token, endpoint=endpoint, cache_folder=cache_folder, tell=tell)

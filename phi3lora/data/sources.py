@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from phi3lora.config import DataConfig
-from phi3lora.data.files import SUFFIXES, Report, count_rows, kind_of, read_file
+from phi3lora.data.files import SUFFIXES, Report, count_rows, is_lines, kind_of, read_file
 from phi3lora.data.hub_rows import HubSet, Tell
 from phi3lora.errors import DataError
 
@@ -163,6 +163,36 @@ def splits(
 def is_local(path: str) -> bool:
     """Whether a path names an example or a file on this machine, rather than a Hub dataset."""
     return path.startswith(_PREFIX) or _is_file(path)
+
+
+def not_applicable(data: DataConfig) -> list[str]:
+    """A notice for each option that means a Hub dataset, where the data is on this machine."""
+    if not is_local(data.path):
+        return []
+    notices = []
+    if data.test_split:
+        instead = f"{data.test_size:.0%} of its rows" if data.test_size < 1 else "rows of it"
+        notices.append(
+            f"data.test_split ({data.test_split}) is left aside: {data.path} has one split, so "
+            f"{instead} are held out instead (data.test_size)."
+        )
+    given = {"name": data.name, "revision": data.revision}
+    for option, value in given.items():
+        if value is not None:
+            notices.append(
+                f"data.{option} ({value}) is left aside: only datasets of the Hub have one."
+            )
+    if data.split != "train" and not _has_lists(data.path):
+        notices.append(f"data.split ({data.split}) is left aside: {data.path} has one split only.")
+    return notices
+
+
+def _has_lists(path: str) -> bool:
+    """Whether a file may hold several lists of rows by name: one JSON object, not lines of them."""
+    if path.startswith(_PREFIX):
+        return False
+    file = Path(path).expanduser()
+    return kind_of(file) == "json" and not is_lines(file)
 
 
 def _is_file(path: str) -> bool:

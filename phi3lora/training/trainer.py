@@ -41,6 +41,7 @@ from phi3lora.training.callbacks import (
     never,
 )
 from phi3lora.training.failures import explained, is_disk_full, not_finite
+from phi3lora.training.fallbacks import within_reach
 from phi3lora.training.fast import FastTrainer
 
 logger = logging.getLogger(__name__)
@@ -103,7 +104,7 @@ def _train(
     emit(_counted(data))
 
     emit(Stage(name="loading the model"))
-    notices: list[str] = []
+    notices = list(data.notices)
     model: Any = load_model(
         config.model, for_training=True, token=token, notices=notices, cache_folder=cache_folder
     )
@@ -129,10 +130,15 @@ def fit(
     progress: Progress,
 ) -> Outcome:
     """Train a model that is ready on rows that are ready, from the last whole checkpoint on."""
-    training = with_precision(config.training_config, model)
-    on_cpu = next(model.parameters()).device.type == "cpu"
+    device = next(model.parameters()).device.type
+    training, notices = within_reach(config.training_config, device)
+    for notice in notices:
+        progress.emit(Notice(message=notice, level="warning"))
+    training = with_precision(training, model)
     _report_into(folder, training.report_to)
-    args = SFTConfig(str(folder / "checkpoints"), use_cpu=on_cpu, **_arguments(training, test_rows))
+    args = SFTConfig(
+        str(folder / "checkpoints"), use_cpu=device == "cpu", **_arguments(training, test_rows)
+    )
     trainer = FastTrainer(
         model=model,
         args=args,
