@@ -100,13 +100,22 @@ def test_look_says_that_it_reads_then_shows(core: FakeCore) -> None:
     page = page_of(train_page, core)
     waiting, shown = list(page.on_look(request(), *form_values(page)))
     assert "Reading" in waiting[1]
-    summary, checks, _, derived, yaml = shown
+    summary, checks, estimate = shown
     assert "3 of 5" in summary
     assert "2 × no answer" in summary
     assert "1 conversations are cut at 256 tokens" in summary
     assert "3 rows." in checks
-    assert "Effective batch <b>8</b>" in derived
-    assert RunConfig.from_values(__import__("yaml").safe_load(yaml))[0].peft_config.r == 16
+    assert estimate == ""
+
+
+def test_batch_scaling_and_yaml_follow_the_form_at_once(core: FakeCore) -> None:
+    page = page_of(train_page, core)
+    changes = {"peft_config.r": 4, "training_config.gradient_accumulation_steps": 3}
+    derived, yaml = page.on_live(*form_values(page, **changes))
+    assert "Effective batch <b>24</b> (8 × 3)" in derived
+    assert "LoRA scaling <b>8</b> (32 / 4)" in derived
+    assert page.on_yaml(yaml)[1:] == form_values(page, **changes)
+    assert "Rank" in page.on_live(*form_values(page, **{"peft_config.r": 0}))[0]
 
 
 def test_dataset_text_is_escaped_and_supervised_text_is_tinted(core: FakeCore) -> None:

@@ -46,11 +46,17 @@ class Look:
 
 
 def preflight(
-    config: RunConfig, settings: Settings, token: str | None = None, inspection: Any = None
+    config: RunConfig,
+    settings: Settings,
+    token: str | None = None,
+    inspection: Any = None,
+    tokens_per_second: float | None = None,
 ) -> Look:
     """Look at the data and run every check. Never raises for what a user can mend.
 
-    `inspection` is an earlier one of the same data, which is then not read again.
+    Args:
+        inspection: an earlier one of the same data, which is then not read again.
+        tokens_per_second: of an earlier run like this one, for the time.
     """
     checks: list[Check] = []
     hardware = _attempt(checks, "Hardware", lambda: _hardware(config))
@@ -60,7 +66,11 @@ def preflight(
     )
     estimate = None
     if hardware and base:
-        estimate = _attempt(checks, "Memory", lambda: _estimate(config, hardware, inspection))
+        estimate = _attempt(
+            checks,
+            "Memory",
+            lambda: _estimate(config, hardware, inspection, tokens_per_second, token),
+        )
     checks += [*_data_checks(config, inspection), *_model_checks(config, base, hardware)]
     checks += _memory_checks(hardware, estimate)
     checks.append(_disk_check(config, settings.home, estimate))
@@ -110,12 +120,16 @@ def _inspect(config: RunConfig, settings: Settings, token: str | None) -> Any:
     return inspect(config, tokenizer, token=token, limit=PREVIEW_ROWS)
 
 
-def _estimate(config: RunConfig, hardware: Any, inspection: Any) -> Any:
-    try:
-        from phi3lora.training.estimate import estimate
-    except ImportError:
-        return None
-    return estimate(config, hardware, inspection)
+def _estimate(
+    config: RunConfig,
+    hardware: Any,
+    inspection: Any,
+    tokens_per_second: float | None,
+    token: str | None,
+) -> Any:
+    from phi3lora.training.estimate import estimate
+
+    return estimate(config, hardware, inspection, tokens_per_second, token)
 
 
 def _data_checks(config: RunConfig, inspection: Any) -> list[Check]:

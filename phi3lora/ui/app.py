@@ -32,7 +32,6 @@ def build(settings: Settings, core: Core | None = None) -> gr.Blocks:
     with demo.route("Compare", "/compare"):
         header("Compare")
         compare_page.build(core, demo)
-    demo.core = core
     return demo
 
 
@@ -55,7 +54,8 @@ def header(active: str) -> None:
 def launch(settings: Settings, host: str = "127.0.0.1", port: int | None = None,
            block: bool = True) -> gr.Blocks:  # fmt: skip
     """Serve the pages until interrupted; with `block=False` return at once, for tests."""
-    demo = build(settings)
+    core = Core(settings)
+    demo = build(settings, core)
     demo.queue(default_concurrency_limit=16, max_size=WAITING, api_open=False)
     demo.launch(
         server_name=host,
@@ -72,6 +72,6 @@ def launch(settings: Settings, host: str = "127.0.0.1", port: int | None = None,
         show_error=False,
         ssr_mode=False,
         enable_monitoring=False,
-        app_kwargs=beside(demo.core.pulse, own_hosts()),
+        app_kwargs=beside(core.pulse, own_hosts()),
     )
     return demo

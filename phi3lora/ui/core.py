@@ -40,6 +40,8 @@ FRAME = 0.08  # seconds between two looks at a growing answer
 FEW, SUGGESTED = 3, 6
 FOUND = 8
 LONGEST_PROMPT = 160
+LATELY = 20  # runs among which one like the next is looked for
+SETTLED = 3  # steps after which a run takes no more memory
 ANONYMOUS = ""  # owns nothing
 
 
@@ -85,7 +87,15 @@ class Core:
     def look(self, config: RunConfig, caller: Caller) -> Look:
         """The data as it will be trained, the checks before launch, and the estimate."""
         self._check_paths(config)
-        return self.scout.look(config, caller.token)
+        return self.scout.look(config, caller.token, self._speed(config, caller))
+
+    def _speed(self, config: RunConfig, caller: Caller) -> float | None:
+        """Tokens per second of the caller's last finished run with the same base, if there is."""
+        for run in self.store.list(caller.name)[:LATELY]:
+            if run.status == "finished" and _same_base(run, config):
+                step = self.follower.picture(run).step
+                return step.tokens_per_second if step else None
+        return None
 
     def launch(self, config: RunConfig, caller: Caller) -> Run:
         """Check once more, make a run, and put it in line."""
@@ -143,8 +153,31 @@ class Core:
             if self._engine is None:
                 from phi3lora.chat.engine import ChatEngine
 
-                self._engine = ChatEngine(self.settings)
+                self._engine = ChatEngine(self.settings, self._training_needs)
             return self._engine
+
+    def _training_needs(self) -> int | None:
+        """Bytes that a run may yet take; None where none computes. Asked once a second.
+
+        A run that has made a few steps has been at its peak, and what is free stays free.
+        """
+        from phi3lora.models.hardware import detect_hardware
+        from phi3lora.training.estimate import estimate
+
+        running = [run for run in self.store.all() if run.status in ("running", "stopping")]
+        if not running:
+            return None
+        needs = 0
+        for run in running:
+            step = self.follower.picture(run).step
+            if step is not None and step.step >= SETTLED:
+                continue
+            try:
+                hardware = detect_hardware(run.config.model.device)
+                needs += estimate(run.config, hardware).memory_bytes
+            except Phi3LoraError:
+                continue  # the run itself will say so
+        return needs
 
     def load(self, base: Any, adapter: Path | None, caller: Caller) -> Iterator[str]:
         """Load a base and an adapter for the chat; says what it does while it does it."""
@@ -217,6 +250,16 @@ class Core:
     def parts(self, path: str, name: str | None, caller: Caller) -> tuple[list[str], list[str]]:
         """Configurations and splits of a Hub dataset."""
         return self.scout.parts(path, name, caller.token)
+
+
+def _same_base(run: Run, config: RunConfig) -> bool:
+    """Whether a run's speed says something about this config's."""
+    try:
+        theirs = run.config.model
+    except Phi3LoraError:
+        return False
+    ours = config.model
+    return (theirs.path, theirs.quantization) == (ours.path, ours.quantization)
 
 
 def held_out_prompts(report: Path) -> list[str]:

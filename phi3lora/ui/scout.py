@@ -37,14 +37,16 @@ class Scout:
         self._pool: ProcessPoolExecutor | None = None
         self._kept: OrderedDict[str, Any] = OrderedDict()
 
-    def look(self, config: RunConfig, token: str | None = None) -> Look:
+    def look(
+        self, config: RunConfig, token: str | None = None, tokens_per_second: float | None = None
+    ) -> Look:
         """Inspect the data and run the checks. What is wrong is in the look, not raised.
 
         Data that was inspected lately, with the same settings, is not read again.
         """
         key = _data_key(config, token)
         known = self._kept.get(key)
-        look = self._ask(config, token, known)
+        look = self._ask(config, self._settings, token, known, tokens_per_second)
         if look.inspection is not None:
             with self._lock:
                 self._kept[key] = look.inspection
@@ -56,12 +58,12 @@ class Scout:
         """Configurations and splits of a Hub dataset. Raises DataError or HubError."""
         return self._ready().submit(_parts, path, name, token).result()
 
-    def _ask(self, config: RunConfig, token: str | None, inspection: Any) -> Look:
+    def _ask(self, *arguments: Any) -> Look:
         """Have the helper look; a helper that was killed is replaced once."""
         for attempt in (1, 2):
             pool = self._ready()
             try:
-                return pool.submit(preflight, config, self._settings, token, inspection).result()
+                return pool.submit(preflight, *arguments).result()
             except BrokenProcessPool:
                 self._replace(pool)
                 if attempt == 2:

@@ -165,16 +165,15 @@ class TrainPage:
     @property
     def seen(self) -> list[Any]:
         """What a look fills."""
-        return [self.summary, self.checks, self.estimate,
-                self.derived, self.yaml]  # fmt: skip
+        return [self.summary, self.checks, self.estimate]
 
     def on_look(self, request: gr.Request, *shown_values: Any) -> Iterator[list[Any]]:
         """Read the form, say that we are reading, then show what was found."""
-        yield [gr.skip()] * (len(self.seen) - 4) + [waiting_checks(), *[gr.skip()] * 3]
+        yield [gr.skip(), waiting_checks(), gr.skip()]
         try:
             config, _ = self.fields.config(shown_values)
         except ConfigError as error:
-            yield broken_form(error, len(self.seen))
+            yield [gr.skip(), broken_form(error), ""]
             return
         try:
             look = self.core.look(config, self.core.caller(request))
@@ -272,10 +271,12 @@ class TrainPage:
             for name, component in by_name.items()
             if name not in ("title", "data.path")
         ]
-        gr.on([demo.load, *settled], self.on_look, everything, self.seen,
-              trigger_mode="always_last", **quiet)  # fmt: skip
-        gr.on([by_name[name].change for name in LIVE], self.on_live, everything,
-              [self.derived, self.yaml], trigger_mode="always_last", **quiet)  # fmt: skip
+        last: dict[str, Any] = {**quiet, "trigger_mode": "always_last"}
+        gr.on([demo.load, *settled], self.on_look, everything, self.seen, **last)
+        # At once and apart from the look, which may take seconds: YAML is edited meanwhile.
+        live = [self.derived, self.yaml]
+        changed = [by_name[name].change for name in LIVE]
+        gr.on([demo.load, path.change, *changed, *settled], self.on_live, everything, live, **last)
         filled = [self.recipe_notes, *everything]
         for event in (self.recipe.input(self.on_recipe, self.recipe, filled, **quiet),
                       self.use_yaml.click(self.on_yaml, self.yaml, filled, **quiet)):  # fmt: skip
@@ -331,10 +332,9 @@ def message_lines(error: ConfigError) -> str:
     return "\n".join(form.problem_lines(error))
 
 
-def broken_form(error: ConfigError, outputs: int) -> list[Any]:
-    """Say at the launch panel what is wrong with the form; the preview stays."""
-    notices = "".join(show.notice(line, "red") for line in form.problem_lines(error))
-    return [gr.skip()] * (outputs - 4) + [notices, "", gr.skip(), gr.skip()]
+def broken_form(error: ConfigError) -> str:
+    """What is wrong with the form, said at the launch panel; the preview stays."""
+    return "".join(show.notice(line, "red") for line in form.problem_lines(error))
 
 
 def waiting_checks() -> str:
@@ -348,8 +348,6 @@ def show_look(config: RunConfig, look: Look) -> list[Any]:
         data_summary(config, look),
         show.checks((check.level, check.name, check.found, check.remedy) for check in look.checks),
         estimate_facts(look.estimate),
-        derived(config),
-        config.to_yaml(),
     ]
 
 
@@ -425,13 +423,16 @@ def estimate_facts(estimate: Any) -> str:
     """Memory, time, steps and the share that is trained."""
     if estimate is None:
         return ""
-    pairs = [("Memory", show.size(estimate.memory_bytes))]
-    if estimate.seconds:
-        pairs.append(("Time", f"about {show.duration(estimate.seconds)}"))
-    pairs.append(("Updates", show.count(estimate.steps)))
     share = 100 * estimate.trainable / max(1, estimate.total)
-    pairs.append(("Trained", f"{show.short_count(estimate.trainable)} ({share:.2g} %)"))
-    return show.facts(pairs)
+    pairs = [
+        ("Memory", show.size(estimate.memory_bytes)),
+        ("Trained", f"{show.short_count(estimate.trainable)} ({share:.2g} %)"),
+    ]
+    if estimate.steps:
+        pairs.append(("Updates", show.count(estimate.steps)))
+    known = estimate.seconds is not None
+    pairs.append(("Time", f"~ {show.duration(estimate.seconds)}" if known else "after a first run"))
+    return f'<div class="estimate">{show.facts(pairs)}</div>'
 
 
 def derived(config: RunConfig) -> str:

@@ -27,7 +27,7 @@ class Fields:
     """The components of a form by field, in the order in which they were added."""
 
     def __init__(self, start: RunConfig | None = None) -> None:
-        self.by_name: dict[str, gr.components.Component] = {}
+        self.by_name: dict[str, Any] = {}
         self._start = form.to_widgets(start or RunConfig())
 
     @property
@@ -64,7 +64,8 @@ def component(spec: form.Widget, **changes: Any) -> Any:
     if "choices" in common:
         return gr.Dropdown(allow_custom_value=True, **common)
     if spec.kind == "number":
-        return gr.Number(step=1 if spec.whole else None, **common)
+        common["step"] = 1 if spec.whole else "any"  # HTML's word for no steps
+        return gr.Number(**common)
     if spec.kind == "choice":
         return gr.Dropdown(choices=list(spec.choices), filterable=False, **common)
     if spec.kind == "combo":

@@ -1,0 +1,228 @@
+"""The whole way in a real Chromium: data, launch, watch, reload, stop, resume, compare."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from phi3lora.runs.store import ACTIVE, RunStore
+from phi3lora.settings import Settings
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+REPOSITORY = Path(__file__).parent.parent
+LONG = 120_000  # ms; a busy machine is slow, and a test of the page is no test of the clock
+pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.xdist_group("browser")]
+
+
+@pytest.fixture(scope="module")
+def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """`python app.py` with a home of its own; its address."""
+    with serving(tmp_path_factory.mktemp("home")) as address:
+        yield address
+
+
+class serving:
+    """An app for the length of a `with` block."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+
+    def __enter__(self) -> str:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        environment = {**os.environ, "PHI3LORA_HOME": str(self.home), "HF_HUB_OFFLINE": "1"}
+        self.log = (self.home / "app.log").open("w")
+        self.process = subprocess.Popen(
+            [sys.executable, "app.py", "--port", str(port)],
+            cwd=REPOSITORY, env=environment, stdout=self.log, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        address = f"http://127.0.0.1:{port}"
+        for _ in range(600):
+            try:
+                urllib.request.urlopen(address, timeout=5).close()
+                return address
+            except (urllib.error.URLError, OSError):
+                assert self.process.poll() is None, (self.home / "app.log").read_text()
+                time.sleep(0.2)
+        raise AssertionError("the app did not come up")
+
+    def __exit__(self, *_: Any) -> None:
+        self.process.terminate()
+        self.process.wait(30)
+        self.log.close()
+        for run in RunStore(Settings(home=self.home)).all():  # runs outlive the app
+            if run.status in ACTIVE and run.state.pid:
+                os.kill(run.state.pid, signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Chromium; skips where there is none."""
+    found = find_chromium()
+    if found is None:
+        pytest.skip("no Chromium on this machine")
+    playwright = pytest.importorskip("playwright.sync_api")
+    with playwright.sync_playwright() as started:
+        launched = started.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        yield launched
+        launched.close()
+
+
+def find_chromium() -> str | None:
+    """The browser's program, wherever a system puts it."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    return next((path for name in names if (path := shutil.which(name))), None)
+
+
+def open_page(browser: Browser, address: str, width: int = 1280) -> tuple[Page, list[str]]:
+    """A page in a browser profile of its own, and a list of what goes wrong on it."""
+    page = browser.new_context(viewport={"width": width, "height": 900}).new_page()
+    page.set_default_timeout(LONG)
+    wrong: list[str] = []
+
+    def check(url: str) -> None:
+        if not re.match(r"https?://127\.0\.0\.1|data:|blob:", url):
+            wrong.append(f"asked the outside: {url}")
+
+    page.on("request", lambda request: check(request.url))
+    page.on("pageerror", lambda error: wrong.append(f"script error: {error}"))
+    page.goto(address)
+    return page, wrong
+
+
+@pytest.fixture
+def dropped(tmp_path: Path) -> Path:
+    """A small file of the pirate's conversations."""
+    rows = (REPOSITORY / "examples" / "pirate.jsonl").read_text(encoding="utf-8").splitlines()
+    file = tmp_path / "arr.jsonl"
+    file.write_text("\n".join(rows[:96]), encoding="utf-8")
+    return file
+
+
+STEP = """least => {
+  const head = document.querySelector('#run-head');
+  const found = head && head.innerText.match(/step ([0-9,]+) of/);
+  const step = found && Number(found[1].replace(',', ''));
+  return step >= least ? step : null;
+}"""
+
+
+def wait_for_step(page: Page, least: int) -> int:
+    """The step that the progress bar says, once it is at least that."""
+    return int(page.wait_for_function(STEP, arg=least).json_value())
+
+
+def wait_for_status(page: Page, status: str) -> None:
+    page.wait_for_selector(f"#run-head .run-title .badge:text-is('{status}')")
+
+
+def set_yaml(page: Page, **values: str) -> None:
+    """Change lines of the configuration that the page shows, and use it."""
+    page.click("#as-yaml > button")
+    text = page.input_value("#yaml textarea")
+    for name, value in values.items():
+        text, count = re.subn(rf"(?m)^(\s+{name}: ).*$", rf"\g<1>{value}", text, count=1)
+        assert count == 1, f"{name} is not in the configuration"
+    page.fill("#yaml textarea", text)
+    page.click("text=Use this configuration")
+
+
+def drop_and_launch(page: Page, file: Path) -> None:
+    """The Train page: drop a file, see it tinted, shape the run, launch."""
+    page.click("#source >> text=Your file")
+    page.set_input_files("#file input[type=file]", file)
+    page.wait_for_selector("#data-summary >> text=96 of 96")
+    assert "Arr" in page.inner_text(".conversation mark >> nth=0")
+    assert "<|user|>" in page.inner_text(".conversation >> nth=0")
+    assert page.locator("#checks li.green").count() >= 4
+    set_yaml(page, max_steps="120", per_device_train_batch_size="2", logging_steps="1",
+             rows="6", max_new_tokens="24")  # fmt: skip
+    size = "#field-training_config-per_device_train_batch_size input"
+    page.wait_for_function("size => document.querySelector(size).value === '2'", arg=size)
+    page.fill("#field-title textarea", "By browser")
+    page.click("#launch")
+    page.wait_for_url("**/runs?run=*")
+
+
+def test_the_whole_way(app: str, browser: Browser, dropped: Path) -> None:
+    page, wrong = open_page(browser, app)
+    drop_and_launch(page, dropped)
+
+    first = wait_for_step(page, 3)
+    page.wait_for_selector("#loss-plot canvas, #loss-plot svg.marks")
+    assert wait_for_step(page, first + 2) > first
+
+    page.reload()
+    assert wait_for_step(page, first) >= first
+    other, other_wrong = open_page(browser, page.url)
+    other.wait_for_selector("#run-head >> text=By browser")
+
+    page.click("#stop")
+    wait_for_status(page, "stopped")
+    wait_for_status(other, "stopped")
+    assert wait_for_step(other, first) >= first
+
+    other.click("#resume")
+    wait_for_status(page, "finished")
+    page.wait_for_selector("#report >> text=held-out rows")
+    wait_for_status(other, "finished")
+
+    page.click("#to-compare")
+    compare(page)
+    assert wrong == other_wrong == []
+
+
+def compare(page: Page) -> None:
+    """The Compare page: ask, and read two different answers; then blind, and vote."""
+    page.wait_for_url("**/compare?adapter=*")
+    page.fill("#message textarea", "Name the capital of France.")
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".answer-facts")
+    base, tuned = (page.inner_text(f"{side} .bot") for side in ("#chat-left", "#chat-right"))
+    assert base.strip()
+    assert tuned.strip()
+    assert base != tuned
+
+    page.click("#blind label")
+    page.wait_for_function("!document.querySelector('#chat-left .bot')")
+    page.click("#suggestions .chip >> nth=0")
+    page.wait_for_selector("#votes button:visible")
+    assert page.inner_text("#title-left").strip() == "Answer A"
+    page.click("#vote-left")
+    page.wait_for_selector("#tally >> text=1 blind votes")
+    assert {page.inner_text(f"#title-{side}").strip() for side in ("left", "right")} == {
+        "Base", "Tuned",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("path", ["", "runs", "compare"])
+def test_a_phone_scrolls_down_and_never_sideways(app: str, browser: Browser, path: str) -> None:
+    page, wrong = open_page(browser, f"{app}/{path}", width=390)
+    page.wait_for_selector({"": "#checks li", "runs": "#run-head", "compare": ".chip"}[path])
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    assert wrong == []
+
+
+def test_a_foreign_page_cannot_post(app: str) -> None:
+    request = urllib.request.Request(
+        f"{app}/gradio_api/queue/join", b"{}", {"Origin": "https://evil.example"}, method="POST"
+    )
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(request, timeout=30)
+    assert refused.value.code == 403
