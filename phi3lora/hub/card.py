@@ -275,7 +275,7 @@ def check_card(text: str) -> None:
             f"The card's metadata, between the --- lines at its top, cannot be read: {line}. Mend "
             "it, or take the card as it was written."
         ) from None
-    if MARK not in (data.tags or []):
+    if MARK not in (data.get("tags") or []):
         raise HubError(
             f"The card's metadata must keep the tag {MARK!r}: without it the repository could not "
             "be published to again. Add it under tags:."

@@ -49,6 +49,7 @@ FOLDERS = (
     "tensorboard",
     "wandb",
     "trackio",
+    ".backup",
 )
 GONE = (
     "Its process is gone: killed, out of memory, or the machine was restarted. "

@@ -27,6 +27,7 @@ from phi3lora.config import RunConfig
 from phi3lora.errors import Phi3LoraError, RunError
 from phi3lora.events import Emit, Ended, Event, EventLog, Notice, Stage
 from phi3lora.runs.backends.local import devices
+from phi3lora.runs.copies import copied
 from phi3lora.runs.queue import line
 from phi3lora.runs.redaction import RedactedStream, redact, redact_event
 from phi3lora.runs.store import Run, RunStore, changed, open_run
@@ -77,7 +78,7 @@ class Reporter:
 
     def __call__(self, event: Event) -> None:
         event = redact_event(event, self._token)
-        self.ended = isinstance(event, Ended)
+        self.ended = isinstance(event, Ended) or (self.ended and isinstance(event, Notice))
         self._log.emit(event)
         logger.info(describe(event))
 
@@ -95,7 +96,11 @@ def work(run: Run, settings: Settings, should_stop: ShouldStop, token: str | Non
         emit = Reporter(log, token)
         try:
             _begin_log(run.config)
-            with turn(run, RunStore(settings), emit, stop) as device:
+            # The copy on the Hub is finished after the turn, so that the next run need not wait.
+            with (
+                copied(run, emit, token) as copy,
+                turn(run, RunStore(settings), emit, stop) as device,
+            ):
                 if open_run(run.folder).state.pid != run.state.pid:
                     return 1  # resumed twice at once: the other process has it
                 if device is None:
@@ -103,7 +108,8 @@ def work(run: Run, settings: Settings, should_stop: ShouldStop, token: str | Non
                 _take(device)
                 _reserve(run).write_bytes(bytes(RESERVE_BYTES))
                 run = changed(run, status="running", started=time.time())
-                run = compute(run, settings, emit, stop, token)
+                copy.begin()
+                run = compute(run, settings, copy, stop, token)
         except Exception as error:  # noqa: BLE001 - a run never ends without a word
             return _failed(run, error, emit, token)
         finally:

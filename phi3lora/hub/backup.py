@@ -1,0 +1,424 @@
+"""Coming back: a run's files go to a private repository of its owner while it trains.
+
+    backup = Backup(folder, RunNote(id, title, created), config, token, notify)
+    backup.saved("checkpoints/checkpoint-20")      # returns at once
+    backup.finish()                                # the last state; waits for it
+
+    list_runs(token); fetch_run(repo, token, folder); settle(folder, home)
+
+A thread sends; the training never waits for it. Of several checkpoints that wait, the newest is
+sent. A failure is told, tried again, and never ends the run. Each commit holds one checkpoint
+whole, so what is fetched can be resumed from. Checkpoints contain pickles: they are fetched only
+from a private repository of the caller's own that this app has written.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from phi3lora.config import RunConfig
+from phi3lora.data.hub_errors import Asked, explain, explained, patiently
+from phi3lora.errors import HubError, Phi3LoraError
+from phi3lora.hub.access import Identity, identity
+from phi3lora.hub.sending import create, send
+from phi3lora.hub.upload import full_name
+from phi3lora.redaction import redact
+
+TAG = "phi3lora-run"
+NOTE = "run.json"
+HERE = "{RUN}"  # stands for the run folder's path in what is sent
+MARGIN = 2**27  # bytes of a data file that goes along
+RETRY_SECONDS = (5.0, 30.0, 120.0, 600.0)
+LAST_TRIES = 3
+# A checkpoint's files, by name; `training_args.bin` is needed by nobody and stays.
+CHECKPOINT = re.compile(
+    r"(?:[\w.-]+\.safetensors|[\w.-]+\.json|optimizer\.pt|scheduler\.pt|rng_state(?:_\d+)?\.pth|"
+    r"chat_template\.jinja|tokenizer\.model|slices\.pt)\Z"
+)
+RESULT = re.compile(
+    r"(?:[\w.-]+\.safetensors|[\w.-]+\.json|chat_template\.jinja|tokenizer\.model)\Z"
+)
+STEP = re.compile(r"checkpoint-(\d+)\Z")
+TEXTS = {".json", ".jsonl", ".yaml"}
+Notify = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class RunNote:
+    """What identifies a run anywhere; `created` is in seconds since 1970."""
+
+    id: str
+    title: str = ""
+    created: float = 0.0
+
+
+@dataclass(frozen=True)
+class RunRepo:
+    """A run's repository on the Hub, and the last step that can be resumed from."""
+
+    repo: str
+    id: str
+    title: str
+    created: float
+    step: int | None
+    finished: bool
+
+
+class Backup:
+    """Sends a run's files in a thread of its own.
+
+    Args:
+        folder: of the run.
+        note: identifies it.
+        config: of the run; `hub.repo` names the repository.
+        token: its owner's.
+        notify: told of failures, and when they are over.
+        wait: seconds between two tries, from the first failure on.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        note: RunNote,
+        config: RunConfig,
+        token: str,
+        notify: Notify,
+        wait: tuple[float, ...] = RETRY_SECONDS,
+    ) -> None:
+        self._folder, self._note, self._config = folder, note, config
+        self._token, self._notify, self._wait = token, notify, wait
+        self._changed = threading.Condition()
+        self._pending: Path | None = None  # a checkpoint's links, the newest
+        self._there: set[str] = set()  # names of the checkpoints on the Hub
+        self._due = True  # the very first state: config and events
+        self._closing = False
+        self._failed = False
+        self._count = 0
+        self.repo: str | None = None
+        shutil.rmtree(folder / ".backup", ignore_errors=True)  # of a process that was killed
+        self._thread = threading.Thread(target=self._work, daemon=True, name=f"backup {note.id}")
+        self._thread.start()
+
+    def saved(self, path: str) -> None:
+        """A checkpoint is whole on disk; it is kept for sending even if the training removes it.
+
+        `path` is relative to the run folder. Never raises.
+        """
+        try:
+            self._count += 1
+            links = _link(self._folder / path, self._folder / ".backup" / str(self._count))
+        except OSError as error:
+            self._tell(f"Checkpoint {Path(path).name} is not backed up: {error}.")
+            return
+        with self._changed:
+            passed_over, self._pending = self._pending, links
+            self._changed.notify()
+        if passed_over is not None:
+            shutil.rmtree(passed_over, ignore_errors=True)
+
+    def finish(self, timeout: float = 900.0) -> None:
+        """Send what is there at the end, and wait for it, `timeout` seconds at most."""
+        with self._changed:
+            self._closing = self._due = True
+            self._changed.notify()
+        self._thread.join(timeout)
+        shutil.rmtree(self._folder / ".backup", ignore_errors=True)
+
+    # In the thread
+
+    def _work(self) -> None:
+        tries = last_tries = 0
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._due or self._pending is not None)
+                checkpoint, self._pending = self._pending, None
+                closing, self._due = self._closing, False
+            failure = self._send(checkpoint, closing)
+            if failure is None:
+                tries = 0
+                if closing:
+                    return
+                continue
+            tries, last_tries = tries + 1, last_tries + closing
+            if last_tries >= LAST_TRIES:
+                self._tell(f"The run's last state is not on the Hub, only here: {failure}")
+                return
+            self._tell(f"The backup on the Hub waits: {failure}")
+            self._wait_again(checkpoint, self._wait[min(tries, len(self._wait)) - 1])
+
+    def _send(self, checkpoint: Path | None, closing: bool) -> str | None:
+        """One commit; what went wrong, or None."""
+        try:
+            self._commit(checkpoint, closing)
+        except Exception as error:  # noqa: BLE001 - a backup never ends a run
+            ours = isinstance(error, Phi3LoraError)
+            self._failed = True
+            return str((error if ours else explain(error, Asked(self.repo or ""))) or repr(error))
+        if self._failed:
+            self._tell("The backup on the Hub goes on.")
+        self._failed = False
+        if checkpoint is not None:
+            shutil.rmtree(checkpoint, ignore_errors=True)
+        return None
+
+    def _wait_again(self, checkpoint: Path | None, seconds: float) -> None:
+        """Put what failed back unless something newer came; wait for that, or for the time."""
+        with self._changed:
+            if self._pending is None:
+                self._pending = checkpoint
+            elif checkpoint is not None:
+                shutil.rmtree(checkpoint, ignore_errors=True)
+            before, closing = self._pending, self._closing
+            self._changed.wait_for(
+                lambda: self._pending is not before or self._closing != closing, seconds
+            )
+            self._due = True
+
+    def _commit(self, checkpoint: Path | None, closing: bool) -> None:
+        if self.repo is None:
+            repo = _ready(self._config, self._note, self._token)
+            self._there = _checkpoints_in(repo, self._token)
+            self.repo = repo
+        contents = self._contents(checkpoint, closing)
+        name = checkpoint.name if checkpoint else None
+        stale = sorted(self._there - {name}) if name else []
+        send(
+            self._token, self.repo, contents, f"Back up {name or 'the run as it stands'}",
+            delete=[f"checkpoints/{old}/" for old in stale],
+        )  # fmt: skip
+        self._there = {name} if name else self._there
+
+    def _contents(self, checkpoint: Path | None, closing: bool) -> dict[str, bytes | Path]:
+        """Events and config, the checkpoint if there is a new one, the result once there is one."""
+        folder, config = self._folder, self._config
+        newest = checkpoint.name if checkpoint else max(self._there, key=step_of, default=None)
+        data = _data_file(config)
+        if data:
+            config = config.with_values({"data.path": f"data/{data.name}"})
+        done = closing and (folder / "adapter").is_dir()
+        contents: dict[str, bytes | Path] = {
+            "README.md": _card(self._note, newest, done).encode(),
+            NOTE: json.dumps(asdict(self._note)).encode(),
+            "config.yaml": config.to_yaml().encode(),
+        }
+        for name in ("events.jsonl", "report.json"):
+            if (folder / name).is_file():
+                contents[name] = folder / name
+        if data:
+            contents[f"data/{data.name}"] = data
+        if checkpoint:
+            place = f"checkpoints/{checkpoint.name}"
+            contents |= {f"{place}/{file.name}": file for file in _files(checkpoint, CHECKPOINT)}
+        if done:
+            files = _files(folder / "adapter", RESULT)
+            contents |= {f"adapter/{file.name}": file for file in files}
+        return {path: self._neutral(path, content) for path, content in contents.items()}
+
+    def _neutral(self, path: str, content: bytes | Path) -> bytes | Path:
+        """Texts without the run folder's path and without tokens."""
+        if Path(path).suffix not in TEXTS or path.startswith("data/"):
+            return content
+        if Path(path).name == "tokenizer.json":
+            return content
+        data = content if isinstance(content, bytes) else content.read_bytes()
+        text = data.decode("utf-8", "replace")
+        for place in {str(self._folder), str(self._folder.resolve())}:
+            text = text.replace(place, HERE)
+        return redact(text, self._token).encode()
+
+    def _tell(self, message: str) -> None:
+        self._notify(redact(message, self._token))
+
+
+def _link(checkpoint: Path, place: Path) -> Path:
+    """The checkpoint's files under another folder, without a copy where the disk allows it."""
+    target = place / checkpoint.name
+    target.mkdir(parents=True, exist_ok=True)
+    for file in _files(checkpoint, CHECKPOINT):
+        try:
+            (target / file.name).hardlink_to(file)
+        except OSError:
+            shutil.copy2(file, target / file.name)
+    return target
+
+
+def _files(folder: Path, allowed: re.Pattern[str]) -> list[Path]:
+    return [file for file in sorted(folder.iterdir()) if allowed.match(file.name)]
+
+
+def _data_file(config: RunConfig) -> Path | None:
+    """A file of rows that would be gone with the disk, unless it is large."""
+    path = Path(config.data.path)
+    fits = path.is_absolute() and path.is_file() and path.stat().st_size <= MARGIN
+    return path if fits else None
+
+
+def _card(note: RunNote, checkpoint: str | None, finished: bool) -> str:
+    import yaml
+
+    facts = {**asdict(note), "checkpoint": checkpoint, "finished": finished}
+    values = {"tags": ["phi3lora", TAG], "phi3lora": facts}
+    data = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+    return (
+        f"---\n{data}---\n# {note.title or note.id}\n\nA run of phi3lora as it stood when this was "
+        "written, kept so that it can be resumed. Leave it private: its checkpoints hold pickles.\n"
+    )
+
+
+def step_of(checkpoint: str) -> int:
+    """20 of `checkpoint-20`."""
+    found = STEP.match(checkpoint)
+    return int(found[1]) if found else -1
+
+
+# The repository
+
+
+def _ready(config: RunConfig, note: RunNote, token: str) -> str:
+    """The run's repository, made if need be. Raises HubError."""
+    who = identity(token)
+    repo = full_name(config.hub.repo or f"phi3lora-{note.id}", who)
+    if not check_run_repo(repo, who, token):
+        create(token, repo, private=True)
+    return repo
+
+
+def _checkpoints_in(repo: str, token: str) -> set[str]:
+    from huggingface_hub import HfApi
+
+    with explained(Asked(repo, token=token)):
+        names = patiently(lambda: HfApi(token=token).list_repo_files(repo))
+    return {name.split("/")[1] for name in names if name.startswith("checkpoints/checkpoint-")}
+
+
+def check_run_repo(repo: str, who: Identity, token: str) -> bool:
+    """Whether a run's repository exists; False where the name is free.
+
+    Raises HubError where it is somebody else's, public, or something else.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    repo = full_name(repo, who)
+    if repo.split("/")[0] != who.name:
+        raise HubError(
+            f"{repo} is not {who.name}'s own: a run is backed up to one's own account, where "
+            f"nobody else writes. Choose {who.name}/{repo.split('/')[1]}."
+        )
+    try:
+        with explained(Asked(repo, token=token)):
+            info = patiently(lambda: HfApi(token=token).model_info(repo))
+    except HubError as error:
+        if isinstance(error.__cause__, RepositoryNotFoundError):
+            return False
+        raise
+    files = {sibling.rfilename for sibling in info.siblings or ()}
+    if not info.private:
+        raise HubError(f"{repo} is public; a run is backed up to a private repository. Make it "
+                       "private, or choose another name.")  # fmt: skip
+    if TAG not in (info.tags or ()) and files - {".gitattributes"}:
+        raise HubError(f"{repo} holds something else than a run; choose another name.")
+    return True
+
+
+def list_runs(token: str) -> list[RunRepo]:
+    """The caller's runs on the Hub, newest first. Raises HubError."""
+    from huggingface_hub import HfApi
+
+    who = identity(token)
+    with explained(Asked(token=token, doing="list")):
+        rows = patiently(
+            lambda: list(
+                HfApi(token=token).list_models(
+                    author=who.name, filter=TAG, expand=["cardData", "private", "tags"]
+                )
+            )
+        )
+    found = [run for row in rows if row.private and (run := _run_repo(row))]
+    return sorted(found, key=lambda run: run.created, reverse=True)
+
+
+def _run_repo(row: Any) -> RunRepo | None:
+    facts = (row.card_data or {}).get("phi3lora")
+    if not isinstance(facts, dict) or "id" not in facts:
+        return None
+    return RunRepo(
+        repo=row.id,
+        id=str(facts["id"]),
+        title=str(facts.get("title", "")),
+        created=float(facts.get("created") or 0.0),
+        step=step_of(str(facts["checkpoint"])) if facts.get("checkpoint") else None,
+        finished=bool(facts.get("finished")),
+    )
+
+
+def fetch_run(repo: str, token: str, folder: Path) -> RunNote:
+    """Bring a run's files into a new folder; `settle` makes them ready to be resumed.
+
+    Raises HubError where the repository is not the caller's own, not private, or no run's.
+    """
+    from huggingface_hub import HfApi
+
+    who = identity(token)
+    repo = full_name(repo, who)
+    if not check_run_repo(repo, who, token):
+        raise HubError(f"There is no {repo}; `phi3lora runs restore` lists your runs on the Hub.")
+    api = HfApi(token=token)
+    with explained(Asked(repo, token=token)):
+        info = patiently(lambda: api.model_info(repo))
+        names = [sibling.rfilename for sibling in info.siblings or ()]
+        if NOTE not in names or "config.yaml" not in names:
+            raise HubError(f"{repo} holds no run: it lacks {NOTE} or config.yaml.")
+        for name in _wanted(names):
+            patiently(lambda name=name: api.hf_hub_download(  # type: ignore[misc]
+                repo, name, revision=info.sha, local_dir=folder
+            ))  # fmt: skip
+    shutil.rmtree(folder / ".cache", ignore_errors=True)
+    return _note(folder / NOTE, repo)
+
+
+def _wanted(names: list[str]) -> Iterator[str]:
+    """Of a repository's files those that a run has, and nothing else."""
+    for name in names:
+        *folders, file = name.split("/")
+        known = not folders and file in (NOTE, "config.yaml", "events.jsonl", "report.json")
+        data = folders == ["data"] and re.fullmatch(r"[\w .()-]+", file) is not None
+        result = folders == ["adapter"] and RESULT.match(file) is not None
+        checkpoint = (
+            len(folders) == 2
+            and folders[0] == "checkpoints"
+            and STEP.match(folders[1]) is not None
+            and CHECKPOINT.match(file) is not None
+        )
+        if known or data or result or checkpoint:
+            yield name
+
+
+def settle(folder: Path, home: Path) -> None:
+    """Paths in fetched files, which were neutral, become those of the run's final place."""
+    texts = [path for path in folder.rglob("*") if path.suffix in TEXTS]
+    for path in texts:
+        if path.name != "tokenizer.json" and path.parent.name != "data":
+            text = path.read_text(encoding="utf-8")
+            if HERE in text:
+                path.write_text(text.replace(HERE, str(home)), encoding="utf-8")
+    config, _ = RunConfig.from_yaml(folder / "config.yaml")
+    name = config.data.path
+    if name.startswith("data/") and (folder / name).is_file():
+        config = config.with_values({"data.path": str(home / name)})
+        (folder / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
+
+
+def _note(path: Path, repo: str) -> RunNote:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        return RunNote(str(values["id"]), str(values["title"]), float(values["created"]))
+    except (ValueError, KeyError, TypeError):
+        raise HubError(f"{repo} holds no run: its {NOTE} cannot be read.") from None

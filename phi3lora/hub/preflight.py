@@ -1,0 +1,100 @@
+"""What the Hub has to say before a run starts: the token, and the name of the run's repository.
+
+for finding in look_at_hub(config, token, seconds=5400):
+    finding.level, finding.found, finding.remedy
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal, NamedTuple
+
+from phi3lora.config import RunConfig
+from phi3lora.data.hub_errors import Unreachable
+from phi3lora.errors import HubError
+from phi3lora.hub.access import Identity, known_identity
+
+SPARE_SECONDS = 900.0  # that a sign-in should last beyond the estimated end
+
+
+class Finding(NamedTuple):
+    """One check: its name, how it went, what was found, and the remedy if there is one."""
+
+    name: str
+    level: Literal["green", "amber", "red"]
+    found: str
+    remedy: str = ""
+
+
+def look_at_hub(
+    config: RunConfig, token: str | None, seconds: float | None = None
+) -> list[Finding]:
+    """What stands between the run and the Hub, a finding each. Never raises.
+
+    Whether base and dataset can be read is found out where they are read.
+
+    Args:
+        token: the caller's own; None for the anonymous.
+        seconds: the run will take, where that is known.
+    """
+    if token is None:
+        return [_without_token(config)]
+    try:
+        who = known_identity(token)
+    except Unreachable as error:
+        return [Finding("Token", "amber", f"It could not be checked. {error}")]
+    except HubError as error:
+        return [Finding("Token", "red", str(error))]
+    return [_token(who, config, seconds), *_backup(who, config, token)]
+
+
+def _without_token(config: RunConfig) -> Finding:
+    if config.hub.backup:
+        return Finding(
+            "Token", "red", "The run is to be backed up, and nobody is signed in.",
+            "Sign in, or switch hub.backup off.",
+        )  # fmt: skip
+    return Finding("Token", "green", "None needed to train; publishing needs a sign-in.")
+
+
+def _token(who: Identity, config: RunConfig, seconds: float | None) -> Finding:
+    """Whether it may write, and lasts."""
+    needed: Literal["amber", "red"] = "red" if config.hub.backup else "amber"
+    if who.can_write is False:
+        return Finding(
+            "Token", needed, f"{who.name}'s token may only read.",
+            "Take one with write rights to publish or back up; training alone works.",
+        )  # fmt: skip
+    left = who.seconds_left
+    if left is not None and left < (seconds or 0) + SPARE_SECONDS:
+        ends = _hours(max(left, 0))
+        takes = f", and the run takes about {_hours(seconds)}" if seconds else ""
+        return Finding(
+            "Token", "amber", f"{who.name}'s sign-in ends in {ends}{takes}.",
+            "Sign in again before it starts, or before it is published.",
+        )  # fmt: skip
+    lasts = "" if left is None else f", good for {_hours(left)}"
+    return Finding("Token", "green", f"{who.name}{lasts}.")
+
+
+def _backup(who: Identity, config: RunConfig, token: str) -> Iterator[Finding]:
+    """Whether the run's repository is free, or one's own."""
+    if not config.hub.backup:
+        return
+    from phi3lora.hub.backup import check_run_repo
+
+    if config.hub.repo is None:
+        yield Finding("Backup", "green", f"To a new private repository of {who.name}.")
+        return
+    try:
+        exists = check_run_repo(config.hub.repo, who, token)
+    except HubError as error:
+        yield Finding("Backup", "red", str(error))
+        return
+    known = "which is a run's already" if exists else "whose name is free"
+    yield Finding("Backup", "green", f"To {config.hub.repo}, {known}.")
+
+
+def _hours(seconds: float) -> str:
+    minutes = max(1, round(seconds / 60))
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"

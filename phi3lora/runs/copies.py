@@ -1,0 +1,101 @@
+"""A run's copy on the Hub: kept while it computes, and brought back when the disk is gone.
+
+with copied(run, emit, token) as copy:
+    copy.begin()                  # now it computes
+    compute(run, emit=copy, …)    # each checkpoint that is saved is sent in the background
+
+run = restore(store, "ann/phi3lora-20261121-093000-4f1a2b", token, owner)
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from phi3lora.errors import RunError
+from phi3lora.events import Emit, Event, Notice, Saved
+from phi3lora.hub.backup import Backup, RunNote, fetch_run, settle
+from phi3lora.runs.store import ID, LOCAL, Run, RunState, RunStore, write_state
+
+
+class Copy:
+    """Passes events on, and has every saved checkpoint sent."""
+
+    def __init__(self, run: Run, emit: Emit, token: str | None) -> None:
+        self._run, self._emit, self._token = run, emit, token
+        self._backup: Backup | None = None
+
+    def __call__(self, event: Event) -> None:
+        self._emit(event)
+        if self._backup is not None and isinstance(event, Saved):
+            self._backup.saved(event.path)
+
+    def begin(self) -> None:
+        """Start sending, if the config asks for it."""
+        run = self._run
+        if not run.config.hub.backup:
+            return
+        if self._token is None:
+            self._notify("The run is not backed up: nobody was signed in when it was started.")
+            return
+        note = RunNote(run.id, run.title, run.state.created)
+        self._backup = Backup(run.folder, note, run.config, self._token, self._notify)
+
+    def finish(self) -> None:
+        """Send the last state, and wait for it."""
+        if self._backup is not None:
+            self._backup.finish()
+
+    def _notify(self, message: str) -> None:
+        self._emit(Notice(message=message, level="warning"))
+
+
+@contextmanager
+def copied(run: Run, emit: Emit, token: str | None) -> Iterator[Copy]:
+    """The run's copy, finished when the block is left, however that is."""
+    copy = Copy(run, emit, token)
+    try:
+        yield copy
+    finally:
+        copy.finish()
+
+
+def restore(store: RunStore, repo: str, token: str, owner: str = LOCAL) -> Run:
+    """The run as it was last backed up, in a folder of its own; not started.
+
+    Raises RunError where that run is here already, HubError where it cannot be fetched.
+    """
+    runs = store.settings.runs_folder
+    runs.mkdir(parents=True, exist_ok=True)
+    beside = Path(tempfile.mkdtemp(prefix=".restored-", dir=runs))
+    try:
+        note = fetch_run(repo, token, beside)
+        if not ID.fullmatch(note.id):
+            raise RunError(f"{repo} names its run {note.id!r}, which is no run's id.")
+        home = runs / note.id
+        if home.exists():
+            raise RunError(f"Run {note.id} is here already; resume it, or delete it first.")
+        settle(beside, home)
+        write_state(beside, _state(note, beside, owner))
+        beside.chmod(0o755)  # as other run folders; a temporary one is closed to others
+        beside.rename(home)
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
+    return store.get(note.id, owner)
+
+
+def _state(note: RunNote, folder: Path, owner: str) -> RunState:
+    done = (folder / "adapter").is_dir()
+    return RunState(
+        id=note.id,
+        owner=owner,
+        title=note.title,
+        created=note.created,
+        status="finished" if done else "stopped",
+        outcome="finished" if done else None,
+        message="" if done else "Brought back from the Hub; resume it to go on.",
+    )
