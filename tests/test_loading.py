@@ -166,6 +166,14 @@ def test_float16_is_not_trained_on_a_cpu(base: Path) -> None:
     assert "float32" in notices[0]
 
 
+def test_float16_is_for_chat_alone_on_a_cpu(base: Path) -> None:
+    notices: list[str] = []
+    wanted = ModelConfig(path=str(base), dtype="float16", device="cpu")
+    assert load_model(wanted, for_training=True, notices=notices).dtype == torch.float32
+    assert notices == ["float16 cannot be trained on a CPU: the base is loaded in float32."]
+    assert load_model(wanted, for_training=False).dtype == torch.float16
+
+
 def test_attention_falls_back_with_a_notice(base: Path) -> None:
     notices: list[str] = []
     wanted = ModelConfig(path=str(base), attention="flash_attention_2", device="cpu")
