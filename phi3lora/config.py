@@ -138,7 +138,7 @@ class ModelConfig(Section):
     quantization: Literal["none", "nf4", "fp4", "int8"] = option(
         "none",
         "Quantization",
-        "`nf4` is QLoRA: the frozen base in 4 bits, the adapter in full precision.",
+        "`nf4` is QLoRA: the frozen base in 4 bits, the adapter in 16.",
         level="basic",
     )
     double_quantization: bool = option(
@@ -447,6 +447,11 @@ class RunConfig(Section):
     def to_yaml(self) -> str:
         """The whole config, defaults included, in the order of this file."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+    @property
+    def result(self) -> str:
+        """The folder of a finished run that holds what was trained: an adapter, or all weights."""
+        return "model" if self.adapter == "none" else "adapter"
 
     @property
     def effective_batch(self) -> int:
