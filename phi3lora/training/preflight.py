@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from phi3lora.config import RunConfig
 from phi3lora.errors import Phi3LoraError
+from phi3lora.hub.preflight import look_at_hub
 from phi3lora.settings import Settings
 
 Level = Literal["green", "amber", "red"]
@@ -73,8 +74,10 @@ def preflight(
         )
     checks += [*_data_checks(config, inspection), *_model_checks(config, base, hardware)]
     checks += _memory_checks(hardware, estimate)
+    seconds = estimate.seconds if estimate else None
+    checks += [Check(*finding) for finding in look_at_hub(config, token, seconds)]
     checks.append(_disk_check(config, settings.home, estimate))
-    order = ["Data", "Model", "Hardware", "Memory", "Token", "Disk"]
+    order = ["Data", "Model", "Hardware", "Memory", "Token", "Backup", "Disk"]
     return Look(sorted(checks, key=lambda check: order.index(check.name)), inspection, estimate)
 
 
@@ -159,8 +162,6 @@ def _model_checks(config: RunConfig, base: Any, hardware: Any) -> list[Check]:
     checks = []
     if base:
         checks.append(Check("Model", "green", f"{base.name}, {_parameters(base.parameters)}."))
-        public = "Nothing needed." if base.commit is None else "The base can be read."
-        checks.append(Check("Token", "green", public))
         if config.training_config.max_length > base.max_length:
             checks[0] = Check("Model", "amber", f"{base.name} reads {base.max_length:,} tokens.",
                               "Lower the length limit to that.")  # fmt: skip

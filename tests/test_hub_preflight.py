@@ -1,0 +1,107 @@
+"""What the Hub has to say before a run starts, each with its remedy."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from phi3lora.config import RunConfig
+from phi3lora.hub import access
+from phi3lora.hub.preflight import Finding, look_at_hub
+from phi3lora.settings import Settings
+from tests.hub import LoopbackHub
+from tests.hub.fixtures import go_offline
+
+PLAIN = RunConfig()
+KEPT = PLAIN.with_values({"hub.backup": True})
+
+
+@pytest.fixture
+def ann(hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> LoopbackHub:
+    monkeypatch.setattr(access, "_KNOWN", {})
+    hub.add_user("ann", token="hf_ann")
+    hub.add_token("ann", "hf_read", "read")
+    hub.add_token("ann", "hf_hour", "oauth", ["contribute-repos"], expires_at=time.time() + 3630)
+    return hub
+
+
+def test_nobody_is_signed_in(ann: LoopbackHub) -> None:
+    [finding] = look_at_hub(PLAIN, None)
+    assert finding == ("Token", "green", "None needed to train; publishing needs a sign-in.", "")
+    [finding] = look_at_hub(KEPT, None)
+    assert (finding.level, finding.remedy) == ("red", "Sign in, or switch hub.backup off.")
+    assert not ann.requests
+
+
+@pytest.mark.parametrize(
+    ("token", "config", "seconds", "expected"),
+    [
+        ("hf_ann", PLAIN, 9e9, Finding("Token", "green", "ann.")),
+        ("hf_hour", PLAIN, 600, Finding("Token", "green", "ann, good for 1 h 0 min.")),
+        ("hf_hour", PLAIN, 5400, Finding(
+            "Token", "amber",
+            "ann's sign-in ends in 1 h 0 min, and the run takes about 1 h 30 min.",
+            "Sign in again before it starts, or before it is published.",
+        )),
+        ("hf_read", PLAIN, None, Finding(
+            "Token", "amber", "ann's token may only read.",
+            "Take one with write rights to publish or back up; training alone works.",
+        )),
+    ],
+)  # fmt: skip
+def test_a_token_lasts_and_may_write(
+    ann: LoopbackHub, token: str, config: RunConfig, seconds: float | None, expected: Finding
+) -> None:
+    assert look_at_hub(config, token, seconds) == [expected]
+
+
+def test_a_wrong_token_is_red_and_a_silent_hub_amber(ann: LoopbackHub) -> None:
+    [finding] = look_at_hub(PLAIN, "hf_nobody")
+    assert finding.level == "red"
+    assert "wrong or expired. Sign in again." in finding.found
+    go_offline(True)
+    [finding] = look_at_hub(PLAIN, "hf_ann")
+    assert finding.level == "amber"
+    assert "It could not be checked. This machine is set to work offline" in finding.found
+
+
+def test_a_backup_needs_rights_and_a_free_name(ann: LoopbackHub) -> None:
+    assert [item.level for item in look_at_hub(KEPT, "hf_read")] == ["red", "green"]
+    assert look_at_hub(KEPT, "hf_ann")[1] == (
+        "Backup", "green", "To a new private repository of ann.", "",
+    )  # fmt: skip
+    ann.add_repo("model", "ann/taken", {"model.txt": b"1"}, private=True)
+    for repo, level, words in (
+        ("ann/free", "green", "To ann/free, whose name is free."),
+        ("ann/taken", "red", "ann/taken holds something else than a run; choose another name."),
+        ("bob/run", "red", "bob/run is not ann's own"),
+    ):
+        finding = look_at_hub(KEPT.with_values({"hub.repo": repo}), "hf_ann")[1]
+        assert (finding.name, finding.level) == ("Backup", level)
+        assert words in finding.found
+
+
+def test_the_launch_panel_shows_it(ann: LoopbackHub, settings: Settings) -> None:
+    from phi3lora.training.preflight import blocking, preflight
+
+    config = KEPT.with_values({"model.path": "pocket", "data.max_rows": 8})
+    look = preflight(config, settings)
+    assert [line for line in blocking(look) if line.startswith("Token: The run is to be backed")]
+    look = preflight(config, settings, "hf_ann")
+    names = [check.name for check in look.checks]
+    assert names.index("Token") < names.index("Backup") < names.index("Disk")
+    assert blocking(look) == []
+
+
+def test_access_to_dataset_and_base_is_checked(ann: LoopbackHub, settings: Settings) -> None:
+    from phi3lora.training.preflight import blocking, preflight
+
+    ann.add_repo("dataset", "bob/secret", {"a.jsonl": b"{}"}, private=True)
+    ann.add_repo("model", "bob/gated", {"config.json": b"{}"}, gated=True)
+    config = PLAIN.with_values({"model.path": "pocket", "data.path": "bob/secret"})
+    [line] = blocking(preflight(config, settings, "hf_ann"))
+    assert line.startswith("Data: There is no dataset bob/secret that your account may read")
+    config = PLAIN.with_values({"model.path": "bob/gated"})
+    [line] = blocking(preflight(config, settings, "hf_ann"))
+    assert line.startswith("Model: bob/gated is gated: ask for access at http")
