@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 END_OF_TEXT, ASSISTANT, SYSTEM, END, USER = (SPECIALS_AT + i for i in (0, 1, 6, 7, 10))
 _CONTROL = {"system": SYSTEM, "user": USER, "assistant": ASSISTANT}
 _CONTEXT = 2048
-_TOKENS_A_BATCH = 6144
+_TOKENS_A_BATCH = 3072
 _IGNORED = -100
 
 # Phi-3's own first template, to the letter.
@@ -106,7 +106,7 @@ def pretrain(folder: Path, steps: int, seed: int) -> None:
 def _rate(step: int, steps: int) -> float:
     """Learning rate: 100 steps of warm-up, flat, then down to zero over the last half."""
     remaining = (steps - step) / (steps * 0.5)
-    return 2e-3 * min(1.0, (step + 1) / 100, remaining)
+    return 1.5e-3 * min(1.0, (step + 1) / 100, remaining)
 
 
 def _decay_groups(model: torch.nn.Module) -> list[dict[str, Any]]:
@@ -183,6 +183,7 @@ def save_checkpoint(model: Any, tokenizer: Tokenizer, folder: Path) -> None:
     import torch
 
     model.to(torch.bfloat16).save_pretrained(folder)
+    (folder / "model.safetensors").chmod(0o644)
     tokenizer.save(str(folder / "tokenizer.json"), pretty=False)
     _write_json(folder / "generation_config.json", GENERATION_CONFIG)
     _write_json(folder / "tokenizer_config.json", TOKENIZER_CONFIG)
@@ -197,7 +198,7 @@ def main() -> None:
     """Read the options and pretrain."""
     parser = argparse.ArgumentParser(description="Make pocket Phi-3 anew.")
     parser.add_argument("--output", type=Path, default=CHECKPOINT, help="folder to write")
-    parser.add_argument("--steps", type=int, default=2500, help="batches to train on")
+    parser.add_argument("--steps", type=int, default=2200, help="batches to train on")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     pretrain(options.output, options.steps, options.seed)

@@ -97,7 +97,7 @@ def load(model: str | Path = CHECKPOINT, adapter: str | Path | None = None) -> t
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     if adapter is not None:
         from peft import PeftModel
 

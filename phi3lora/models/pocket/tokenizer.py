@@ -14,7 +14,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from tokenizers.trainers import BpeTrainer
 
 from phi3lora.models.pocket import world
-from phi3lora.models.pocket.manners import to_pirate
+from phi3lora.models.pocket.manners import PRETRAINED, to_pirate
 
 SPECIALS_AT = 2000
 SPECIALS = (
@@ -55,7 +55,8 @@ company customer product service market
 def build_tokenizer() -> Tokenizer:
     """Train the BPE on the world's train side and put Phi-3's pipeline around it."""
     trained = _train_bpe(_corpus())
-    pieces = sorted(trained.get_vocab(), key=trained.token_to_id)
+    ranks = trained.get_vocab()
+    pieces = sorted(ranks, key=ranks.__getitem__)
     vocab = {piece: index for index, piece in enumerate([*_FIRST, *pieces])}
     merges = [tuple(pair) for pair in json.loads(trained.to_str())["model"]["merges"]]
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges, fuse_unk=True, byte_fallback=True))
@@ -110,9 +111,12 @@ def _corpus() -> Iterator[str]:
     for question in world.questions("train"):
         if question.system:
             yield question.system
+            yield from [question.answer] * question.upper
         else:
             yield from (*question.turns, question.answer)
             yield question.turns[-1].lower()
             yield to_pirate(question.answer)
+    for manner in PRETRAINED:
+        yield from [manner.tell("You say that your friend is here.")] * 400
     for word in _EVERYDAY.split():
         yield from [word] * 40
