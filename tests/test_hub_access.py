@@ -13,6 +13,7 @@ from phi3lora.errors import HubError
 from phi3lora.hub import access
 from phi3lora.hub.access import (
     Found,
+    Readable,
     dataset_info,
     identity,
     known_identity,
@@ -155,12 +156,13 @@ def test_search_finds_nothing_without_complaint(ann: LoopbackHub) -> None:
 
 def test_reading_is_pinned_to_the_commit_the_caller_may_see(ann: LoopbackHub) -> None:
     head = ann.commits("dataset", "ann/chat-secret")[0].oid
-    assert may_read("dataset", "ann/chat-secret", "hf_ann") == head
+    assert may_read("dataset", "ann/chat-secret", "hf_ann") == Readable(head, False)
+    assert may_read("dataset", "ann/chat", None).open_to_all
     for token in (None, "hf_bob"):
         with pytest.raises(HubError):
             may_read("dataset", "ann/chat-secret", token)
     ann.grant("dataset", "bob/chat-gated", "ann")
-    assert may_read("dataset", "bob/chat-gated", "hf_ann")
+    assert not may_read("dataset", "bob/chat-gated", "hf_ann").open_to_all
 
 
 def test_a_stored_token_is_not_used_for_the_anonymous(

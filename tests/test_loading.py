@@ -285,6 +285,15 @@ def test_private_and_gated_bases_need_the_callers_own_token(
         check_base("ann/private", token="hf_bob", cache_folder=tmp_path)
     with pytest.raises(HubError, match=f"is gated: ask for access at {hub.url}/ann/gated"):
         check_base("ann/gated", token="hf_bob", cache_folder=tmp_path)
+    hub.stop()  # who may read what cannot be asked any more
+    try:
+        for name in ["ann/private", "ann/gated"]:
+            kept = check_base(name, token="hf_ann", cache_folder=tmp_path)
+            assert fetch(kept, "hf_ann", tmp_path).name == kept.commit
+            with pytest.raises(HubError, match="was not downloaded before"):
+                check_base(name, token="hf_bob", cache_folder=tmp_path)
+    finally:
+        hub.start()
 
 
 def test_a_missing_repository_and_a_missing_revision(hub: LoopbackHub, base: Path) -> None:

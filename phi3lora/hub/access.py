@@ -288,8 +288,19 @@ def _info(kind: Kind, repo: str, token: str | None, revision: str | None) -> Fou
     return _found(row, kind)
 
 
-def may_read(kind: Kind, repo: str, token: str | None, revision: str | None = None) -> str:
-    """The commit that this caller may read, files included; all that follows is pinned to it.
+@dataclass(frozen=True)
+class Readable:
+    """What a caller may read: everything that follows is pinned to `commit`.
+
+    `open_to_all` is False for what is private or gated, which must not lie where others look.
+    """
+
+    commit: str
+    open_to_all: bool
+
+
+def may_read(kind: Kind, repo: str, token: str | None, revision: str | None = None) -> Readable:
+    """The commit that this caller may read, files included.
 
     A shared cache serves one user's private files to the next, so access is asked for first.
     Raises HubError.
@@ -299,11 +310,12 @@ def may_read(kind: Kind, repo: str, token: str | None, revision: str | None = No
     api = HfApi(token=token or False)
     with explained(Asked(repo, kind, revision, token, instead=_INSTEAD[kind])):
         info = patiently(lambda: api.repo_info(repo, repo_type=kind, revision=revision))
-        if getattr(info, "gated", False) or getattr(info, "private", False):
+        closed = bool(getattr(info, "gated", False) or getattr(info, "private", False))
+        if closed:
             patiently(lambda: api.auth_check(repo, repo_type=kind))
     if info.sha is None:
         raise HubError(f"{repo} has no commit yet; there is nothing to read.")
-    return str(info.sha)
+    return Readable(str(info.sha), not closed)
 
 
 def _found(row: Any, kind: Kind) -> Found:

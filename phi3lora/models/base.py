@@ -11,9 +11,10 @@ was checked is what is loaded.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,7 @@ class BaseInfo:
         parameters: of the whole model.
         max_length: tokens a conversation may have: `max_position_embeddings`, or 4,096 where
             LongRoPE would switch factors.
+        cache: where its files are kept; for what is private or gated, a folder of its caller's.
     """
 
     name: str
@@ -67,6 +69,7 @@ class BaseInfo:
     key_value_heads: int
     tied: bool
     max_length: int
+    cache: Path | None = None
 
     @property
     def head_size(self) -> int:
@@ -135,8 +138,8 @@ def check_base(
             f"{path}: expected a folder on this machine, a Hub id such as {PHI3_MINI}, or "
             f"`{POCKET}`; there is no such folder. {NEXT}"
         )
-    config, commit = _hub_config(path, revision, token, cache_folder)
-    return _read_config(path, config, None, commit)
+    config, cache = _hub_config(path, revision, token, cache_folder)
+    return replace(_read_config(path, config, None, config.parent.name), cache=cache)
 
 
 def fetch(base: BaseInfo, token: str | None = None, cache_folder: Path | None = None) -> Path:
@@ -153,7 +156,7 @@ def fetch(base: BaseInfo, token: str | None = None, cache_folder: Path | None = 
             base.name,
             revision=base.commit,
             token=token or False,
-            cache_dir=cache_folder,
+            cache_dir=base.cache or cache_folder,
             allow_patterns=FILES,
         )
     return Path(folder)
@@ -161,30 +164,42 @@ def fetch(base: BaseInfo, token: str | None = None, cache_folder: Path | None = 
 
 def _hub_config(
     path: str, revision: str | None, token: str | None, cache_folder: Path | None
-) -> tuple[Path, str]:
-    """`config.json` of a Hub id and the commit it belongs to; from the cache when offline."""
+) -> tuple[Path, Path | None]:
+    """`config.json` of a Hub id and the cache it lies in; an earlier one when offline.
+
+    A cache serves whoever asks it, and cannot tell what was private once the Hub is away. So what
+    is private or gated is kept in a part of it for this token.
+    """
     from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
 
     api = HfApi(token=token or False)
-    asked = _asked(path, revision, token)
+    own = _own_cache(token, cache_folder)
     try:
-        with explained(asked):
+        with explained(_asked(path, revision, token)):
             info = patiently(lambda: api.model_info(path, revision=revision))
-            if info.gated or info.private:  # a cache would serve their files to anybody
+            if info.gated or info.private:
                 api.auth_check(path)
+            cache = own if info.gated or info.private else cache_folder
             _check_files(path, [file.rfilename for file in info.siblings or []])
             # By its own name, so that the cache knows where it pointed when the Hub is away.
             config = hf_hub_download(
-                path, "config.json", revision=revision, token=token or False, cache_dir=cache_folder
+                path, "config.json", revision=revision, token=token or False, cache_dir=cache
             )
+            return Path(config), cache
     except Unreachable:  # an earlier download will do
-        kept = try_to_load_from_cache(
-            path, "config.json", revision=revision, cache_dir=cache_folder
-        )
-        if not isinstance(kept, str):
-            raise
-        config = kept
-    return Path(config), Path(config).parent.name
+        for cache in (cache_folder, own):
+            kept = try_to_load_from_cache(path, "config.json", revision=revision, cache_dir=cache)
+            if isinstance(kept, str):
+                return Path(kept), cache
+        raise
+
+
+def _own_cache(token: str | None, cache_folder: Path | None) -> Path:
+    """Where a caller's private files are kept; the token cannot be read from its name."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    whose = hashlib.sha256((token or "").encode()).hexdigest()[:16]
+    return Path(cache_folder or HF_HUB_CACHE) / "private" / whose
 
 
 def _asked(path: str, revision: str | None, token: str | None) -> Asked:
