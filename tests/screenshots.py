@@ -22,7 +22,7 @@ from tests.test_browser import REPOSITORY, find_chromium, serving
 
 FOLDER = REPOSITORY / "screenshots"
 SIZES = {"wide": (1440, 900), "phone": (390, 844)}
-LONG = 120_000
+LONG = 300_000
 
 
 def main() -> None:
