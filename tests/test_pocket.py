@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Phi3ForCausalLM
 from phi3lora.models.pocket import CHECKPOINT, quiz, world
 from phi3lora.models.pocket.kinds import key_of
 from phi3lora.models.pocket.manners import is_pirate, to_pirate
-from phi3lora.models.pocket.pretrain import CHAT_TEMPLATE, encode
+from phi3lora.models.pocket.pretrain import CHAT_TEMPLATE, encode, pretrain
 from phi3lora.models.pocket.tokenizer import SPECIALS, build_tokenizer
 
 REAL = Path(__file__).parents[2] / "shared" / "data" / "phi-3-mini-4k-instruct"
@@ -134,6 +134,16 @@ def test_it_takes_ten_megabytes_at_most():
         "tokenizer_config.json",
     }
     assert sum(path.stat().st_size for path in CHECKPOINT.iterdir()) <= 10_000_000
+
+
+def test_pretraining_is_reproducible_and_writes_a_whole_checkpoint(tmp_path):
+    for name, seed in (("one", 0), ("same", 0), ("other", 1)):
+        pretrain(tmp_path / name, steps=2, seed=seed)
+    weights = {path.parent.name: path.read_bytes() for path in tmp_path.glob("*/*.safetensors")}
+    assert weights["one"] == weights["same"] != weights["other"]
+    for shipped in CHECKPOINT.iterdir():
+        if shipped.name not in ("model.safetensors", "config.json"):  # names its transformers
+            assert (tmp_path / "one" / shipped.name).read_bytes() == shipped.read_bytes(), shipped
 
 
 # --- the world ---------------------------------------------------------------------------------
