@@ -37,6 +37,7 @@ SIZES = {
     "mini": {"hidden_size": 3072, "intermediate_size": 8192, "num_hidden_layers": 32},
 }
 QUESTION = "What is the capital of France, and what is the opposite of warm? Tell me both."
+TURN = 16  # new tokens of an answer in the middle of a conversation, at most
 Contestant = Callable[[], float]
 
 
@@ -70,7 +71,7 @@ def measure(size: str, dtype: str, arguments: argparse.Namespace, folder: Path) 
     base = _base(size, dtype, arguments.quantization, folder)
     adapter_folder = _adapter(base, folder / "adapter")
     serving = Serving.open(base, lambda _: None)
-    serving._stops = set()  # equal lengths for everybody
+    stops, serving._stops = serving._stops, set()  # equal lengths for everybody
     contestants = {
         **_ours(serving, adapter_folder, arguments.tokens),
         **_peers(base, adapter_folder, arguments.tokens),
@@ -81,6 +82,7 @@ def measure(size: str, dtype: str, arguments: argparse.Namespace, folder: Path) 
     for _ in range(arguments.rounds):
         for name, contestant in contestants.items():
             taken[name].append(contestant())
+    serving._stops = stops
     first, tenth = _turns(serving, adapter_folder, arguments.rounds)
     seconds = {name: statistics.median(times) for name, times in taken.items()}
     return {
@@ -165,7 +167,7 @@ def _first_tokens(
 ) -> tuple[float, list[Column]]:
     began = time.perf_counter()
     columns = [
-        serving.start(messages, used, Options(max_new_tokens=32))
+        serving.start(messages, used, Options(max_new_tokens=TURN))
         for messages, used in zip(conversations, (None, adapter), strict=True)
     ]
     while not all(column.new for column in columns):

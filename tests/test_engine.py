@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import weakref
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -115,8 +116,8 @@ def plain(model: Any, tokenizer: Any, messages: list[Any], new: int = 24) -> lis
     return said[0, prompt.shape[1] :].tolist()
 
 
-def tuned_model(folder: Path) -> PeftModel:
-    return PeftModel.from_pretrained(load_model(POCKET, for_training=False), folder).eval()
+def tuned_model(folder: Path, base: ModelConfig = POCKET) -> PeftModel:
+    return PeftModel.from_pretrained(load_model(base, for_training=False), folder).eval()
 
 
 def run(serving: Serving, columns: list[Column]) -> list[list[int]]:
@@ -144,6 +145,30 @@ def test_columns_are_base_alone_and_peft_alone(
     assert said[2] == plain(base, tokenizer, LONG)
     assert said[3] == plain(tuned, tokenizer, LONG)
     assert said[0] != said[1] or said[2] != said[3], "the adapter changes nothing"
+
+
+@pytest.mark.parametrize("kind", ["all-linear", "DoRA", "whole head"])
+def test_a_base_in_four_bits(kind: str, adapters: dict[str, Path], tokenizer: Any) -> None:
+    base = ModelConfig(path="pocket", dtype="float32", quantization="nf4")
+    serving = Serving.open(base, lambda _: None)
+    adapter = serving.adapter(adapters[kind])
+    said = run(serving, [serving.start(LONG, used, GREEDY) for used in (None, adapter)])
+    assert said[0] == plain(load_model(base, for_training=False), tokenizer, LONG)
+    assert said[1] == plain(tuned_model(adapters[kind], base), tokenizer, LONG)
+
+
+def test_bfloat16_differs_by_rounding_alone(adapters: dict[str, Path], tokenizer: Any) -> None:
+    base = ModelConfig(path="pocket", dtype="bfloat16")
+    serving = Serving.open(base, lambda _: None)
+    adapter = serving.adapter(adapters["all-linear"])
+    tokens = render_prompt(tokenizer, LONG)
+    rows = [Row(list(tokens)), Row(list(tokens), adapter)]
+    ready, logits = advance(serving.model, serving.router, rows)
+    for row, line in zip(ready, logits, strict=True):
+        model = tuned_model(adapters["all-linear"], base)
+        with torch.inference_mode(), model.disable_adapter() if not row.adapter else nullcontext():
+            expected = model(torch.tensor([tokens])).logits[0, -1].float()
+        assert (line - expected).abs().max() < 0.02 * expected.abs().max()
 
 
 def test_several_adapters_share_a_pass(
