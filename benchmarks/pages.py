@@ -39,9 +39,9 @@ async def idle(address: str, paths: list[str], pages: int, seconds: float) -> No
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
     async with httpx.AsyncClient(base_url=address, limits=limits, timeout=60) as client:
         clock = Clock(pages)
-        numbers = [
-            asyncio.create_task(_page(client, paths[n % len(paths)], clock)) for n in range(pages)
-        ]
+        loads = {path: await _load_events(client, path) for path in paths}
+        chosen = [paths[number % len(paths)] for number in range(pages)]
+        numbers = [asyncio.create_task(_page(client, path, loads[path], clock)) for path in chosen]
         await clock.all_open.wait()
         print(json.dumps({"open": pages}), flush=True)
         clock.end = time.monotonic() + seconds
