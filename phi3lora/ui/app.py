@@ -55,7 +55,11 @@ def launch(settings: Settings, host: str = "127.0.0.1", port: int | None = None,
            block: bool = True) -> gr.Blocks:  # fmt: skip
     """Serve the pages until interrupted; with `block=False` return at once, for tests."""
     core = Core(settings)
-    demo = build(settings, core)
+    return serve(build(settings, core), core, host, port, block)
+
+
+def serve(demo: gr.Blocks, core: Core, host: str, port: int | None, block: bool) -> gr.Blocks:
+    """Serve pages that were built, with everything that keeps them safe and looking alike."""
     demo.queue(default_concurrency_limit=16, max_size=WAITING, api_open=False)
     demo.launch(
         server_name=host,

@@ -22,6 +22,7 @@ from phi3lora.chat.options import Options, Pair
 from phi3lora.chat.votes import Choice, Side, Tally, Vote
 from phi3lora.config import POCKET, ModelConfig
 from phi3lora.errors import AccessError, AdapterError, DataError, Phi3LoraError
+from phi3lora.hub.adapters import REPO, fetch_adapter
 from phi3lora.runs.store import Run
 from phi3lora.ui import show
 from phi3lora.ui.core import Caller, Core
@@ -150,9 +151,9 @@ class ComparePage:
                     "</p></div></div>")  # fmt: skip
             self.adapter = gr.Dropdown(
                 [("No adapter: the base alone", BASE_ONLY)], value=BASE_ONLY, label="Adapter",
-                elem_id="adapter", min_width=280, filterable=True,
-                allow_custom_value=not self.core.settings.on_space,
-                info=None if self.core.settings.on_space else "A finished run, or a folder's path.",
+                elem_id="adapter", min_width=280, filterable=True, allow_custom_value=True,
+                info="A finished run, or an adapter on the Hub: USER/NAME"
+                + ("" if self.core.settings.on_space else ", or a folder's path"),
             )  # fmt: skip
 
     def _column(self, side: str) -> tuple[gr.HTML, gr.Chatbot]:
@@ -215,7 +216,7 @@ class ComparePage:
     def on_open(self, request: gr.Request) -> Iterator[list[Any]]:
         """Take the adapter from the address, load the base once, and say how far it is."""
         caller = self.core.caller(request)
-        choices = adapter_choices(self.core.store.list(caller.name))
+        choices = self.choices(caller)
         chosen = first_choice(request.query_params.get("adapter"), choices)
         yield [gr.update(choices=choices, value=chosen), *self._about(chosen, caller), gr.skip()]
         for status in self._loading(chosen, caller):
@@ -246,13 +247,17 @@ class ComparePage:
     def on_pulse(self, chosen: str | None, request: gr.Request) -> list[Any]:
         """Runs that have finished since are in the list; memory may be short or free again."""
         caller = self.core.caller(request)
-        choices = adapter_choices(self.core.store.list(caller.name))
+        choices = self.choices(caller)
         return [gr.update(choices=choices), self.core.room_message()]
 
-    def contest(self, chosen: str, caller: Caller) -> Contest:
-        """Base and adapter of what was chosen; the caller's own runs only.
+    def choices(self, caller: Caller) -> list[tuple[str, str]]:
+        """What the list of adapters offers to this caller."""
+        return adapter_choices(self.core.store.list(caller.name))
 
-        Raises RunError, AdapterError or AccessError.
+    def contest(self, chosen: str, caller: Caller) -> Contest:
+        """Base and adapter of what was chosen: a run of the caller's, or an adapter on the Hub.
+
+        Raises RunError, AdapterError, HubError or AccessError.
         """
         if not chosen:
             return Contest(ModelConfig(), None, "base")
@@ -261,9 +266,18 @@ class ComparePage:
             if run.adapter_folder is None:
                 raise AdapterError(f"{run.title} has no adapter yet; let the run finish first.")
             return Contest(run.config.model, run.adapter_folder, run.title)
-        if self.core.settings.on_space:
-            raise AccessError("Choose one of your finished runs; folders cannot be named here.")
         folder = Path(chosen).expanduser()
+        local = not self.core.settings.on_space
+        if REPO.match(chosen) and not (local and folder.is_dir()):
+            found = fetch_adapter(chosen, caller.token, self.core.settings.cache_folder)
+            return Contest(
+                ModelConfig(path=found.base, revision=found.revision), found.folder, chosen
+            )
+        if not local:
+            raise AccessError(
+                "Choose one of your finished runs, or an adapter on the Hub, USER/NAME; folders "
+                "cannot be named here."
+            )
         return Contest(ModelConfig(path=base_of(folder)), folder, folder.name)
 
     @shown
