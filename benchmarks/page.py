@@ -15,7 +15,7 @@ from typing import Any
 
 PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
 ORDER = ("training", "chat", "startup", "data", "gpu")
-PART = re.compile(r"(<!-- begin (\w+) -->\n).*?(<!-- end \2 -->)", re.DOTALL)
+PART = re.compile(r"(<!-- begin ([\w-]+) -->\n).*?(<!-- end \2 -->)", re.DOTALL)
 
 
 def main() -> None:
