@@ -152,7 +152,7 @@ def drop_and_launch(page: Page, file: Path) -> None:
     assert "<|user|>" in page.inner_text(".conversation >> nth=0")
     assert page.locator("#checks li.green").count() >= 4
     set_yaml(page, max_steps="120", per_device_train_batch_size="2", logging_steps="1",
-             rows="6", max_new_tokens="24")  # fmt: skip
+             rows="8", max_new_tokens="24")  # fmt: skip
     size = "#field-training_config-per_device_train_batch_size input"
     page.wait_for_function("size => document.querySelector(size).value === '2'", arg=size)
     page.fill("#field-title textarea", "By browser")

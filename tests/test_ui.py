@@ -17,7 +17,7 @@ import pytest
 from phi3lora.chat.options import Options, Pair
 from phi3lora.config import RunConfig
 from phi3lora.errors import AccessError
-from phi3lora.events import EventLog, Resumed, Step
+from phi3lora.events import EventLog, Resumed, Stage, Step
 from phi3lora.recipes import load_recipe
 from phi3lora.settings import Settings
 from phi3lora.training.preflight import Check, Look
@@ -286,6 +286,26 @@ def test_running_shows_progress_figures_and_curves(core: FakeCore) -> None:
     assert list(frame[frame["rows"] == "training"]["step"]) == list(range(1, 81))
     assert list(shown["rate"]["value"]["step"]) == list(range(1, 81))
     assert "step 80 of 135" in shown["log"]["value"]
+
+
+def test_a_second_visitor_sees_the_same(core: FakeCore) -> None:
+    page = page_of(runs_page, core)
+    run = stage.finished(core.store)
+    first = parts(page, page.on_show(run.id, request()))
+    for value in first.values():  # as Gradio does with what it is given
+        if isinstance(value, dict):
+            value.clear()
+    second = parts(page, page.on_show(run.id, request()))
+    assert "Better than its base" in second["report"]["value"]
+    assert len(second["loss"]["value"]) == stage.STEPS + 3
+
+
+def test_a_finished_run_says_how_long_it_took(core: FakeCore) -> None:
+    run = stage.finished(core.store)
+    with EventLog(run.folder / "events.jsonl") as log:
+        log.emit(Stage(name="the base answers", fraction=1.0))
+    bar = runs_page.progress_bar("finished", core.follower.picture(run), None)
+    assert "took 58 s" in bar
 
 
 def test_the_report_is_shown_with_its_verdict(core: FakeCore) -> None:

@@ -58,7 +58,7 @@ class Picture:
         elif isinstance(event, Notice):
             self.notices.append(event)
         elif isinstance(event, Stage):
-            self.stage, self.ended = event, None
+            self.stage = event
         elif isinstance(event, Prepared | Loaded | Ended):
             setattr(self, event.kind, event)
 

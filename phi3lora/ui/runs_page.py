@@ -11,6 +11,7 @@ import json
 import shutil
 import tempfile
 import time
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -162,7 +163,8 @@ class RunsPage:
             self._made[run.id] = known
             while len(self._made) > MADE:
                 self._made.pop(next(iter(self._made)))
-        return known[1]
+        # Gradio empties the updates that it is given, so everybody gets copies.
+        return {name: copy(value) for name, value in known[1].items()}
 
     def on_pick(self, event: gr.EventData) -> str:
         """A run was clicked in the list."""
@@ -307,8 +309,9 @@ def run_head(run: Run, status: str, picture: Picture, position: int | None) -> s
     """Title, status, progress, the figures, and what there is to know."""
     notices = [show.notice(notice.message, "amber" if notice.level == "warning" else "grey")
                for notice in picture.notices]  # fmt: skip
-    if run.message and status not in ("running", "finished"):
-        notices.insert(0, show.notice(run.message, COLOURS[status].replace("accent", "grey")))
+    if run.message and status != "running":
+        colour = "grey" if status == "finished" else COLOURS[status]
+        notices.insert(0, show.notice(run.message, colour.replace("accent", "grey")))
     return (
         f'<div class="run-title"><h1>{show.text(run.title)}</h1>'
         f"{show.badge(status, COLOURS[status])}</div>"
