@@ -12,9 +12,10 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,7 +23,7 @@ import typer
 from typer.core import TyperGroup
 
 from phi3lora.config import ModelConfig, RunConfig, parse_setting
-from phi3lora.errors import AdapterError, ConfigError, Phi3LoraError, Problem, RunError
+from phi3lora.errors import AdapterError, ConfigError, HubError, Phi3LoraError, Problem, RunError
 from phi3lora.recipes import describe, load_recipe, recipes
 from phi3lora.settings import Settings
 
@@ -121,7 +122,7 @@ def estimate(config: ConfigName, changes: Changes = None, as_json: AsJson = Fals
     from phi3lora.terminal import print_json
     from phi3lora.training.preflight import blocking, preflight
 
-    look = preflight(_read_config(config, changes), Settings.from_environment())
+    look = preflight(_read_config(config, changes), Settings.from_environment(), _stored_token())
     blocked = blocking(look)
     if as_json:
         checks = [asdict(check) for check in look.checks]
@@ -157,7 +158,7 @@ def train(
         return
     begin = run.events_end()
     if run.status not in ACTIVE:
-        run = queue.submit(run)
+        run = queue.submit(run, _stored_token())
     typer.echo(f"Run {run.id} in {run.folder.resolve()}", err=True)
     _follow(queue, run, begin, as_json)
 
@@ -238,7 +239,7 @@ def cancel_run(run: RunName) -> None:
 @runs_app.command("resume")
 def resume_run(run: RunName) -> None:
     """Put a run in line again; it goes on from its last checkpoint."""
-    found = _queue().resume(_find(run))
+    found = _queue().resume(_find(run), _stored_token())
     typer.echo(
         f"Run {found.id} is in line; watch it with `phi3lora runs follow {found.id}`.", err=True
     )
@@ -253,6 +254,35 @@ def delete_run(
     if not yes and sys.stdin.isatty():
         typer.confirm(f"Delete {found.id} ({found.title}) for good?", abort=True)
     _store().delete(found)
+
+
+@runs_app.command("restore")
+def restore_run(
+    repo: Annotated[
+        str | None, typer.Argument(metavar="REPO", help="`USER/NAME`; none to list them.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Bring a run back that was backed up to the Hub, or list those there are."""
+    from phi3lora.hub.backup import list_runs as backed_up
+    from phi3lora.runs.copies import restore
+    from phi3lora.terminal import print_copies, print_json
+
+    if repo is not None:
+        found = restore(_store(), repo, _token())
+        if as_json:
+            print_json(_summary(found))
+            return
+        hint = "" if found.status == "finished" else f"; `phi3lora runs resume {found.id}` goes on"
+        typer.echo(f"Run {found.id} is back in {found.folder}{hint}.", err=True)
+        return
+    copies = backed_up(_token())
+    if as_json:
+        print_json([asdict(copy) for copy in copies])
+    elif copies:
+        print_copies(copies)
+    else:
+        typer.echo("No run of yours is on the Hub; hub.backup: true keeps one there.", err=True)
 
 
 @app.command()
@@ -276,7 +306,7 @@ def chat(
         raise ConfigError([Problem("--json", "answers one question; give it with --prompt.")])
     base, folder = _adapter(adapter)
     engine = ChatEngine(Settings.from_environment())
-    for notice in engine.load(base, folder):
+    for notice in engine.load(base, folder, token=_stored_token()):
         typer.echo(notice, err=True)
     options = Options(system, temperature, top_p, max_new_tokens, seed)
     if prompt is None:
@@ -300,11 +330,12 @@ def evaluate(
     if found.status in ACTIVE:
         raise RunError(f"Run {found.id} is {found.status}; wait for its end, or stop it, first.")
     cache = Settings.from_environment().cache_folder / found.owner
+    score = partial(score, token=_stored_token(), cache_folder=cache)
     if as_json:
-        print_json(score(found.config, found.folder, rows, cache_folder=cache).to_json())
+        print_json(score(found.config, found.folder, rows).to_json())
         return
     with show_progress(as_json=False) as show:
-        report = score(found.config, found.folder, rows, emit=show, cache_folder=cache)
+        report = score(found.config, found.folder, rows, emit=show)
     for comparison in report.comparisons:
         print_line(
             f"{comparison.name:>16}  base {comparison.base:.4f}  tuned {comparison.tuned:.4f}  "
@@ -312,6 +343,125 @@ def evaluate(
             f"{comparison.high:+.4f})  {comparison.verdict}"
         )
     print_line(report.summary())
+
+
+@app.command()
+def push(
+    run: RunName,
+    repo: Annotated[str, typer.Option(metavar="USER/NAME", help="Where to publish it.")],
+    private: Annotated[bool, typer.Option("--private", help="If the repository is new.")] = False,
+    pull_request: Annotated[
+        bool, typer.Option("--pr", help="Propose it with a pull request.")
+    ] = False,
+    merged: Annotated[
+        bool, typer.Option("--merged", help="The whole model, base and update in one.")
+    ] = False,
+    card: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Your own model card; see --draft.")
+    ] = None,
+    draft: Annotated[
+        bool, typer.Option("--draft", help="Print the model card, and publish nothing.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Publish a run on the Hub: its adapter, its config and its evidence."""
+    from phi3lora.hub.upload import draft_card
+    from phi3lora.hub.upload import push as publish
+    from phi3lora.terminal import print_json, print_line
+
+    found = _find(run)
+    if draft:
+        print_line(draft_card(found.folder, repo, _stored_token(), merged))
+        return
+    with _sending(as_json) as progress:
+        done = publish(
+            found.folder, repo, _token(), private=private, pull_request=pull_request,
+            merged=merged, card=_text(card), script=_training_script(found),
+            progress=progress, tell=_tell,
+        )  # fmt: skip
+    if as_json:
+        print_json(asdict(done))
+        return
+    print_line(f"{done.pull_request or done.url}\n\n{done.snippet}")
+
+
+@app.command()
+def deploy(
+    space: Annotated[str, typer.Argument(metavar="SPACE", help="`USER/NAME` of the Space.")],
+    compare: Annotated[
+        str | None,
+        typer.Option(metavar="ADAPTER", help="Only a page that compares this adapter."),
+    ] = None,
+    hardware: Annotated[
+        str | None, typer.Option(help="Such as t4-small; the Hub bills it to you.")
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="If the Space is new.")] = False,
+    volume: Annotated[
+        str | None, typer.Option(metavar="BUCKET", help="Keeps runs over restarts: `USER/NAME`.")
+    ] = None,
+    secret: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Set it to what the variable NAME holds here."),
+    ] = None,
+    variable: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Seen by everybody.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a Space from this repository, or update it."""
+    from phi3lora.hub import space as spaces
+    from phi3lora.terminal import print_json, print_line
+
+    wish = spaces.Wish(
+        hardware, private, _from_environment(secret), _pairs("--variable", variable), volume
+    )
+    with _sending(as_json) as progress:
+        make = partial(spaces.deploy_comparison, compare) if compare else spaces.deploy
+        done = make(space, _token(), wish, progress=progress, tell=_tell)
+    for note in done.notes:
+        typer.echo(note, err=True)
+    if as_json:
+        print_json(asdict(done))
+    else:
+        print_line(done.url)
+
+
+@app.command()
+def search(
+    query: Annotated[str, typer.Argument(help="Words of its name; none for suggestions.")] = "",
+    models: Annotated[bool, typer.Option("--models", help="Bases instead of datasets.")] = False,
+    limit: Annotated[int, typer.Option(min=1, max=100, help="How many.")] = 10,
+    as_json: AsJson = False,
+) -> None:
+    """Search the Hub for datasets, or for bases of type phi3."""
+    from phi3lora.hub.access import search_datasets, search_models
+    from phi3lora.terminal import print_found, print_json
+
+    find = search_models if models else search_datasets
+    page = find(query, _stored_token(), limit)
+    if as_json:
+        print_json([asdict(found) for found in page])
+    elif page.found:
+        print_found(page.found)
+    else:
+        typer.echo(f"Nothing on the Hub is called {query!r}; try fewer words.", err=True)
+
+
+@app.command()
+def whoami(as_json: AsJson = False) -> None:
+    """Say who is signed in to the Hub, and what the token may do."""
+    from phi3lora.hub.access import identity
+    from phi3lora.terminal import clock, print_figures, print_json
+
+    who = identity(_token())
+    if as_json:
+        print_json({**asdict(who), "scopes": sorted(who.scopes)})
+        return
+    may = {True: "yes", False: "no", None: "where it was given leave"}[who.can_write]
+    print_figures({
+        "name": who.name, "organisations": ", ".join(who.orgs), "token": who.role,
+        "may write": may, "expires": clock(who.expires),
+    })  # fmt: skip
 
 
 @app.command(name="app")
@@ -477,6 +627,66 @@ def _progress(run: Run) -> dict[str, Any]:
     }
 
 
+def _stored_token() -> str | None:
+    """The Hub token of whoever uses this terminal."""
+    from phi3lora.hub.access import stored_token
+
+    return stored_token()
+
+
+def _token() -> str:
+    """The same, where nothing can be done without one."""
+    token = _stored_token()
+    if token is None:
+        raise HubError("Nobody is signed in to the Hub here. Sign in with `hf auth login`, or set "
+                       "HF_TOKEN.")  # fmt: skip
+    return token
+
+
+def _tell(message: str) -> None:
+    typer.echo(message, err=True)
+
+
+@contextmanager
+def _sending(as_json: bool) -> Iterator[Callable[[float], None] | None]:
+    """A bar of what has arrived on the Hub, where somebody looks."""
+    from phi3lora.terminal import show_share
+
+    if as_json:
+        yield None
+        return
+    with show_share("sending") as show:
+        yield show
+
+
+def _training_script(run: Run) -> str | None:
+    """What trains the same, to lay beside it; None, and why, where it cannot be written."""
+    from phi3lora.training.script import script
+
+    try:
+        return script(run.config, portable=True, token=_stored_token())
+    except Phi3LoraError as error:
+        _tell(f"Published without a training script: {error}")
+        return None
+
+
+def _text(path: Path | None) -> str | None:
+    if path is None:
+        return None
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError([Problem("--card", f"{path} cannot be read: {error}.")]) from None
+
+
+def _from_environment(names: list[str] | None) -> dict[str, str]:
+    """Secrets by name: a command's arguments can be seen by others, its environment cannot."""
+    missing = [name for name in names or [] if not os.environ.get(name)]
+    if missing:
+        raise ConfigError([Problem("--secret", f"the variable {missing[0]} holds nothing here.")])
+    return {name: os.environ[name] for name in names or []}
+
+
 def _pairs(option: str, texts: list[str] | None) -> dict[str, str] | None:
     """`["prompt=Question"]` as a mapping."""
     if not texts:
@@ -499,8 +709,9 @@ def _show_inspection(config: RunConfig, limit: int | None, as_json: bool) -> Non
     from phi3lora.terminal import print_conversation, print_figures, print_json, print_line
 
     path = resolve_path(config.model.path, detect_hardware(config.model.device))
-    tokenizer = load_tokenizer(path, config.model.revision)
-    found = look(config, tokenizer, limit=limit)
+    token = _stored_token()
+    tokenizer = load_tokenizer(path, config.model.revision, token)
+    found = look(config, tokenizer, token=token, limit=limit)
     figures = found.to_json()
     if as_json:
         print_json(figures)

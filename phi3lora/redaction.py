@@ -1,6 +1,6 @@
 """Keep tokens out of whatever is written down or sent away.
 
-redact("401 for hf_abcdefghijklmnopqrstuv")   →   "401 for hf_…"
+redact(f"401 for {token}")   →   "401 for hf_…"
 """
 
 from __future__ import annotations

@@ -22,6 +22,8 @@ from rich.text import Text
 
 from phi3lora.chat.options import Pair
 from phi3lora.events import Event, Stage, Step
+from phi3lora.hub.access import Found
+from phi3lora.hub.backup import RunRepo
 from phi3lora.runs.store import Run
 from phi3lora.runs.wording import describe, duration
 
@@ -90,8 +92,44 @@ def print_runs(runs: Iterable[Run]) -> None:
     table = Table("run", "status", "title", "created", box=None, pad_edge=False)
     for run in runs:
         table.add_row(run.id, run.status, Text(run.title), clock(run.state.created))
+    _print_table(table)
+
+
+def _print_table(table: Table) -> None:
+    """In a file, lines are as long as they need be."""
     wide = Console()
     Console(width=None if wide.is_terminal else 160).print(table)
+
+
+def print_found(found: Iterable[Found]) -> None:
+    """A table of search results."""
+    table = Table("id", "downloads", "likes", "size", "licence", "", box=None, pad_edge=False)
+    for one in found:
+        locks = " ".join(word for word in ("gated", "private") if getattr(one, word))
+        counts = ["" if n is None else f"{n:,}" for n in (one.downloads, one.likes)]
+        length = "" if one.size is None else size(one.size)
+        table.add_row(one.id, *counts, one.rows or length, one.licence, locks)
+    _print_table(table)
+
+
+def print_copies(copies: Iterable[RunRepo]) -> None:
+    """A table of runs that are on the Hub."""
+    table = Table("repository", "title", "step", "created", box=None, pad_edge=False)
+    for copy in copies:
+        step = "finished" if copy.finished else "" if copy.step is None else str(copy.step)
+        table.add_row(copy.repo, Text(copy.title), step, clock(copy.created))
+    _print_table(table)
+
+
+@contextmanager
+def show_share(what: str) -> Iterator[Callable[[float], None]]:
+    """A bar of a share from 0 to 1, where somebody looks; nothing is printed into a file."""
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f} %"))
+    with Progress(*columns, console=console, transient=True,
+                  disable=not console.is_terminal) as progress:  # fmt: skip
+        task = progress.add_task(what, total=1.0)
+        yield lambda share: progress.update(task, completed=share)
 
 
 def print_figures(figures: dict[str, Any]) -> None:

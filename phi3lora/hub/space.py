@@ -1,0 +1,277 @@
+"""Deploy to a Space: this very application, or a small page that compares one adapter.
+
+    deployed = deploy("ann/phi3lora", token, hardware="t4-small", volume="ann/phi3lora-runs")
+    deployed = deploy_comparison("ann/pirate", "ann/pirate-chat", token)
+
+Deploying again updates the files and keeps settings that are not named. Secrets go to the Hub's
+own store for them, never into a file.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from phi3lora.data.hub_errors import Asked, Tell, explained, patiently
+from phi3lora.errors import HubError
+from phi3lora.hub.access import Identity, identity, may_read
+from phi3lora.hub.sending import Progress, check_contents, create, send
+from phi3lora.hub.upload import check_token, full_name
+
+PACKAGE = Path(__file__).resolve().parents[1]
+ROOT = PACKAGE.parent
+# Of the repository; the tests and what measures it stay at home.
+ROOT_FILES = ("app.py", "requirements.txt", "LICENSE", "README.md")
+FOLDERS = ("phi3lora", "examples")
+SUFFIXES = {
+    ".py", ".yaml", ".css", ".js", ".json", ".jsonl", ".csv", ".parquet", ".jinja", ".safetensors",
+    ".txt", ".md", ".svg", ".woff2", ".png", ".typed",
+}  # fmt: skip
+MARK = "phi3lora"
+BARE = {".gitattributes", "README.md"}
+MOUNT = "/data"
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """A Space that has the files; the Hub builds it from there.
+
+    Attributes:
+        space: `user/name`.
+        url: of its page.
+        commit: that holds them.
+        notes: what to know or do next.
+    """
+
+    space: str
+    url: str
+    commit: str
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Wish:
+    """How a Space is set up; what is None or empty stays as it is.
+
+    Attributes:
+        hardware: such as `t4-small`; the Hub bills it to the owner.
+        private: of a new Space.
+        secrets: name → value, seen by the app alone.
+        variables: name → value, seen by everybody.
+        volume: a bucket, `user/name`, mounted at /data; made if need be.
+    """
+
+    hardware: str | None = None
+    private: bool = False
+    secrets: Mapping[str, str] | None = None
+    variables: Mapping[str, str] | None = None
+    volume: str | None = None
+
+
+def deploy(
+    space: str,
+    token: str,
+    wish: Wish | None = None,
+    *,
+    progress: Progress | None = None,
+    tell: Tell | None = None,
+) -> Deployed:
+    """Make a Space from this repository, or update it. Raises HubError."""
+    wish = wish or Wish()
+    contents = dict(application())
+    readme = read(contents["README.md"])
+    changes: dict[str, Any] = {"tags": [*front_matter(readme).get("tags", []), MARK]}
+    if wish.hardware:
+        changes["suggested_hardware"] = wish.hardware
+    contents["README.md"] = with_front_matter(readme, changes).encode()
+    return _deploy(space, token, contents, wish, progress, tell)
+
+
+def deploy_comparison(
+    adapter: str,
+    space: str,
+    token: str,
+    wish: Wish | None = None,
+    *,
+    progress: Progress | None = None,
+    tell: Tell | None = None,
+) -> Deployed:
+    """Make a Space that compares an adapter on the Hub with its base, or update it.
+
+    A private adapter needs the secret HF_TOKEN, with leave to read it. Raises HubError.
+    """
+    wish = wish or Wish()
+    readable = may_read("model", adapter, token)
+    contents = {path: content for path, content in application() if path.startswith("phi3lora/")}
+    contents |= {
+        "requirements.txt": ROOT / "requirements.txt",
+        "app.py": APP.format(adapter=adapter).encode(),
+        "README.md": comparison_card(adapter, wish.hardware).encode(),
+    }
+    done = _deploy(space, token, contents, wish, progress, tell)
+    if readable.open_to_all or "HF_TOKEN" in (wish.secrets or {}):
+        return done
+    note = f"{adapter} is not public: give the Space a secret HF_TOKEN that may read it."
+    return Deployed(done.space, done.url, done.commit, (*done.notes, note))
+
+
+APP = '''"""Compare {adapter} with its base."""
+
+from phi3lora.ui.comparison import launch
+
+if __name__ == "__main__":
+    launch("{adapter}")
+'''
+
+
+def comparison_card(adapter: str, hardware: str | None = None) -> str:
+    """README.md of a comparison Space."""
+    ours = front_matter((ROOT / "README.md").read_text(encoding="utf-8"))
+    same = ("sdk", "sdk_version", "python_version")
+    kept: dict[str, Any] = {name: ours[name] for name in same if name in ours}
+    name = adapter.split("/")[1]
+    values: dict[str, Any] = {
+        "title": name[:50],
+        "emoji": "⚖️",
+        "colorFrom": "indigo",
+        "colorTo": "blue",
+        **kept,
+        "app_file": "app.py",
+        "short_description": "Base and tuned, side by side",
+        "suggested_hardware": hardware or "t4-small",
+        "startup_duration_timeout": "1h",
+        "models": [adapter],
+        "tags": [MARK, "comparison"],
+    }
+    body = (
+        f"# {adapter} and its base\n\nAsk both the same and see what the adapter "
+        f"[{adapter}](https://huggingface.co/{adapter}) changes. Made with phi3lora.\n"
+    )
+    return f"---\n{yaml.safe_dump(values, sort_keys=False, allow_unicode=True)}---\n{body}"
+
+
+def application() -> Iterator[tuple[str, bytes | Path]]:
+    """What a Space needs of this repository: path in the Space, file.
+
+    Raises HubError where this is no checkout.
+    """
+    missing = [name for name in ("app.py", "requirements.txt", "README.md")
+               if not (ROOT / name).is_file()]  # fmt: skip
+    if missing:
+        raise HubError(
+            f"A Space is made from a checkout of phi3lora, and {ROOT} lacks {', '.join(missing)}. "
+            "Clone the repository and deploy from there."
+        )
+    for name in ROOT_FILES:
+        if (ROOT / name).is_file():
+            yield name, ROOT / name
+    for folder in FOLDERS:
+        for path in sorted((ROOT / folder).rglob("*")):
+            inside = path.relative_to(ROOT)
+            hidden = any(part.startswith((".", "__pycache__")) for part in inside.parts)
+            if path.is_file() and path.suffix in SUFFIXES and not hidden:
+                yield inside.as_posix(), path
+
+
+def _deploy(
+    space: str,
+    token: str,
+    contents: dict[str, bytes | Path],
+    wish: Wish,
+    progress: Progress | None,
+    tell: Tell | None,
+) -> Deployed:
+    """Make or find the Space, set it up, send the files."""
+    who = identity(token, tell=tell)
+    check_token(who)
+    space = full_name(space, who)
+    there = check_space(space, who, token)
+    check_contents(contents, token, [ROOT])
+    if there is None:
+        create(token, space, kind="space", private=wish.private, space_sdk="gradio")
+    _set_up(space, token, wish)
+    ours = tuple(f"{folder}/" for folder in FOLDERS)
+    stale = [name for name in there or () if name.startswith(ours) and name not in contents]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*commit a data file")  # the examples are meant
+        done = send(
+            token, space, contents, "Deploy with phi3lora", kind="space", delete=sorted(stale),
+            progress=progress, tell=tell,
+        )  # fmt: skip
+    notes = () if wish.volume or there else (
+        "Without a volume a Space loses its disk at every restart; back runs up (hub.backup), or "
+        "deploy again with --volume.",
+    )  # fmt: skip
+    return Deployed(space, Asked(space, "space").page, str(done.oid), notes)
+
+
+def check_space(space: str, who: Identity, token: str) -> set[str] | None:
+    """Names of the Space's files; None where it is yet to be made.
+
+    Raises HubError where it belongs to somebody, or is something, else.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    namespace, name = space.split("/")
+    if not who.owns(namespace):
+        raise HubError(f"{space} would belong to {namespace}, and you are {who.name}: choose "
+                       f"{who.name}/{name}.")  # fmt: skip
+    try:
+        with explained(Asked(space, "space", token=token)):
+            info = patiently(lambda: HfApi(token=token).space_info(space))
+    except HubError as error:
+        if isinstance(error.__cause__, RepositoryNotFoundError):
+            return None
+        raise
+    files = {sibling.rfilename for sibling in info.siblings or ()}
+    if files - BARE and MARK not in (info.tags or ()):
+        raise HubError(f"{space} is another Space already; choose another name, so that nothing "
+                       "of it is lost.")  # fmt: skip
+    return files
+
+
+def _set_up(space: str, token: str, wish: Wish) -> None:
+    """Secrets, variables, volume and hardware; what was not wished for stays."""
+    from huggingface_hub import HfApi, Volume
+
+    api = HfApi(token=token)
+    with explained(Asked(space, "space", token=token, doing="set up")):
+        for name, value in (wish.secrets or {}).items():
+            patiently(lambda name=name, value=value: api.add_space_secret(space, name, value))  # type: ignore[misc]
+        for name, value in (wish.variables or {}).items():
+            patiently(lambda name=name, value=value: api.add_space_variable(space, name, value))  # type: ignore[misc]
+        if wish.volume:
+            patiently(lambda: api.create_bucket(str(wish.volume), private=True, exist_ok=True))
+            volume = Volume(type="bucket", source=wish.volume, mount_path=MOUNT)
+            patiently(lambda: api.set_space_volumes(space, [volume]))
+        if wish.hardware:
+            hardware: Any = wish.hardware
+            patiently(lambda: api.request_space_hardware(space, hardware))
+
+
+def read(content: bytes | Path) -> str:
+    """A text, wherever it is."""
+    return content.decode() if isinstance(content, bytes) else content.read_text(encoding="utf-8")
+
+
+def front_matter(readme: str) -> dict[str, Any]:
+    """The YAML between the --- lines at the top. Raises HubError where there is none."""
+    _, _, rest = readme.partition("---\n")
+    text, end, _ = rest.partition("\n---\n")
+    values = yaml.safe_load(text) if readme.startswith("---\n") and end else None
+    if not isinstance(values, dict):
+        raise HubError("README.md has no front matter: expected --- lines around it at the top.")
+    return values
+
+
+def with_front_matter(readme: str, changes: Mapping[str, Any]) -> str:
+    """The README with some values of its front matter replaced."""
+    values = {**front_matter(readme), **changes}
+    body = readme.partition("\n---\n")[2]
+    return f"---\n{yaml.safe_dump(values, sort_keys=False, allow_unicode=True)}---\n{body}"
