@@ -68,6 +68,12 @@ def read_file(
         raise DataError(f"{path.name} cannot be read: {error.strerror or error}.") from error
 
 
+def delimiter_of(path: Path) -> str:
+    """What separates the cells of a CSV file."""
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        return _delimiter(file.readline())
+
+
 def count_rows(path: Path) -> int | None:
     """Rows, where the file says so without being read."""
     if kind_of(path) != "parquet":

@@ -196,14 +196,14 @@ def _with_turns(
     found: dict[str, str], columns: Sequence[str], rows: Sequence[Row], chosen: bool
 ) -> dict[str, str]:
     """`found` with the column that holds turns; values decide, the name only breaks a tie."""
-    holding = [column for column in columns if any(_turns(row.get(column)) for row in rows)]
+    holding = [column for column in columns if any(turns_in(row.get(column)) for row in rows)]
     named = found.pop("messages", None)
     if named in holding or (chosen and named):
         return {"messages": str(named), **found}
     return {"messages": holding[0], **found} if len(holding) == 1 else found
 
 
-def _turns(value: Any) -> list[Any] | None:
+def turns_in(value: Any) -> list[Any] | None:
     """The turns in a cell: a list of objects that have a role, or the same written as text."""
     turns = _parsed(value) if isinstance(value, str) else value
     if not isinstance(turns, list | tuple) or not turns or not isinstance(turns[0], Mapping):
@@ -231,6 +231,12 @@ def _key(turn: Mapping[str, Any], names: Iterable[str]) -> str | None:
     return next((name for name in names if turn[name] is not None), names[0] if names else None)
 
 
+def keys_of(turn: Mapping[str, Any]) -> tuple[str, str]:
+    """Under which names a turn has its role and its content: `("from", "value")`."""
+    role, content = _key(turn, _ROLE_KEYS), _key(turn, _CONTENT_KEYS)
+    return role or _ROLE_KEYS[0], content or _CONTENT_KEYS[0]
+
+
 def _turn_format(name: str, rows: Sequence[Row], found: Mapping[str, str]) -> str:
     """`conversations` where turns are from/value, `messages` where they are role/content."""
     if name != "messages":
@@ -241,14 +247,14 @@ def _turn_format(name: str, rows: Sequence[Row], found: Mapping[str, str]) -> st
 
 def _first_turn(rows: Sequence[Row], column: str) -> Mapping[str, Any]:
     """The first turn there is; an empty one where no row has any."""
-    return next((turns[0] for row in rows if (turns := _turns(row.get(column)))), {})
+    return next((turns[0] for row in rows if (turns := turns_in(row.get(column)))), {})
 
 
 def _roles_in(rows: Sequence[Row], column: str | None, chosen: Mapping[str, str]) -> dict[str, str]:
     """The role names seen in the first rows and what each means, with the chosen ones."""
     heard: dict[str, str] = {}
     for row in rows if column else ():
-        for turn in _turns(row.get(str(column))) or ():
+        for turn in turns_in(row.get(str(column))) or ():
             name = str(turn.get(_key(turn, _ROLE_KEYS))) if isinstance(turn, Mapping) else ""
             if (known := ROLES.get(name.lower())) is not None:
                 heard[name] = known
@@ -264,7 +270,7 @@ def _reason(
     said = "You chose the columns: " if mapping and not said else said
     if name in ("messages", "conversations"):
         turn = _first_turn(rows, found["messages"])
-        keys = [_key(turn, names) or names[0] for names in (_ROLE_KEYS, _CONTENT_KEYS)]
+        keys = keys_of(turn)
         return f"{said}{found['messages']!r} holds lists of turns with {keys[0]} and {keys[1]}."
     if name == "text":
         return f"{said}{found['text']!r} is plain text: {_text_meaning(rows, found['text'])}."
@@ -366,7 +372,7 @@ def _read_prompt(row: Row, detected: Detected) -> list[Message]:
     messages: list[Message] = []
     for side, role in sides.items():
         value = row.get(columns[side])
-        turns = _turns(value)
+        turns = turns_in(value)
         if turns:
             messages += _from_turns(turns, detected.roles)
         else:
@@ -457,14 +463,14 @@ def _checked(messages: list[Message]) -> Conversation:
 
 # Transcripts in plain text
 
-_PHI3 = re.compile(r"<\|(system|user|assistant)\|>\s*(.*?)<\|end\|>", re.DOTALL)
-_CHATML = re.compile(r"<\|im_start\|>(system|user|assistant)\n(.*?)<\|im_end\|>", re.DOTALL)
-_HEADINGS = re.compile(r"### ?(System|Human|User|Instruction|Input|Assistant|Response) ?:\s*")
+PHI3_MARKS = re.compile(r"<\|(system|user|assistant)\|>\s*(.*?)<\|end\|>", re.DOTALL)
+CHATML_MARKS = re.compile(r"<\|im_start\|>(system|user|assistant)\n(.*?)<\|im_end\|>", re.DOTALL)
+HEADINGS = re.compile(r"### ?(System|Human|User|Instruction|Input|Assistant|Response) ?:\s*")
 
 
 def _transcript(text: str) -> list[Message] | None:
     """The turns of a text that was rendered for Phi-3, as ChatML, or with `### Human:` headings."""
-    for marks in (_PHI3, _CHATML):
+    for marks in (PHI3_MARKS, CHATML_MARKS):
         turns = [
             Message(role=cast(Role, role), content=said)
             for role, said in marks.findall(text)
@@ -477,7 +483,7 @@ def _transcript(text: str) -> list[Message] | None:
 
 def _headed(text: str) -> list[Message] | None:
     """Turns under headings; what stands before the first one is the system's message."""
-    preamble, *parts = _HEADINGS.split(text)
+    preamble, *parts = HEADINGS.split(text)
     headings = [heading.lower() for heading in parts[::2]]
     if not {"assistant", "response"} & set(headings) or len(headings) < 2:
         return None

@@ -21,7 +21,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 from weakref import WeakKeyDictionary
 
 from phi3lora.data.formats import Message
@@ -96,6 +96,29 @@ def segments(tokenizer: Any, rendered: Rendered, messages: Sequence[Message]) ->
     renderer = _renderer(tokenizer)
     pattern = renderer.pattern(tokenizer, messages, prompt=False)
     return _segments(pattern, messages, renderer, len(rendered.input_ids))
+
+
+class TemplateParts(NamedTuple):
+    """What a chat template writes around contents.
+
+    `texts` has one more entry than there are messages; `strips` says on which sides of a content
+    (left, right) white space is swallowed; `end` is the control token that ends an answer.
+    """
+
+    texts: list[str]
+    strips: tuple[bool, bool]
+    end: str
+
+
+def template_parts(tokenizer: Any, messages: Sequence[Message]) -> TemplateParts:
+    """The template taken apart for these roles; the last message is an answer."""
+    pattern = _renderer(tokenizer).pattern(tokenizer, messages, prompt=False)
+    strips = (
+        all(slot.strip_left for slot in pattern.slots),
+        any(slot.strip_right for slot in pattern.slots),
+    )
+    texts = [literal.text for literal in pattern.literals]
+    return TemplateParts(texts, strips, pattern.literals[-1].end)
 
 
 def stop_tokens(tokenizer: Any, generation_config: Any = None) -> list[int]:

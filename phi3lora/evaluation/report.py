@@ -15,19 +15,31 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from phi3lora.config import RunConfig
 from phi3lora.data.preparation import prepare
 from phi3lora.errors import DataError, RunError
-from phi3lora.evaluation.metrics import Comparison, RowScore, Verdict, compare, gains, verdict
+from phi3lora.evaluation.metrics import (
+    ENOUGH_ROWS,
+    Comparison,
+    RowScore,
+    Verdict,
+    compare,
+    gains,
+    verdict,
+)
 from phi3lora.evaluation.scoring import HeldOutRow, held_out_rows, score_rows
 from phi3lora.events import Emit, Stage
 from phi3lora.lora.adapters import load_adapter
-from phi3lora.models.loading import load_model, load_tokenizer
+from phi3lora.models.hardware import detect_hardware
+from phi3lora.models.loading import load_model, load_tokenizer, resolve_path
+from phi3lora.training.failures import is_out_of_memory
 
 SAMPLES = 3
+SCORING = 1  # raise it when the same answers would score otherwise
 
 
 @dataclass(frozen=True)
@@ -85,15 +97,21 @@ class Report:
     def summary(self) -> str:
         """The verdict in one sentence."""
         loss = next(item for item in self.comparisons if item.name == "loss")
+        found = f"its loss is {loss.tuned:.3f} instead of {loss.base:.3f}"
+        if self.rows < ENOUGH_ROWS:  # an interval would look like proof
+            return (
+                f"Too few held-out rows to tell the tuned model from its base: {found} on "
+                f"{self.rows}, and at least {ENOUGH_ROWS} are needed (data.test_size, "
+                "evaluation.rows)."
+            )
         means = {
             "better": "The tuned model is better than its base",
             "worse": "The tuned model is worse than its base",
             "cannot tell": "These rows cannot tell the tuned model from its base",
         }[self.verdict]
         return (
-            f"{means}: on {self.rows} held-out rows its loss is {loss.tuned:.3f} instead of "
-            f"{loss.base:.3f} (difference {loss.difference:+.3f}, 95 % interval "
-            f"{loss.low:+.3f} to {loss.high:+.3f})."
+            f"{means}: on {self.rows} held-out rows {found} (difference {loss.difference:+.3f}, "
+            f"95 % interval {loss.low:+.3f} to {loss.high:+.3f})."
         )
 
 
@@ -111,9 +129,10 @@ def evaluate(
 
     Raises DataError if the run held no rows out, RunError if it has no adapter or was stopped.
     """
-    adapter = _tuned_folder(config, folder)
+    tuned_folder = _tuned_folder(config, folder)
     emit(Stage(name="preparing the held-out rows"))
-    tokenizer = load_tokenizer(config.model.path, config.model.revision, token)
+    path = resolve_path(config.model.path, detect_hardware(config.model.device))
+    tokenizer = load_tokenizer(path, config.model.revision, token, cache_folder)
     prepared = prepare(config, tokenizer, token=token, cache_folder=cache_folder)
     if not prepared.test:
         raise DataError("No rows were held out of this run; set data.test_size, such as 0.1.")
@@ -121,18 +140,16 @@ def evaluate(
     held_out = held_out_rows(tokenizer, conversations, config.training_config.max_length)
 
     emit(Stage(name="loading the base"))
-    model = load_model(config.model, for_training=False, token=token)
+    load = partial(load_model, for_training=False, token=token, cache_folder=cache_folder)
+    model: Any = load(config.model)
     score = _Scorer(config, tokenizer, held_out, emit, should_stop)
     base = _base_scores(score, model, cache_folder)
     if config.adapter == "none":
         del model  # two whole models need not fit at once
-        tuned_model = load_model(
-            config.model.model_copy(update={"path": str(adapter), "revision": None}),
-            for_training=False,
-        )
+        model = load(config.model.model_copy(update={"path": str(tuned_folder), "revision": None}))
     else:
-        tuned_model = load_adapter(model, adapter)
-    tuned = score(tuned_model, "the tuned model answers")
+        model = load_adapter(model, tuned_folder)
+    tuned = score(model, "the tuned model answers")
 
     report = _report(held_out, base, tuned, len(prepared.test), prepared.leaked)
     report.write(folder)
@@ -151,23 +168,35 @@ class _Scorer:
 
     def __call__(self, model: Any, stage: str) -> list[RowScore]:
         options = self.config.evaluation
-        scores = score_rows(
-            model,
-            self.tokenizer,
-            self.rows,
-            max_new_tokens=options.max_new_tokens,
-            batch_size=options.batch_size,
-            progress=lambda fraction: self.emit(Stage(name=stage, fraction=fraction)),
-            should_stop=self.should_stop,
-        )
+        try:
+            scores = score_rows(
+                model,
+                self.tokenizer,
+                self.rows,
+                max_new_tokens=options.max_new_tokens,
+                batch_size=options.batch_size,
+                progress=lambda fraction: self.emit(Stage(name=stage, fraction=fraction)),
+                should_stop=self.should_stop,
+            )
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise RunError(
+                f"Memory ran out while {stage.partition(' answers')[0]} answered "
+                f"{options.batch_size} rows at once; lower evaluation.batch_size, and evaluate "
+                "the run again."
+            ) from error
         if len(scores) < len(self.rows):
             raise RunError("The evaluation was stopped; evaluate the run again to get its report.")
         return scores
 
-    def fingerprint(self) -> str:
+    def fingerprint(self, model: Any) -> str:
         """Equal where base, precision, rows and limits are: then the base's scores are too."""
         parts = [
+            SCORING,
             self.config.model.model_dump(),
+            _files(Path(model.files_folder)),
+            [str(model.device.type), str(model.dtype), model.config._attn_implementation],
             self.config.evaluation.max_new_tokens,
             [row.input_ids for row in self.rows],
             [row.prompt_ids for row in self.rows],
@@ -177,14 +206,23 @@ class _Scorer:
 
 def _base_scores(score: _Scorer, model: Any, cache_folder: Path | None) -> list[RowScore]:
     """The base's scores, kept once computed."""
-    kept = cache_folder / "base-scores" / f"{score.fingerprint()}.json" if cache_folder else None
-    if kept and kept.is_file():
+    if cache_folder is None:
+        return score(model, "the base answers")
+    kept = cache_folder / "base-scores" / f"{score.fingerprint(model)}.json"
+    if kept.is_file():
         return [RowScore(**item) for item in json.loads(kept.read_text("utf-8"))]
     scores = score(model, "the base answers")
-    if kept:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        _write_json(kept, [asdict(item) for item in scores])
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    _write_json(kept, [asdict(item) for item in scores])
     return scores
+
+
+def _files(folder: Path) -> list[Any]:
+    """What tells one state of a base from another: the Hub's commit, or its files as they are."""
+    if folder.parent.name == "snapshots":
+        return [folder.name]
+    stats = [(file.name, file.stat()) for file in sorted(folder.glob("*.safetensors"))]
+    return [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
 
 
 def _report(
@@ -213,16 +251,15 @@ def _report(
 
 def _prompt(row: HeldOutRow) -> str:
     """The dialogue before the answer, as people read it."""
-    *turns, last = row.messages[:-1]
-    said = [f"{message['role']}: {message['content']}" for message in turns]
-    return "\n".join(
-        [*said, last["content"] if not turns else f"{last['role']}: {last['content']}"]
-    )
+    asked = row.messages[:-1]
+    if len(asked) == 1:
+        return asked[0]["content"]
+    return "\n".join(f"{message['role']}: {message['content']}" for message in asked)
 
 
 def _tuned_folder(config: RunConfig, folder: Path) -> Path:
     """Where the run's result is: an adapter, or a whole model where every weight was trained."""
-    tuned = folder / ("model" if config.adapter == "none" else "adapter")
+    tuned = folder / config.result
     if not tuned.is_dir():
         raise RunError(f"This run has no {tuned.name} yet; let it finish, or resume it, first.")
     return tuned

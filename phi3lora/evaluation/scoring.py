@@ -42,7 +42,10 @@ def held_out_rows(
     rows = []
     for messages in conversations:
         rendered = render(tokenizer, messages, max_length)
-        prompt = render_prompt(tokenizer, messages[:-1])[-max_length:]
+        if len(messages) > 1:
+            prompt = render_prompt(tokenizer, messages[:-1])[-max_length:]
+        else:  # an answer that nothing precedes: the mark of the answer is all there is
+            prompt = rendered.input_ids[: rendered.supervised.index(True)]
         rows.append(HeldOutRow(messages, rendered.input_ids, rendered.supervised, prompt))
     return rows
 

@@ -3,7 +3,8 @@
     outcome = train(config, folder, emit=log.emit)      # "finished", "stopped" or "paused"
 
 It knows nothing of runs or pages. It goes on by itself from the last whole checkpoint in
-`folder/checkpoints`, and leaves the adapter in `folder/adapter`, which plain `peft` loads.
+`folder/checkpoints`, and leaves the adapter in `folder/adapter`, which plain `peft` loads; with
+`adapter: none` all weights in `folder/model`.
 """
 
 from __future__ import annotations
@@ -115,8 +116,8 @@ def _train(
     emit(Stage(name="training"))
     outcome = fit(config, folder, model, tokenizer, data.train, data.test, progress)
     if outcome == "finished":
-        emit(Stage(name="saving the adapter"))
-        _save(model, tokenizer, folder / "adapter", config)
+        emit(Stage(name=f"saving the {config.result}"))
+        _save(model, tokenizer, folder / config.result, config)
     return outcome
 
 
@@ -339,5 +340,10 @@ def peak_memory() -> int:
     """Most memory held so far in bytes: of the GPU where there is one, else of the process."""
     if torch.cuda.is_available():
         return int(torch.cuda.max_memory_allocated())
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak * (1 if platform.system() == "Darwin" else 1024)
+    try:
+        # Not `getrusage`: a process inherits the peak of the one that started it.
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+        return int(status.split("VmHWM:")[1].split()[0]) * 1024
+    except (OSError, IndexError):
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak * (1 if platform.system() == "Darwin" else 1024)
