@@ -120,7 +120,7 @@ def test_layers_give_the_same_values_gradients_and_draws_as_peft() -> None:
         if fast:
             with fast_layers(model) as replaced:
                 loss = model(ids, labels=ids).loss
-            assert replaced == 2 * (4 + 1 + 2) + 1  # projections, gate, norms; the last norm
+            assert replaced == 2 * (4 + 1 + 1 + 2) + 1  # projections, attention, gate, norms
         else:
             loss = model(ids, labels=ids).loss
         loss.backward()

@@ -17,7 +17,13 @@ from typing import Any
 import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
-from transformers.models.phi3.modeling_phi3 import Phi3MLP, Phi3RMSNorm
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.phi3.modeling_phi3 import (
+    Phi3Attention,
+    Phi3MLP,
+    Phi3RMSNorm,
+    eager_attention_forward,
+)
 
 from phi3lora.training.attention import compute_dtype
 
@@ -41,10 +47,12 @@ def fast_layers(model: nn.Module) -> Iterator[int]:
             del module.forward
 
 
-def _fast_forward(module: nn.Module) -> Callable[..., Tensor] | None:
+def _fast_forward(module: nn.Module) -> Callable[..., Any] | None:
     """The quicker forward of a layer, or None where there is none."""
     if isinstance(module, LoraLayer) and isinstance(module, nn.Module):
         return _lora_forward if _is_plain_lora(module) else None
+    if isinstance(module, Phi3Attention):
+        return _attention_forward
     if isinstance(module, Phi3MLP) and module.config.hidden_act == "silu":
         return _mlp_forward
     if isinstance(module, Phi3RMSNorm) and not module.weight.requires_grad:
@@ -153,6 +161,84 @@ def _drop(x: Tensor, rate: float, drawn_in: torch.dtype) -> tuple[Tensor, Tensor
         return x, None
     keep = torch.empty_like(x, dtype=drawn_in).bernoulli_(1 - rate).div_(1 - rate).to(x.dtype)
     return x * keep, keep
+
+
+def _attention_forward(
+    self: Any,
+    hidden_states: Tensor,
+    position_embeddings: tuple[Tensor, Tensor],
+    attention_mask: Tensor | None,
+    past_key_values: Any = None,
+    **kwargs: Any,
+) -> tuple[Tensor, Any]:
+    """Phi3Attention without a cache: the fused projection is taken apart and turned at once."""
+    if past_key_values is not None:
+        return type(self).forward(
+            self, hidden_states, position_embeddings, attention_mask, past_key_values, **kwargs
+        )
+    cos, sin = position_embeddings
+    heads = self.config.num_attention_heads, self.num_key_value_heads
+    q, k, v = _Rotate.apply(self.qkv_proj(hidden_states), cos, sin, *heads, self.head_dim)
+    attend = ALL_ATTENTION_FUNCTIONS.get_interface(
+        self.config._attn_implementation, eager_attention_forward
+    )
+    out, weights = attend(
+        self,
+        *(x.transpose(1, 2) for x in (q, k, v)),
+        attention_mask,
+        dropout=self.attention_dropout if self.training else 0.0,
+        scaling=self.scaling,
+        sliding_window=getattr(self.config, "sliding_window", None),
+        **kwargs,
+    )
+    return self.o_proj(out.reshape(*hidden_states.shape[:-1], -1)), weights
+
+
+class _Rotate(torch.autograd.Function):
+    """(batch, seq, all heads · dim) → q, k, v: (batch, seq, heads, dim), q and k turned by RoPE.
+
+    With halves (a, b) of a head: (a cos − b sin, b cos + a sin). The way back turns the other
+    way and writes all three into one tensor, where slices would be padded with zeros and added.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, qkv: Tensor, cos: Tensor, sin: Tensor, heads: int, kv_heads: int, dim: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        dtype = torch.promote_types(qkv.dtype, cos.dtype)
+        q, k, v = qkv.view(*qkv.shape[:-1], -1, dim).split([heads, kv_heads, kv_heads], -2)
+        cos, sin = cos.unsqueeze(-2), sin.unsqueeze(-2)  # (batch, seq, 1, turned part of dim)
+        ctx.save_for_backward(cos, sin)
+        ctx.kinds = qkv.shape, qkv.dtype, dim
+        turned = [_turn(x.to(dtype), cos, sin, torch.empty_like(x, dtype=dtype)) for x in (q, k)]
+        return turned[0], turned[1], v.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        cos, sin = ctx.saved_tensors
+        shape, dtype, dim = ctx.kinds
+        out = torch.empty(shape, dtype=dtype, device=cos.device)
+        sizes = [grad.shape[-2] for grad in grads]
+        parts = out.view(*shape[:-1], -1, dim).split(sizes, -2)
+        # The angle's sine changes places with its sign: what went to b with sin comes back to a.
+        half = sin.shape[-1] // 2
+        back = -torch.cat([sin[..., half:], sin[..., :half]], -1)
+        for grad, part in zip(grads[:2], parts[:2], strict=True):
+            _turn(grad.to(dtype), cos.to(dtype), back.to(dtype), part)
+        parts[2].copy_(grads[2])
+        return out, None, None, None, None, None
+
+
+def _turn(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor) -> Tensor:
+    """Rotary embedding of x (…, heads, dim) into `out`; what cos does not reach is copied."""
+    size = cos.shape[-1]
+    half = size // 2
+    (a, b), (out_a, out_b) = (t[..., :size].split(half, -1) for t in (x, out))
+    torch.mul(a, cos[..., :half], out=out_a).addcmul_(b, sin[..., :half], value=-1)
+    torch.mul(b, cos[..., half:], out=out_b).addcmul_(a, sin[..., half:])
+    if size < x.shape[-1]:
+        out[..., size:] = x[..., size:]
+    return out
 
 
 def _mlp_forward(self: Any, hidden_states: Tensor) -> Tensor:
