@@ -28,7 +28,7 @@ import torch
 from phi3lora.chat.options import Options
 from phi3lora.chat.serving import Column, Serving
 from phi3lora.config import ModelConfig
-from phi3lora.models.loading import load_model
+from phi3lora.models.loading import check_base, load_model
 from phi3lora.models.pocket import CHECKPOINT
 
 RESULT = Path(__file__).parent.parent / "docs" / "benchmarks" / "chat.json"
@@ -87,7 +87,7 @@ def measure(size: str, dtype: str, arguments: argparse.Namespace, folder: Path) 
     seconds = {name: statistics.median(times) for name, times in taken.items()}
     return {
         "size": size,
-        "parameters": sum(weight.numel() for weight in serving.model.parameters()),
+        "parameters": check_base(base.path).parameters,
         "dtype": dtype,
         "quantization": arguments.quantization,
         "tokens": arguments.tokens,
