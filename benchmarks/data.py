@@ -8,7 +8,7 @@ starts. Everybody may use all cores, and a second time with the same file, setti
 what is not done twice. Peak memory is that of the process and its children together, from the
 first import on.
 
-- phi3lora: `prepare`, which detects the format, splits, and counts what is dropped, cut and leaked.
+- phi3lora: `prepare`, which detects the format and counts what is dropped, cut and leaked.
 - datasets.map: `apply_chat_template(tokenize=True)`, tokens without a mask.
 - TRL: `SFTTrainer(..., assistant_only_loss=True)`, which tokenizes when it is made.
 """
@@ -76,18 +76,23 @@ def measure(rows: int, rounds: int, folder: Path) -> Report:
     again: Taken = {name: [] for name in CONTESTANTS}
     work: Taken = {name: [] for name in CONTESTANTS}
     memory: Taken = {name: [] for name in CONTESTANTS}
+    made: dict[str, dict[str, float]] = {"rows": {}, "tokens": {}}
     for number in range(rounds):
         for name in CONTESTANTS:
             cache = folder / f"{name}-{number}"
             for taken in (first, again):
                 told, peak = in_a_process(name, file, cache)
                 taken[name].append(told["seconds"])
+                for count, values in made.items():
+                    values[name] = told[count]
                 if taken is first:
                     work[name].append(told["processor"])
                     memory[name].append(peak / MIB)
     more = write_rows(folder / "more.jsonl", rows * GROWTH)
     _, peak = in_a_process(OURS, more, folder / "more")
-    return _report(rows, rounds, first, again, work, memory, peak / MIB)
+    report = _report(rows, rounds, first, again, work, memory, peak / MIB)
+    report.figures.update(made)
+    return report
 
 
 # The contestants, each in its own process
@@ -140,14 +145,18 @@ def prepare_once(name: str, file: Path, cache: Path) -> None:
     cache.mkdir(parents=True, exist_ok=True)
     work = CONTESTANTS[name](file, cache)
     used, began = _processor(), time.perf_counter()
-    rows, tokens = work()
-    told = {
-        "seconds": time.perf_counter() - began,
-        "processor": _processor() - used,
-        "rows": rows,
-        "tokens": tokens,
-    }
-    print(json.dumps(told))
+    table = work()
+    told = {"seconds": time.perf_counter() - began, "processor": _processor() - used}
+    print(json.dumps({**told, "rows": len(table), "tokens": _count(table)}))
+
+
+def _count(table: Any) -> int:
+    """Tokens in a table of the `datasets` library."""
+    import pyarrow.compute
+
+    return int(
+        pyarrow.compute.sum(pyarrow.compute.list_value_length(table.data["input_ids"])).as_py()
+    )
 
 
 def _processor() -> float:
@@ -155,7 +164,7 @@ def _processor() -> float:
     return sum(os.times()[:4])
 
 
-def _ours(file: Path, cache: Path) -> Callable[[], tuple[int, int]]:
+def _ours(file: Path, cache: Path) -> Callable[[], Any]:
     import datasets  # noqa: F401
 
     from phi3lora.config import RunConfig
@@ -163,17 +172,22 @@ def _ours(file: Path, cache: Path) -> Callable[[], tuple[int, int]]:
 
     tokenizer = _tokenizer()
     config = RunConfig().with_values(
-        {"data.path": str(file), "training_config.max_length": MAX_LENGTH}
+        {
+            "data.path": str(file),
+            "data.test_size": 0,
+            "training_config.max_length": MAX_LENGTH,
+            "training_config.eval_strategy": "no",
+            "evaluation.enabled": False,
+        }
     )
 
-    def work() -> tuple[int, int]:
-        prepared = prepare(config, tokenizer, cache_folder=cache)
-        return len(prepared.train), prepared.train_tokens
+    def work() -> Any:
+        return prepare(config, tokenizer, cache_folder=cache).train
 
     return work
 
 
-def _map(file: Path, cache: Path) -> Callable[[], tuple[int, int]]:
+def _map(file: Path, cache: Path) -> Callable[[], Any]:
     from datasets import load_dataset
 
     tokenizer = _tokenizer()
@@ -181,16 +195,14 @@ def _map(file: Path, cache: Path) -> Callable[[], tuple[int, int]]:
     def render(rows: dict[str, list[Any]]) -> dict[str, Any]:
         return {"input_ids": tokenizer.apply_chat_template(rows["messages"])["input_ids"]}
 
-    def work() -> tuple[int, int]:
+    def work() -> Any:
         table: Any = load_dataset("json", data_files=str(file), split="train")
-        table = table.train_test_split(0.1, seed=42)
-        table = table.map(render, batched=True, num_proc=os.cpu_count())
-        return len(table["train"]), -1
+        return table.map(render, batched=True, num_proc=os.cpu_count())
 
     return work
 
 
-def _trl(file: Path, cache: Path) -> Callable[[], tuple[int, int]]:
+def _trl(file: Path, cache: Path) -> Callable[[], Any]:
     from datasets import load_dataset
     from transformers import AutoModelForCausalLM
     from trl import SFTConfig, SFTTrainer
@@ -204,15 +216,10 @@ def _trl(file: Path, cache: Path) -> Callable[[], tuple[int, int]]:
         dataset_num_proc=os.cpu_count(), use_cpu=True, bf16=False,
     )  # fmt: skip
 
-    def work() -> tuple[int, int]:
+    def work() -> Any:
         table: Any = load_dataset("json", data_files=str(file), split="train")
-        table = table.train_test_split(0.1, seed=42)
-        trainer = SFTTrainer(
-            model, args, train_dataset=table["train"], eval_dataset=table["test"],
-            processing_class=tokenizer,
-        )  # fmt: skip
-        rows: Any = trainer.train_dataset
-        return len(rows), -1
+        trainer = SFTTrainer(model, args, train_dataset=table, processing_class=tokenizer)
+        return trainer.train_dataset
 
     return work
 

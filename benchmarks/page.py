@@ -14,7 +14,12 @@ from pathlib import Path
 from typing import Any
 
 PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
-ORDER = ("training", "chat", "startup", "data", "gpu")
+ORDER = ("training", "training-nf4", "chat", "startup", "data", "gpu-lora", "gpu-qlora")
+COMMANDS = {
+    "training-nf4": "python -m benchmarks.training --quantization nf4",
+    "gpu-lora": "python -m benchmarks.gpu --method lora",
+    "gpu-qlora": "python -m benchmarks.gpu --method qlora",
+}
 PART = re.compile(r"(<!-- begin ([\w-]+) -->\n).*?(<!-- end \2 -->)", re.DOTALL)
 
 
@@ -31,9 +36,8 @@ def update_page(page: Path, folder: Path) -> None:
 
 def load(folder: Path) -> dict[str, dict[str, Any]]:
     """Every kept result by its name, in the page's order."""
-    kept = {}
-    for path in sorted(folder.glob("*.json")):
-        kept[path.stem] = json.loads(path.read_text(encoding="utf-8"))
+    read = {p.stem: json.loads(p.read_text(encoding="utf-8")) for p in folder.glob("*.json")}
+    kept = {name: values for name, values in read.items() if "tables" in values}
     order = {name: number for number, name in enumerate(ORDER)}
     return dict(sorted(kept.items(), key=lambda item: (order.get(item[0], len(ORDER)), item[0])))
 
@@ -51,7 +55,7 @@ def render(text: str, kept: dict[str, dict[str, Any]]) -> str:
         elif name in kept:
             body = section(kept[name])
         else:
-            body = f"Not measured yet: `python -m benchmarks.{name}`."
+            body = f"Not measured yet: `{COMMANDS.get(name, f'python -m benchmarks.{name}')}`."
         return f"{begin}{body}\n{end}"
 
     return PART.sub(part, text)

@@ -1,0 +1,147 @@
+"""The benchmarks do what they say, at their smallest size; no test looks at a clock."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks import page
+from benchmarks.harness import (
+    DOCS,
+    REPOSITORY,
+    Bars,
+    Goal,
+    Report,
+    Table,
+    medians,
+    publish,
+    ratio,
+    take_turns,
+)
+
+SLOW = pytest.mark.slow
+
+
+def report(**changes: object) -> Report:
+    """A result as a benchmark makes it."""
+    values = {
+        "name": "data",
+        "title": "A title",
+        "about": "What was done.",
+        "command": "python -m benchmarks.data",
+        "tables": [Table("Times", ["", "time"], [["ours", "1.00 s"], ["theirs", "3.00 s"]])],
+        "goals": [
+            Goal("Faster", 3.0, 2.0, "least", "×"),
+            Goal("Smaller", 400.0, 350.0, "most", " MiB", why="Pandas."),
+        ],
+        "pictures": [Bars("Times", "s", {"ours": [1.0], "theirs": [3.0]}, limit=2.0)],
+    }
+    return Report(**{**values, **changes})  # type: ignore[arg-type]
+
+
+def test_contestants_take_turns_and_the_warm_up_does_not_count() -> None:
+    order: list[str] = []
+    clock = iter([9.0, 9.0, 1.0, 2.0, 10.0, 30.0])
+
+    def contestant(name: str) -> float:
+        order.append(name)
+        return next(clock)
+
+    taken = take_turns({"a": lambda: contestant("a"), "b": lambda: contestant("b")}, rounds=2)
+    assert order == ["a", "b"] * 3
+    assert taken == {"a": [1.0, 10.0], "b": [2.0, 30.0]}
+    assert medians(taken) == {"a": 5.5, "b": 16.0}
+    assert ratio(taken, "b", "a") == 2.5  # of 2 and 3: not 16 / 5.5
+
+
+@pytest.mark.parametrize(
+    ("measured", "limit", "side", "met"),
+    [(2, 2, "least", True), (1.9, 2, "least", False), (2, 2, "most", True), (3, 2, "most", False)],
+)
+def test_goal(measured: float, limit: float, side: str, met: bool) -> None:
+    assert Goal("x", measured, limit, side).met is met  # type: ignore[arg-type]
+
+
+def test_a_result_is_kept_drawn_and_put_on_the_page(tmp_path: Path) -> None:
+    parts = ("summary", "behind", "data", "gpu-lora")
+    marks = "\n".join(f"<!-- begin {name} -->\nold\n<!-- end {name} -->" for name in parts)
+    (tmp_path / "benchmarks.md").write_text(f"By hand.\n{marks}\nBy hand too.\n", encoding="utf-8")
+    publish(report(), tmp_path)
+
+    kept = json.loads((tmp_path / "benchmarks" / "data.json").read_text(encoding="utf-8"))
+    assert [goal["met"] for goal in kept["goals"]] == [True, False]
+    assert (tmp_path / "benchmarks" / "data.svg").read_text(encoding="utf-8").startswith("<?xml")
+    text = (tmp_path / "benchmarks.md").read_text(encoding="utf-8")
+    assert text.startswith("By hand.\n")
+    assert text.endswith("By hand too.\n")
+    assert "old" not in text
+    assert "| Faster | at least 2× | 3× | yes |" in text
+    assert "- Smaller: 400 MiB instead of at most 350 MiB. Pandas." in text
+    assert "| theirs | 3.00 s |" in text
+    assert "![A title](benchmarks/data.svg)" in text
+    assert "Not measured yet: `python -m benchmarks.gpu --method lora`." in text
+
+
+def test_the_same_figures_make_the_same_picture(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        publish(report(), tmp_path / name)
+    one, two = ((tmp_path / n / "benchmarks" / "data.svg").read_bytes() for n in ("one", "two"))
+    assert one == two
+
+
+def test_the_page_is_as_the_kept_figures_make_it() -> None:
+    text = (DOCS / "benchmarks.md").read_text(encoding="utf-8")
+    assert page.render(text, page.load(DOCS / "benchmarks")) == text
+
+
+def test_the_page_names_every_benchmark() -> None:
+    text = (DOCS / "benchmarks.md").read_text(encoding="utf-8")
+    runnable = {p.stem for p in (REPOSITORY / "benchmarks").glob("*.py")
+                if "publish(" in p.read_text(encoding="utf-8")} - {"harness"}  # fmt: skip
+    assert runnable >= {"startup", "data", "gpu"}
+    for name in runnable:
+        assert f"`python -m benchmarks.{name}" in text
+
+
+@SLOW
+def test_startup(tmp_path: Path) -> None:
+    from benchmarks import startup
+
+    startup.main(["--small", "--out", str(tmp_path)])
+    kept = figures(tmp_path, "startup")
+    assert set(kept["seconds"]) == {"phi3lora", "an empty Gradio app"}
+    assert all(value > 0 for name in kept["memory_mib"] for value in kept["memory_mib"][name])
+    assert kept["idle"]["pages"][0] >= 0
+
+
+@SLOW
+def test_data(tmp_path: Path) -> None:
+    from benchmarks import data
+
+    data.main(["--small", "--out", str(tmp_path)])
+    kept = figures(tmp_path, "data")
+    assert set(kept["first"]) == {"phi3lora", "datasets.map", "TRL"}
+    assert kept["rows"] == {"phi3lora": 270, "datasets.map": 270, "TRL": 270}
+    assert kept["tokens"]["phi3lora"] == kept["tokens"]["TRL"] > 0
+
+
+@SLOW
+@pytest.mark.parametrize("method", ["lora", "qlora"])
+def test_gpu_at_toy_size(tmp_path: Path, method: str) -> None:
+    from benchmarks import gpu
+
+    gpu.main(["--small", "--method", method, "--out", str(tmp_path)])
+    kept = figures(tmp_path, f"gpu-{method}")
+    ours, theirs = (kept["turns"][name][0] for name in ("phi3lora", "TRL + PEFT"))
+    for length in ("64", "128"):
+        assert ours["lengths"][length]["tokens"] == theirs["lengths"][length]["tokens"] > 200
+    assert ours["operations"] == theirs["operations"] > 0
+
+
+def figures(folder: Path, name: str) -> dict[str, dict[str, object]]:
+    """What a benchmark kept of what it measured."""
+    return json.loads((folder / "benchmarks" / f"{name}.json").read_text(encoding="utf-8"))[
+        "figures"
+    ]
