@@ -416,6 +416,19 @@ def test_both_columns_stream_and_end(core: FakeCore) -> None:
     assert base == tuned == [{"role": "user", "content": "Who?"}]
 
 
+def test_who_asks_before_the_page_has_loaded_gets_the_adapter_of_the_address(
+    core: FakeCore,
+) -> None:
+    page = page_of(compare_page, core)
+    run = stage.finished(core.store)
+    stage.finished(core.store, "Newer")
+    values = ("Who?", [], [], None, False, Match(), "", 0.0, 1.0, 64, 0)
+    list(page.on_ask(request(adapter=run.id), *values))
+    assert core.asked[0].name == "Pirate"
+    list(page.on_ask(request(), *values))
+    assert core.asked[0].name == "Newer"
+
+
 def test_each_column_keeps_its_own_conversation(core: FakeCore) -> None:
     page = page_of(compare_page, core)
     run = stage.finished(core.store)

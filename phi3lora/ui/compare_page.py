@@ -150,7 +150,7 @@ class ComparePage:
                     "<p>The same question, the same weights; the adapter makes the difference."
                     "</p></div></div>")  # fmt: skip
             self.adapter = gr.Dropdown(
-                [("No adapter: the base alone", BASE_ONLY)], value=BASE_ONLY, label="Adapter",
+                [("No adapter: the base alone", BASE_ONLY)], value=None, label="Adapter",
                 elem_id="adapter", min_width=280, filterable=True, allow_custom_value=True,
                 info="A finished run, or an adapter on the Hub: USER/NAME"
                 + ("" if self.core.settings.on_space else ", or a folder's path"),
@@ -287,7 +287,7 @@ class ComparePage:
         if not ask.message.strip():
             raise DataError("Type a question first.")
         caller = self.core.caller(request)
-        contest = self.contest(ask.adapter or "", caller)
+        contest = self.contest(self._chosen(ask.adapter, request), caller)
         match = ask.match()
         question = {"role": "user", "content": ask.message}
         columns = (
@@ -299,6 +299,13 @@ class ComparePage:
         for pair in self._answers(contest, columns, match, ask.options(), request):
             yield self._frame(columns, pair, match, contest, ask.blind, "answering")
         yield self._frame(columns, pair, match, contest, ask.blind, "done")
+
+    def _chosen(self, chosen: str | None, request: gr.Request) -> str:
+        """The chosen adapter; of a page that has not finished loading, what it will choose."""
+        if chosen is not None:
+            return chosen
+        choices = self.choices(self.core.caller(request))
+        return first_choice(request.query_params.get("adapter"), choices)
 
     def _answers(
         self, contest: Contest, columns: Columns, match: Match, options: Options, request: Any
