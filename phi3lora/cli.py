@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from typer.core import TyperGroup
@@ -30,6 +30,7 @@ from phi3lora.settings import Settings
 if TYPE_CHECKING:
     from phi3lora.chat.engine import ChatEngine
     from phi3lora.chat.options import Options
+    from phi3lora.chat.whole import WholeModels
     from phi3lora.data.formats import Message
     from phi3lora.runs.queue import Queue
     from phi3lora.runs.store import Run, RunStore
@@ -301,11 +302,13 @@ def chat(
     """Ask base and tuned the same, side by side."""
     from phi3lora.chat.engine import ChatEngine
     from phi3lora.chat.options import Options
+    from phi3lora.chat.whole import WholeModels
 
     if as_json and prompt is None:
         raise ConfigError([Problem("--json", "answers one question; give it with --prompt.")])
     base, folder = _adapter(adapter)
-    engine = ChatEngine(Settings.from_environment())
+    whole = (folder / "config.json").is_file()  # a run that trained every weight
+    engine = (WholeModels if whole else ChatEngine)(Settings.from_environment())
     for notice in engine.load(base, folder, token=_stored_token()):
         typer.echo(notice, err=True)
     options = Options(system, temperature, top_p, max_new_tokens, seed)
@@ -331,11 +334,12 @@ def evaluate(
         raise RunError(f"Run {found.id} is {found.status}; wait for its end, or stop it, first.")
     cache = Settings.from_environment().cache_folder / found.owner
     score = partial(score, token=_stored_token(), cache_folder=cache)
-    if as_json:
-        print_json(score(found.config, found.folder, rows).to_json())
-        return
-    with show_progress(as_json=False) as show:
-        report = score(found.config, found.folder, rows, emit=show)
+    with _device(found):
+        if as_json:
+            print_json(score(found.config, found.folder, rows).to_json())
+            return
+        with show_progress(as_json=False) as show:
+            report = score(found.config, found.folder, rows, emit=show)
     for comparison in report.comparisons:
         print_line(
             f"{comparison.name:>16}  base {comparison.base:.4f}  tuned {comparison.tuned:.4f}  "
@@ -343,6 +347,86 @@ def evaluate(
             f"{comparison.high:+.4f})  {comparison.verdict}"
         )
     print_line(report.summary())
+
+
+@app.command()
+def export(
+    run: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN",
+            help="A run's id, or its folder; for code also a YAML file or a recipe.",
+        ),
+    ],
+    to: Annotated[
+        Literal["loralib", "merged", "script", "notebook"],
+        typer.Option(
+            help="`loralib`: its checkpoint; `merged`: the base with the adapter in its weights; "
+            "`script`, `notebook`: what trains the same on transformers, peft and trl alone."
+        ),
+    ],
+    output: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="Where it is written; it must be new.")
+    ] = None,
+    portable: Annotated[
+        bool, typer.Option("--portable", help="Code that names no folder of this machine.")
+    ] = False,
+    changes: Changes = None,
+) -> None:
+    """Make something else of a run: a merged model, a loralib checkpoint, plain code."""
+    from phi3lora.runs.export import CODE, default_output, export_code
+    from phi3lora.runs.export import export as write
+
+    token = _stored_token()
+    if to in CODE and _is_config(run):
+        config = _read_config(run, changes)
+        place = output or default_output(to, "")
+        place = export_code(config, to, place, token=token, portable=portable)
+    else:
+        if changes:
+            raise ConfigError([Problem("--set", "changes a YAML file or a recipe, not a run.")])
+        found = _find(run)
+        place = output or default_output(to, found.id)
+        place = write(found, to, place, token=token, portable=portable)
+    typer.echo(f"Written: {place.resolve()}", err=True)
+
+
+@app.command(name="import")
+def import_checkpoint(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="`torch.save(lora.lora_state_dict(model))`.")
+    ],
+    base: Annotated[
+        str | None, typer.Option(help="The model it was trained on, if it does not say.")
+    ] = None,
+    alpha: Annotated[
+        float | None, typer.Option(help="`lora_alpha` of its layers, if it does not say.")
+    ] = None,
+    enable_lora: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=ON,OFF,…", help="Slices of MergedLinear: `qkv_proj=on,off,on`."),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Of the adapter; it must be new.")
+    ] = None,
+) -> None:
+    """Turn a loralib checkpoint into a PEFT adapter."""
+    from phi3lora.lora.interchange import import_loralib, recorded_base
+    from phi3lora.models.base import check_base
+
+    folder = output or Path(f"{file.stem}-adapter")
+    if folder.exists():
+        raise RunError(f"{folder} exists already; name another folder with --output.")
+    if (name := base or recorded_base(file)) is None:
+        raise ConfigError([Problem("--base", "the file does not say its base; name it.")])
+    slices = _pairs("--enable-lora", enable_lora) or {}
+    enabled = {part: _switches(text) for part, text in slices.items()}
+    for notice in import_loralib(
+        file, folder, check_base(name, token=_stored_token()), alpha=alpha,
+        enable_lora=enabled or None,
+    ):  # fmt: skip
+        typer.echo(notice, err=True)
+    typer.echo(f"Adapter: {folder.resolve()}", err=True)
 
 
 @app.command()
@@ -505,6 +589,11 @@ def _read_config(name: str, changes: list[str] | None) -> RunConfig:
     return config.with_values(settings) if settings else config
 
 
+def _is_config(name: str) -> bool:
+    """Whether a name is a YAML file or a recipe, rather than a run."""
+    return name in recipes() or Path(name).suffix in {".yaml", ".yml"}
+
+
 def _run_for(store: RunStore, config: RunConfig, folder: Path | None) -> Run:
     """A new run, or the one that the folder holds if it is the same."""
     from phi3lora.runs.store import open_run, with_whole_paths
@@ -570,10 +659,43 @@ def _end_as(run: Run) -> None:
     """Say how a run ended, with its exit status."""
     if run.status == "finished":
         typer.echo(run.message or "Finished.", err=True)
-        typer.echo(f"Adapter: {(run.adapter_folder or run.folder).resolve()}", err=True)
+        what = run.config.result
+        typer.echo(f"{what.capitalize()}: {(run.folder / what).resolve()}", err=True)
         return
     typer.echo(f"Run {run.id} {run.status}. {run.message}".rstrip(), err=True)
     raise typer.Exit(run.state.exit_status or 1)
+
+
+@contextmanager
+def _device(run: Run) -> Iterator[None]:
+    """Hold the run's device: a training beside it would share its memory, and both might fail."""
+    from phi3lora.runs.backends.local import device_kind, devices
+    from phi3lora.runs.worker import lock_one, take
+
+    settings = Settings.from_environment()
+    settings.home.mkdir(parents=True, exist_ok=True)
+    kind = device_kind(run.config)
+    held = lock_one(settings, devices(kind))
+    if held is None:
+        busy = [other for other in _store().all() if other.status in ("running", "stopping")]
+        who = ", ".join(other.id for other in busy if other.state.device == kind) or "another run"
+        raise RunError(f"The device is in use by {who}; wait for its end, or stop it, first.")
+    name, descriptor = held
+    try:
+        take(name)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _switches(text: str) -> list[bool]:
+    """`on,off,on` as booleans."""
+    words = [word.strip().lower() for word in text.split(",")]
+    known = {"on": True, "true": True, "1": True, "off": False, "false": False, "0": False}
+    if wrong := [word for word in words if word not in known]:
+        message = f"expected on or off for each slice, got {wrong[0]!r}."
+        raise ConfigError([Problem("--enable-lora", message)])
+    return [known[word] for word in words]
 
 
 def _store() -> RunStore:
@@ -735,13 +857,14 @@ def _show_checks(look: Any) -> None:
 
 
 def _adapter(name: str) -> tuple[ModelConfig, Path]:
-    """An adapter's folder and its base, from a folder, a run, or a run's folder."""
+    """What was trained and its base, from an adapter's folder, a run, or a run's folder."""
     folder = Path(name).expanduser()
     if not folder.is_dir() or (folder / "state.json").exists():
         run = _find(name)
-        if run.adapter_folder is None:
-            raise RunError(f"Run {run.id} has no adapter yet; it is {run.status}.")
-        return run.config.model, run.adapter_folder
+        trained = run.folder / run.config.result
+        if not trained.is_dir():
+            raise RunError(f"Run {run.id} has no {trained.name} yet; it is {run.status}.")
+        return run.config.model, trained
     from phi3lora.lora.adapters import read_adapter_config
 
     base = read_adapter_config(folder).get("base_model_name_or_path")
@@ -750,7 +873,9 @@ def _adapter(name: str) -> tuple[ModelConfig, Path]:
     return ModelConfig(path=base), folder
 
 
-def _ask_once(engine: ChatEngine, prompt: str, options: Options, as_json: bool) -> None:
+def _ask_once(
+    engine: ChatEngine | WholeModels, prompt: str, options: Options, as_json: bool
+) -> None:
     from phi3lora.terminal import print_json, print_pair
 
     pairs = engine.reply([{"role": "user", "content": prompt}], options=options)
@@ -762,7 +887,7 @@ def _ask_once(engine: ChatEngine, prompt: str, options: Options, as_json: bool) 
     print_json({name: getattr(last, name) for name in names})
 
 
-def _converse(engine: ChatEngine, options: Options) -> None:
+def _converse(engine: ChatEngine | WholeModels, options: Options) -> None:
     """Ask and answer until an empty line or the end of the input."""
     from phi3lora.terminal import print_pair
 

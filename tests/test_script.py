@@ -385,7 +385,11 @@ def test_the_split_is_the_runs(size: float, number: str, tmp_path: Path) -> None
     [
         ('{"prompt": ["a"], "completion": ["b"]}', "Save it as JSONL"),
         ('[{"text": "### Human: a ### Assistant: b"}]', "### headings"),
-        ('[{"prompt": [{"role": "user", "content": "a"}], "completion": "b"}]', "one list of"),
+        (
+            '[{"prompt": [{"role": "user", "content": "a"}],'
+            ' "completion": [{"role": "assistant", "content": "b"}]}]',
+            "one list of",
+        ),
     ],
 )
 def test_what_a_plain_script_cannot_read_is_refused(text: str, words: str, tmp_path: Path) -> None:

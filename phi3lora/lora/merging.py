@@ -5,32 +5,47 @@ merge(config.model, run_folder / "adapter", target_folder)
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 from phi3lora.config import ModelConfig
 from phi3lora.errors import AdapterError
 from phi3lora.lora.adapters import load_adapter
-from phi3lora.models.loading import load_model, load_tokenizer
+from phi3lora.models.base import check_base, fetch
+from phi3lora.models.hardware import detect_hardware
+from phi3lora.models.loading import load_model, load_tokenizer, resolve_path
 
 
 def merge(base: ModelConfig, adapter: Path, target: Path, token: str | None = None) -> Path:
     """Write base plus adapter to `target`: safetensors, tokenizer and generation config.
 
     The base is loaded anew and unquantized, whatever it was trained in: adding an update to
-    4-bit weights rounds it away. Raises AdapterError if the checkpoint itself is quantized, or
-    if `target` holds something already.
+    4-bit weights rounds it away. Its own precision is kept unless the config names another.
+    Raises AdapterError if the checkpoint itself is quantized, or if `target` holds something
+    already.
     """
-    if target.exists() and any(target.iterdir()):
+    if target.is_file() or (target.is_dir() and any(target.iterdir())):
         raise AdapterError(f"{target} is not empty; name a new folder for the merged model.")
-    unquantized = base.model_copy(update={"quantization": "none"})
-    model = load_model(unquantized, for_training=False, token=token)
+    path = resolve_path(base.path, detect_hardware(base.device))
+    changes = {"path": path, "quantization": "none"}
+    if base.dtype == "auto":
+        changes["dtype"] = _own_dtype(path, base.revision, token)
+    model = load_model(base.model_copy(update=changes), for_training=False, token=token)
     refuse_quantized(model)
-    merged = load_adapter(model, adapter).merge_and_unload(safe_merge=True)
-    merged.config.use_cache = True
+    merged: Any = load_adapter(model, adapter)
+    merged = merged.merge_and_unload(safe_merge=True)
     merged.save_pretrained(target)
-    load_tokenizer(base.path, base.revision, token).save_pretrained(target)
+    load_tokenizer(path, base.revision, token).save_pretrained(target)
     return target
+
+
+def _own_dtype(path: str, revision: str | None, token: str | None) -> str:
+    """The precision that the checkpoint is stored in, as its config.json says."""
+    folder = fetch(check_base(path, revision, token), token)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    name = str(config.get("dtype") or config.get("torch_dtype"))
+    return name if name in {"bfloat16", "float16", "float32"} else "auto"
 
 
 def refuse_quantized(model: Any) -> None:

@@ -105,7 +105,7 @@ def work(run: Run, settings: Settings, should_stop: ShouldStop, token: str | Non
                     return 1  # resumed twice at once: the other process has it
                 if device is None:
                     return _cancelled(run, emit)
-                _take(device)
+                take(device)
                 _reserve(run).write_bytes(bytes(RESERVE_BYTES))
                 run = changed(run, status="running", started=time.time())
                 copy.begin()
@@ -123,7 +123,7 @@ def turn(run: Run, store: RunStore, emit: Emit, should_stop: ShouldStop) -> Iter
     names = devices(run.state.device)
     waiting = False
     while not should_stop():
-        if _none_older(run, store) and (held := _lock_one(store.settings, names)):
+        if _none_older(run, store) and (held := lock_one(store.settings, names)):
             name, descriptor = held
             try:
                 yield name
@@ -143,7 +143,7 @@ def _none_older(run: Run, store: RunStore) -> bool:
     return not any((other.state.queued or 0.0, other.id) < own for other in waiting)
 
 
-def _lock_one(settings: Settings, names: list[str]) -> tuple[str, int] | None:
+def lock_one(settings: Settings, names: list[str]) -> tuple[str, int] | None:
     """Lock the first device that is free; the system unlocks it when this process ends."""
     for name in names:
         safe = "".join(letter if letter.isalnum() else "_" for letter in name)
@@ -158,7 +158,7 @@ def _lock_one(settings: Settings, names: list[str]) -> tuple[str, int] | None:
     return None
 
 
-def _take(device: str) -> None:
+def take(device: str) -> None:
     """See that device and no other: two GPUs are two runs, not one run in two parts."""
     os.environ["CUDA_VISIBLE_DEVICES"] = "" if device == "cpu" else device
 

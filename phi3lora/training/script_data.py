@@ -164,6 +164,8 @@ def conversation(row):
         for role, content in turns
         if role != "system" or content.strip()
     ]
+    if not any(message["role"] == "assistant" for message in messages):  # plain text
+        messages = [{{"role": "assistant", "content": text(row.get({text}))}}]
     return usable({system})
 '''
 HELPERS = '''

@@ -1,0 +1,84 @@
+"""What can be made of a run beside its adapter: a merged model, a loralib checkpoint, plain code.
+
+    export(run, "merged", Path("my-model"))
+    export_code(config, "notebook", Path("train.ipynb"))     # before there is a run
+
+Nothing is overwritten.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from phi3lora.config import RunConfig
+from phi3lora.errors import RunError
+from phi3lora.runs.store import Run
+
+Kind = Literal["loralib", "merged", "script", "notebook"]
+CODE = {"script": "train.py", "notebook": "train.ipynb"}
+
+
+def default_output(kind: Kind, name: str) -> Path:
+    """Where an export goes if nothing is said: here, under the run's name."""
+    if kind in CODE:
+        return Path(CODE[kind])
+    return Path(f"{name}-merged" if kind == "merged" else f"{name}.pt")
+
+
+def export(
+    run: Run, kind: Kind, output: Path, *, token: str | None = None, portable: bool = False
+) -> Path:
+    """Write one of the four; returns where.
+
+    Raises RunError for a run that has not what is asked for or an output that exists, and what
+    merging, converting and writing the script raise.
+    """
+    if kind in CODE:
+        return export_code(run.config, kind, output, token=token, portable=portable)
+    adapter = _adapter(run, kind)
+    if kind == "merged":
+        from phi3lora.lora.merging import merge
+
+        return merge(run.config.model, adapter, output, token)
+    from phi3lora.lora.interchange import export_loralib
+
+    _check_new(output)
+    export_loralib(adapter, output)
+    return output
+
+
+def export_code(
+    config: RunConfig,
+    kind: Kind,
+    output: Path,
+    *,
+    token: str | None = None,
+    portable: bool = False,
+) -> Path:
+    """Write the script or the notebook of a config; returns where."""
+    from phi3lora.training.script import notebook, script
+
+    _check_new(output)
+    write = notebook if kind == "notebook" else script
+    text = write(config, token=token, portable=portable)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(text, encoding="utf-8")
+    return output
+
+
+def _adapter(run: Run, kind: Kind) -> Path:
+    """The run's adapter, if it has one to be merged or converted."""
+    if run.config.adapter == "none":
+        raise RunError(
+            f"Run {run.id} trained every weight: {run.folder / 'model'} is a whole model already, "
+            "with no adapter to " + ("merge." if kind == "merged" else "convert.")
+        )
+    if run.adapter_folder is None:
+        raise RunError(f"Run {run.id} has no adapter yet; it is {run.status}.")
+    return run.adapter_folder
+
+
+def _check_new(output: Path) -> None:
+    if output.exists():
+        raise RunError(f"{output} exists already; name another place with --output.")
