@@ -66,7 +66,7 @@ def test_a_pirate_is_better_than_its_base(proof: tuple[Report, list[Event]]) -> 
     best = report.gained[0]
     assert best.reference.startswith("Arr") and "Arr" in best.tuned  # noqa: PT018
     assert "Arr" not in best.base
-    assert best.prompt.endswith(("?", "."))
+    assert best.prompt and "assistant" not in best.prompt  # noqa: PT018
 
 
 def test_its_figures_are_those_of_base_and_adapter(

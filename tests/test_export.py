@@ -1,0 +1,192 @@
+"""The terminal's export, import, evaluate and chat, on runs that have ended."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+import torch
+from torch import nn
+
+from phi3lora import cli
+from phi3lora.config import RunConfig
+from phi3lora.lora.adapters import attach_adapter, load_adapter, save_adapter
+from phi3lora.models.loading import load_model, load_tokenizer
+from phi3lora.runs.backends.local import devices
+from phi3lora.runs.export import default_output
+from phi3lora.runs.store import Run, RunStore, changed
+from phi3lora.runs.worker import lock_one
+from phi3lora.settings import Settings
+from tests.bases import logits
+from tests.test_cli import call
+
+BASE = {"model.path": "pocket", "model.dtype": "float32", "model.device": "cpu",
+        "data.max_rows": 40, "peft_config.r": 4, "evaluation.rows": 3,
+        "evaluation.max_new_tokens": 4}  # fmt: skip
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: Settings) -> Settings:
+    monkeypatch.setenv("PHI3LORA_HOME", str(settings.home))
+    monkeypatch.chdir(tmp_path)
+    return settings
+
+
+def ended(settings: Settings, **changes: Any) -> Run:
+    """A finished run with weights far from its base's."""
+    config = RunConfig().with_values({**BASE, **changes})
+    run = RunStore(settings).create(config)
+    model = attach_adapter(load_model(config.model, for_training=True), config)
+    torch.manual_seed(1)
+    for name, weight in model.named_parameters():
+        if "lora_B" in name or config.adapter == "none":
+            nn.init.normal_(weight, std=0.2)
+            if hasattr(weight, "slice_mask"):
+                weight.data *= weight.slice_mask
+    save_adapter(model, run.folder / config.result, config)
+    if config.adapter == "none":
+        load_tokenizer("pocket").save_pretrained(run.folder / config.result)
+    return changed(run, status="finished")
+
+
+def test_merged_from_the_terminal(home: Settings, tmp_path: Path) -> None:
+    run = ended(home)
+    said = call("export", run.id, "--to", "merged").stderr
+    target = tmp_path / f"{run.id}-merged"
+    assert f"Written: {target}" in said
+    base = load_model(run.config.model, for_training=False)
+    found = logits(load_model(run.config.model.model_copy(update={"path": str(target)}),
+                              for_training=False))  # fmt: skip
+    torch.testing.assert_close(
+        found, logits(load_adapter(base, run.folder / "adapter")), rtol=1e-3, atol=1e-3
+    )
+    assert "not empty" in call("export", run.id, "--to", "merged", status=2).stderr
+
+
+def test_to_loralib_and_back(home: Settings, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    run = ended(home, **{"peft_config.slices": {"k": False}})
+    call("export", run.folder, "--to", "loralib", "--output", "there.pt")
+    names = torch.load(tmp_path / "there.pt", weights_only=True)
+    assert all("lora_" in name for name in names)
+    assert "exists already" in call(
+        "export", run.id, "--to", "loralib", "--output", "there.pt", status=2
+    ).stderr  # fmt: skip
+    assert "Adapter: " in call("import", "there.pt").stderr
+    back = load_file(tmp_path / "there-adapter" / "adapter_model.safetensors")
+    for name, weight in load_file(run.folder / "adapter" / "adapter_model.safetensors").items():
+        assert torch.equal(back[name], weight), name
+    assert "name another folder" in call("import", "there.pt", status=2).stderr
+
+
+def test_a_checkpoint_that_says_nothing_of_itself(home: Settings, tmp_path: Path) -> None:
+    # The pocket's q, k and v differ in size, which loralib's MergedLinear cannot express.
+    run = ended(
+        home,
+        **{"peft_config.target_modules": ["gate_up_proj"], "peft_config.slices": {"up": False}},
+    )
+    call("export", run.id, "--to", "loralib", "--output", "there.pt")
+    (tmp_path / "there.json").unlink()
+    assert "--base" in call("import", "there.pt", status=2).stderr
+    told = ["--base", "pocket", "--output", "back"]
+    assert "say which" in call("import", "there.pt", *told, status=2).stderr
+    assert "expected on or off" in call(
+        "import", "there.pt", *told, "--enable-lora", "gate_up_proj=on,perhaps", status=2
+    ).stderr  # fmt: skip
+    call("import", "there.pt", *told, "--enable-lora", "gate_up_proj=on,off", "--alpha", "32")
+    settings = json.loads((tmp_path / "back" / "adapter_config.json").read_text())
+    assert settings["base_model_name_or_path"] == "pocket"
+    base = load_model(run.config.model, for_training=False)
+    expected = logits(load_adapter(base, run.folder / "adapter"))
+    base = load_model(run.config.model, for_training=False)
+    torch.testing.assert_close(
+        logits(load_adapter(base, tmp_path / "back")), expected, rtol=1e-4, atol=1e-4
+    )
+
+
+def test_code_of_a_run_and_of_a_recipe(home: Settings, tmp_path: Path) -> None:
+    run = ended(home)
+    call("export", run.id, "--to", "script")
+    compile((tmp_path / "train.py").read_text(), "train.py", "exec")
+    assert '"r": 4,' in (tmp_path / "train.py").read_text()
+    call("export", "pocket", "--to", "notebook", "--set", "peft_config.r=6", "--portable")
+    book = nbformat.read(tmp_path / "train.ipynb", as_version=4)
+    nbformat.validate(book)
+    text = "".join(cell.source for cell in book.cells)
+    assert '"r": 6,' in text
+    assert 'MODEL = "checkpoint"' in text
+    assert "exists already" in call("export", run.id, "--to", "script", status=2).stderr
+    more = call(
+        "export", run.id, "--to", "script", "--output", "x.py", "--set", "title=a", status=2
+    )
+    assert "not a run" in more.stderr
+
+
+def test_a_run_that_has_not_what_is_asked_for(home: Settings) -> None:
+    begun = RunStore(home).create(RunConfig().with_values(BASE))
+    for kind in ("merged", "loralib"):
+        said = call("export", begun.id, "--to", kind, status=2).stderr
+        assert "has no adapter yet; it is stopped" in said
+    call("export", begun.id, "--to", "script")
+    whole = RunStore(home).create(RunConfig().with_values({**BASE, "adapter": "none"}))
+    for kind, word in (("merged", "merge"), ("loralib", "convert")):
+        said = call("export", whole.id, "--to", kind, status=2).stderr
+        assert f"with no adapter to {word}." in said
+    assert "no run 'nowhere'" in call("export", "nowhere", "--to", "merged", status=2).stderr
+    call("export", begun.id, "--to", "gguf", status=2)
+
+
+def test_each_kind_has_a_name_of_its_own() -> None:
+    names = [str(default_output(kind, "x")) for kind in ("loralib", "merged", "script", "notebook")]  # type: ignore[arg-type]
+    assert names == ["x.pt", "x-merged", "train.py", "train.ipynb"]
+
+
+# Proof and chat
+
+
+def test_evaluate_in_words_and_for_programs(home: Settings) -> None:
+    run = ended(home)
+    said = call("evaluate", run.id, "--rows", "2").stdout
+    assert said.splitlines()[-1].startswith("Too few held-out rows to tell")
+    assert "rougeLsum" in said
+    values = json.loads(call("evaluate", run.folder, "--json").stdout)
+    assert (values["rows"], values["verdict"]) == (3, "cannot tell")
+    assert (run.folder / "report.json").is_file()
+
+
+def test_an_evaluation_waits_for_nobody_and_says_who_computes(home: Settings) -> None:
+    run = ended(home)
+    home.home.mkdir(exist_ok=True)
+    held = lock_one(home, devices("cpu"))
+    assert held is not None
+    said = call("evaluate", run.id, status=2).stderr
+    assert "The device is in use by another run; wait for its end, or stop it, first." in said
+    os.close(held[1])
+    call("evaluate", run.id, "--rows", "1")
+    assert lock_one(home, devices("cpu")) is not None, "given back"
+
+
+def test_chat_with_a_model_that_was_trained_whole(home: Settings) -> None:
+    run = ended(home, adapter="none")
+    arguments = ["chat", "--adapter", run.id, "--prompt", "What is the capital of France?"]
+    answers = json.loads(call(*arguments, "--max-new-tokens", "6", "--json").stdout)
+    assert answers["base"].startswith("The capital of France") or "Paris" in answers["base"]
+    assert answers["tuned"] != answers["base"]
+    assert answers["tokens_tuned"] <= 6
+    begun = RunStore(home).create(RunConfig().with_values({**BASE, "adapter": "none"}))
+    said = call("chat", "--adapter", begun.id, "--prompt", "Hello", status=2).stderr
+    assert "has no model yet; it is stopped" in said
+
+
+def test_the_end_of_a_run_names_what_it_left(
+    home: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cli._end_as(ended(home))
+    assert "Adapter: " in capsys.readouterr().err
+    cli._end_as(ended(home, adapter="none"))
+    assert f"Model: {home.home}" in capsys.readouterr().err
