@@ -76,7 +76,7 @@ def adapter_files(base: str = "pocket") -> dict[str, bytes]:
     torch.manual_seed(1)
     for name, weight in model.named_parameters():
         if "lora_B" in name:
-            torch.nn.init.normal_(weight, std=0.05)
+            torch.nn.init.normal_(weight, std=0.3)
     with tempfile.TemporaryDirectory() as folder:
         save_adapter(model, Path(folder), config)
         load_tokenizer("pocket").save_pretrained(folder)

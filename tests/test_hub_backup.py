@@ -291,11 +291,14 @@ def test_a_wiped_disk_in_the_middle_changes_no_loss(ann: LoopbackHub, tmp_path: 
     settle(back, back)
     found: dict[int, float] = {}
     config, _ = RunConfig.from_yaml(back / "config.yaml")
-    assert train(config, back, remember(found)) == "finished"
+    assert train(config, back, remember(found), token="hf_ann") == "finished"
     assert sorted(expected) == [1, 2, 3, 4, 5, 6]
     assert found == {step: expected[step] for step in (3, 4, 5, 6)}
     weights = "adapter/adapter_model.safetensors"
     assert (back / weights).read_bytes() == (whole / weights).read_bytes()
+    written = [path for path in back.rglob("*") if path.is_file()]
+    assert any(path.name == "training_args.bin" for path in written)  # a pickle of all arguments
+    assert not [path for path in written if b"hf_ann" in path.read_bytes()]
 
 
 def remember(losses: dict[int, float]) -> Emit:

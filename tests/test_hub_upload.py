@@ -298,14 +298,12 @@ def test_a_merged_model_is_a_whole_checkpoint(ann: LoopbackHub, run: Path, tmp_p
     assert "PeftModel" not in done.snippet
     assert not list(run.glob("merged-*"))
     merged: Any = Phi3ForCausalLM.from_pretrained(snapshot_download("ann/merged")).eval()
-    tuned = load_adapter(
-        load_model(ModelConfig(path="pocket"), for_training=False), run / "adapter"
-    )
+    base: Any = load_model(ModelConfig(path="pocket"), for_training=False)
     tokens = torch.arange(3, 20)[None]
     with torch.no_grad():
-        torch.testing.assert_close(
-            merged(tokens).logits, tuned(tokens).logits, rtol=1e-3, atol=1e-3
-        )
+        found, plain = merged(tokens).logits.float(), base(tokens).logits
+        tuned = load_adapter(base, run / "adapter")(tokens).logits
+    assert (found - tuned).norm() < 0.03 * (plain - tuned).norm()  # stored in bfloat16
 
 
 # Refusals
@@ -376,3 +374,16 @@ def test_a_run_that_has_no_adapter_yet(ann: LoopbackHub, tmp_path: Path, run: Pa
         push(run, NAME, "hf_ann")
     with pytest.raises(HubError, match="is no run"):
         push(tmp_path, NAME, "hf_ann")
+
+
+def test_training_arguments_hold_no_token_and_make_no_space(tmp_path: Path) -> None:
+    """They end up in a pickle beside each checkpoint."""
+    from trl import SFTConfig
+
+    from phi3lora.config import TrainingConfig
+    from phi3lora.training.trainer import _arguments
+
+    assert not {name for name in TrainingConfig.model_fields if "hub" in name}
+    arguments = SFTConfig(str(tmp_path), use_cpu=True, **_arguments(TrainingConfig(), None))
+    assert (arguments.hub_token, arguments.push_to_hub) == (None, False)
+    assert arguments.trackio_static_space_id is False

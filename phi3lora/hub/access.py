@@ -225,8 +225,8 @@ def search_models(query: str, token: str | None = None, limit: int = 10, cursor:
 
 def _search(kind: Kind, query: str, token: str | None, limit: int, cursor: int) -> Page:
     asked = Asked(token=token, kind=kind, doing="search", instead=_INSTEAD[kind])
-    with explained(asked):
-        rows = patiently(lambda: _rows(kind, query, token, limit, cursor))
+    with explained(asked):  # somebody is typing: nothing is waited for
+        rows = _rows(kind, query, token, limit, cursor)
     found = [_found(row, kind) for row in rows]
     more = len(found) > limit
     found = found[:limit]
