@@ -1,69 +1,81 @@
 """Two answers for the price of one: base and tuned together, beside one answer alone.
 
-    python -m benchmarks.chat [--size pocket|58m|mini] [--dtype float32|bfloat16] [--rounds 9]
+    python -m benchmarks.chat [--size pocket 58m mini] [--dtype float32 bfloat16] [--rounds 9]
 
-Prints a table and writes docs/benchmarks/chat.json. The contestants take turns within each round,
-and the figures are medians over the rounds. The peers are called as their users call them:
-`generate` of transformers, and PEFT's batch of mixed adapters.
+The contestants take turns within each round, and the figures are medians over the rounds. The peers
+are called as their users call them: `generate` of transformers, and PEFT's batch of mixed adapters.
+`mini` is a full-size Phi-3-mini with random weights, for a GPU.
 
-- `together / alone`: time of both answers from one pass over one of them alone. Goal: 1.15.
-- `tenth / first turn`: time to the first token of both columns. Goal: 1.5.
+- `together / alone`: time of both answers from one pass over one of them alone.
+- `tenth / first turn`: time to the first token of both columns.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import shutil
 import statistics
+import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks.harness import (
+    Bars,
+    Contestant,
+    Goal,
+    Report,
+    Table,
+    medians,
+    parser,
+    publish,
+    ratio,
+    take_turns,
+    timed,
+)
 from phi3lora.chat.options import Options
 from phi3lora.chat.serving import Column, Serving
 from phi3lora.config import ModelConfig
 from phi3lora.models.loading import check_base, load_model
 from phi3lora.models.pocket import CHECKPOINT
 
-RESULT = Path(__file__).parent.parent / "docs" / "benchmarks" / "chat.json"
 SIZES = {
     "58m": {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8},
     "mini": {"hidden_size": 3072, "intermediate_size": 8192, "num_hidden_layers": 32},
 }
 QUESTION = "What is the capital of France, and what is the opposite of warm? Tell me both."
 TURN = 16  # new tokens of an answer in the middle of a conversation, at most
-Contestant = Callable[[], float]
+GENERATE, MIXED = "transformers, base alone", "PEFT, mixed batch"
 
 
-def main() -> None:
-    """Measure every size asked for, print the table, keep the figures."""
-    arguments = _arguments()
+def main(argv: list[str] | None = None) -> None:
+    """Measure every model asked for, print, keep."""
+    arguments = _arguments(argv)
     torch.set_num_threads(arguments.threads or torch.get_num_threads())
     results = []
     for size in arguments.size:
         for dtype in arguments.dtype:
             with tempfile.TemporaryDirectory() as folder:
                 results.append(measure(size, dtype, arguments, Path(folder)))
-                print_table(results[-1])
-    RESULT.parent.mkdir(parents=True, exist_ok=True)
-    RESULT.write_text(json.dumps({"machine": _machine(), "results": results}, indent=2) + "\n")
+    command = " ".join(["python -m benchmarks.chat", *(sys.argv[1:] if argv is None else argv)])
+    publish(_report(arguments, results, command), arguments.out)
 
 
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
-    parser.add_argument("--size", nargs="+", default=["pocket", "58m"], choices=["pocket", *SIZES])
-    parser.add_argument("--dtype", nargs="+", default=["float32", "bfloat16"])
-    parser.add_argument("--quantization", default="none")
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--tokens", type=int, default=64, help="new tokens of each answer")
-    parser.add_argument("--threads", type=int, default=0)
-    return parser.parse_args()
+def _arguments(argv: list[str] | None) -> argparse.Namespace:
+    made = parser(__doc__, rounds=9)
+    made.add_argument("--size", nargs="+", default=["pocket", "58m"], choices=["pocket", *SIZES])
+    made.add_argument("--dtype", nargs="+", default=["float32", "bfloat16"])
+    made.add_argument("--quantization", default="none")
+    made.add_argument("--tokens", type=int, default=64, help="new tokens of each answer")
+    made.add_argument("--threads", type=int, default=0)
+    arguments = made.parse_args(argv)
+    if arguments.small:
+        arguments.size, arguments.dtype = ["pocket"], ["float32"]
+        arguments.rounds, arguments.tokens, arguments.threads = 1, 8, 1
+    return arguments
 
 
 def measure(size: str, dtype: str, arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -76,15 +88,9 @@ def measure(size: str, dtype: str, arguments: argparse.Namespace, folder: Path) 
         **_ours(serving, adapter_folder, arguments.tokens),
         **_peers(base, adapter_folder, arguments.tokens),
     }
-    for contestant in contestants.values():
-        contestant()  # warm up
-    taken: dict[str, list[float]] = {name: [] for name in contestants}
-    for _ in range(arguments.rounds):
-        for name, contestant in contestants.items():
-            taken[name].append(contestant())
+    taken = take_turns(contestants, arguments.rounds)
     serving._stops = stops
     first, tenth = _turns(serving, adapter_folder, arguments.rounds)
-    seconds = {name: statistics.median(times) for name, times in taken.items()}
     return {
         "size": size,
         "parameters": check_base(base.path).parameters,
@@ -92,11 +98,11 @@ def measure(size: str, dtype: str, arguments: argparse.Namespace, folder: Path) 
         "quantization": arguments.quantization,
         "tokens": arguments.tokens,
         "rounds": arguments.rounds,
-        "seconds": seconds,
-        "together_over_base_alone": _ratio(taken, "together", "base alone"),
-        "together_over_tuned_alone": _ratio(taken, "together", "tuned alone"),
-        "together_over_generate": _ratio(taken, "together", "transformers, base alone"),
-        "peft_batch_over_generate": _ratio(taken, "PEFT, mixed batch", "transformers, base alone"),
+        "seconds": medians(taken),
+        "together_over_base_alone": ratio(taken, "together", "base alone"),
+        "together_over_tuned_alone": ratio(taken, "together", "tuned alone"),
+        "together_over_generate": ratio(taken, "together", GENERATE),
+        "peft_batch_over_generate": ratio(taken, MIXED, GENERATE),
         "first_turn": first,
         "tenth_turn": tenth,
         "tenth_over_first": tenth / first,
@@ -109,7 +115,7 @@ def _ours(serving: Serving, folder: Path, tokens: int) -> dict[str, Contestant]:
     def answer(*adapters: Any) -> Contestant:
         def contestant() -> float:
             columns = [_ask(serving, [QUESTION], used, tokens) for used in adapters]
-            return _timed(lambda: _run(serving, columns))
+            return timed(lambda: _run(serving, columns))
 
         return contestant
 
@@ -132,12 +138,12 @@ def _peers(base: ModelConfig, folder: Path, tokens: int) -> dict[str, Contestant
     def generate(model: Any, rows: int, **more: Any) -> Contestant:
         ids = prompt.repeat(rows, 1)
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pad_token_id": 0}
-        return lambda: _timed(lambda: model.generate(**inputs, **options, **more))
+        return lambda: timed(lambda: model.generate(**inputs, **options, **more))
 
     return {
-        "transformers, base alone": generate(model, 1),
+        GENERATE: generate(model, 1),
         "PEFT, tuned alone": generate(tuned, 1),
-        "PEFT, mixed batch": generate(tuned, 2, adapter_names=["__base__", "default"]),
+        MIXED: generate(tuned, 2, adapter_names=["__base__", "default"]),
     }
 
 
@@ -185,19 +191,6 @@ def _run(serving: Serving, columns: list[Column]) -> None:
         serving.step(open_)
 
 
-def _timed(work: Callable[[], Any]) -> float:
-    began = time.perf_counter()
-    work()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - began
-
-
-def _ratio(taken: dict[str, list[float]], one: str, other: str) -> float:
-    """Median of the rounds' ratios: what slows a whole round down falls out."""
-    return statistics.median(a / b for a, b in zip(taken[one], taken[other], strict=True))
-
-
 def _base(size: str, dtype: str, quantization: str, folder: Path) -> ModelConfig:
     """The pocket Phi-3, or a Phi-3 of another size with random weights."""
     if size == "pocket":
@@ -233,30 +226,62 @@ def _adapter(base: ModelConfig, folder: Path) -> Path:
     return folder
 
 
-def _machine() -> dict[str, Any]:
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {
-        "cpu": platform.processor() or platform.machine(),
-        "threads": torch.get_num_threads(),
-        "gpu": gpu,
-        "torch": torch.__version__,
-    }
+def _report(arguments: argparse.Namespace, results: list[dict[str, Any]], command: str) -> Report:
+    models = [_model(result) for result in results]
+    names = list(results[0]["seconds"])
+    answers = [
+        [model, *(f"{result['seconds'][name]:.3f} s" for name in names)]
+        for model, result in zip(models, results, strict=True)
+    ]
+    keys = ("together_over_base_alone", "together_over_tuned_alone", "together_over_generate",
+            "peft_batch_over_generate")  # fmt: skip
+    ratios = [
+        [model, *(f"{result[key]:.2f}" for key in keys)]
+        for model, result in zip(models, results, strict=True)
+    ]
+    turns = [
+        [model, f"{1000 * result['first_turn']:.1f} ms", f"{1000 * result['tenth_turn']:.1f} ms",
+         f"{result['tenth_over_first']:.2f}"]
+        for model, result in zip(models, results, strict=True)
+    ]  # fmt: skip
+    shown = {name: [result["seconds"][name] for result in results] for name in names}
+    on_gpu = "-gpu" if torch.cuda.is_available() else ""
+    return Report(
+        name=f"chat{on_gpu}",
+        title="Two answers for the price of one",
+        about=f"Answers of {arguments.tokens} tokens, {torch.get_num_threads()} threads; medians "
+        f"of {arguments.rounds} rounds. `together` is both columns of Compare from one pass.",
+        command=command,
+        tables=[
+            Table("One answer, or both", ["", *names], answers),
+            Table("Ratios", ["", "together / base alone", "together / tuned alone",
+                             "together / `generate`", "PEFT's mixed batch / `generate`"], ratios),
+            Table("To the first token of both", ["", "first turn", "tenth turn", "ratio"], turns),
+        ],
+        goals=[] if arguments.small else _goals(models, results),
+        pictures=[Bars("One answer, or both", "seconds", shown, models)],
+        figures={"results": results},
+    )  # fmt: skip
 
 
-def print_table(result: dict[str, Any]) -> None:
-    """One block for each model."""
-    millions = result["parameters"] / 1e6
-    print(f"\n{result['size']} ({millions:.1f} M, {result['dtype']}, {result['quantization']})")
-    for name, seconds in result["seconds"].items():
-        each = seconds / result["tokens"] * 1000
-        print(f"  {name:28} {seconds:8.3f} s   {each:7.2f} ms a token")
-    print(f"  {'together / base alone':28} {result['together_over_base_alone']:8.2f}   goal 1.15")
-    print(f"  {'together / tuned alone':28} {result['together_over_tuned_alone']:8.2f}   goal 1.15")
-    print(f"  {'together / generate of base':28} {result['together_over_generate']:8.2f}")
-    print(f"  {'PEFT mixed / generate':28} {result['peft_batch_over_generate']:8.2f}")
-    print(f"  {'first token, turn 1':28} {result['first_turn'] * 1000:8.1f} ms")
-    print(f"  {'first token, turn 10':28} {result['tenth_turn'] * 1000:8.1f} ms")
-    print(f"  {'tenth / first turn':28} {result['tenth_over_first']:8.2f}   goal 1.5")
+def _model(result: dict[str, Any]) -> str:
+    millions, quantized = result["parameters"] / 1e6, result["quantization"]
+    dtype = result["dtype"] if quantized == "none" else quantized
+    return f"{millions:,.1f} M, {dtype}"
+
+
+def _goals(models: list[str], results: list[dict[str, Any]]) -> list[Goal]:
+    """For the largest base: a toy's time goes into Python, not into weights."""
+    largest = max(result["parameters"] for result in results)
+    goals = []
+    for model, result in zip(models, results, strict=True):
+        if result["parameters"] == largest:
+            both, turns = result["together_over_tuned_alone"], result["tenth_over_first"]
+            goals += [
+                Goal(f"Both answers over the tuned one alone, {model}", both, 1.15, "most", "×"),
+                Goal(f"First token, tenth turn over first, {model}", turns, 1.5, "most", "×"),
+            ]
+    return goals
 
 
 if __name__ == "__main__":
