@@ -67,7 +67,7 @@ class serving:
         self.process.wait(30)
         self.log.close()
         for run in RunStore(Settings(home=self.home)).all():  # runs outlive the app
-            if run.status in ACTIVE and run.state.pid:
+            if run.status in ACTIVE and run.state.pid not in (None, os.getpid()):
                 os.kill(run.state.pid, signal.SIGKILL)
 
 
