@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
-ORDER = ("training", "training-nf4", "chat", "startup", "data", "gpu-lora", "gpu-qlora")
+ORDER = ("training", "training-nf4", "chat", "startup", "data", "gpu-lora", "gpu-qlora", "chat-gpu")
 COMMANDS = {
+    "full-size": "python -m benchmarks.full_size",
     "training-nf4": "python -m benchmarks.training --quantization nf4",
     "gpu-lora": "python -m benchmarks.gpu --method lora",
+    "chat-gpu": "python -m benchmarks.chat --size mini --dtype bfloat16",
     "gpu-qlora": "python -m benchmarks.gpu --method qlora",
 }
 PART = re.compile(r"(<!-- begin ([\w-]+) -->\n).*?(<!-- end \2 -->)", re.DOTALL)
