@@ -25,6 +25,7 @@ class Settings:
     Attributes:
         home: folder of runs, votes and caches.
         space_id: `USER/SPACE` on a Hugging Face Space, else None.
+        sign_in: True on a Space whose visitors can sign in with Hugging Face (OAuth).
         zero_gpu: True on a Space whose GPU is lent by the call (ZeroGPU).
         who_may_train: `owner` of the Space, anybody `signed-in`, or `anyone`.
         runs_per_user: how many unfinished runs one user may have.
@@ -34,6 +35,7 @@ class Settings:
 
     home: Path
     space_id: str | None = None
+    sign_in: bool = False
     zero_gpu: bool = False
     who_may_train: WhoMayTrain = "anyone"
     runs_per_user: int = 5
@@ -67,6 +69,7 @@ class Settings:
         return cls(
             home=_home(environ, on_space=space_id is not None),
             space_id=space_id,
+            sign_in=environ.get("SYSTEM") == "spaces" and bool(environ.get("OAUTH_CLIENT_ID")),
             zero_gpu=environ.get("SPACES_ZERO_GPU", "").lower() in {"1", "true", "t"},
             who_may_train=_who_may_train(environ, on_space=space_id is not None),
             runs_per_user=int(environ.get("PHI3LORA_RUNS_PER_USER", "5")),

@@ -176,10 +176,10 @@ def test_a_dropped_file_is_kept_under_its_content(core: FakeCore, tmp_path: Path
     page = page_of(train_page, core)
     dropped = tmp_path / "chat.jsonl"
     dropped.write_text('{"messages": []}\n')
-    kept = Path(page.on_file(str(dropped)))
+    kept = Path(page.on_file(str(dropped), request()))
     assert kept.read_text() == '{"messages": []}\n'
     assert kept.is_relative_to(core.settings.home)
-    assert page.on_file(str(dropped)) == str(kept)
+    assert page.on_file(str(dropped), request()) == str(kept)
 
 
 def test_on_a_space_only_uploads_can_be_named(tmp_path: Path) -> None:
@@ -191,8 +191,13 @@ def test_on_a_space_only_uploads_can_be_named(tmp_path: Path) -> None:
         with pytest.raises(AccessError, match=field):
             core.look(config, Caller("bob"))
     (tmp_path / "chat.jsonl").write_text("{}")
-    kept = core.keep_upload(tmp_path / "chat.jsonl")
-    core._check_paths(RunConfig().with_values({"data.path": str(kept)}))
+    kept = core.keep_upload(tmp_path / "chat.jsonl", Caller("bob"))
+    config = RunConfig().with_values({"data.path": str(kept)})
+    core._check_paths(config, Caller("bob"))
+    with pytest.raises(AccessError, match="files of this machine"):
+        core._check_paths(config, Caller("eve"))
+    with pytest.raises(AccessError, match="sign in"):
+        core.keep_upload(tmp_path / "chat.jsonl", Caller(""))
 
 
 @pytest.mark.parametrize(("who", "allowed", "fine"), [

@@ -9,7 +9,7 @@ from __future__ import annotations
 import gradio as gr
 
 from phi3lora.settings import Settings
-from phi3lora.ui import compare_page, runs_page, train_page
+from phi3lora.ui import account, compare_page, runs_page, train_page
 from phi3lora.ui.core import Core
 from phi3lora.ui.theme import SCRIPT, STYLE, theme
 from phi3lora.ui.watch import beside, own_hosts
@@ -25,19 +25,19 @@ def build(settings: Settings, core: Core | None = None) -> gr.Blocks:
     """The three pages; `core` stands in for the real one in tests."""
     core = core or Core(settings)
     with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True) as demo:
-        header("Train")
+        header("Train", core)
         train_page.build(core, demo)
     with demo.route("Runs", "/runs"):
-        header("Runs")
+        header("Runs", core)
         runs_page.build(core, demo)
     with demo.route("Compare", "/compare"):
-        header("Compare")
+        header("Compare", core)
         compare_page.build(core, demo)
     return demo
 
 
-def header(active: str) -> None:
-    """Name and pages; Gradio's own bar is hidden."""
+def header(active: str, core: Core) -> None:
+    """Name, pages and account; Gradio's own bar is hidden."""
     gr.Navbar(visible=False)
     links = "".join(
         f'<a href="{address}"{" aria-current=page" if name == active else ""}>{name}</a>'
@@ -50,6 +50,7 @@ def header(active: str) -> None:
         js_on_load=None,
         apply_default_css=False,
     )
+    account.build(core)
 
 
 def launch(settings: Settings, host: str = "127.0.0.1", port: int | None = None,
@@ -80,6 +81,6 @@ def serve(demo: gr.Blocks, core: Core, host: str, port: int | None, block: bool)
         show_error=False,
         ssr_mode=False,
         enable_monitoring=False,
-        app_kwargs=beside(core.pulse, own_hosts()),
+        app_kwargs=beside(core.pulse, own_hosts(), tell_apart=not core.settings.on_space),
     )
     return demo

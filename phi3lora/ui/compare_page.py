@@ -213,6 +213,7 @@ class ComparePage:
 
     # ------------------------------------------------------------------ what happens
 
+    @shown
     def on_open(self, request: gr.Request) -> Iterator[list[Any]]:
         """Take the adapter from the address, load the base once, and say how far it is."""
         caller = self.core.caller(request)
@@ -222,6 +223,7 @@ class ComparePage:
         for status in self._loading(chosen, caller):
             yield [gr.skip()] * 3 + [status]
 
+    @shown
     def on_adapter(self, chosen: str | None, request: gr.Request) -> Iterator[list[Any]]:
         """Another adapter: a fresh conversation, its prompts, and loading with progress."""
         caller = self.core.caller(request)
@@ -244,6 +246,7 @@ class ComparePage:
         except Phi3LoraError as error:
             yield show.notice(str(error))
 
+    @shown
     def on_pulse(self, chosen: str | None, request: gr.Request) -> list[Any]:
         """Runs that have finished since are in the list; memory may be short or free again."""
         caller = self.core.caller(request)

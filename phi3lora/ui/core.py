@@ -15,8 +15,9 @@ import json
 import shutil
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -25,7 +26,8 @@ from starlette.requests import HTTPConnection
 
 from phi3lora.chat.votes import Tally, Vote, VoteBook
 from phi3lora.config import RunConfig
-from phi3lora.errors import AccessError, DataError, Phi3LoraError
+from phi3lora.data.hub_errors import Unreachable
+from phi3lora.errors import AccessError, DataError, HubError, Phi3LoraError
 from phi3lora.hub.access import Found, known_identity, search_datasets, stored_token
 from phi3lora.runs.queue import Queue
 from phi3lora.runs.store import LOCAL, Run, RunStore
@@ -43,6 +45,8 @@ LONGEST_PROMPT = 160
 LATELY = 20  # runs among which one like the next is looked for
 SETTLED = 3  # steps after which a run takes no more memory
 ANONYMOUS = ""  # owns nothing
+BROWSER = "phi3lora"  # the cookie that tells browsers apart on one's own machine
+REMEMBERED = 1000  # people, and browsers
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,13 @@ class Caller:
     """Who asks: the owner of their runs, and their Hub token if they signed in."""
 
     name: str = LOCAL
-    token: str | None = None
+    token: str | None = field(default=None, repr=False)
+
+    def owns(self, namespace: str) -> bool:
+        """Whether an account is this person's, or an organisation's in whose name they write."""
+        if self.name == namespace:
+            return True
+        return self.token is not None and known_identity(self.token).owns(namespace)
 
 
 class Core:
@@ -63,6 +73,8 @@ class Core:
         self.follower = Follower(self.store)
         self.scout = Scout(settings)
         self._book = VoteBook(settings.home / "votes.jsonl")
+        self._tokens: OrderedDict[str, str] = OrderedDict()  # by browser; never written down
+        self._names: OrderedDict[str, str] = OrderedDict()  # by a token's hash
         self._engine: Any = None
         self._lock = threading.Lock()
 
@@ -70,23 +82,62 @@ class Core:
         """Who sent this request. On one's own machine everybody is `local`.
 
         On a Space it is whoever the Hub says the session's token belongs to, and nobody else.
+        Raises HubError where the Hub cannot be asked, and was not lately.
         """
         if not self.settings.on_space:
-            return Caller(LOCAL, stored_token())
+            return Caller(LOCAL, self._tokens.get(browser_of(request)) or stored_token())
         token = session_token(request)
-        return Caller(known_identity(token).name, token) if token else Caller(ANONYMOUS)
+        return self._owner_of(token) if token else Caller(ANONYMOUS)
+
+    def _owner_of(self, token: str) -> Caller:
+        """Whom the Hub knows by this token; whom it knew, while it gives no answer."""
+        key = hashlib.sha256(token.encode()).hexdigest()
+        try:
+            name = known_identity(token).name
+        except Unreachable:
+            if key not in self._names:
+                raise
+            return Caller(self._names[key], token)
+        except HubError:  # refused: revoked, or expired
+            return Caller(ANONYMOUS)
+        remember(self._names, key, name)
+        return Caller(name, token)
+
+    def sign_in(self, token: str, request: Any) -> str:
+        """Use this token for what this browser asks, until the app ends; whose it is.
+
+        Only on one's own machine. Raises HubError for a token that the Hub refuses.
+        """
+        browser = browser_of(request)
+        if self.settings.on_space or not browser:
+            raise AccessError("Sign in with Hugging Face; tokens are not taken here.")
+        name = known_identity(token).name
+        remember(self._tokens, browser, token)
+        return name
+
+    def sign_out(self, request: Any) -> None:
+        """Forget this browser's token."""
+        self._tokens.pop(browser_of(request), None)
 
     def pulse(self, request: HTTPConnection) -> str:
         """A fingerprint of what a page about this run shows; it changes when that does."""
-        return self.follower.pulse(self.caller(request).name, request.query_params.get("run", ""))
+        try:
+            owner = self.caller(request).name
+        except HubError:
+            return "waiting for the Hub"
+        return self.follower.pulse(owner, request.query_params.get("run", ""))
 
     def run(self, run_id: str, caller: Caller) -> Run:
         """The caller's run. RunError if it is not theirs, or is not at all."""
         return self.store.get(run_id, caller.name)
 
     def look(self, config: RunConfig, caller: Caller) -> Look:
-        """The data as it will be trained, the checks before launch, and the estimate."""
-        self._check_paths(config)
+        """The data as it will be trained, the checks before launch, and the estimate.
+
+        Raises AccessError for who may not train here, or may not name such a file.
+        """
+        self._check_leave(caller)
+        self._check_paths(config, caller)
         return self.scout.look(config, caller.token, self._speed(config, caller))
 
     def _speed(self, config: RunConfig, caller: Caller) -> float | None:
@@ -99,7 +150,6 @@ class Core:
 
     def launch(self, config: RunConfig, caller: Caller) -> Run:
         """Check once more, make a run, and put it in line."""
-        self._check_leave(caller)
         look = self.look(config, caller)
         if red := blocking(look):
             raise Phi3LoraError("Not launched.\n" + "\n".join(red))
@@ -107,38 +157,52 @@ class Core:
         run = self.store.create(config, owner=caller.name, title=title)
         return self.queue.submit(run, caller.token)
 
+    def resume(self, run_id: str, caller: Caller) -> Run:
+        """Put the caller's run in line again."""
+        run = self.run(run_id, caller)
+        self._check_leave(caller)
+        return self.queue.resume(run, caller.token)
+
     def _check_leave(self, caller: Caller) -> None:
         """Whether this visitor may train here. AccessError if not."""
         allowed, owner = self.settings.who_may_train, self.settings.space_owner
         if caller.name == ANONYMOUS:
-            raise AccessError("Training here asks you to sign in with Hugging Face first.")
-        if allowed == "owner" and owner not in (None, caller.name):
+            raise AccessError(
+                "Training here asks you to sign in with Hugging Face first, at the top of the "
+                "page. Compare is open to everybody."
+            )
+        if allowed == "owner" and owner and not caller.owns(owner):
             raise AccessError(f"Only {owner} may train on this Space; duplicate it to train.")
 
-    def _check_paths(self, config: RunConfig) -> None:
+    def _check_paths(self, config: RunConfig, caller: Caller) -> None:
         """On a Space a visitor may name what they uploaded, and no other file of this machine."""
+        self.check_path("data.path", config.data.path, caller)
+        self.check_path("model.path", config.model.path, caller)
+
+    def check_path(self, field: str, path: str, caller: Caller) -> None:
+        """Raises AccessError for a file of a Space that this visitor did not bring."""
         if not self.settings.on_space:
             return
-        for field, path in (("data.path", config.data.path), ("model.path", config.model.path)):
-            named = Path(path).expanduser()
-            mine = named.resolve().is_relative_to(self.uploads.resolve())
-            if (named.is_absolute() or named.exists()) and not mine:
-                raise AccessError(f"{field}: files of this machine cannot be named here; upload "
-                                  "a file, or name a dataset or model on the Hub.")  # fmt: skip
+        named = Path(path).expanduser()
+        mine = named.resolve().is_relative_to(self.uploads(caller).resolve())
+        if (named.is_absolute() or named.exists()) and not mine:
+            raise AccessError(f"{field}: files of this machine cannot be named here; upload "
+                              "a file, or name a dataset or model on the Hub.")  # fmt: skip
 
-    @property
-    def uploads(self) -> Path:
-        """Files that were dropped on the page, each under a name made from its content."""
-        return self.settings.home / "uploads"
+    def uploads(self, caller: Caller) -> Path:
+        """Files that the caller dropped on the page, each under a name made from its content."""
+        whose = hashlib.sha256(caller.name.encode()).hexdigest()[:16]
+        return self.settings.home / "uploads" / whose
 
-    def keep_upload(self, temporary: Path) -> Path:
+    def keep_upload(self, temporary: Path, caller: Caller) -> Path:
         """Keep a dropped file where a run can still read it tomorrow."""
+        self._check_leave(caller)
         digest = hashlib.sha256()
         try:
             with temporary.open("rb") as file:
                 while block := file.read(BLOCK):
                     digest.update(block)
-            folder = self.uploads / digest.hexdigest()[:32]
+            folder = self.uploads(caller) / digest.hexdigest()[:32]
             folder.mkdir(parents=True, exist_ok=True)
             kept = folder / temporary.name
             if not kept.exists():
@@ -244,11 +308,14 @@ class Core:
 
     def search(self, query: str, caller: Caller) -> list[tuple[str, str]]:
         """Datasets on the Hub that match, as (what to show, id)."""
+        self._check_leave(caller)
         page = search_datasets(query, caller.token, limit=FOUND)
         return [(dataset_line(found), found.id) for found in page]
 
     def parts(self, path: str, name: str | None, caller: Caller) -> tuple[list[str], list[str]]:
         """Configurations and splits of a Hub dataset."""
+        self._check_leave(caller)
+        self.check_path("data.path", path, caller)
         return self.scout.parts(path, name, caller.token)
 
 
@@ -283,6 +350,20 @@ def dataset_line(found: Found) -> str:
         "private" if found.private else "",
     ]
     return " · ".join([found.id, *(part for part in known if part)])
+
+
+def browser_of(request: Any) -> str:
+    """What tells this browser from others on one's own machine; empty for a program."""
+    connection = getattr(request, "request", request)
+    return str(getattr(connection, "cookies", {}).get(BROWSER, ""))
+
+
+def remember(known: OrderedDict[str, str], key: str, value: str) -> None:
+    """Add to a memory that forgets the oldest."""
+    known[key] = value
+    known.move_to_end(key)
+    while len(known) > REMEMBERED:
+        known.popitem(last=False)
 
 
 def session_token(request: Any) -> str | None:

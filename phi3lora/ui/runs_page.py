@@ -20,7 +20,7 @@ import gradio as gr
 from phi3lora.errors import Phi3LoraError, RunError
 from phi3lora.runs.store import ACTIVE, RESUMABLE, Run
 from phi3lora.ui import show
-from phi3lora.ui.core import Core
+from phi3lora.ui.core import ANONYMOUS, Core
 from phi3lora.ui.follow import Picture
 from phi3lora.ui.theme import HELD_OUT, TRAIN
 from phi3lora.ui.widgets import shown
@@ -133,6 +133,7 @@ class RunsPage:
 
     # ------------------------------------------------------------------ what happens
 
+    @shown
     def on_open(self, request: gr.Request) -> list[Any]:
         """What the address says: a run, or the newest one."""
         run_id = request.query_params.get("run", "")
@@ -141,6 +142,7 @@ class RunsPage:
             run_id = runs[0].id if runs else ""
         return [run_id, *self.on_show(run_id, request)]
 
+    @shown
     def on_show(self, run_id: str, request: gr.Request) -> list[Any]:
         """Everything about the chosen run as it is now."""
         caller = self.core.caller(request)
@@ -148,7 +150,8 @@ class RunsPage:
         try:
             values = self._values(self.core.run(run_id, caller))
         except RunError as error:
-            values = {"head": gr.update(value=nothing_chosen(runs, run_id, str(error)))}
+            reason = "" if caller.name == ANONYMOUS else str(error)
+            values = {"head": gr.update(value=nothing_chosen(runs, run_id, reason))}
         hidden = gr.update(visible=False)
         return [run_list(runs, run_id), *(values.get(name, hidden) for name in self.parts)]
 
@@ -183,8 +186,7 @@ class RunsPage:
     @shown
     def on_resume(self, run_id: str, request: gr.Request) -> None:
         """Go on from the last whole checkpoint."""
-        caller = self.core.caller(request)
-        self.core.queue.resume(self.core.run(run_id, caller), caller.token)
+        self.core.resume(run_id, self.core.caller(request))
 
     @shown
     def on_delete(self, run_id: str, request: gr.Request) -> tuple[str, Any]:
@@ -267,7 +269,10 @@ def run_list(runs: list[Run], chosen: str) -> str:
 
 
 def nothing_chosen(runs: list[Run], run_id: str, reason: str) -> str:
-    """What to do where there is no run to show."""
+    """What to do where there is no run to show; without a reason nobody is signed in."""
+    if not reason:
+        return show.empty("Sign in to see your runs", "Use the button at the top of the page. "
+                          "Compare is open to everybody.", ("Compare", "./compare"))  # fmt: skip
     if run_id:
         return show.empty("This run is not here", reason)
     if runs:

@@ -19,7 +19,7 @@ import yaml
 
 from phi3lora.config import RunConfig
 from phi3lora.data.sources import EXAMPLES, is_local
-from phi3lora.errors import ConfigError, DataError, Phi3LoraError, Problem
+from phi3lora.errors import AccessError, ConfigError, DataError, Phi3LoraError, Problem
 from phi3lora.recipes import describe, load_recipe, recipes
 from phi3lora.training.preflight import Check, Look
 from phi3lora.ui import form, show
@@ -178,7 +178,8 @@ class TrainPage:
         try:
             look = self.core.look(config, self.core.caller(request))
         except Phi3LoraError as error:
-            look = Look([Check("Data", "red", str(error))])
+            name = "Access" if isinstance(error, AccessError) else "Data"
+            look = Look([Check(name, "red", str(error))])
         yield show_look(config, look)
 
     def on_live(self, *shown_values: Any) -> tuple[str, Any]:
@@ -195,9 +196,11 @@ class TrainPage:
         return [*panels, f"example:{example}" if source == EXAMPLE else gr.skip()]
 
     @shown
-    def on_file(self, file: str | None) -> Any:
+    def on_file(self, file: str | None, request: gr.Request) -> Any:
         """Keep the dropped file and make it the data."""
-        return str(self.core.keep_upload(Path(file))) if file else gr.skip()
+        if not file:
+            return gr.skip()
+        return str(self.core.keep_upload(Path(file), self.core.caller(request)))
 
     @shown
     def on_search(self, query: str, request: gr.Request) -> tuple[Any, Any]:
@@ -215,9 +218,11 @@ class TrainPage:
     @shown
     def on_parts(self, path: str, name: str | None, request: gr.Request) -> list[Any]:
         """The configurations and splits that a Hub dataset has."""
+        caller = self.core.caller(request)
+        self.core.check_path("data.path", path, caller)
         if is_local(path):
             return [gr.update(choices=[], value=None), gr.update(choices=["train"], value="train")]
-        names, splits = self.core.parts(path, name, self.core.caller(request))
+        names, splits = self.core.parts(path, name, caller)
         chosen = name if name in names else (names[0] if len(names) > 1 else None)
         split = next((each for each in splits if each.startswith("train")), splits[0])
         return [gr.update(choices=names, value=chosen), gr.update(choices=splits, value=split)]
