@@ -264,6 +264,12 @@ def test_only_config_and_weights_come_from_the_hub(
     assert names == {"config.json", "generation_config.json", "model.safetensors"}
 
 
+def test_a_tokenizer_comes_without_the_weights(hub: LoopbackHub, tmp_path: Path) -> None:
+    hub.add_repo("model", "ann/phi", files_of(CHECKPOINT))
+    assert load_tokenizer("ann/phi", cache_folder=tmp_path).pad_token == "<unk>"
+    assert not [request for request in hub.requests if request.path.endswith(".safetensors")]
+
+
 def test_a_gguf_repository_is_refused_before_anything_is_fetched(hub: LoopbackHub) -> None:
     hub.add_repo("model", "ann/phi-gguf", {"phi-q4.gguf": b"GGUF", "config.json": "{}"})
     with pytest.raises(ModelError, match="GGUF"):

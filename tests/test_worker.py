@@ -105,14 +105,14 @@ def test_nobody_hands_over(settings: Settings) -> None:
 
 def test_two_devices_compute_two_runs(settings: Settings, tmp_path: Path) -> None:
     settings.home.mkdir()
-    one = worker._lock_one(settings, ["0", "1"])
-    two = worker._lock_one(settings, ["0", "1"])
+    one = worker.lock_one(settings, ["0", "1"])
+    two = worker.lock_one(settings, ["0", "1"])
     assert one
     assert two
     assert (one[0], two[0]) == ("0", "1")
-    assert worker._lock_one(settings, ["0", "1"]) is None
+    assert worker.lock_one(settings, ["0", "1"]) is None
     os.close(one[1])
-    free = worker._lock_one(settings, ["0", "1"])
+    free = worker.lock_one(settings, ["0", "1"])
     assert free
     assert free[0] == "0"
 
@@ -125,12 +125,12 @@ def test_a_turn_ends_with_its_run(settings: Settings) -> None:
     def fail_in_turn() -> None:
         with worker.turn(run, store, emitted.append, lambda: False) as device:
             assert device == "cpu"
-            assert worker._lock_one(settings, ["cpu"]) is None
+            assert worker.lock_one(settings, ["cpu"]) is None
             raise KeyError
 
     with pytest.raises(KeyError):
         fail_in_turn()
-    assert worker._lock_one(settings, ["cpu"])
+    assert worker.lock_one(settings, ["cpu"])
     with worker.turn(run, store, emitted.append, lambda: True) as device:
         assert device is None
     assert emitted == []

@@ -132,7 +132,7 @@ def evaluate(
     tuned_folder = _tuned_folder(config, folder)
     emit(Stage(name="preparing the held-out rows"))
     path = resolve_path(config.model.path, detect_hardware(config.model.device))
-    tokenizer = load_tokenizer(path, config.model.revision, token, cache_folder)
+    tokenizer = load_tokenizer(path, config.model.revision, token)
     prepared = prepare(config, tokenizer, token=token, cache_folder=cache_folder)
     if not prepared.test:
         raise DataError("No rows were held out of this run; set data.test_size, such as 0.1.")
@@ -140,7 +140,7 @@ def evaluate(
     held_out = held_out_rows(tokenizer, conversations, config.training_config.max_length)
 
     emit(Stage(name="loading the base"))
-    load = partial(load_model, for_training=False, token=token, cache_folder=cache_folder)
+    load = partial(load_model, for_training=False, token=token)
     model: Any = load(config.model)
     score = _Scorer(config, tokenizer, held_out, emit, should_stop)
     base = _base_scores(score, model, cache_folder)

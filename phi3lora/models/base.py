@@ -26,7 +26,8 @@ from phi3lora.models.pocket import CHECKPOINT
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+\Z")
 # Loading reads these and nothing else: no pickles, no code from the Hub.
-FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "*.txt"]
+WEIGHTS = ["*.safetensors"]
+FILES = ["*.json", *WEIGHTS, "*.jinja", "tokenizer.model", "*.txt"]
 # LongRoPE switches to its long factors past this many positions; below it, 128k models are exact.
 LONGROPE_START = 4096
 NEXT = (
@@ -142,9 +143,16 @@ def check_base(
     return replace(_read_config(path, config, None, config.parent.name), cache=cache)
 
 
-def fetch(base: BaseInfo, token: str | None = None, cache_folder: Path | None = None) -> Path:
+def fetch(
+    base: BaseInfo,
+    token: str | None = None,
+    cache_folder: Path | None = None,
+    *,
+    weights: bool = True,
+) -> Path:
     """The folder of the base's files, downloaded at the pinned commit if need be.
 
+    Without `weights` only the small files come: the tokenizer, its template, the configs.
     Raises HubError when the download fails.
     """
     if base.folder is not None:
@@ -158,6 +166,7 @@ def fetch(base: BaseInfo, token: str | None = None, cache_folder: Path | None = 
             token=token or False,
             cache_dir=base.cache or cache_folder,
             allow_patterns=FILES,
+            ignore_patterns=None if weights else WEIGHTS,
         )
     return Path(folder)
 

@@ -51,7 +51,7 @@ def load_tokenizer(
     from phi3lora.data.rendering import pad_token
 
     base = check_base(path, revision, token, cache_folder)
-    folder = fetch(base, token, cache_folder)
+    folder = fetch(base, token, cache_folder, weights=False)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError) as error:

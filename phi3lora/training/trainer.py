@@ -96,7 +96,7 @@ def _train(
     _describe(config)
     hardware = detect_hardware(config.model.device)
     path = resolve_path(config.model.path, hardware)
-    tokenizer = load_tokenizer(path, config.model.revision, token, cache_folder)
+    tokenizer = load_tokenizer(path, config.model.revision, token)
 
     emit(Stage(name=PREPARING))
     data = prepare(
@@ -106,9 +106,7 @@ def _train(
 
     emit(Stage(name="loading the model"))
     notices = list(data.notices)
-    model: Any = load_model(
-        config.model, for_training=True, token=token, notices=notices, cache_folder=cache_folder
-    )
+    model: Any = load_model(config.model, for_training=True, token=token, notices=notices)
     model = attach_adapter(model, config, notices)
     for notice in notices:
         emit(Notice(message=notice, level="warning"))
