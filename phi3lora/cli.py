@@ -24,6 +24,7 @@ from typer.core import TyperGroup
 
 from phi3lora.config import ModelConfig, RunConfig, parse_setting
 from phi3lora.errors import AdapterError, ConfigError, HubError, Phi3LoraError, Problem, RunError
+from phi3lora.legacy import translate_fields
 from phi3lora.recipes import describe, load_recipe, recipes
 from phi3lora.settings import Settings
 
@@ -583,9 +584,9 @@ def _read_config(name: str, changes: list[str] | None) -> RunConfig:
     else:
         known = ", ".join(recipes())
         raise ConfigError([Problem("", f"{name!r} is no YAML file and no recipe ({known}).")])
-    for notice in notices:
+    settings, more = translate_fields(dict(parse_setting(change) for change in changes or []))
+    for notice in [*notices, *more]:
         typer.echo(notice, err=True)
-    settings = dict(parse_setting(change) for change in changes or [])
     return config.with_values(settings) if settings else config
 
 

@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic.fields import FieldInfo
 
 from phi3lora.errors import ConfigError, Problem
-from phi3lora.legacy import translate
+from phi3lora.legacy import translate, translate_fields
 
 POCKET = "pocket"
 PHI3_MINI = "microsoft/Phi-3-mini-4k-instruct"
@@ -438,9 +438,12 @@ class RunConfig(Section):
         return cls.from_values(values or {})
 
     def with_values(self, changes: Mapping[str, Any]) -> RunConfig:
-        """A copy in which dotted fields have new values: `{"peft_config.r": 8}`. Checked anew."""
+        """A copy in which dotted fields have new values: `{"peft_config.r": 8}`. Checked anew.
+
+        Old names are taken for what they are called now; `legacy.translate_fields` tells which.
+        """
         values = self.model_dump()
-        for field, value in changes.items():
+        for field, value in translate_fields(changes)[0].items():
             _set(values, field, value)
         return type(self).from_values(values)[0]
 

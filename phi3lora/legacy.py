@@ -75,6 +75,22 @@ def translate(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     return translated, notices
 
 
+def translate_fields(changes: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """As `translate`, for dotted fields: `{"training_config.warmup_ratio": 0.1}`."""
+    notices: list[str] = []
+    translated: dict[str, Any] = {}
+    for field, value in changes.items():
+        section, _, name = field.partition(".")
+        if not name or "." in name:
+            translated[field] = value
+            continue
+        found, said = translate({section: {name: value}})
+        notices += said
+        for own, content in found.items():
+            translated |= {f"{own}.{key}": inner for key, inner in content.items()}
+    return translated, notices
+
+
 def _renamed_section(section: str, notices: list[str]) -> str:
     renamed = SECTION_RENAMES.get(section, section)
     if renamed != section:
