@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -106,6 +109,25 @@ def test_the_page_names_every_benchmark() -> None:
 
 
 @SLOW
+def test_chat(tmp_path: Path) -> None:
+    from benchmarks import chat
+
+    chat.main(["--small", "--out", str(tmp_path)])
+    (result,) = figures(tmp_path, "chat")["results"]
+    assert result["tokens"] == 8
+    assert set(result["seconds"]) >= {"base alone", "tuned alone", "together"}
+
+
+@SLOW
+def test_training(tmp_path: Path, real_vocabulary: Path, alpaca_rows: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks.training", "--small", "--rounds", "1"]
+    subprocess.run([*command, "--out", str(tmp_path)], cwd=REPOSITORY, check=True)
+    kept = figures(tmp_path, "training")
+    assert set(kept["taken"]) >= {"plain TRL", "phi3lora"}
+    assert kept["faster"] > 0
+
+
+@SLOW
 def test_startup(tmp_path: Path) -> None:
     from benchmarks import startup
 
@@ -128,20 +150,19 @@ def test_data(tmp_path: Path) -> None:
 
 
 @SLOW
-@pytest.mark.parametrize("method", ["lora", "qlora"])
-def test_gpu_at_toy_size(tmp_path: Path, method: str) -> None:
+def test_gpu_at_toy_size(tmp_path: Path) -> None:
     from benchmarks import gpu
 
-    gpu.main(["--small", "--method", method, "--out", str(tmp_path)])
-    kept = figures(tmp_path, f"gpu-{method}")
+    gpu.main(["--small", "--method", "qlora", "--out", str(tmp_path)])
+    kept = figures(tmp_path, "gpu-qlora")
     ours, theirs = (kept["turns"][name][0] for name in ("phi3lora", "TRL + PEFT"))
     for length in ("64", "128"):
         assert ours["lengths"][length]["tokens"] == theirs["lengths"][length]["tokens"] > 200
     assert ours["operations"] == theirs["operations"] > 0
 
 
-def figures(folder: Path, name: str) -> dict[str, dict[str, object]]:
+def figures(folder: Path, name: str) -> dict[str, Any]:
     """What a benchmark kept of what it measured."""
-    return json.loads((folder / "benchmarks" / f"{name}.json").read_text(encoding="utf-8"))[
-        "figures"
-    ]
+    kept = json.loads((folder / "benchmarks" / f"{name}.json").read_text(encoding="utf-8"))
+    measured: dict[str, Any] = kept["figures"]
+    return measured
