@@ -22,6 +22,7 @@ from phi3lora.runs.store import ACTIVE, RESUMABLE, Run
 from phi3lora.ui import show
 from phi3lora.ui.core import ANONYMOUS, Core
 from phi3lora.ui.follow import Picture
+from phi3lora.ui.publish import PublishCard
 from phi3lora.ui.theme import HELD_OUT, TRAIN
 from phi3lora.ui.widgets import shown
 
@@ -90,6 +91,7 @@ class RunsPage:
                 elem_id="rate-plot", x_title="step", y_title="learning rate",
                 y_axis_format=".1e", color_map={"all": TRAIN},
             )  # fmt: skip
+        self.publish_card = PublishCard(self.core, self.run_id)
         with gr.Column(elem_classes="card", visible=False) as self.report_card:
             self.report = gr.HTML(elem_id="report", apply_default_css=False)
         with gr.Column(elem_classes="card", visible=False) as self.more_card:
@@ -110,6 +112,7 @@ class RunsPage:
             self.compare = gr.Button("Compare with its base", variant="primary", size="md",
                                      elem_id="to-compare")  # fmt: skip
             self.prepare = gr.Button("Prepare download", size="md", elem_id="prepare")
+            self.publish = gr.Button("Publish", size="md", elem_id="publish")
             self.delete = gr.Button("Delete", size="md", elem_classes="quiet", elem_id="delete")
         with gr.Row(elem_classes="confirm", visible=False, elem_id="confirm") as self.confirm:
             gr.HTML(
@@ -121,8 +124,8 @@ class RunsPage:
     @property
     def parts(self) -> dict[str, Any]:
         """What depends on the chosen run, by the names that `show_run` uses."""
-        names = ("head", "actions", "stop", "resume", "cancel", "compare", "prepare", "delete",
-                 "legend", "loss", "rate", "report_card", "report", "more_card", "log",
+        names = ("head", "actions", "stop", "resume", "cancel", "compare", "prepare", "publish",
+                 "delete", "legend", "loss", "rate", "report_card", "report", "more_card", "log",
                  "config")  # fmt: skip
         return {name: getattr(self, name) for name in names}
 
@@ -229,6 +232,7 @@ class RunsPage:
         self.keep.click(lambda: gr.update(visible=False), None, self.confirm, **quiet)
         deleted = self.sure.click(self.on_delete, self.run_id, [self.run_id, self.confirm], **quiet)
         self._show_after(deleted, quiet)
+        self.publish_card.wire(self.publish)
         self.compare.click(None, self.run_id, None, js=OPEN_COMPARE)
         self.prepare.click(self.on_download, self.run_id, self.download, api_visibility="private",
                            show_progress="minimal")  # fmt: skip
@@ -292,6 +296,7 @@ def show_run(run: Run, picture: Picture, position: int | None) -> dict[str, Any]
         "cancel": status == "queued",
         "compare": usable,
         "prepare": usable,
+        "publish": usable,
         "delete": status not in ACTIVE,
         "legend": len(picture.losses) > 1,
         "report_card": report is not None,
