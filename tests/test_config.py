@@ -5,12 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import yaml
 
 from phi3lora.config import RunConfig, fields, is_own, level_of, parse_setting
 from phi3lora.errors import ConfigError
-from phi3lora.legacy import translate_fields
-from phi3lora.recipes import describe, load_recipe, recipes
 
 
 def problems(values: dict) -> dict[str, str]:
@@ -169,40 +166,3 @@ def test_batch_and_scaling() -> None:
     )
     assert config.effective_batch == 32
     assert config.lora_scaling == 8.0
-
-
-@pytest.mark.parametrize("name", recipes())
-def test_recipes_load_and_say_what_they_are(name: str) -> None:
-    config, notices = load_recipe(name)
-    assert describe(name).endswith(".")
-    assert config.title
-    # What the notices announce is all that was changed: today's names load silently.
-    assert RunConfig.from_values(yaml.safe_load(config.to_yaml())) == (config, [])
-    assert bool(notices) == name.startswith("sample")
-
-
-def test_pocket_is_the_first_recipe_and_a_wrong_name_is_answered() -> None:
-    assert next(iter(recipes())) == "pocket"
-    with pytest.raises(ConfigError, match="there is pocket"):
-        load_recipe("poket")
-
-
-def test_old_names_of_single_fields_are_translated_too() -> None:
-    config = RunConfig().with_values(
-        {
-            "training_config.warmup_ratio": 0.2,
-            "model.load_in_4bit": True,
-            "peft_config.target_modules": ["q_proj", "o_proj"],
-            "training_config.output_dir": "here",
-            "data.columns": {"prompt": "Question"},
-        }
-    )
-    assert config.training_config.warmup_steps == 0.2
-    assert config.model.quantization == "nf4"
-    assert config.peft_config.target_modules == ["qkv_proj", "o_proj"]
-    slices = config.peft_config.slices
-    assert slices and (slices.q, slices.k, slices.v) == (True, False, False)  # noqa: PT018
-    assert config.data.columns == {"prompt": "Question"}
-    changes, notices = translate_fields({"training_config.warmup_ratio": 0.2, "title": "x"})
-    assert changes == {"training_config.warmup_steps": 0.2, "title": "x"}
-    assert notices == ["training_config.warmup_ratio is now warmup_steps."]
