@@ -29,6 +29,8 @@ from phi3lora.config import RunConfig
 from phi3lora.data.hub_errors import Unreachable
 from phi3lora.errors import AccessError, DataError, HubError, Phi3LoraError
 from phi3lora.hub.access import Found, known_identity, search_datasets, stored_token
+from phi3lora.hub.backup import RunRepo, list_runs
+from phi3lora.runs.copies import restore
 from phi3lora.runs.queue import Queue
 from phi3lora.runs.store import LOCAL, Run, RunStore
 from phi3lora.settings import Settings
@@ -156,6 +158,20 @@ class Core:
         title = config.title or Path(config.data.path.removeprefix("example:")).stem.capitalize()
         run = self.store.create(config, owner=caller.name, title=title)
         return self.queue.submit(run, caller.token)
+
+    def kept_runs(self, caller: Caller) -> list[RunRepo]:
+        """The caller's runs that are on the Hub and not here, newest first. Raises HubError."""
+        if caller.token is None:
+            return []
+        here = {run.id for run in self.store.list(caller.name)}
+        return [kept for kept in list_runs(caller.token) if kept.id not in here]
+
+    def bring_back(self, repo: str, caller: Caller) -> Run:
+        """Fetch a run that was backed up. Raises RunError, HubError, or AccessError."""
+        self._check_leave(caller)
+        if caller.token is None:
+            raise AccessError("Sign in first; runs are backed up to one's own account.")
+        return restore(self.store, repo, caller.token, caller.name)
 
     def resume(self, run_id: str, caller: Caller) -> Run:
         """Put the caller's run in line again."""

@@ -17,7 +17,8 @@ from typing import Any
 
 import gradio as gr
 
-from phi3lora.errors import Phi3LoraError, RunError
+from phi3lora.errors import HubError, Phi3LoraError, RunError
+from phi3lora.hub.backup import RunRepo
 from phi3lora.runs.store import ACTIVE, RESUMABLE, Run
 from phi3lora.ui import show
 from phi3lora.ui.core import ANONYMOUS, Core
@@ -54,7 +55,15 @@ window.addEventListener('popstate', () => {
 });
 """
 
-
+BRING = """
+element.addEventListener('click', (event) => {
+  const button = event.target.closest('button[data-repo]');
+  if (!button || button.disabled) return;
+  button.disabled = true;
+  button.textContent = 'Fetching …';
+  trigger('click', {repo: button.dataset.repo});
+});
+"""
 LEGEND = (
     f'<p class="curves"><b>Loss</b><i style="background:{TRAIN}"></i>training'
     f'<i style="background:{HELD_OUT}"></i>held out</p>'
@@ -73,6 +82,7 @@ class RunsPage:
         with gr.Row(elem_classes="page split runs", equal_height=False):
             with gr.Column(scale=7, min_width=270, elem_classes="aside list"):
                 self.list = gr.HTML(elem_id="run-list", js_on_load=PICK, apply_default_css=False)
+                self.kept = gr.HTML(elem_id="kept-runs", js_on_load=BRING, apply_default_css=False)
             with gr.Column(scale=20, min_width=340, elem_classes="main"):
                 self._detail()
 
@@ -172,6 +182,20 @@ class RunsPage:
         # Gradio empties the updates that it is given, so everybody gets copies.
         return {name: copy(value) for name, value in known[1].items()}
 
+    def on_kept(self, request: gr.Request) -> str:
+        """Runs that are on the Hub and no more here; why they cannot be listed, on a Space."""
+        try:
+            return kept_list(self.core.kept_runs(self.core.caller(request)))
+        except HubError as error:
+            on_space = self.core.settings.on_space
+            return show.notice(f"Backed-up runs: {error}", "grey") if on_space else ""
+
+    @shown
+    def on_bring(self, request: gr.Request, event: gr.EventData) -> str:
+        """Fetch a backed-up run; its id, by which it is shown."""
+        repo = str(event._data.get("repo", ""))
+        return self.core.bring_back(repo, self.core.caller(request)).id
+
     def on_pick(self, event: gr.EventData) -> str:
         """A run was clicked in the list."""
         return str(event._data.get("run", ""))
@@ -233,6 +257,10 @@ class RunsPage:
         deleted = self.sure.click(self.on_delete, self.run_id, [self.run_id, self.confirm], **quiet)
         self._show_after(deleted, quiet)
         self.publish_card.wire(self.publish)
+        demo.load(self.on_kept, None, self.kept, **quiet)
+        brought = self.kept.click(self.on_bring, None, self.run_id, **quiet)
+        self._show_after(brought, quiet)
+        brought.then(self.on_kept, None, self.kept, **quiet)
         self.compare.click(None, self.run_id, None, js=OPEN_COMPARE)
         self.prepare.click(self.on_download, self.run_id, self.download, api_visibility="private",
                            show_progress="minimal")  # fmt: skip
@@ -270,6 +298,26 @@ def run_list(runs: list[Run], chosen: str) -> str:
             f"<small>{show.ago(now - run.state.created)}</small></a>"
         )
     return f'<h2 class="list-title">Runs</h2><nav class="run-list">{"".join(items)}</nav>'
+
+
+def kept_list(kept: list[RunRepo]) -> str:
+    """Backed-up runs, each with a button that fetches it; nothing where there are none."""
+    now = time.time()
+    items = "".join(
+        f"<li><div><b>{show.text(run.title or run.id)}</b>"
+        f"<small>{kept_state(run)} · {show.ago(now - run.created)}</small></div>"
+        f'<button type="button" class="chip" data-repo="{show.text(run.repo)}">Bring back</button>'
+        "</li>"
+        for run in kept
+    )
+    return f'<h3 class="kept-title">On the Hub</h3><ul class="kept">{items}</ul>' if kept else ""
+
+
+def kept_state(run: RunRepo) -> str:
+    """How far a backed-up run came."""
+    if run.finished:
+        return "finished"
+    return f"up to step {run.step:,}" if run.step is not None else "no checkpoint yet"
 
 
 def nothing_chosen(runs: list[Run], run_id: str, reason: str) -> str:

@@ -1,0 +1,192 @@
+"""The pages beside a Hub on loopback: who asks, publishing, and runs that come back."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import gradio as gr
+import pytest
+
+from phi3lora.config import RunConfig
+from phi3lora.errors import AccessError, HubError
+from phi3lora.hub import access, sending
+from phi3lora.hub.backup import Backup, RunNote
+from phi3lora.runs.store import Run, RunState, open_run, write_state
+from phi3lora.settings import Settings
+from phi3lora.ui import account, publish, runs_page
+from phi3lora.ui.core import ANONYMOUS, BROWSER, Caller, Core
+from tests.hub import LoopbackHub
+from tests.published import make_run
+
+RUN = "20261121-093000-4f1a2b"
+
+
+@pytest.fixture
+def ann(hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> LoopbackHub:
+    for name in ("ann", "bob"):
+        hub.add_user(name, token=f"hf_{name}")
+    monkeypatch.setattr(sending, "RETRY_SECONDS", ())
+    monkeypatch.setattr("phi3lora.data.hub_errors._RETRY_5XX", ())
+    access._KNOWN.clear()
+    return hub
+
+
+@pytest.fixture
+def space(settings: Settings) -> Core:
+    return Core(Settings(home=settings.home, space_id="ann/space"))
+
+
+def visit(token: str | None = None, seconds: float = 600, browser: str = "") -> Any:
+    """A request of whoever signed in with this token."""
+    info = {"access_token": token, "expires_at": time.time() + seconds} if token else None
+    connection = SimpleNamespace(
+        scope={"session": True}, session={"oauth_info": info}, cookies={BROWSER: browser}
+    )
+    return SimpleNamespace(request=connection, query_params={}, session_hash="tab")
+
+
+def put(core: Core, owner: str) -> Run:
+    """A finished run of somebody's, with a real adapter."""
+    folder = make_run(core.settings.runs_folder / RUN)
+    write_state(folder, RunState(id=RUN, owner=owner, title="Pirate, 2", status="finished"))
+    return open_run(folder)
+
+
+# ---------------------------------------------------------------------------------------- Who
+
+
+def test_on_a_space_the_hub_says_who_it_is(ann: LoopbackHub, space: Core) -> None:
+    assert space.caller(visit("hf_ann")) == Caller("ann", "hf_ann")
+    assert space.caller(visit("hf_nobody")) == Caller(ANONYMOUS)
+    assert space.caller(visit("hf_ann", seconds=-1)) == Caller(ANONYMOUS)
+    assert space.caller(visit(browser="b")) == Caller(ANONYMOUS)
+    with pytest.raises(AccessError):
+        space.sign_in("hf_ann", visit(browser="b"))
+
+
+def test_while_the_hub_is_down_those_it_knew_are_known(ann: LoopbackHub, space: Core) -> None:
+    space.caller(visit("hf_ann"))
+    access._KNOWN.clear()
+    ann.fail("/api/whoami", 503)
+    assert space.caller(visit("hf_ann")).name == "ann"
+    with pytest.raises(HubError, match="down"):
+        space.caller(visit("hf_bob"))
+    assert space.pulse(SimpleNamespace(**vars(visit("hf_bob").request))) == "waiting for the Hub"  # type: ignore[arg-type]
+
+
+def test_a_token_of_a_browser_stays_in_memory_and_with_it(
+    ann: LoopbackHub, settings: Settings
+) -> None:
+    core = Core(settings)
+    mine, other = visit(browser="mine"), visit(browser="other")
+    assert core.sign_in("hf_ann", mine) == "ann"
+    assert core.caller(mine) == Caller("local", "hf_ann")
+    assert core.caller(other).token is None
+    assert "hf_ann" not in repr(core.caller(mine))
+    with pytest.raises(HubError, match="wrong or expired"):
+        core.sign_in("hf_wrong", other)
+    core.sign_out(mine)
+    assert core.caller(mine).token is None
+    files = [path for path in settings.home.rglob("*") if path.is_file()]
+    assert not any(b"hf_ann" in path.read_bytes() for path in files)
+
+
+def test_the_drawer_says_who_is_signed_in(ann: LoopbackHub, settings: Settings) -> None:
+    with gr.Blocks():
+        drawer = account.Drawer(Core(settings))
+    here = visit(browser="here")
+    assert "Nobody is signed in" in drawer.on_open(here)[1]
+    emptied, who = drawer.on_use(" hf_ann ", here)
+    assert emptied == ""
+    assert "ann is signed in" in who
+    assert "Nobody" in drawer.on_forget(here)[1]
+    with pytest.raises(gr.Error, match="wrong or expired"):
+        drawer.on_use("hf_wrong", here)
+
+
+# --------------------------------------------------------------------------------- Publishing
+
+
+def card_of(core: Core) -> publish.PublishCard:
+    with gr.Blocks():
+        return publish.PublishCard(core, gr.Textbox())
+
+
+def test_publishing_says_how_far_it_is_and_what_came_of_it(ann: LoopbackHub, space: Core) -> None:
+    card, run = card_of(space), put(space, "ann")
+    _, repo, text, draft, *_ = card.on_open(run.id, visit("hf_ann"))
+    assert repo == "ann/pirate-2"
+    assert text == draft
+    assert "Loss" in text
+    renamed, _ = card.on_repo(run.id, "ann/parrot", text, draft, visit("hf_ann"))
+    assert "ann/parrot" in renamed
+    edited = renamed + "\nMine.\n"
+    assert card.on_repo(run.id, "ann/x", edited, renamed, visit("hf_ann"))[0] == gr.skip()
+    *progress, last = card.on_send(
+        run.id, "ann/parrot", True, False, edited, renamed, visit("hf_ann")
+    )
+    assert all("progressbar" in shown[0] for shown in progress)
+    assert "Published as" in last[0]
+    assert 'href="compare?adapter=ann/parrot"' in last[0]
+    assert last[2] == "ann/parrot-compare"
+    assert b"Mine." in ann.files("model", "ann/parrot")["README.md"]
+    assert ann.repo("model", "ann/parrot").private
+
+
+def test_publishing_is_for_owners_who_signed_in(ann: LoopbackHub, space: Core) -> None:
+    card, run = card_of(space), put(space, "ann")
+    for who in (visit("hf_bob"), visit()):
+        with pytest.raises(gr.Error, match="There is no run"):
+            card.on_open(run.id, who)
+        with pytest.raises(gr.Error, match="There is no run"):
+            list(card.on_send(run.id, "bob/x", False, False, "", "", who))
+    with pytest.raises(gr.Error, match="Sign in"):
+        list(card.on_deploy("ann/pirate", "ann/space-2", False, visit()))
+    with pytest.raises(gr.Error, match="would belong to bob"):
+        list(card.on_send(run.id, "bob/x", False, False, "", "", visit("hf_ann")))
+    assert not [repo for repo in ann.store.repos.values() if repo.kind == "model"]
+
+
+def test_without_an_account_the_card_says_what_to_do(ann: LoopbackHub, settings: Settings) -> None:
+    core = Core(settings)
+    run = put(core, "local")
+    assert "Sign in" in card_of(core).on_open(run.id, visit())[4]
+
+
+# -------------------------------------------------------------------------------- Coming back
+
+
+def test_after_a_wipe_ones_backed_up_runs_are_listed_and_come_back(
+    ann: LoopbackHub, space: Core, tmp_path: Path
+) -> None:
+    folder = make_run(tmp_path / "run", {"hub.backup": True})
+    config, _ = RunConfig.from_yaml(folder / "config.yaml")
+    Backup(folder, RunNote(RUN, "Galleon", time.time()), config, "hf_ann", print).finish()
+    shutil.rmtree(folder)
+    with gr.Blocks() as demo:
+        page = runs_page.build(space, demo)
+    listed = page.on_kept(visit("hf_ann"))
+    assert "Galleon" in listed
+    assert "finished" in listed
+    assert page.on_kept(visit("hf_bob")) == page.on_kept(visit()) == ""
+    pick: Any = SimpleNamespace(_data={"repo": f"ann/phi3lora-{RUN}"})
+    for who in (visit("hf_bob"), visit()):
+        with pytest.raises(gr.Error):
+            page.on_bring(who, pick)
+    assert page.on_bring(visit("hf_ann"), pick) == RUN
+    assert space.store.get(RUN, "ann").title == "Galleon"
+    assert page.on_kept(visit("hf_ann")) == ""
+
+
+def test_why_the_hub_does_not_list_them_is_said_beside_the_list(
+    ann: LoopbackHub, space: Core
+) -> None:
+    with gr.Blocks() as demo:
+        page = runs_page.build(space, demo)
+    space.caller(visit("hf_ann"))
+    ann.fail("/api/models", 403)
+    assert "The token may not list" in page.on_kept(visit("hf_ann"))
