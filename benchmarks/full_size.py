@@ -151,6 +151,7 @@ def _report(
     steps = {e.step: e for e in events if e.kind == "step" and e.loss is not None}
     seconds = [steps[1].time - loaded.time, steps[2].time - steps[1].time]
     prepared = next(event for event in events if event.kind == "prepared")
+    weights = loaded.total_parameters - loaded.trainable_parameters
     rows = [
         ["making 7.6 GB of random weights", f"{making:.0f} s"],
         ["loading, in 4 bits, with its adapter", f"{loaded.time - loading.time:.0f} s"],
@@ -159,8 +160,8 @@ def _report(
         ["peak memory, mapped files included", f"{peak:.1f} GiB"],
     ]
     about = (
-        f"Phi-3-mini's own configuration and vocabulary, {loaded.total_parameters:,} random "
-        f"weights in NF4 with double quantization, {loaded.trainable_parameters:,} trained (LoRA, "
+        f"Phi-3-mini's own configuration and vocabulary, {weights:,} random weights in NF4 with "
+        f"double quantization, beside them {loaded.trainable_parameters:,} trained (LoRA, "
         "r 16, all linear layers), gradient checkpointing, two steps of four short conversations "
         f"({prepared.train_tokens:,} tokens in all), through the same `train()` as any run. "
         f"Losses {steps[1].loss:.2f} and {steps[2].loss:.2f}; outcome: {ended.outcome}."

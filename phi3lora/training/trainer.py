@@ -195,7 +195,7 @@ def _check_rows(batches_of: int, rows: int, training: TrainingConfig) -> None:
     batch = training.per_device_train_batch_size
     if batches_of >= batch:
         return
-    found = f"{rows} rows" + (f", packed into {batches_of}," if training.packing else "")
+    found = f"{rows} rows" + (f", packed into {batches_of}" if training.packing else "")
     raise DataError(
         f"data: expected at least one batch of {batch} rows to train on, found {found}. Set "
         f"training_config.per_device_train_batch_size to {max(batches_of, 1)}, bring more rows, "
