@@ -237,7 +237,7 @@ def _report(
         tables=[
             Table("First page", ["", "until it is served", "processor time", "resident"], rows),
             Table("Idle", ["", "share of one core", "resident"], idle_rows,
-                  "What nobody costs is Gradio's own: its queue looks for work every 50 ms."),
+                  "With nobody there, what is left is Gradio's server and its queue, which looks for work."),
         ],
         goals=[
             Goal("First page served", taken[ours], 5, "most", " s"),
