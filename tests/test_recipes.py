@@ -100,7 +100,6 @@ def test_a_sample_keeps_its_values(name: str) -> None:
         assert found == expected, field
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", SAMPLES)
 def test_a_sample_trains_on_the_pocket(name: str, tmp_path: Path) -> None:
     config = load_recipe(name)[0].with_values(ON_POCKET)
