@@ -215,14 +215,20 @@ class TrainPage:
             raise DataError(f"The Hub has no dataset like {query!r}; try fewer or other words.")
         return gr.update(choices=found, value=None, visible=True), gr.skip()
 
-    @shown
     def on_parts(self, path: str, name: str | None, request: gr.Request) -> list[Any]:
-        """The configurations and splits that a Hub dataset has."""
-        caller = self.core.caller(request)
-        self.core.check_path("data.path", path, caller)
-        if is_local(path):
-            return [gr.update(choices=[], value=None), gr.update(choices=["train"], value="train")]
-        names, splits = self.core.parts(path, name, caller)
+        """The configurations and splits that a Hub dataset has.
+
+        Why it cannot be read is said by the look that follows.
+        """
+        none = [gr.update(choices=[], value=None), gr.update(choices=["train"], value="train")]
+        try:
+            caller = self.core.caller(request)
+            self.core.check_path("data.path", path, caller)
+            if is_local(path):
+                return none
+            names, splits = self.core.parts(path, name, caller)
+        except Phi3LoraError:
+            return none
         chosen = name if name in names else (names[0] if len(names) > 1 else None)
         split = next((each for each in splits if each.startswith("train")), splits[0])
         return [gr.update(choices=names, value=chosen), gr.update(choices=splits, value=split)]
