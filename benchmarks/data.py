@@ -294,7 +294,9 @@ def _report(
                  "time over ours"],
                 body,
             ),
-            Table("Our peak memory", ["", ""], growth),
+            Table("Our peak memory", ["", ""], growth,
+                  "The prepared file is mapped, and its pages count here for as long as the system "
+                  "has no other use for them."),
         ],
         goals=[
             Goal("As fast as TRL's preparation", ratio(first, TRL, OURS), 1, "least", "×"),

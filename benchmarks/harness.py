@@ -31,6 +31,7 @@ DOCS = REPOSITORY / "docs"
 DATA = REPOSITORY.parent / "shared" / "data"  # the real vocabulary and rows, where they are at hand
 LIBRARIES = ("torch", "transformers", "trl", "peft", "datasets", "tokenizers", "bitsandbytes",
              "gradio", "liger-kernel", "unsloth", "flash-attn", "llamafactory")  # fmt: skip
+LOAD = os.getloadavg()[0]  # before this process has measured anything
 Contestant = Callable[[], float]  # does its work and says how many seconds it took
 Taken = dict[str, list[float]]  # contestant → seconds (or any other figure) in each round
 
@@ -151,7 +152,7 @@ def describe_machine() -> dict[str, Any]:
         "versions": _versions(),
         "commit": _commit(),
         "date": time.strftime("%Y-%m-%d"),
-        "load": round(os.getloadavg()[0], 1),
+        "load": round(LOAD, 1),
     }
 
 

@@ -47,17 +47,19 @@ def load(folder: Path) -> dict[str, dict[str, Any]]:
 def render(text: str, kept: dict[str, dict[str, Any]]) -> str:
     """The page with its parts made anew; a part without a result says how to get one."""
     reports = list(kept.values())
+    parts = [match[2] for match in PART.finditer(text)]
+    missing = [name for name in parts if name not in ("summary", "behind", *kept)]
 
     def part(match: re.Match[str]) -> str:
         begin, name, end = match.groups()
         if name == "summary":
             body = summary(reports)
         elif name == "behind":
-            body = behind(reports)
+            body = behind(reports, missing)
         elif name in kept:
             body = section(kept[name])
         else:
-            body = f"Not measured yet: `{COMMANDS.get(name, f'python -m benchmarks.{name}')}`."
+            body = f"Not measured yet: `{command(name)}`."
         return f"{begin}{body}\n{end}"
 
     return PART.sub(part, text)
@@ -66,21 +68,27 @@ def render(text: str, kept: dict[str, dict[str, Any]]) -> str:
 def summary(reports: list[dict[str, Any]]) -> str:
     """Every goal, with what was measured."""
     rows = [
-        [goal["title"], promise(goal), figure(goal["measured"], goal["unit"]),
-         "yes" if goal["met"] else "**no**"]
+        [f"{report['title']}: {goal['title']}", promise(goal),
+         figure(goal["measured"], goal["unit"]), "yes" if goal["met"] else "**no**"]
         for report in reports for goal in report["goals"]
     ]  # fmt: skip
-    return table(["Goal", "Promised", "Measured", "Met"], rows)
+    return table(["", "Goal", "Measured", "Met"], rows)
 
 
-def behind(reports: list[dict[str, Any]]) -> str:
-    """The goals that are not met, and what stands in the way."""
+def behind(reports: list[dict[str, Any]], missing: list[str]) -> str:
+    """The goals that are not met, what stands in the way, and what nobody has measured."""
     lines = [
-        f"- {goal['title']}: {figure(goal['measured'], goal['unit'])} instead of {promise(goal)}. "
-        f"{goal['why']}".rstrip()
+        f"- {report['title']}: {goal['title']}: {figure(goal['measured'], goal['unit'])} instead "
+        f"of {promise(goal)}. {goal['why']}".rstrip()
         for report in reports for goal in report["goals"] if not goal["met"]
     ]  # fmt: skip
+    lines += [f"- Not measured yet: `{command(name)}`." for name in missing]
     return "\n".join(lines) or "Nowhere that these benchmarks look."
+
+
+def command(name: str) -> str:
+    """What measures the part of that name."""
+    return COMMANDS.get(name, f"python -m benchmarks.{name}")
 
 
 def section(report: dict[str, Any]) -> str:

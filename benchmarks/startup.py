@@ -228,7 +228,7 @@ def _report(
     ]
     return Report(
         name="startup",
-        title="The app: first page, memory, idle pages",
+        title="The app",
         about="`python app.py` beside the smallest app that Gradio can make, each in a fresh "
         f"process, in turn; medians of {rounds} rounds, the disk's cache warm. Idle pages are "
         f"Runs pages, for {seconds:g} s each, with {RUNS} runs in the store; each holds Gradio's "
@@ -237,7 +237,7 @@ def _report(
         tables=[
             Table("First page", ["", "until it is served", "processor time", "resident"], rows),
             Table("Idle", ["", "share of one core", "resident"], idle_rows,
-                  "With nobody there, what is left is Gradio's server and its queue, which looks for work."),
+                  "With nobody there, what is left is Gradio's server and its queue."),
         ],
         goals=[
             Goal("First page served", taken[ours], 5, "most", " s"),

@@ -80,11 +80,11 @@ def test_a_result_is_kept_drawn_and_put_on_the_page(tmp_path: Path) -> None:
     assert text.startswith("By hand.\n")
     assert text.endswith("By hand too.\n")
     assert "old" not in text
-    assert "| Faster | at least 2× | 3× | yes |" in text
-    assert "- Smaller: 400 MiB instead of at most 350 MiB. Pandas." in text
+    assert "| A title: Faster | at least 2× | 3× | yes |" in text
+    assert "- A title: Smaller: 400 MiB instead of at most 350 MiB. Pandas." in text
     assert "| theirs | 3.00 s |" in text
     assert "![A title](benchmarks/data.svg)" in text
-    assert "Not measured yet: `python -m benchmarks.gpu --method lora`." in text
+    assert text.count("Not measured yet: `python -m benchmarks.gpu --method lora`.") == 2
 
 
 def test_the_same_figures_make_the_same_picture(tmp_path: Path) -> None:
