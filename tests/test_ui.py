@@ -375,6 +375,22 @@ def test_the_download_holds_the_adapter_and_nothing_else(core: FakeCore) -> None
     assert zipfile.ZipFile(archive).namelist() == ["adapter_config.json"]
 
 
+@pytest.mark.parametrize(("kind", "name"), [("script", "train.py"), ("notebook", "train.ipynb")])
+def test_the_form_and_a_run_are_downloaded_as_code(core: FakeCore, kind: Any, name: str) -> None:
+    page = page_of(train_page, core)
+    config, _ = page.fields.config(form_values(page, **{"peft_config.r": 4}))
+    make = page.code._maker(kind, lambda request: config)
+    file = Path(make(request())["value"])
+    assert file.name == name
+    assert re.search(r'\\?"r\\?": 4,', file.read_text())
+
+
+def test_code_made_on_a_space_names_no_path_of_the_machine(tmp_path: Path) -> None:
+    core = FakeCore(Settings(home=tmp_path, space_id="ann/app"))
+    file = core.code(load_recipe("pocket")[0], "script", tmp_path / "train.py", Caller("ann"))
+    assert str(Path(__file__).parent.parent) not in file.read_text()
+
+
 def test_long_curves_are_thinned_and_end_where_they_end() -> None:
     points = [(step, float(step)) for step in range(10_000)]
     thin = runs_page.thin(points)

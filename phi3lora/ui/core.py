@@ -31,6 +31,7 @@ from phi3lora.errors import AccessError, DataError, HubError, Phi3LoraError
 from phi3lora.hub.access import Found, known_identity, search_datasets, stored_token
 from phi3lora.hub.backup import RunRepo, list_runs
 from phi3lora.runs.copies import restore
+from phi3lora.runs.export import Kind, export_code
 from phi3lora.runs.queue import Queue
 from phi3lora.runs.store import LOCAL, Run, RunStore
 from phi3lora.settings import Settings
@@ -178,6 +179,13 @@ class Core:
         run = self.run(run_id, caller)
         self._check_leave(caller)
         return self.queue.resume(run, caller.token)
+
+    def code(self, config: RunConfig, kind: Kind, file: Path, caller: Caller) -> Path:
+        """Write a config as a script or a notebook. On a Space it names no path of the machine."""
+        self._check_leave(caller)
+        self._check_paths(config, caller)
+        on_space = self.settings.on_space
+        return export_code(config, kind, file, token=caller.token, portable=on_space)
 
     def _check_leave(self, caller: Caller) -> None:
         """Whether this visitor may train here. AccessError if not."""

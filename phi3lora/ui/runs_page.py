@@ -21,6 +21,7 @@ from phi3lora.errors import HubError, Phi3LoraError, RunError
 from phi3lora.hub.backup import RunRepo
 from phi3lora.runs.store import ACTIVE, RESUMABLE, Run
 from phi3lora.ui import show
+from phi3lora.ui.code import PlainCode
 from phi3lora.ui.core import ANONYMOUS, Core
 from phi3lora.ui.follow import Picture
 from phi3lora.ui.publish import PublishCard
@@ -113,6 +114,7 @@ class RunsPage:
                 self.config = gr.Textbox(show_label=False, lines=8, max_lines=30, buttons=["copy"],
                                          interactive=False, elem_classes="mono",
                                          elem_id="run-config")  # fmt: skip
+                self.code = PlainCode(self.core)
 
     def _buttons(self) -> None:
         with gr.Row(elem_classes="actions", visible=False) as self.actions:
@@ -262,6 +264,7 @@ class RunsPage:
         self._show_after(brought, quiet)
         brought.then(self.on_kept, None, self.kept, **quiet)
         self.compare.click(None, self.run_id, None, js=OPEN_COMPARE)
+        self.code.wire(lambda request, run: self._own(run, request).config, [self.run_id])
         self.prepare.click(self.on_download, self.run_id, self.download, api_visibility="private",
                            show_progress="minimal")  # fmt: skip
 

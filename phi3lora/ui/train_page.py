@@ -23,6 +23,7 @@ from phi3lora.errors import AccessError, ConfigError, DataError, Phi3LoraError, 
 from phi3lora.recipes import describe, load_recipe, recipes
 from phi3lora.training.preflight import Check, Look
 from phi3lora.ui import form, show
+from phi3lora.ui.code import PlainCode
 from phi3lora.ui.core import Core
 from phi3lora.ui.widgets import Fields, message_of, shown
 
@@ -135,6 +136,8 @@ class TrainPage:
             self.yaml = gr.Textbox(lines=14, max_lines=28, show_label=False, buttons=["copy"],
                                    elem_classes="mono", elem_id="yaml")  # fmt: skip
             self.use_yaml = gr.Button("Use this configuration", size="md")
+        with gr.Accordion("As plain code", open=False, elem_classes="fold", elem_id="as-code"):
+            self.code = PlainCode(self.core)
 
     def _advanced(self) -> None:
         for section, name in form.SECTIONS.items():
@@ -296,6 +299,7 @@ class TrainPage:
                                      api_visibility="private", show_progress="hidden",
                                      concurrency_limit=4)  # fmt: skip
         launched.success(None, self.launched, None, js=OPEN_RUN)
+        self.code.wire(lambda request, *values: self.fields.config(values)[0], everything)
 
 
 OPEN_RUN = "(run) => { if (run) window.location.href = 'runs?run=' + encodeURIComponent(run); }"
