@@ -25,7 +25,8 @@ hub-demo: .venv/installed  ## the app beside a Hub on loopback, for a machine wi
 
 browser:  ## Debian's Chromium where no browser is found and this user may install one
 	@command -v chromium >/dev/null || command -v google-chrome >/dev/null || \
-	  { apt-get update -qq && apt-get install -y -qq chromium; } >/dev/null
+	  { apt-get update -qq && apt-get install -y -qq chromium; } >/dev/null 2>&1 || \
+	  echo "No Chromium here, and none could be installed: tests in a browser are skipped."
 
 .venv/installed: requirements.txt pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
