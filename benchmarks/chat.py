@@ -276,11 +276,14 @@ def _goals(models: list[str], results: list[dict[str, Any]]) -> list[Goal]:
     goals = []
     for model, result in zip(models, results, strict=True):
         if result["parameters"] == largest:
-            both, turns = result["together_over_tuned_alone"], result["tenth_over_first"]
+            base, tuned = result["together_over_base_alone"], result["together_over_tuned_alone"]
+            turns = result["tenth_over_first"]
             goals += [
-                Goal(f"Both answers over the tuned one alone, {model}", both, 1.15, "most", "×"),
+                Goal(f"Both answers over the base's alone, {model}", base, 1.15, "most", "×",
+                     "The base's answer alone does without the adapter's products; both cannot."),
+                Goal(f"Both answers over the tuned one alone, {model}", tuned, 1.15, "most", "×"),
                 Goal(f"First token, tenth turn over first, {model}", turns, 1.5, "most", "×"),
-            ]
+            ]  # fmt: skip
     return goals
 
 
