@@ -145,8 +145,8 @@ def test_data(tmp_path: Path) -> None:
     data.main(["--small", "--out", str(tmp_path)])
     kept = figures(tmp_path, "data")
     assert set(kept["first"]) == {"phi3lora", "datasets.map", "TRL"}
-    assert kept["rows"] == {"phi3lora": 270, "datasets.map": 270, "TRL": 270}
-    assert kept["tokens"]["phi3lora"] == kept["tokens"]["TRL"] > 0
+    assert set(kept["rows"].values()) == {300}
+    assert len(set(kept["tokens"].values())) == 1  # all three made the same tokens
 
 
 @SLOW
