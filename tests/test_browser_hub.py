@@ -1,6 +1,7 @@
-"""Beside a Hub on loopback, in a real Chromium: sign in, and read why something cannot be had.
+"""The whole way beside a Hub on loopback, in a real Chromium: sign in, pick, train, publish, show.
 
-The app runs as on a Space and signs people in through OAuth.
+The app runs as on a Space and signs people in through OAuth; a stranger without an account then
+compares what was published.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import pytest
 from phi3lora.runs.store import ACTIVE, RunStore
 from phi3lora.settings import Settings
 from tests.hub import LoopbackHub
-from tests.test_browser import browser, open_page  # noqa: F401
+from tests.test_browser import browser, open_page, set_yaml, wait_for_status  # noqa: F401
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -115,6 +116,68 @@ def sign_in(page: Page, name: str) -> None:
     page.wait_for_url("**/oauth/authorize*")
     page.click(f"button[name=user][value={name}]")
     page.wait_for_selector(f"#sign-in:has-text('Sign out, {name}')")
+
+
+def test_the_whole_way(place: Place, browser: Browser) -> None:  # noqa: F811
+    page, wrong = open_page(browser, place.address)
+    page.wait_for_selector("#checks >> text=sign in")
+    sign_in(page, "ann")
+    pick_and_launch(page)
+    wait_for_status(page, "finished")
+    publish(page)
+    files = place.hub.files("model", "ann/by-ann")
+    assert {"adapter_model.safetensors", "adapter_config.json", "README.md", "config.yaml"} <= set(
+        files
+    )
+    assert b"Edited by ann." in files["README.md"]
+
+    stranger, strange = open_page(browser, f"{place.address}/compare?adapter=ann/by-ann")
+    stranger.wait_for_selector("#sign-in:has-text('Sign in')")
+    stranger.fill("#message textarea", "Where is the treasure?")
+    stranger.keyboard.press("Enter")
+    stranger.wait_for_selector(".answer-facts")
+    for side in ("left", "right"):
+        assert stranger.inner_text(f"#chat-{side} .bot").strip()
+    run_page = page.url
+    stranger.goto(run_page)
+    stranger.wait_for_selector("#run-head >> text=Sign in to see your runs")
+    assert "By ann" not in stranger.inner_text("body")
+    assert ours(wrong) == ours(strange) == []
+
+
+def pick_and_launch(page: Page) -> None:
+    """Search, see it tinted, shape a short run, launch."""
+    page.click("#source >> text=Hub")
+    page.fill("#search textarea", "pirate")
+    page.keyboard.press("Enter")
+    page.click("#results >> text=bob/pirate-talk")
+    page.wait_for_selector("#data-summary >> text=64 of 64")
+    assert "Arr" in page.inner_text(".conversation mark >> nth=0")
+    set_yaml(page, max_steps="4", per_device_train_batch_size="2", logging_steps="1", rows="2",
+             max_new_tokens="8")  # fmt: skip
+    size = "#field-training_config-per_device_train_batch_size input"
+    page.wait_for_function("size => document.querySelector(size).value === '2'", arg=size)
+    page.fill("#field-title textarea", "By ann")
+    page.wait_for_selector("#checks li.green >> text=ann")
+    page.click("#launch")
+    page.wait_for_url("**/runs?run=*")
+
+
+def publish(page: Page) -> None:
+    """Name it, change the card, send it; then a Space that compares it."""
+    page.click("#publish")
+    page.wait_for_function("document.querySelector('#repo textarea, #repo input')?.value")
+    assert page.input_value("#repo >> css=textarea, input") == "ann/by-ann"
+    page.click("#card-fold > button")
+    card = page.input_value("#card textarea")
+    assert "bob/pirate-talk" in card
+    page.fill("#card textarea", card + "\nEdited by ann.\n")
+    page.click("#send")
+    page.wait_for_selector("#published >> text=Published as ann/by-ann")
+    assert "PeftModel.from_pretrained" in page.inner_text("#published .snippet")
+    assert page.get_attribute("#published .quiet-button", "href") == "compare?adapter=ann/by-ann"
+    page.click("#deploy")
+    page.wait_for_selector("#deployed >> text=ann/by-ann-compare")
 
 
 REFUSED = {

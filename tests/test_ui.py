@@ -108,6 +108,17 @@ def test_look_says_that_it_reads_then_shows(core: FakeCore) -> None:
     assert estimate == ""
 
 
+def test_a_slow_look_does_not_replace_a_later_one(core: FakeCore) -> None:
+    page = page_of(train_page, core)
+    slow, later = (page.on_look(request(), *form_values(page)) for _ in range(2))
+    other = page.on_look(request("another tab"), *form_values(page))
+    for look in (slow, later, other):
+        assert "Reading" in next(look)[1]
+    assert "3 rows." in next(later)[1]
+    assert list(slow) == []
+    assert "3 rows." in next(other)[1]
+
+
 def test_batch_scaling_and_yaml_follow_the_form_at_once(core: FakeCore) -> None:
     page = page_of(train_page, core)
     changes = {"peft_config.r": 4, "training_config.gradient_accumulation_steps": 3}

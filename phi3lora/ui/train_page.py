@@ -45,6 +45,7 @@ class TrainPage:
 
     def __init__(self, core: Core) -> None:
         self.core = core
+        self._looks: dict[str, object] = {}  # the latest look of each page that is being served
         self.start = first_recipe()
         self.fields = Fields(load_recipe(self.start)[0].model_copy(update={"title": ""}))
         with gr.Row(elem_classes="page split", equal_height=False):
@@ -171,19 +172,31 @@ class TrainPage:
         return [self.summary, self.checks, self.estimate]
 
     def on_look(self, request: gr.Request, *shown_values: Any) -> Iterator[list[Any]]:
-        """Read the form, say that we are reading, then show what was found."""
+        """Read the form, say that we are reading, then show what was found.
+
+        Looks take their time: one that was overtaken by a later one of this page shows nothing.
+        """
+        look = object()
+        session = str(request.session_hash)
+        self._looks[session] = look
         yield [gr.skip(), waiting_checks(), gr.skip()]
+        found = self._look(request, shown_values)
+        if self._looks.get(session) is look:
+            del self._looks[session]
+            yield found
+
+    def _look(self, request: gr.Request, shown_values: tuple[Any, ...]) -> list[Any]:
+        """What the form asks for, as it is shown."""
         try:
             config, _ = self.fields.config(shown_values)
         except ConfigError as error:
-            yield [gr.skip(), broken_form(error), ""]
-            return
+            return [gr.skip(), broken_form(error), ""]
         try:
             look = self.core.look(config, self.core.caller(request))
         except Phi3LoraError as error:
             name = "Access" if isinstance(error, AccessError) else "Data"
             look = Look([Check(name, "red", str(error))])
-        yield show_look(config, look)
+        return show_look(config, look)
 
     def on_live(self, *shown_values: Any) -> tuple[str, Any]:
         """The figures that follow from the form at once, without a look."""
