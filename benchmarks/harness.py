@@ -12,7 +12,6 @@ ratios: what slows a whole round down falls out.
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
 import os
 import platform
@@ -25,6 +24,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from benchmarks.page import update_page
+from phi3lora.versions import library_versions
 
 REPOSITORY = Path(__file__).parent.parent
 DOCS = REPOSITORY / "docs"
@@ -149,7 +149,7 @@ def describe_machine() -> dict[str, Any]:
         "gpu": _gpu_name(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
-        "versions": _versions(),
+        "versions": library_versions(LIBRARIES),
         "commit": _commit(),
         "date": time.strftime("%Y-%m-%d"),
         "load": round(LOAD, 1),
@@ -173,16 +173,6 @@ def _gpu_name() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return answer.stdout.strip().replace("\n", "; ") or None
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in LIBRARIES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def _commit() -> str:

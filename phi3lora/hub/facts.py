@@ -6,7 +6,6 @@ facts.losses, facts.comparisons, facts.options
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,8 +14,7 @@ from typing import Any
 from phi3lora.config import POCKET, RunConfig, fields
 from phi3lora.errors import HubError
 from phi3lora.events import Ended, Evaluated, Event, Loaded, Prepared, Step, read_events
-
-LIBRARIES = ("torch", "transformers", "trl", "peft", "datasets")
+from phi3lora.versions import library_versions
 
 
 @dataclass(frozen=True)
@@ -96,7 +94,7 @@ def collect(folder: Path) -> Facts:
         comparisons=report.get("comparisons", []),
         gained=report.get("gained", []),
         lost=report.get("lost", []),
-        versions=_versions(),
+        versions=library_versions(),
     )
 
 
@@ -165,17 +163,6 @@ def _curve(events: list[Any]) -> list[tuple[int, float]]:
     """(step, loss), the later of two with the same step: a resumed run does steps again."""
     found = {event.step: event.loss for event in events if event.loss is not None}
     return sorted(found.items())
-
-
-def _versions() -> dict[str, str]:
-    """Of what is installed here."""
-    found = {}
-    for name in LIBRARIES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def _of(kind: type, events: list[Event]) -> list[Any]:

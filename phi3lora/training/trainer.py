@@ -9,7 +9,6 @@ It knows nothing of runs or pages. It goes on by itself from the last whole chec
 
 from __future__ import annotations
 
-import importlib.metadata
 import logging
 import os
 import platform
@@ -44,10 +43,10 @@ from phi3lora.training.callbacks import (
 from phi3lora.training.failures import explained, is_disk_full, not_finite
 from phi3lora.training.fallbacks import within_reach
 from phi3lora.training.fast import FastTrainer
+from phi3lora.versions import library_versions
 
 logger = logging.getLogger(__name__)
 PREPARING = "preparing the data"
-LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes")
 
 
 def train(
@@ -254,17 +253,6 @@ def _describe(config: RunConfig) -> None:
     versions = ", ".join(f"{name} {version}" for name, version in library_versions().items())
     logger.info("Python %s on %s; %s", platform.python_version(), platform.platform(), versions)
     logger.info("The run's configuration:\n%s", config.to_yaml())
-
-
-def library_versions() -> dict[str, str]:
-    """The versions that decide what a run computes, of those that are installed."""
-    found = {}
-    for name in LIBRARIES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def _counted(data: Any) -> Prepared:
