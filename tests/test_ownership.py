@@ -12,17 +12,23 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gradio as gr
 import pytest
 
+from phi3lora.chat.options import Pair
+from phi3lora.config import ModelConfig
+from phi3lora.errors import HubError
+from phi3lora.models.pocket import CHECKPOINT
 from phi3lora.runs.store import Run
 from phi3lora.settings import Settings
 from phi3lora.training.preflight import Look
 from phi3lora.ui.app import build, serve
 from phi3lora.ui.core import Caller, Core
 from tests import stage
+from tests.hub import LoopbackHub
 
 SECRET = "The hidden galleon"
 
@@ -140,3 +146,30 @@ def test_ann_reaches_her_own_by_the_same_call(app: tuple[gr.Blocks, Core, str]) 
     assert SECRET in ask(address, shows, [run.id], "ann")
     pulse = urllib.request.Request(f"{address}/pulse?run={run.id}", headers={"x-visitor": "eve"})
     assert urllib.request.urlopen(pulse, timeout=30).read().decode().endswith("gone")
+
+
+class Loaded:
+    """An engine that has the base in memory already, for whoever asks."""
+
+    def reply(self, *_: Any, **__: Any) -> Iterator[Any]:
+        return iter([Pair("Yes.", "Arr.", True, True)])
+
+
+def test_a_gated_base_that_somebody_loaded_answers_nobody_else(
+    hub: LoopbackHub, settings: Settings
+) -> None:
+    hub.add_user("ann", token="hf_ann")
+    hub.add_user("bob", token="hf_bob")
+    files = {file.name: file.read_bytes() for file in CHECKPOINT.iterdir()}
+    hub.add_repo("model", "ann/gated", files, gated=True, allowed=["ann"])
+    core = Core(settings)
+    core._engine = Loaded()
+    contest = SimpleNamespace(base=ModelConfig(path="ann/gated"), adapter=None)
+
+    def ask(name: str, token: str | None) -> list[Any]:
+        return list(core.reply(contest, [], [], None, lambda: False, Caller(name, token)))
+
+    assert [pair.base for pair in ask("ann", "hf_ann")] == ["Yes."]
+    for name, token in (("bob", "hf_bob"), ("", None)):
+        with pytest.raises(HubError, match="gated"):
+            ask(name, token)

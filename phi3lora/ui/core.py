@@ -50,6 +50,8 @@ SETTLED = 3  # steps after which a run takes no more memory
 ANONYMOUS = ""  # owns nothing
 BROWSER = "phi3lora"  # the cookie that tells browsers apart on one's own machine
 REMEMBERED = 1000  # people, and browsers
+YES_LASTS = 60.0  # seconds for which the Hub's leave to read a base is good
+ASKED = 1000
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,7 @@ class Core:
         self._book = VoteBook(settings.home / "votes.jsonl")
         self._tokens: OrderedDict[str, str] = OrderedDict()  # by browser; never written down
         self._names: OrderedDict[str, str] = OrderedDict()  # by a token's hash
+        self._may_use: dict[tuple[str, str, str], float] = {}  # (who, base, revision) → until
         self._engine: Any = None
         self._lock = threading.Lock()
 
@@ -269,6 +272,7 @@ class Core:
 
     def load(self, base: Any, adapter: Path | None, caller: Caller) -> Iterator[str]:
         """Load a base and an adapter for the chat; says what it does while it does it."""
+        self._check_base(base, caller)
         engine, notes = self.engine(), SimpleQueue[str | None | BaseException]()
 
         def work() -> None:
@@ -294,6 +298,7 @@ class Core:
         caller: Caller,
     ) -> Iterator[Any]:
         """Both answers as they grow, a dozen times a second at most."""
+        self._check_base(contest.base, caller)
         pairs = self.engine().reply(
             base, tuned, options, should_stop,
             base=contest.base, adapter=contest.adapter, token=caller.token,
@@ -303,6 +308,23 @@ class Core:
             if pair.done or time.monotonic() - last > FRAME:
                 last = time.monotonic()
                 yield pair
+
+    def _check_base(self, base: Any, caller: Caller) -> None:
+        """Whether this caller may read the base, which somebody else may have loaded.
+
+        Asked with the caller's own token; a yes is good for a while. Raises HubError, ModelError.
+        """
+        from phi3lora.models.base import check_base, resolve_path
+        from phi3lora.models.hardware import detect_hardware
+
+        asked = (caller.name, base.path, base.revision or "")
+        if time.monotonic() < self._may_use.get(asked, 0):
+            return
+        path = resolve_path(base.path, detect_hardware(base.device))
+        check_base(path, base.revision, caller.token)
+        self._may_use[asked] = time.monotonic() + YES_LASTS
+        while len(self._may_use) > ASKED:
+            self._may_use.pop(next(iter(self._may_use)))
 
     def room_message(self) -> str:
         """Why there is no room for the chat beside a training; empty where there is."""
