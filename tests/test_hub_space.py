@@ -227,7 +227,7 @@ def ask(page: Any, question: str) -> tuple[str, str]:
     page.wait_for_selector(".chip")  # the page has been filled
     page.fill("#message textarea", question)
     page.keyboard.press("Enter")
-    page.wait_for_selector("#chat-status .answer-facts span:nth-child(2)", state="attached")
+    page.wait_for_selector("#answer-status .answer-facts span:nth-child(2)", state="attached")
     left, right = (
         page.locator(f"#chat-{side} .bot").last.inner_text() for side in ("left", "right")
     )

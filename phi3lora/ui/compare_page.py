@@ -139,7 +139,8 @@ class ComparePage:
             with gr.Row(elem_classes="columns", equal_height=True):
                 self.left_title, self.left = self._column("left")
                 self.right_title, self.right = self._column("right")
-            self.status = gr.HTML(elem_id="chat-status")
+            self.status = gr.HTML(elem_id="chat-status")  # of loading, which may outlast an answer
+            self.facts = gr.HTML(elem_id="answer-status")
             self._voting()
             self._input()
             self._settings()
@@ -392,7 +393,7 @@ class ComparePage:
     @property
     def answering(self) -> list[Any]:
         """What an answer changes."""
-        return [self.message, *self.titles, self.left, self.right, self.match, self.status,
+        return [self.message, *self.titles, self.left, self.right, self.match, self.facts,
                 self.stop, self.vote_row]  # fmt: skip
 
     def wire(self, demo: gr.Blocks) -> None:
@@ -418,7 +419,7 @@ class ComparePage:
         self.suggestions.click(on_suggestion, None, self.message, **quiet).then(
             self.on_ask, inputs, self.answering, **quiet
         )
-        fresh = [*self.titles, self.left, self.right, self.match, self.status, self.vote_row]
+        fresh = [*self.titles, self.left, self.right, self.match, self.facts, self.vote_row]
         self.clear.click(self.on_clear, None, fresh, **quiet)
         self.blind.input(self.on_clear, None, fresh, **quiet)
         for button in self.vote_buttons:
