@@ -28,9 +28,12 @@ def plain(hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> t
     return functional.cross_entropy(logits, labels[:, 1:].reshape(-1), reduction="sum")
 
 
-@pytest.fixture(params=[1, 3 * VOCABULARY, 2**22], ids=["row by row", "three rows", "at once"])
+@pytest.fixture(
+    params=[(1, 1), (3 * VOCABULARY, 2 * VOCABULARY), (2**24, 2**20)],
+    ids=["row by row", "three rows by two", "at once"],
+)
 def chunks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(loss_module.CHUNK_ELEMENTS, "cpu", request.param)
+    monkeypatch.setitem(loss_module.CHUNK, "cpu", request.param)
 
 
 @pytest.mark.usefixtures("chunks")

@@ -64,7 +64,9 @@ def packed_attention_forward(
     assert cu_seq_lens_q is not None
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     dtype = compute_dtype(query)
-    q, k, v = (x[0].transpose(0, 1).to(dtype) for x in (query, key, value))  # (seq, heads, dim)
+    q, k, v = (
+        x.squeeze(0).transpose(0, 1).to(dtype) for x in (query, key, value)
+    )  # (seq, heads, dim)
     if _has_kernel(q):
         out = _by_kernel(q, k, v, cu_seq_lens_q, max_length_q, scale, sliding_window)
     else:
@@ -137,9 +139,10 @@ class _PackedAttention(torch.autograd.Function):
     ) -> Tensor:
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         for rows, keys in blocks(bounds, window):
-            p = _weights(q[rows], k[keys], rows, keys, scale, window)  # (kv heads, groups·n, m)
-            part = torch.bmm(p.to(v.dtype), v[keys].transpose(0, 1))
-            out[rows] = _merge_groups(part, q.shape[1])
+            queries = _by_groups(q[rows], k.shape[1])
+            part_k, part_v = (_by_groups(x[keys], k.shape[1]) for x in (k, v))
+            p = _weights(queries, part_k, rows, keys, scale, window)  # (kv heads, groups · n, m)
+            out[rows] = _merge_groups(torch.bmm(p, part_v), q.shape[1])
         ctx.save_for_backward(q, k, v, out)
         ctx.setting = bounds, scale, window
         return out
@@ -150,19 +153,17 @@ class _PackedAttention(torch.autograd.Function):
         bounds, scale, window = ctx.setting
         grad_q = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         grad_k, grad_v = (torch.zeros(x.shape, dtype=x.dtype, device=x.device) for x in (k, v))
+        # d softmax: dS = P · (dP − Σ dP·P), and the sum equals that of dO·O.
+        spread = (grad.float() * out).sum(-1, keepdim=True).neg_().to(q.dtype)  # (seq, heads, 1)
         for rows, keys in blocks(bounds, window):
-            k_part, v_part = k[keys].transpose(0, 1), v[keys].transpose(0, 1)
-            p = _weights(q[rows], k[keys], rows, keys, scale, window)
-            g = _by_groups(grad[rows], k.shape[1])
-            grad_v[keys] += torch.bmm(p.to(v.dtype).transpose(1, 2), g).transpose(0, 1)
-            # d softmax: dS = P · (dP − Σ dP·P), and the sum equals that of dO·O.
-            spread = (grad[rows].float() * out[rows]).sum(-1)  # (n, heads)
-            spread = _by_groups(spread[..., None], k.shape[1])
-            slope = p.mul_(torch.bmm(g, v_part.transpose(1, 2)) - spread).mul_(scale).to(q.dtype)
-            grad_q[rows] = _merge_groups(torch.bmm(slope, k_part), q.shape[1])
-            turned = torch.bmm(slope.transpose(1, 2), _by_groups(q[rows], k.shape[1]))
-            grad_k[keys] += turned.transpose(0, 1)
-        return grad_q, grad_k, grad_v, None, None, None
+            queries, g, less = (_by_groups(x[rows], k.shape[1]) for x in (q, grad, spread))
+            part_k, part_v = (_by_groups(x[keys], k.shape[1]) for x in (k, v))
+            p = _weights(queries, part_k, rows, keys, scale, window)
+            grad_v[keys] += torch.bmm(p.transpose(1, 2), g).transpose(0, 1)
+            slope = torch.baddbmm(less, g, part_v.transpose(1, 2)).mul_(p)
+            grad_q[rows] = _merge_groups(torch.bmm(slope, part_k), q.shape[1])
+            grad_k[keys] += torch.bmm(slope.transpose(1, 2), queries).transpose(0, 1)
+        return grad_q.mul_(scale), grad_k.mul_(scale), grad_v, None, None, None
 
 
 def blocks(bounds: tuple[int, ...], window: int | None) -> list[tuple[slice, slice]]:
@@ -179,13 +180,11 @@ def blocks(bounds: tuple[int, ...], window: int | None) -> list[tuple[slice, sli
 def _weights(
     q: Tensor, k: Tensor, rows: slice, keys: slice, scale: float, window: int | None
 ) -> Tensor:
-    """softmax(scale · q kᵀ) with what lies ahead masked; (kv heads, groups · n, m), float32."""
-    groups = q.shape[1] // k.shape[1]
-    mask = _ahead(rows.stop - rows.start, keys.stop - keys.start, window, groups, q.dtype)
-    scores = torch.baddbmm(
-        mask.to(q.device), _by_groups(q, k.shape[1]), k.permute(1, 2, 0), alpha=scale
-    )
-    return torch.softmax(scores, -1, dtype=torch.float32)
+    """softmax(scale · q kᵀ) with what lies ahead masked; (kv heads, groups · n, m)."""
+    n, m = rows.stop - rows.start, keys.stop - keys.start
+    mask = _ahead(n, m, window, q.shape[1] // n, q.dtype)
+    scores = torch.baddbmm(mask.to(q.device), q, k.transpose(1, 2), alpha=scale)
+    return torch.softmax(scores, -1)  # summed in float32 whatever comes out
 
 
 @lru_cache(maxsize=1024)
@@ -200,17 +199,13 @@ def _ahead(n: int, m: int, window: int | None, groups: int, dtype: torch.dtype) 
 def _by_groups(x: Tensor, kv_heads: int) -> Tensor:
     """(n, heads, dim) → (kv heads, groups · n, dim): queries beside the keys that they share."""
     n, heads, dim = x.shape
-    if heads == kv_heads:
-        return x.transpose(0, 1)
-    return (
-        x.view(n, kv_heads, heads // kv_heads, dim).permute(1, 2, 0, 3).reshape(kv_heads, -1, dim)
-    )
+    # Laid out anew once, where each product would do it for itself.
+    x = x.view(n, kv_heads, heads // kv_heads, dim).permute(1, 2, 0, 3)
+    return x.reshape(kv_heads, -1, dim).contiguous()
 
 
 def _merge_groups(x: Tensor, heads: int) -> Tensor:
     """The way back: (kv heads, groups · n, dim) → (n, heads, dim)."""
     kv_heads, rows, dim = x.shape
-    if heads == kv_heads:
-        return x.transpose(0, 1)
     groups = heads // kv_heads
     return x.view(kv_heads, groups, rows // groups, dim).permute(2, 0, 1, 3).reshape(-1, heads, dim)

@@ -203,13 +203,13 @@ def _loss_bytes(
     config: RunConfig, base: BaseInfo, hardware: Hardware, element: int, tokens: int
 ) -> float:
     """Logits: a chunk of them at a time, or TRL's tile with the copies it makes."""
-    from phi3lora.training.loss import CHUNK_ELEMENTS
+    from phi3lora.training.loss import CHUNK
 
     states = 3 * tokens * base.hidden * element
     if not config.training_config.fast:
         return states + min(tokens * base.vocabulary, PLAIN_TILE) * (element + 4 * PLAIN_COPIES)
-    chunk = min(CHUNK_ELEMENTS[hardware.device], tokens * base.vocabulary)
-    return states + chunk * (element + 8)
+    multiplied, summed = (min(n, tokens * base.vocabulary) for n in CHUNK[hardware.device])
+    return states + multiplied * element + 8 * summed
 
 
 def _tokens_in_pass(config: RunConfig, inspection: Any) -> int:

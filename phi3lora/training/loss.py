@@ -4,8 +4,9 @@
     loss = sums.loss / sums.supervised
 
 Plain cross-entropy builds (tokens, vocabulary) logits, several times over. Here a chunk of
-positions goes through the head at a time; the matrix products keep the model's precision, the
-sums are in float32, and the gradient with respect to the hidden states is computed while the
+positions goes through the head at a time, and a few of its rows through the sums: products like
+many rows, sums like what stays in a cache. The products keep the model's precision, the sums are
+in float32, and the gradient with respect to the hidden states is computed while the
 chunk is at hand, so the head is multiplied twice in all instead of three times. A frozen head gets
 no gradient. Entropy and token accuracy fall out of the same pass.
 """
@@ -22,9 +23,9 @@ from torch import Tensor
 from phi3lora.training.attention import compute_dtype
 
 IGNORED = -100
-# Elements of one chunk of logits: 16 MiB in float32, so that a chunk stays in a CPU's last cache.
-# On a GPU larger products pay more than the cache.
-CHUNK_ELEMENTS = {"cpu": 2**22, "cuda": 2**27}
+# Logits that are multiplied at once, and those of them that are summed at once: of a vocabulary of
+# 32,064 on a CPU 523 rows, and 32. On a GPU there is no such cache, and launches cost.
+CHUNK = {"cpu": (2**24, 2**20), "cuda": (2**27, 2**25)}
 
 
 class Sums(NamedTuple):
@@ -131,24 +132,32 @@ class _Chunk:
     """Memory for one chunk of logits, used again for the next: fresh pages cost as much as sums."""
 
     def __init__(self, states: Tensor, vocabulary: int) -> None:
-        elements = CHUNK_ELEMENTS.get(states.device.type, CHUNK_ELEMENTS["cpu"])
-        self.rows = max(min(elements // vocabulary, len(states)), 1)
+        multiplied, summed = CHUNK.get(states.device.type, CHUNK["cpu"])
+        self.rows = max(min(multiplied // vocabulary, len(states)), 1)
+        self.few = max(min(summed // vocabulary, self.rows), 1)
         self._logits = states.new_empty(self.rows, vocabulary)
-        self._z = states.new_empty(self.rows, vocabulary, dtype=torch.float32)
+        self._z = states.new_empty(self.few, vocabulary, dtype=torch.float32)
         self._p = torch.empty_like(self._z)
 
     def slope(
         self, states: Tensor, head: Tensor, bias: Tensor | None, targets: Tensor, sums: Tensor
     ) -> Tensor:
-        """Add a chunk's loss, entropy and hits to `sums`; return the loss's slope at its logits.
+        """Add a chunk's loss, entropy and hits to `sums`; return the loss's slope at its logits."""
+        logits = self._logits[: len(states)]
+        torch.mm(states, head.t(), out=logits)  # (rows, vocabulary)
+        if bias is not None:
+            logits += bias
+        for few, target in zip(logits.split(self.few), targets.split(self.few), strict=True):
+            self._replace(few, target, sums)
+        return logits
+
+    def _replace(self, logits: Tensor, targets: Tensor, sums: Tensor) -> None:
+        """Sum over a few rows of logits, and put the loss's slope in their place.
 
         With p = softmax(z): loss = logsumexp(z) - z[target], entropy = logsumexp(z) - Σ p·z, and
         d loss / dz = p - onehot(target). logsumexp(z) = max z - log max p, which never overflows.
         """
-        logits, z, p = (x[: len(states)] for x in (self._logits, self._z, self._p))
-        torch.mm(states, head.t(), out=logits)  # (rows, vocabulary)
-        if bias is not None:
-            logits += bias
+        z, p = (x[: len(logits)] for x in (self._z, self._p))
         z.copy_(logits)
         place = targets[:, None]
         wanted = z.gather(-1, place)  # (rows, 1)
@@ -162,7 +171,7 @@ class _Chunk:
         sums[1] += log_sum.sum() - torch.dot(p.view(-1), z.view(-1))
         sums[2] += (wanted > rival).sum() + _won_ties(z, wanted == rival, place)
         p.scatter_add_(-1, place, torch.full_like(wanted, -1))
-        return logits.copy_(p)
+        logits.copy_(p)
 
 
 def _won_ties(z: Tensor, tied: Tensor, place: Tensor) -> Tensor:
