@@ -25,10 +25,18 @@ from typing import Any
 from starlette.requests import HTTPConnection
 
 from phi3lora.chat.votes import Tally, Vote, VoteBook
-from phi3lora.config import RunConfig
+from phi3lora.config import POCKET, RunConfig
 from phi3lora.data.hub_errors import Unreachable
+from phi3lora.data.sources import is_local
 from phi3lora.errors import AccessError, DataError, HubError, Phi3LoraError
-from phi3lora.hub.access import Found, known_identity, search_datasets, stored_token
+from phi3lora.hub.access import (
+    SUGGESTED_MODELS,
+    Found,
+    known_identity,
+    search_datasets,
+    search_models,
+    stored_token,
+)
 from phi3lora.hub.backup import RunRepo, list_runs
 from phi3lora.runs.copies import restore
 from phi3lora.runs.export import Kind, export_code
@@ -43,7 +51,7 @@ from phi3lora.ui.scout import Scout
 BLOCK = 1 << 20
 FRAME = 0.08  # seconds between two looks at a growing answer
 FEW, SUGGESTED = 3, 6
-FOUND = 8
+FOUND, RECENT = 8, 3
 LONGEST_PROMPT = 160
 LATELY = 20  # runs among which one like the next is looked for
 SETTLED = 3  # steps after which a run takes no more memory
@@ -353,10 +361,32 @@ class Core:
         return self._book.tally(adapter)
 
     def search(self, query: str, caller: Caller) -> list[tuple[str, str]]:
-        """Datasets on the Hub that match, as (what to show, id)."""
+        """Datasets on the Hub that match, as (what to show, id).
+
+        Without words: what the caller trained on lately, their own, and suggestions.
+        """
         self._check_leave(caller)
         page = search_datasets(query, caller.token, limit=FOUND)
-        return [(dataset_line(found), found.id) for found in page]
+        lines = {found.id: dataset_line(found) for found in page}
+        if not query:
+            recent = {path: f"{path} · used lately" for path in self._recent_datasets(caller)}
+            lines = recent | {name: line for name, line in lines.items() if name not in recent}
+        return [(line, name) for name, line in list(lines.items())[:FOUND]]
+
+    def _recent_datasets(self, caller: Caller) -> list[str]:
+        """Hub datasets of the caller's latest runs, newest first."""
+        paths = []
+        for run in self.store.list(caller.name)[:LATELY]:
+            try:
+                paths.append(run.config.data.path)
+            except Phi3LoraError:
+                continue
+        return [path for path in dict.fromkeys(paths) if not is_local(path)][:RECENT]
+
+    def bases(self, caller: Caller) -> list[str]:
+        """Bases to suggest: the bundled one, the caller's own of type phi3, and well-known ones."""
+        page = search_models("", caller.token, limit=len(SUGGESTED_MODELS) + FOUND)
+        return ["auto", POCKET, *(found.id for found in page)]
 
     def parts(self, path: str, name: str | None, caller: Caller) -> tuple[list[str], list[str]]:
         """Configurations and splits of a Hub dataset."""
@@ -391,6 +421,8 @@ def dataset_line(found: Found) -> str:
     known = [
         found.rows and f"{found.rows} rows",
         found.downloads and f"{show.short_count(found.downloads)} downloads",
+        found.likes and f"{show.short_count(found.likes)} likes",
+        found.size and show.size(found.size),
         found.licence,
         "gated" if found.gated else "",
         "private" if found.private else "",

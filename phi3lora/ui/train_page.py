@@ -10,6 +10,7 @@ shows is made by plain functions from a `Look`, so that tests need no browser.
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,10 @@ from typing import Any
 import gradio as gr
 import yaml
 
-from phi3lora.config import RunConfig
+from phi3lora.config import POCKET, RunConfig
 from phi3lora.data.sources import EXAMPLES, is_local
 from phi3lora.errors import AccessError, ConfigError, DataError, Phi3LoraError, Problem
+from phi3lora.hub.access import SUGGESTED_MODELS
 from phi3lora.recipes import describe, load_recipe, recipes
 from phi3lora.training.preflight import Check, Look
 from phi3lora.ui import form, show
@@ -29,6 +31,7 @@ from phi3lora.ui.widgets import Fields, message_of, shown
 
 EXAMPLE, FILE, HUB = "Example", "Your file", "Hub"
 BARS = 24  # of the histogram
+REST = 0.3  # seconds without a key after which the Hub is asked
 POCKET_RECIPE, GPU_RECIPE = "pocket", "phi3-mini-lora"
 ADAPTER = ("peft_config.r", "peft_config.lora_alpha", "peft_config.lora_dropout",
            "peft_config.target_modules")  # fmt: skip
@@ -46,6 +49,7 @@ class TrainPage:
     def __init__(self, core: Core) -> None:
         self.core = core
         self._looks: dict[str, object] = {}  # the latest look of each page that is being served
+        self._typed: dict[str, object] = {}  # likewise what is typed into the search
         self.start = first_recipe()
         self.fields = Fields(load_recipe(self.start)[0].model_copy(update={"title": ""}))
         with gr.Row(elem_classes="page split", equal_height=False):
@@ -94,7 +98,7 @@ class TrainPage:
     def _hub(self) -> None:
         self.search = gr.Textbox(
             label="Dataset on the Hub", placeholder="Search, or paste an id such as "
-            "HuggingFaceH4/ultrachat_200k, and press Enter", elem_id="search",
+            "HuggingFaceH4/ultrachat_200k", elem_id="search",
         )  # fmt: skip
         self.results = gr.Radio([], visible=False, show_label=False, elem_classes="results",
                                 elem_id="results")  # fmt: skip
@@ -117,7 +121,8 @@ class TrainPage:
                                elem_id="recipe")  # fmt: skip
         self.recipe_notes = gr.HTML(visible=False, elem_id="recipe-notes")
         with gr.Row():
-            self.fields.add("model.path", min_width=240, scale=2)
+            self.fields.add("model.path", choices=["auto", POCKET, *SUGGESTED_MODELS],
+                            min_width=240, scale=2)  # fmt: skip
             self.fields.add("model.quantization", min_width=160)
         with gr.Row():
             for name in ADAPTER:
@@ -218,18 +223,42 @@ class TrainPage:
             return gr.skip()
         return str(self.core.keep_upload(Path(file), self.core.caller(request)))
 
+    def on_type(self, query: str, request: gr.Request) -> Any:
+        """What matches the words so far, once the typing rests; errors wait for Enter."""
+        session, typed = str(request.session_hash), object()
+        self._typed[session] = typed
+        time.sleep(REST if query else 0)
+        if self._typed.get(session) is not typed:
+            return gr.skip()
+        try:
+            found = self.core.search(named_dataset(query), self.core.caller(request))
+        except Phi3LoraError:
+            return gr.skip()
+        if self._typed.get(session) is not typed:  # overtaken while the Hub was asked
+            return gr.skip()
+        del self._typed[session]
+        return gr.update(choices=found, value=None, visible=bool(found))
+
     @shown
     def on_search(self, query: str, request: gr.Request) -> tuple[Any, Any]:
         """A list of datasets that match; an id that exists is taken at once."""
-        query = query.strip().removeprefix("https://huggingface.co/datasets/")
+        query = named_dataset(query)
         if not query:
             raise DataError("Type a few words, or a dataset's id, then press Enter.")
+        self._typed.pop(str(request.session_hash), None)
         found = self.core.search(query, self.core.caller(request))
         if query in [dataset for _, dataset in found] or (not found and "/" in query):
             return gr.update(visible=False, choices=[]), query
         if not found:
             raise DataError(f"The Hub has no dataset like {query!r}; try fewer or other words.")
         return gr.update(choices=found, value=None, visible=True), gr.skip()
+
+    def on_bases(self, request: gr.Request) -> Any:
+        """More bases to choose from; without the Hub those that were there."""
+        try:
+            return gr.update(choices=self.core.bases(self.core.caller(request)))
+        except Phi3LoraError:
+            return gr.skip()
 
     def on_parts(self, path: str, name: str | None, request: gr.Request) -> list[Any]:
         """The configurations and splits that a Hub dataset has.
@@ -289,25 +318,33 @@ class TrainPage:
         self.file.upload(self.on_file, self.file, path, **quiet)
         self.search.submit(self.on_search, self.search, [self.results, path],
                            show_progress="minimal", api_visibility="private")  # fmt: skip
+        typing: dict[str, Any] = {**quiet, "trigger_mode": "multiple", "concurrency_limit": None}
+        gr.on([self.search.input, self.search.focus], self.on_type, self.search, self.results,
+              **typing)  # fmt: skip
+        base = by_name["model.path"]
+        base.focus(self.on_bases, None, base, **quiet)
         self.results.input(lambda dataset: dataset, self.results, path, **quiet)
+        live = [self.derived, self.yaml]
+        looked = {"fn": self.on_look, "inputs": everything, "outputs": self.seen, **quiet}
+        drawn = {"fn": self.on_live, "inputs": everything, "outputs": live, **quiet}
+        # The YAML first: whoever reads what a look found may change it without being overtaken.
         path.change(self.on_parts, [path, by_name["data.name"]],
                     [by_name["data.name"], by_name["data.split"]], **quiet).then(
-            self.on_look, everything, self.seen, **quiet)  # fmt: skip
+            **drawn).then(**looked)  # fmt: skip
         settled = [
             _settled(component)
             for name, component in by_name.items()
             if name not in ("title", "data.path")
         ]
-        last: dict[str, Any] = {**quiet, "trigger_mode": "always_last"}
-        gr.on([demo.load, *settled], self.on_look, everything, self.seen, **last)
+        last = "always_last"
+        gr.on([demo.load, *settled], **looked, trigger_mode=last)
         # At once and apart from the look, which may take seconds: YAML is edited meanwhile.
-        live = [self.derived, self.yaml]
         changed = [by_name[name].change for name in LIVE]
-        gr.on([demo.load, path.change, *changed, *settled], self.on_live, everything, live, **last)
+        gr.on([demo.load, *changed, *settled], **drawn, trigger_mode=last)
         filled = [self.recipe_notes, *everything]
         for event in (self.recipe.input(self.on_recipe, self.recipe, filled, **quiet),
                       self.use_yaml.click(self.on_yaml, self.yaml, filled, **quiet)):  # fmt: skip
-            event.success(self.on_look, everything, self.seen, **quiet)
+            event.success(**drawn).success(**looked)
         launched = self.launch.click(self.on_launch, everything, self.launched,
                                      api_visibility="private", show_progress="hidden",
                                      concurrency_limit=4)  # fmt: skip
@@ -331,6 +368,11 @@ def _settled(component: Any) -> Any:
 
 
 # ---------------------------------------------------------------------- values into what is shown
+
+
+def named_dataset(query: str) -> str:
+    """The words of a search, or the id in a dataset's address."""
+    return query.strip().removeprefix("https://huggingface.co/datasets/").strip("/")
 
 
 def card_text(name: str) -> str:
