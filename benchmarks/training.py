@@ -1,11 +1,13 @@
 """A training step beside plain TRL's, on the same rows, the same model and the same machine.
 
     python -m benchmarks.training [--small] [--rounds 5] [--quantization nf4] [--clock cpu]
+                                  [--llamafactory PYTHON]
 
 A Phi-3 of 58 million weights (hidden 512, 8 layers, the real 32k vocabulary), 999 real instruction
 rows packed to 512, batches of four, LoRA r=16 on all linear layers, bfloat16. The contestants take
 turns within each round, each for a few steps; the result is the median of the rounds' ratios.
-Peak memory is that of a process of its own for each. TRL is called as its users call it. On a
+Peak memory is that of a process of its own for each. The peers are called as their users call them;
+LLaMA-Factory by an interpreter of its own, since it needs other versions of the libraries. On a
 machine that others use at the same time, `--clock cpu` takes one thread and its processor time.
 """
 
@@ -17,7 +19,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,11 +42,13 @@ from benchmarks.harness import (
     ratio,
     take_turns,
 )
+from benchmarks.llama_factory import LlamaFactory, llamafactory
 from phi3lora.config import RunConfig
 
 COMMAND = "python -m benchmarks.training"
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
-TRL, OURS = "plain TRL", "phi3lora"
+TRL, OURS, MATRIX = "plain TRL", "phi3lora", "matrix units"
+FACTORY, LEAKY = "LLaMA-Factory, neat packing", "LLaMA-Factory, packing"
 FULL = {
     "hidden_size": 512,
     "intermediate_size": 1408,
@@ -72,6 +77,9 @@ def _arguments() -> argparse.Namespace:
     made.add_argument("--clock", choices=["wall", "cpu"], default="wall")
     made.add_argument("--quantization", default="none", choices=["none", "nf4"])
     made.add_argument("--dropout", type=float, default=0.0, help="of the adapter; PEFT's own is 0")
+    made.add_argument("--checkpointing", action="store_true",
+                      help="gradient checkpointing for all, the peers' own default")  # fmt: skip
+    made.add_argument("--llamafactory", metavar="PYTHON", help="an interpreter that has it")
     made.add_argument("--alone", choices=[TRL, OURS], help="the peak memory of one contestant")
     return made.parse_args()
 
@@ -81,12 +89,41 @@ def measure(arguments: argparse.Namespace, folder: Path) -> Report:
     base, rows = prepared(arguments, folder)
     makers = {TRL: partial(trainer, False), OURS: partial(trainer, True)}
     trainers = {name: make(base, rows, arguments, folder) for name, make in makers.items()}
-    turns: dict[str, Contestant] = {name: partial(steps, made) for name, made in trainers.items()}
-    operations = 4.0 * _weights(trainers[OURS].model) * _tokens(trainers[OURS], rows)
-    turns["matrix units"] = partial(_matrix_seconds, operations, CLOCKS[arguments.clock])
-    taken = take_turns(turns, arguments.rounds)
+    tokens = _tokens(trainers[OURS], rows)
+    operations = 4.0 * _weights(trainers[OURS].model) * tokens
+    turns: dict[str, Contestant] = {
+        **{name: partial(steps, made) for name, made in trainers.items()},
+        MATRIX: partial(_matrix_seconds, operations, CLOCKS[arguments.clock]),
+    }
+    with _peers(arguments, base, folder) as peers:
+        turns |= {name: peer.step for name, peer in peers.items()}
+        taken = take_turns(turns, arguments.rounds)
     peaks = {name: _peak(name) for name in trainers}
-    return _report(arguments, taken, peaks, _tokens(trainers[OURS], rows))
+    peaks |= {name: float(peer.facts["peak"]) for name, peer in peers.items()}
+    return _report(arguments, taken, peaks, tokens, {n: p.facts for n, p in peers.items()})
+
+
+@contextmanager
+def _peers(
+    arguments: argparse.Namespace, base: Path, folder: Path
+) -> Iterator[dict[str, LlamaFactory]]:
+    """Contestants in environments of their own; with and without leaks between documents."""
+    if not arguments.llamafactory:
+        yield {}
+        return
+    with ExitStack() as stack:
+        peers = {}
+        for name, neat in {FACTORY: True, LEAKY: False}.items():
+            own = folder / name
+            own.mkdir()
+            wishes = {
+                "clock": arguments.clock, "steps": arguments.steps, "folder": str(own),
+                "base": str(base), "rows": str(DATA / "alpaca_en_demo.json"), "neat": neat,
+                "checkpointing": arguments.checkpointing,
+                "length": config(arguments, base).training_config.max_length,
+            }  # fmt: skip
+            peers[name] = stack.enter_context(llamafactory(arguments.llamafactory, wishes))
+        yield peers
 
 
 def _report(
@@ -94,9 +131,10 @@ def _report(
     taken: dict[str, list[float]],
     peaks: dict[str, float],
     tokens: float,
+    peers: dict[str, dict[str, Any]],
 ) -> Report:
     seconds = medians(taken)
-    faster, limit = ratio(taken, TRL, OURS), ratio(taken, "matrix units", OURS)
+    faster, limit = ratio(taken, TRL, OURS), ratio(taken, MATRIX, OURS)
     rows = [
         [name, f"{seconds[name]:.2f} s", f"{tokens / seconds[name]:,.0f}",
          f"{seconds[TRL] / seconds[name]:.1f}×",
@@ -109,17 +147,28 @@ def _report(
         goals.append(Goal("of the measured matrix limit", 100 * limit, 40, "least", " %"))
     memory = peaks[OURS] / peaks[TRL]
     goals.append(Goal("of TRL's peak memory", 100 * memory, 100, "most", " %"))
-    note = "Processor time of one thread." if arguments.clock == "cpu" else ""
+    if FACTORY in taken:
+        than_factory = ratio(taken, FACTORY, OURS)
+        goals.append(Goal("times as fast as LLaMA-Factory", than_factory, 2.5, "least", "×"))
+    notes = ["Processor time of one thread."] if arguments.clock == "cpu" else []
+    if FACTORY in peers:
+        versions = ", ".join(f"{k} {v}" for k, v in peers[FACTORY]["versions"].items())
+        notes.append(f"LLaMA-Factory with {versions}; neat packing keeps documents apart, as TRL "
+                     "and we do.")  # fmt: skip
     name = "training" + (f"-{arguments.quantization}" if quantized else "")
     return Report(
         name=name,
         title="A training step" + (" on a 4-bit base (QLoRA)" if quantized else ""),
         about=" ".join((__doc__ or "").split("\n\n")[2].split()),
         command=" ".join([COMMAND, *sys.argv[1:]]),
-        tables=[Table("One step", ["", "time", "tokens/s", "against TRL", "peak"], rows, note)],
+        tables=[
+            Table(
+                "One step", ["", "time", "tokens/s", "against TRL", "peak"], rows, " ".join(notes)
+            )
+        ],
         goals=goals,
         pictures=[Bars("One training step", "s", {k: [v] for k, v in seconds.items()})],
-        figures={"taken": taken, "faster": faster, "limit": limit, "peaks": peaks},
+        figures={"taken": taken, "faster": faster, "limit": limit, "peaks": peaks, "peers": peers},
     )
 
 
@@ -137,6 +186,7 @@ def config(arguments: argparse.Namespace, base: Path) -> RunConfig:
             "data.test_size": 0,
             "peft_config.lora_dropout": arguments.dropout,
             "training_config.packing": True,
+            "training_config.gradient_checkpointing": arguments.checkpointing,
             "training_config.max_length": 128 if arguments.small else 512,
             "training_config.per_device_train_batch_size": 4,
             "training_config.max_steps": arguments.steps,
