@@ -148,10 +148,15 @@ def test_the_whole_way(place: Place, browser: Browser) -> None:  # noqa: F811
 def pick_and_launch(page: Page) -> None:
     """Search, see it tinted, shape a short run, launch."""
     page.click("#source >> text=Hub")
-    page.fill("#search textarea", "pirate")
-    page.keyboard.press("Enter")
-    page.click("#results >> text=bob/pirate-talk")
+    page.focus("#search textarea")  # nothing typed: suggestions
+    page.wait_for_selector("#results >> text=HuggingFaceH4/ultrachat_200k")
+    page.keyboard.type("pirat")  # and no Enter
+    page.wait_for_selector("#results:not(:has-text('ultrachat'))")
+    page.click("#results >> text=bob/pirate-talk · 7 downloads")
     page.wait_for_selector("#data-summary >> text=64 of 64")
+    page.click("#field-model-path input")
+    page.wait_for_selector("[role=option] >> text=microsoft/Phi-3.5-mini-instruct")
+    page.keyboard.press("Escape")
     assert "Arr" in page.inner_text(".conversation mark >> nth=0")
     set_yaml(page, max_steps="4", per_device_train_batch_size="2", logging_steps="1", rows="2",
              max_new_tokens="8")  # fmt: skip

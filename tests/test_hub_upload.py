@@ -123,7 +123,7 @@ def test_what_was_published_loads_by_its_own_snippet(
 ) -> None:
     done = push(run, NAME, "hf_ann")
     assert f"```python\n{done.snippet}\n```" in sent(ann)["README.md"].decode()
-    assert len([line for line in done.snippet.splitlines() if line]) <= 11
+    assert len([line for line in done.snippet.splitlines() if line]) <= 10
     path = {"PYTHONPATH": str(Path(__file__).parents[1])}
     answer = subprocess.run(
         [sys.executable, "-c", done.snippet], env={**ann.env(tmp_path / "client"), **path},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import threading
 import zipfile
 from array import array
 from collections.abc import Iterator
@@ -122,11 +123,37 @@ def test_a_slow_look_does_not_replace_a_later_one(core: FakeCore) -> None:
 def test_batch_scaling_and_yaml_follow_the_form_at_once(core: FakeCore) -> None:
     page = page_of(train_page, core)
     changes = {"peft_config.r": 4, "training_config.gradient_accumulation_steps": 3}
-    derived, yaml = page.on_live(*form_values(page, **changes))
+    derived, yaml, drawn = page.on_live("", *form_values(page, **changes))
     assert "Effective batch <b>24</b> (8 × 3)" in derived
     assert "LoRA scaling <b>8</b> (32 / 4)" in derived
     assert page.on_yaml(yaml)[1:] == form_values(page, **changes)
-    assert "Rank" in page.on_live(*form_values(page, **{"peft_config.r": 0}))[0]
+    again = page.on_live(drawn, *form_values(page, **changes))
+    assert again == (derived, gr.skip(), yaml)  # what somebody types there meanwhile stays
+    assert "Rank" in page.on_live("", *form_values(page, **{"peft_config.r": 0}))[0]
+
+
+def test_search_follows_the_typing_and_forgets_what_was_overtaken(core: FakeCore) -> None:
+    page, asked = page_of(train_page, core), []
+
+    def search(query: str, caller: Caller) -> list[tuple[str, str]]:
+        asked.append(query)
+        if query == "pir":  # somebody types on while the Hub is asked
+            page._typed["page"] = object()
+        return [(f"{query} · 3 rows", query)]
+
+    core.search = search  # type: ignore[method-assign]
+    visitor = request(session="page")
+    assert page.on_type("", visitor)["choices"] == [(" · 3 rows", "")]
+    assert page.on_type("pir", visitor) == gr.skip()
+    found = page.on_type("https://huggingface.co/datasets/ann/pirates", visitor)
+    assert found["choices"] == [("ann/pirates · 3 rows", "ann/pirates")]
+    typing = threading.Thread(target=page.on_type, args=["p", visitor])
+    typing.start()
+    while not page._typed:
+        pass
+    page.on_type("pi", visitor)
+    typing.join()
+    assert asked == ["", "pir", "ann/pirates", "pi"]
 
 
 def test_dataset_text_is_escaped_and_supervised_text_is_tinted(core: FakeCore) -> None:

@@ -154,11 +154,11 @@ def _quoted(text: str) -> str:
 
 
 def load_snippet(base: Origin, repo: str, merged: bool = False) -> str:
-    """Ten lines of Python that load what was published and ask it something."""
+    """At most ten lines of Python that load what was published and ask it something."""
     lines = ["from peft import PeftModel"]
     if base.name == "pocket" and not merged:
         lines.append("from phi3lora.models.pocket import CHECKPOINT")
-    lines.append("from transformers import AutoModelForCausalLM, AutoTokenizer\n")
+    lines.append("from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline\n")
     if merged:
         lines.pop(0)
         lines.append(f'model = AutoModelForCausalLM.from_pretrained("{repo}", dtype="auto")')
@@ -171,11 +171,9 @@ def load_snippet(base: Origin, repo: str, merged: bool = False) -> str:
 
 
 _ASK = """tokenizer = AutoTokenizer.from_pretrained("{repo}")
+chat = pipeline("text-generation", model=model, tokenizer=tokenizer)
 messages = [{{"role": "user", "content": "Who are you?"}}]
-tokens = tokenizer.apply_chat_template(messages, add_generation_prompt=True,
-                                       return_tensors="pt", return_dict=True)
-answer = model.generate(**tokens, max_new_tokens=100)
-print(tokenizer.decode(answer[0, tokens["input_ids"].shape[1] :], skip_special_tokens=True))"""
+print(chat(messages, max_new_tokens=100)[0]["generated_text"][-1]["content"])"""
 
 
 def _trained_on(facts: Facts) -> str:

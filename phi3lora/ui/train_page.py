@@ -9,6 +9,7 @@ shows is made by plain functions from a `Look`, so that tests need no browser.
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from collections.abc import Iterator
@@ -141,6 +142,7 @@ class TrainPage:
         with gr.Accordion("As YAML", open=False, elem_classes="fold", elem_id="as-yaml"):
             self.yaml = gr.Textbox(lines=14, max_lines=28, show_label=False, buttons=["copy"],
                                    elem_classes="mono", elem_id="yaml")  # fmt: skip
+            self.drawn = gr.State("")
             self.use_yaml = gr.Button("Use this configuration", size="md")
         with gr.Accordion("As plain code", open=False, elem_classes="fold", elem_id="as-code"):
             self.code = PlainCode(self.core)
@@ -203,13 +205,17 @@ class TrainPage:
             look = Look([Check(name, "red", str(error))])
         return show_look(config, look)
 
-    def on_live(self, *shown_values: Any) -> tuple[str, Any]:
-        """The figures that follow from the form at once, without a look."""
+    def on_live(self, drawn: str, *shown_values: Any) -> tuple[str, Any, Any]:
+        """The figures that follow from the form at once, without a look; and its YAML.
+
+        YAML that is as it was `drawn` last stays as it is: somebody may be editing it.
+        """
         try:
             config, _ = self.fields.config(shown_values)
         except ConfigError as error:
-            return show.notice(message_lines(error), "red"), gr.skip()
-        return derived(config), config.to_yaml()
+            return show.notice(message_lines(error), "red"), gr.skip(), gr.skip()
+        text = config.to_yaml()
+        return derived(config), gr.skip() if text == drawn else text, text
 
     def on_source(self, source: str, example: str) -> list[Any]:
         """Show the chosen source's panel; an example is taken at once."""
@@ -324,9 +330,12 @@ class TrainPage:
         base = by_name["model.path"]
         base.focus(self.on_bases, None, base, **quiet)
         self.results.input(lambda dataset: dataset, self.results, path, **quiet)
-        live = [self.derived, self.yaml]
+        live = [self.derived, self.yaml, self.drawn]
         looked = {"fn": self.on_look, "inputs": everything, "outputs": self.seen, **quiet}
-        drawn = {"fn": self.on_live, "inputs": everything, "outputs": live, **quiet}
+        drawn = {"fn": self.on_live, "inputs": [self.drawn, *everything], "outputs": live,
+                 **quiet}  # fmt: skip
+        # At once, in the browser: what was found before is about other data.
+        path.change(None, None, self.checks, js=f"() => {json.dumps(waiting_checks())}", **quiet)
         # The YAML first: whoever reads what a look found may change it without being overtaken.
         path.change(self.on_parts, [path, by_name["data.name"]],
                     [by_name["data.name"], by_name["data.split"]], **quiet).then(
