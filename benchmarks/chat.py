@@ -4,7 +4,8 @@
 
 The contestants take turns within each round, and the figures are medians over the rounds. The peers
 are called as their users call them: `generate` of transformers, and PEFT's batch of mixed adapters.
-`mini` is a full-size Phi-3-mini with random weights, for a GPU.
+`mini` is a full-size Phi-3-mini with random weights, for a GPU; on a CPU with `--no-peers`, which
+hold copies of the model of their own.
 
 - `together / alone`: time of both answers from one pass over one of them alone.
 - `tenth / first turn`: time to the first token of both columns.
@@ -48,7 +49,9 @@ SIZES = {
 }
 QUESTION = "What is the capital of France, and what is the opposite of warm? Tell me both."
 TURN = 16  # new tokens of an answer in the middle of a conversation, at most
+BASE, TUNED, BOTH = "base alone", "tuned alone", "together"
 GENERATE, MIXED = "transformers, base alone", "PEFT, mixed batch"
+RATIOS = ((BOTH, BASE), (BOTH, TUNED), (BOTH, GENERATE), (MIXED, GENERATE))
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -71,6 +74,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     made.add_argument("--quantization", default="none")
     made.add_argument("--tokens", type=int, default=64, help="new tokens of each answer")
     made.add_argument("--threads", type=int, default=0)
+    made.add_argument("--no-peers", action="store_true", help="where memory holds one model only")
     arguments = made.parse_args(argv)
     if arguments.small:
         arguments.size, arguments.dtype = ["pocket"], ["float32"]
@@ -84,10 +88,9 @@ def measure(size: str, dtype: str, arguments: argparse.Namespace, folder: Path) 
     adapter_folder = _adapter(base, folder / "adapter")
     serving = Serving.open(base, lambda _: None)
     stops, serving._stops = serving._stops, set()  # equal lengths for everybody
-    contestants = {
-        **_ours(serving, adapter_folder, arguments.tokens),
-        **_peers(base, adapter_folder, arguments.tokens),
-    }
+    contestants = _ours(serving, adapter_folder, arguments.tokens)
+    if not arguments.no_peers:
+        contestants |= _peers(base, adapter_folder, arguments.tokens)
     taken = take_turns(contestants, arguments.rounds)
     serving._stops = stops
     first, tenth = _turns(serving, adapter_folder, arguments.rounds)
@@ -99,10 +102,11 @@ def measure(size: str, dtype: str, arguments: argparse.Namespace, folder: Path) 
         "tokens": arguments.tokens,
         "rounds": arguments.rounds,
         "seconds": medians(taken),
-        "together_over_base_alone": ratio(taken, "together", "base alone"),
-        "together_over_tuned_alone": ratio(taken, "together", "tuned alone"),
-        "together_over_generate": ratio(taken, "together", GENERATE),
-        "peft_batch_over_generate": ratio(taken, MIXED, GENERATE),
+        "ratios": {
+            f"{one} / {other}": ratio(taken, one, other)
+            for one, other in RATIOS
+            if {one, other} <= taken.keys()
+        },
         "first_turn": first,
         "tenth_turn": tenth,
         "tenth_over_first": tenth / first,
@@ -120,9 +124,9 @@ def _ours(serving: Serving, folder: Path, tokens: int) -> dict[str, Contestant]:
         return contestant
 
     return {
-        "base alone": answer(None),
-        "tuned alone": answer(adapter),
-        "together": answer(None, adapter),
+        BASE: answer(None),
+        TUNED: answer(adapter),
+        BOTH: answer(None, adapter),
     }
 
 
@@ -233,10 +237,9 @@ def _report(arguments: argparse.Namespace, results: list[dict[str, Any]], comman
         [model, *(f"{result['seconds'][name]:.3f} s" for name in names)]
         for model, result in zip(models, results, strict=True)
     ]
-    keys = ("together_over_base_alone", "together_over_tuned_alone", "together_over_generate",
-            "peft_batch_over_generate")  # fmt: skip
+    kinds = list(results[0]["ratios"])
     ratios = [
-        [model, *(f"{result[key]:.2f}" for key in keys)]
+        [model, *(f"{result['ratios'][kind]:.2f}" for kind in kinds)]
         for model, result in zip(models, results, strict=True)
     ]
     turns = [
@@ -245,17 +248,16 @@ def _report(arguments: argparse.Namespace, results: list[dict[str, Any]], comman
         for model, result in zip(models, results, strict=True)
     ]  # fmt: skip
     shown = {name: [result["seconds"][name] for result in results] for name in names}
-    on_gpu = "-gpu" if torch.cuda.is_available() else ""
+    kind = "-gpu" if torch.cuda.is_available() else "-full" if arguments.no_peers else ""
     return Report(
-        name=f"chat{on_gpu}",
+        name=f"chat{kind}",
         title="Two answers for the price of one",
         about=f"Answers of {arguments.tokens} tokens, {torch.get_num_threads()} threads; medians "
         f"of {arguments.rounds} rounds. `together` is both columns of Compare from one pass.",
         command=command,
         tables=[
             Table("One answer, or both", ["", *names], answers),
-            Table("Ratios", ["", "together / base alone", "together / tuned alone",
-                             "together / `generate`", "PEFT's mixed batch / `generate`"], ratios),
+            Table("Ratios", ["", *kinds], ratios),
             Table("To the first token of both", ["", "first turn", "tenth turn", "ratio"], turns),
         ],
         goals=[] if arguments.small else _goals(models, results),
@@ -276,7 +278,7 @@ def _goals(models: list[str], results: list[dict[str, Any]]) -> list[Goal]:
     goals = []
     for model, result in zip(models, results, strict=True):
         if result["parameters"] == largest:
-            base, tuned = result["together_over_base_alone"], result["together_over_tuned_alone"]
+            base, tuned = (result["ratios"][f"{BOTH} / {alone}"] for alone in (BASE, TUNED))
             turns = result["tenth_over_first"]
             goals += [
                 Goal(f"Both answers over the base's alone, {model}", base, 1.15, "most", "×",

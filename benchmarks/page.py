@@ -14,9 +14,12 @@ from pathlib import Path
 from typing import Any
 
 PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
-ORDER = ("training", "training-nf4", "chat", "startup", "data", "gpu-lora", "gpu-qlora", "chat-gpu")
+ORDER = ("training", "training-checkpointing", "training-nf4", "chat", "chat-full", "startup",
+         "data", "gpu-lora", "gpu-qlora", "chat-gpu")  # fmt: skip
 COMMANDS = {
     "full-size": "python -m benchmarks.full_size",
+    "chat-full": "python -m benchmarks.chat --size mini --dtype bfloat16 --no-peers",
+    "training-checkpointing": "python -m benchmarks.training --checkpointing",
     "training-nf4": "python -m benchmarks.training --quantization nf4",
     "gpu-lora": "python -m benchmarks.gpu --method lora",
     "chat-gpu": "python -m benchmarks.chat --size mini --dtype bfloat16",

@@ -1,14 +1,15 @@
 """A training step beside plain TRL's, on the same rows, the same model and the same machine.
 
     python -m benchmarks.training [--small] [--rounds 5] [--quantization nf4] [--clock cpu]
-                                  [--llamafactory PYTHON]
+                                  [--checkpointing] [--llamafactory PYTHON]
 
 A Phi-3 of 58 million weights (hidden 512, 8 layers, the real 32k vocabulary), 999 real instruction
 rows packed to 512, batches of four, LoRA r=16 on all linear layers, bfloat16. The contestants take
 turns within each round, each for a few steps; the result is the median of the rounds' ratios.
-Peak memory is that of a process of its own for each. The peers are called as their users call them;
-LLaMA-Factory by an interpreter of its own, since it needs other versions of the libraries. On a
-machine that others use at the same time, `--clock cpu` takes one thread and its processor time.
+Peak memory is that of a process of its own for each. The peers are called as their users call them
+(`--checkpointing` is what both do unless told otherwise, and then we do too), LLaMA-Factory by an
+interpreter of its own, since it needs other versions of the libraries. On a machine that others use
+at the same time, `--clock cpu` takes one thread and its processor time.
 """
 
 from __future__ import annotations
@@ -155,10 +156,13 @@ def _report(
         versions = ", ".join(f"{k} {v}" for k, v in peers[FACTORY]["versions"].items())
         notes.append(f"LLaMA-Factory with {versions}; neat packing keeps documents apart, as TRL "
                      "and we do.")  # fmt: skip
-    name = "training" + (f"-{arguments.quantization}" if quantized else "")
+    kinds = {f"-{arguments.quantization}": quantized, "-checkpointing": arguments.checkpointing}
+    name = "training" + "".join(kind for kind, meant in kinds.items() if meant)
+    title = "A training step" + (" on a 4-bit base (QLoRA)" if quantized else "")
+    title += ", with gradient checkpointing" if arguments.checkpointing else ""
     return Report(
         name=name,
-        title="A training step" + (" on a 4-bit base (QLoRA)" if quantized else ""),
+        title=title,
         about=" ".join((__doc__ or "").split("\n\n")[2].split()),
         command=" ".join([COMMAND, *sys.argv[1:]]),
         tables=[
