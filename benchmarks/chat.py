@@ -30,6 +30,7 @@ from benchmarks.harness import (
     Goal,
     Report,
     Table,
+    command_line,
     medians,
     parser,
     publish,
@@ -63,7 +64,7 @@ def main(argv: list[str] | None = None) -> None:
         for dtype in arguments.dtype:
             with tempfile.TemporaryDirectory() as folder:
                 results.append(measure(size, dtype, arguments, Path(folder)))
-    command = " ".join(["python -m benchmarks.chat", *(sys.argv[1:] if argv is None else argv)])
+    command = command_line("benchmarks.chat", sys.argv[1:] if argv is None else argv)
     publish(_report(arguments, results, command), arguments.out)
 
 

@@ -15,6 +15,7 @@ import argparse
 import json
 import os
 import platform
+import re
 import statistics
 import subprocess
 import time
@@ -196,6 +197,12 @@ def parser(description: str | None, rounds: int) -> argparse.ArgumentParser:
     )
     made.add_argument("--out", type=Path, default=DOCS, help="where the table and picture go")
     return made
+
+
+def command_line(module: str, argv: list[str]) -> str:
+    """What to type to measure the same elsewhere: without the paths of this machine."""
+    said = " ".join(["python -m", module, *argv])
+    return re.sub(r" --out \S+", "", re.sub(r"(--llamafactory) \S+", r"\1 PYTHON", said))
 
 
 def publish(report: Report, docs: Path = DOCS) -> None:

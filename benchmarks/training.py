@@ -37,6 +37,7 @@ from benchmarks.harness import (
     Goal,
     Report,
     Table,
+    command_line,
     medians,
     parser,
     publish,
@@ -46,7 +47,6 @@ from benchmarks.harness import (
 from benchmarks.llama_factory import LlamaFactory, llamafactory
 from phi3lora.config import RunConfig
 
-COMMAND = "python -m benchmarks.training"
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 TRL, OURS, MATRIX = "plain TRL", "phi3lora", "matrix units"
 FACTORY, LEAKY = "LLaMA-Factory, neat packing", "LLaMA-Factory, packing"
@@ -164,7 +164,7 @@ def _report(
         name=name,
         title=title,
         about=" ".join((__doc__ or "").split("\n\n")[2].split()),
-        command=" ".join([COMMAND, *sys.argv[1:]]),
+        command=command_line("benchmarks.training", sys.argv[1:]),
         tables=[
             Table(
                 "One step", ["", "time", "tokens/s", "against TRL", "peak"], rows, " ".join(notes)
