@@ -108,7 +108,7 @@ def _arguments(wishes: dict[str, Any]) -> dict[str, Any]:
         "dataset_dir": str(folder), "dataset": "rows",
         "output_dir": str(folder / "out"), "overwrite_output_dir": True,
         "lora_rank": 16, "lora_alpha": 32, "lora_dropout": 0.0, "lora_target": "all",
-        "cutoff_len": wishes["length"], "packing": True, "neat_packing": wishes["neat"],
+        "cutoff_len": wishes["length"], "packing": True, "neat_packing": True,
         "per_device_train_batch_size": 4, "gradient_accumulation_steps": 1,
         "disable_gradient_checkpointing": not wishes["checkpointing"],
         "learning_rate": 1e-4, "max_steps": wishes["steps"], "bf16": True, "use_cpu": True,

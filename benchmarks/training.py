@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,7 @@ from phi3lora.config import RunConfig
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 TRL, OURS, MATRIX = "plain TRL", "phi3lora", "matrix units"
-FACTORY, LEAKY = "LLaMA-Factory, neat packing", "LLaMA-Factory, packing"
+FACTORY = "LLaMA-Factory"
 FULL = {
     "hidden_size": 512,
     "intermediate_size": 1408,
@@ -96,7 +96,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> Report:
         **{name: partial(steps, made) for name, made in trainers.items()},
         MATRIX: partial(_matrix_seconds, operations, CLOCKS[arguments.clock]),
     }
-    with _peers(arguments, base, folder) as peers:
+    with _factory(arguments, base, folder) as peers:
         turns |= {name: peer.step for name, peer in peers.items()}
         taken = take_turns(turns, arguments.rounds)
     peaks = {name: _peak(name) for name in trainers}
@@ -105,26 +105,21 @@ def measure(arguments: argparse.Namespace, folder: Path) -> Report:
 
 
 @contextmanager
-def _peers(
+def _factory(
     arguments: argparse.Namespace, base: Path, folder: Path
 ) -> Iterator[dict[str, LlamaFactory]]:
-    """Contestants in environments of their own; with and without leaks between documents."""
+    """LLaMA-Factory in an environment of its own, where there is one."""
     if not arguments.llamafactory:
         yield {}
         return
-    with ExitStack() as stack:
-        peers = {}
-        for name, neat in {FACTORY: True, LEAKY: False}.items():
-            own = folder / name
-            own.mkdir()
-            wishes = {
-                "clock": arguments.clock, "steps": arguments.steps, "folder": str(own),
-                "base": str(base), "rows": str(DATA / "alpaca_en_demo.json"), "neat": neat,
-                "checkpointing": arguments.checkpointing,
-                "length": config(arguments, base).training_config.max_length,
-            }  # fmt: skip
-            peers[name] = stack.enter_context(llamafactory(arguments.llamafactory, wishes))
-        yield peers
+    wishes = {
+        "clock": arguments.clock, "steps": arguments.steps, "folder": str(folder),
+        "base": str(base), "rows": str(DATA / "alpaca_en_demo.json"),
+        "length": config(arguments, base).training_config.max_length,
+        "checkpointing": arguments.checkpointing,
+    }  # fmt: skip
+    with llamafactory(arguments.llamafactory, wishes) as peer:
+        yield {FACTORY: peer}
 
 
 def _report(
