@@ -152,7 +152,7 @@ def drop_and_launch(page: Page, file: Path) -> None:
     assert "<|user|>" in page.inner_text(".conversation >> nth=0")
     # A look may be followed by another at once, which clears the checks meanwhile.
     page.wait_for_selector("#checks li.green >> nth=3")
-    set_yaml(page, max_steps="120", per_device_train_batch_size="2", logging_steps="1",
+    set_yaml(page, max_steps="400", per_device_train_batch_size="2", logging_steps="1",
              rows="8", max_new_tokens="24")  # fmt: skip
     size = "#field-training_config-per_device_train_batch_size input"
     page.wait_for_function("size => document.querySelector(size).value === '2'", arg=size)

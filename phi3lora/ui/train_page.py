@@ -9,7 +9,6 @@ shows is made by plain functions from a `Look`, so that tests need no browser.
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections.abc import Iterator
@@ -266,11 +265,15 @@ class TrainPage:
         except Phi3LoraError:
             return gr.skip()
 
-    def on_parts(self, path: str, name: str | None, request: gr.Request) -> list[Any]:
-        """The configurations and splits that a Hub dataset has.
+    def on_parts(self, path: str, name: str | None, request: gr.Request) -> Iterator[list[Any]]:
+        """The configurations and splits that a Hub dataset has; first, that it is being read.
 
         Why it cannot be read is said by the look that follows.
         """
+        yield [gr.skip(), gr.skip(), waiting_checks()]  # what was found is about other data
+        yield [*self._parts(path, name, request), gr.skip()]
+
+    def _parts(self, path: str, name: str | None, request: gr.Request) -> list[Any]:
         none = [gr.update(choices=[], value=None), gr.update(choices=["train"], value="train")]
         try:
             caller = self.core.caller(request)
@@ -334,18 +337,16 @@ class TrainPage:
         looked = {"fn": self.on_look, "inputs": everything, "outputs": self.seen, **quiet}
         drawn = {"fn": self.on_live, "inputs": [self.drawn, *everything], "outputs": live,
                  **quiet}  # fmt: skip
-        # At once, in the browser: what was found before is about other data.
-        path.change(None, None, self.checks, js=f"() => {json.dumps(waiting_checks())}", **quiet)
+        last = "always_last"
         # The YAML first: whoever reads what a look found may change it without being overtaken.
         path.change(self.on_parts, [path, by_name["data.name"]],
-                    [by_name["data.name"], by_name["data.split"]], **quiet).then(
-            **drawn).then(**looked)  # fmt: skip
+                    [by_name["data.name"], by_name["data.split"], self.checks], **quiet,
+                    trigger_mode=last).then(**drawn).then(**looked)  # fmt: skip
         settled = [
             _settled(component)
             for name, component in by_name.items()
             if name not in ("title", "data.path")
         ]
-        last = "always_last"
         gr.on([demo.load, *settled], **looked, trigger_mode=last)
         # At once and apart from the look, which may take seconds: YAML is edited meanwhile.
         changed = [by_name[name].change for name in LIVE]
