@@ -368,11 +368,12 @@ def show_run(run: Run, picture: Picture, position: int | None) -> dict[str, Any]
 
 def run_head(run: Run, status: str, picture: Picture, position: int | None) -> str:
     """Title, status, progress, the figures, and what there is to know."""
+    message = "" if status == "running" else run.message
     notices = [show.notice(notice.message, "amber" if notice.level == "warning" else "grey")
-               for notice in picture.notices]  # fmt: skip
-    if run.message and status != "running":
+               for notice in picture.notices if notice.message != message]  # fmt: skip
+    if message:
         colour = "grey" if status == "finished" else COLOURS[status]
-        notices.insert(0, show.notice(run.message, colour.replace("accent", "grey")))
+        notices.insert(0, show.notice(message, colour.replace("accent", "grey")))
     return (
         f'<div class="run-title"><h1>{show.text(run.title)}</h1>'
         f"{show.badge(status, COLOURS[status])}</div>"
