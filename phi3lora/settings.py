@@ -9,6 +9,7 @@ whoever needs one is handed it, and forgets it.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -51,6 +52,10 @@ class Settings:
     def cache_folder(self) -> Path:
         """What can be computed again: prepared datasets, scores of a base."""
         return self.home / "cache"
+
+    def uploads(self, owner: str) -> Path:
+        """Files that this person dropped on the page, each under a name made from its content."""
+        return self.home / "uploads" / hashlib.sha256(owner.encode()).hexdigest()[:16]
 
     @property
     def on_space(self) -> bool:

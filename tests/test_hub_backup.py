@@ -60,9 +60,9 @@ def run(tmp_path: Path) -> Path:
     return folder
 
 
-def start(folder: Path, told: list[str], token: str = "hf_ann") -> Backup:
+def start(folder: Path, told: list[str], token: str = "hf_ann", rows: Path | None = None) -> Backup:
     config, _ = RunConfig.from_yaml(folder / "config.yaml")
-    return Backup(folder, NOTE, config, token, told.append, SECONDS)
+    return Backup(folder, NOTE, config, token, told.append, SECONDS, rows)
 
 
 def checkpoints(hub: LoopbackHub) -> set[str]:
@@ -154,7 +154,7 @@ def test_the_result_and_a_small_data_file_go_along(ann: LoopbackHub, tmp_path: P
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"messages": []}\n')
     folder = make_run(tmp_path / "done", {"hub.backup": True, "data.path": str(rows)})
-    backup = start(folder, [])
+    backup = start(folder, [], rows=rows)
     backup.finish()
     files = ann.files("model", REPO)
     assert files["data/rows.jsonl"] == rows.read_bytes()
@@ -328,7 +328,7 @@ def test_a_run_in_its_own_process_is_copied_to_its_end(
 def test_a_run_that_nobody_signed_in_for_says_that_it_is_not_copied(tmp_path: Path) -> None:
     run = Run(make_run(tmp_path / "run", {"hub.backup": True}), RunState(id=NOTE.id))
     told: list[Event] = []
-    with copied(run, told.append, None) as copy:
+    with copied(run, told.append, None, Settings(tmp_path)) as copy:
         copy.begin()
         copy(Saved(step=3, path="checkpoints/checkpoint-3"))
     assert [event.kind for event in told] == ["notice", "saved"]

@@ -21,7 +21,7 @@ from transformers import Phi3ForCausalLM
 from phi3lora.config import OPTIMIZERS, POCKET, SCHEDULERS, RunConfig
 from phi3lora.errors import DataError, TrainingError
 from phi3lora.events import Event
-from phi3lora.training.callbacks import is_whole, last_whole_checkpoint
+from phi3lora.training.checkpoints import is_whole, last_whole_checkpoint
 from phi3lora.training.failures import is_out_of_memory
 from phi3lora.training.trainer import train
 from tests.small import After, Result, run, small_base, small_model, small_rows

@@ -20,6 +20,7 @@ from phi3lora.config import RunConfig
 from phi3lora.errors import AccessError
 from phi3lora.events import EventLog, Resumed, Stage, Step
 from phi3lora.recipes import load_recipe
+from phi3lora.runs.permission import check_paths
 from phi3lora.settings import Settings
 from phi3lora.training.preflight import Check, Look
 from phi3lora.ui import compare_page, runs_page, show, train_page
@@ -231,9 +232,9 @@ def test_on_a_space_only_uploads_can_be_named(tmp_path: Path) -> None:
     (tmp_path / "chat.jsonl").write_text("{}")
     kept = core.keep_upload(tmp_path / "chat.jsonl", Caller("bob"))
     config = RunConfig().with_values({"data.path": str(kept)})
-    core._check_paths(config, Caller("bob"))
+    check_paths(config, "bob", core.settings)
     with pytest.raises(AccessError, match="files of this machine"):
-        core._check_paths(config, Caller("eve"))
+        check_paths(config, "eve", core.settings)
     with pytest.raises(AccessError, match="sign in"):
         core.keep_upload(tmp_path / "chat.jsonl", Caller(""))
 

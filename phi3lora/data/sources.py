@@ -17,7 +17,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-from phi3lora.config import DataConfig
+from phi3lora.config import POCKET, DataConfig
 from phi3lora.data.files import SUFFIXES, Report, count_rows, is_lines, kind_of, read_file
 from phi3lora.data.hub_rows import HubSet, Tell
 from phi3lora.errors import DataError
@@ -32,8 +32,8 @@ EXAMPLES: dict[str, Path] = {
     "pirate_instructions": _FOLDER / "pirate_instructions.csv",
     "pirate_prompts": _FOLDER / "pirate_prompts.parquet",
 }
-_PREFIX = "example:"
-_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+EXAMPLE_PREFIX = "example:"
+HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _LOOK = 100  # rows whose columns are taken for all there are
 
 
@@ -117,8 +117,8 @@ def open_source(
         DataError: nothing usable there.
         HubError: the Hub said no, or nothing.
     """
-    if data.path.startswith(_PREFIX):
-        name = data.path.removeprefix(_PREFIX)
+    if data.path.startswith(EXAMPLE_PREFIX):
+        name = data.path.removeprefix(EXAMPLE_PREFIX)
         return _file_source("example", name, _example(name), data)
     if _is_file(data.path):
         path = Path(data.path).expanduser()
@@ -162,7 +162,14 @@ def splits(
 
 def is_local(path: str) -> bool:
     """Whether a path names an example or a file on this machine, rather than a Hub dataset."""
-    return path.startswith(_PREFIX) or _is_file(path)
+    return path.startswith(EXAMPLE_PREFIX) or _is_file(path)
+
+
+def names_no_file(path: str) -> bool:
+    """Whether this can be nothing but a bundled name or an id on the Hub."""
+    if path in ("auto", POCKET) or path.startswith(EXAMPLE_PREFIX):
+        return True
+    return HUB_ID.fullmatch(path) is not None and ".." not in path and not Path(path).exists()
 
 
 def not_applicable(data: DataConfig) -> list[str]:
@@ -189,7 +196,7 @@ def not_applicable(data: DataConfig) -> list[str]:
 
 def _has_lists(path: str) -> bool:
     """Whether a file may hold several lists of rows by name: one JSON object, not lines of them."""
-    if path.startswith(_PREFIX):
+    if path.startswith(EXAMPLE_PREFIX):
         return False
     file = Path(path).expanduser()
     return kind_of(file) == "json" and not is_lines(file)
@@ -201,7 +208,7 @@ def _is_file(path: str) -> bool:
     return (
         looks_like_one
         or path.lower().endswith(SUFFIXES)
-        or _HUB_ID.fullmatch(path) is None
+        or HUB_ID.fullmatch(path) is None
         or Path(path).exists()
     )
 

@@ -25,6 +25,7 @@ from typing import Any
 
 from phi3lora.config import RunConfig
 from phi3lora.data.hub_errors import Asked, explain, explained, patiently
+from phi3lora.data.sources import names_no_file
 from phi3lora.errors import HubError, Phi3LoraError
 from phi3lora.hub.access import Identity, identity
 from phi3lora.hub.sending import create, send
@@ -34,7 +35,7 @@ from phi3lora.redaction import redact
 TAG = "phi3lora-run"
 NOTE = "run.json"
 HERE = "{RUN}"  # stands for the run folder's path in what is sent
-MARGIN = 2**27  # bytes of a data file that goes along
+LARGEST_ROWS = 2**27  # bytes of a data file that goes along
 RETRY_SECONDS = (5.0, 30.0, 120.0, 600.0)
 LAST_TRIES = 3
 # A checkpoint's files, by name; `training_args.bin` is needed by nobody and stays.
@@ -45,6 +46,7 @@ CHECKPOINT = re.compile(
 RESULT = re.compile(
     r"(?:[\w.-]+\.safetensors|[\w.-]+\.json|chat_template\.jinja|tokenizer\.model)\Z"
 )
+DATA_FILE = re.compile(r"(?!\.)[\w .()-]+")
 STEP = re.compile(r"checkpoint-(\d+)\Z")
 TEXTS = {".json", ".jsonl", ".yaml"}
 Notify = Callable[[str], None]
@@ -81,6 +83,7 @@ class Backup:
         token: its owner's.
         notify: told of failures, and when they are over.
         wait: seconds between two tries, from the first failure on.
+        rows: the file that the run is trained on, to go along unless it is large.
     """
 
     def __init__(
@@ -91,9 +94,10 @@ class Backup:
         token: str,
         notify: Notify,
         wait: tuple[float, ...] = RETRY_SECONDS,
+        rows: Path | None = None,
     ) -> None:
         self._folder, self._note, self._config = folder, note, config
-        self._token, self._notify, self._wait = token, notify, wait
+        self._token, self._notify, self._wait, self._rows = token, notify, wait, rows
         self._changed = threading.Condition()
         self._pending: Path | None = None  # a checkpoint's links, the newest
         self._there: set[str] = set()  # names of the checkpoints on the Hub
@@ -199,9 +203,9 @@ class Backup:
         """Events and config, the checkpoint if there is a new one, the result once there is one."""
         folder, config = self._folder, self._config
         newest = checkpoint.name if checkpoint else max(self._there, key=step_of, default=None)
-        data = _data_file(config)
-        if data:
-            config = config.with_values({"data.path": f"data/{data.name}"})
+        rows = self._rows
+        if rows:  # named without its folder, which means nothing elsewhere
+            config = config.with_values({"data.path": f"data/{rows.name}"})
         done = closing and (folder / "adapter").is_dir()
         contents: dict[str, bytes | Path] = {
             "README.md": _card(self._note, newest, done).encode(),
@@ -211,8 +215,8 @@ class Backup:
         for name in ("events.jsonl", "report.json"):
             if (folder / name).is_file():
                 contents[name] = folder / name
-        if data:
-            contents[f"data/{data.name}"] = data
+        if rows and rows.is_file() and rows.stat().st_size <= LARGEST_ROWS:
+            contents[f"data/{rows.name}"] = rows
         if checkpoint:
             place = f"checkpoints/{checkpoint.name}"
             contents |= {f"{place}/{file.name}": file for file in _files(checkpoint, CHECKPOINT)}
@@ -251,13 +255,6 @@ def _link(checkpoint: Path, place: Path) -> Path:
 
 def _files(folder: Path, allowed: re.Pattern[str]) -> list[Path]:
     return [file for file in sorted(folder.iterdir()) if allowed.match(file.name)]
-
-
-def _data_file(config: RunConfig) -> Path | None:
-    """A file of rows that would be gone with the disk, unless it is large."""
-    path = Path(config.data.path)
-    fits = path.is_absolute() and path.is_file() and path.stat().st_size <= MARGIN
-    return path if fits else None
 
 
 def _card(note: RunNote, checkpoint: str | None, finished: bool) -> str:
@@ -389,7 +386,7 @@ def _wanted(names: list[str]) -> Iterator[str]:
     for name in names:
         *folders, file = name.split("/")
         known = not folders and file in (NOTE, "config.yaml", "events.jsonl", "report.json")
-        data = folders == ["data"] and re.fullmatch(r"[\w .()-]+", file) is not None
+        data = folders == ["data"] and DATA_FILE.fullmatch(file) is not None
         result = folders == ["adapter"] and RESULT.match(file) is not None
         checkpoint = (
             len(folders) == 2
@@ -410,10 +407,29 @@ def settle(folder: Path, home: Path) -> None:
             if HERE in text:
                 path.write_text(text.replace(HERE, str(home)), encoding="utf-8")
     config, _ = RunConfig.from_yaml(folder / "config.yaml")
-    name = config.data.path
-    if name.startswith("data/") and (folder / name).is_file():
-        config = config.with_values({"data.path": str(home / name)})
-        (folder / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
+    config = _with_own_files(config, home)
+    (folder / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
+
+
+def _with_own_files(config: RunConfig, home: Path) -> RunConfig:
+    """The config with its rows where they came along. A fetched config may be a stranger's.
+
+    Raises HubError where it names a file of whatever machine reads it.
+    """
+    if not names_no_file(config.model.path):
+        raise HubError(
+            f"The run was trained on {config.model.path!r}, a folder of the machine it comes "
+            "from; only runs on `pocket` or on a base of the Hub can be brought back."
+        )
+    folder, _, name = config.data.path.partition("/")
+    if folder == "data" and DATA_FILE.fullmatch(name):
+        return config.with_values({"data.path": str(home / "data" / name)})
+    if not names_no_file(config.data.path):
+        raise HubError(
+            f"The run's data, {config.data.path!r}, is a file of the machine it comes from and "
+            "is not in the backup."
+        )
+    return config
 
 
 def _note(path: Path, repo: str) -> RunNote:

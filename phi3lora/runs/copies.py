@@ -18,14 +18,16 @@ from pathlib import Path
 from phi3lora.errors import RunError
 from phi3lora.events import Emit, Event, Notice, Saved
 from phi3lora.hub.backup import Backup, RunNote, fetch_run, settle
+from phi3lora.runs.permission import may_read
 from phi3lora.runs.store import ID, LOCAL, Run, RunState, RunStore, write_state
+from phi3lora.settings import Settings
 
 
 class Copy:
     """Passes events on, and has every saved checkpoint sent."""
 
-    def __init__(self, run: Run, emit: Emit, token: str | None) -> None:
-        self._run, self._emit, self._token = run, emit, token
+    def __init__(self, run: Run, emit: Emit, token: str | None, settings: Settings) -> None:
+        self._run, self._emit, self._token, self._settings = run, emit, token, settings
         self._backup: Backup | None = None
 
     def __call__(self, event: Event) -> None:
@@ -42,7 +44,8 @@ class Copy:
             self._notify("The run is not backed up: nobody was signed in when it was started.")
             return
         note = RunNote(run.id, run.title, run.state.created)
-        self._backup = Backup(run.folder, note, run.config, self._token, self._notify)
+        rows = rows_to_send(run, self._settings)
+        self._backup = Backup(run.folder, note, run.config, self._token, self._notify, rows=rows)
 
     def finish(self) -> None:
         """Send the last state, and wait for it."""
@@ -54,13 +57,20 @@ class Copy:
 
 
 @contextmanager
-def copied(run: Run, emit: Emit, token: str | None) -> Iterator[Copy]:
+def copied(run: Run, emit: Emit, token: str | None, settings: Settings) -> Iterator[Copy]:
     """The run's copy, finished when the block is left, however that is."""
-    copy = Copy(run, emit, token)
+    copy = Copy(run, emit, token, settings)
     try:
         yield copy
     finally:
         copy.finish()
+
+
+def rows_to_send(run: Run, settings: Settings) -> Path | None:
+    """The run's file of rows, which would be gone with the disk; None unless it is its owner's."""
+    path = Path(run.config.data.path)
+    mine = path.is_absolute() and may_read(str(path), run.owner, settings, run.folder)
+    return path.resolve() if mine and path.is_file() else None
 
 
 def restore(store: RunStore, repo: str, token: str, owner: str = LOCAL) -> Run:

@@ -15,6 +15,7 @@ import threading
 
 from phi3lora.errors import RunError
 from phi3lora.runs.backends.local import launch
+from phi3lora.runs.permission import check_paths
 from phi3lora.runs.store import ACTIVE, RESUMABLE, Run, RunStore
 from phi3lora.settings import Settings
 
@@ -34,6 +35,7 @@ class Queue:
             if run.status in ACTIVE:
                 raise RunError(f"Run {run.id} is already {run.status}.")
             self._check_limit(run.owner)
+            check_paths(run.config, run.owner, self.settings, run.folder)
             return launch(run, self.settings, token)
 
     def resume(self, run: Run, token: str | None = None) -> Run:

@@ -4,7 +4,7 @@
 
 It outlives the app that started it. While it waits it is light: nothing heavy is imported before
 its turn. A file `stop` in the folder, or SIGTERM, asks it to save and stop. Tokens come by
-environment; nothing it writes contains one.
+a pipe; nothing it writes contains one.
 """
 
 from __future__ import annotations
@@ -26,8 +26,10 @@ from typing import TextIO, cast
 from phi3lora.config import RunConfig
 from phi3lora.errors import Phi3LoraError, RunError
 from phi3lora.events import Emit, Ended, Event, EventLog, Notice, Stage
+from phi3lora.isolation import hide_process, receive_token
 from phi3lora.runs.backends.local import devices
 from phi3lora.runs.copies import copied
+from phi3lora.runs.permission import check_paths
 from phi3lora.runs.queue import line
 from phi3lora.runs.redaction import RedactedStream, redact, redact_event
 from phi3lora.runs.store import Run, RunStore, changed, open_run
@@ -50,11 +52,14 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: stopped.set())
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     _step_back()
-    token = os.environ.get("HF_TOKEN") or None
+    settings = Settings.from_environment()
+    if settings.on_space:
+        hide_process()
+    token = receive_token()
     sys.stdout = cast(TextIO, RedactedStream(sys.stdout, token))
     sys.stderr = cast(TextIO, RedactedStream(sys.stderr, token))
     run = await_handover(Path(sys.argv[1]))
-    return work(run, Settings.from_environment(), stopped.is_set, token)
+    return work(run, settings, stopped.is_set, token)
 
 
 def await_handover(folder: Path, seconds: float = HANDOVER_SECONDS) -> Run:
@@ -96,9 +101,10 @@ def work(run: Run, settings: Settings, should_stop: ShouldStop, token: str | Non
         emit = Reporter(log, token)
         try:
             _begin_log(run.config)
+            check_paths(run.config, run.owner, settings, run.folder)
             # The copy on the Hub is finished after the turn, so that the next run need not wait.
             with (
-                copied(run, emit, token) as copy,
+                copied(run, emit, token, settings) as copy,
                 turn(run, RunStore(settings), emit, stop) as device,
             ):
                 if open_run(run.folder).state.pid != run.state.pid:

@@ -7,7 +7,6 @@ progress.outcome        # finished, stopped or paused
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -172,33 +171,3 @@ class Progress(TrainerCallback, ExportableState):
 def _ends_epoch(state: TrainerState) -> bool:
     epoch = state.epoch or 0.0
     return abs(epoch - round(epoch)) < 1e-9
-
-
-def last_whole_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that was written to its end, or None.
-
-    The trainer writes `trainer_state.json` last, so a checkpoint without it, or with half of it,
-    was cut short by a crash.
-    """
-    found = sorted(folder.glob("checkpoint-*"), key=_step_of, reverse=True)
-    return next((path for path in found if is_whole(path)), None)
-
-
-def is_whole(checkpoint: Path) -> bool:
-    """Whether all files of a checkpoint are there and its last one is complete."""
-    try:
-        state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    needed = ["optimizer.pt", "scheduler.pt", "rng_state.pth"]
-    weights = [*checkpoint.glob("*.safetensors")]
-    return bool(
-        state.get("global_step") == _step_of(checkpoint)
-        and weights
-        and all((checkpoint / name).is_file() for name in needed)
-    )
-
-
-def _step_of(checkpoint: Path) -> int:
-    number = checkpoint.name.rpartition("-")[2]
-    return int(number) if number.isdigit() else -1

@@ -36,10 +36,9 @@ from phi3lora.models.loading import load_model, load_tokenizer, resolve_path
 from phi3lora.training.callbacks import (
     Outcome,
     Progress,
-    is_whole,
-    last_whole_checkpoint,
     never,
 )
+from phi3lora.training.checkpoints import is_whole, keep_within, last_whole_checkpoint
 from phi3lora.training.failures import explained, is_disk_full, not_finite
 from phi3lora.training.fallbacks import within_reach
 from phi3lora.training.fast import FastTrainer
@@ -212,7 +211,10 @@ def _check_weights(model: Any, config: RunConfig, step: int) -> None:
 def _last_checkpoint(folder: Path) -> Path | None:
     """Where to go on from; what a crash left half written is removed first."""
     _drop_broken(folder)
-    return last_whole_checkpoint(folder)
+    checkpoint = last_whole_checkpoint(folder)
+    if checkpoint is not None:
+        keep_within(checkpoint)
+    return checkpoint
 
 
 def _drop_broken(folder: Path) -> None:

@@ -7,7 +7,9 @@ launch(settings, host="127.0.0.1", port=7860)
 from __future__ import annotations
 
 import gradio as gr
+from gradio import http_server
 
+from phi3lora.isolation import hide_process
 from phi3lora.settings import Settings
 from phi3lora.ui import account, compare_page, runs_page, train_page
 from phi3lora.ui.core import Core
@@ -66,6 +68,9 @@ def serve(demo: gr.Blocks, core: Core, host: str, port: int | None, block: bool)
     # Gradio looks into its empty queue a thousand times a second: 3 % of a core for nothing.
     demo._queue.sleep_when_free = LOOK_INTO_QUEUE
     demo._queue.progress_update_sleep_when_free = 10 * LOOK_INTO_QUEUE
+    _without_reloading()
+    if core.settings.on_space:
+        hide_process()
     demo.launch(
         server_name=host,
         server_port=port,
@@ -84,3 +89,12 @@ def serve(demo: gr.Blocks, core: Core, host: str, port: int | None, block: bool)
         app_kwargs=beside(core.pulse, own_hosts(), tell_apart=not core.settings.on_space),
     )
     return demo
+
+
+def _without_reloading() -> None:
+    """Keep Gradio from serving its hot reload on a Space.
+
+    It listens on 0.0.0.0:7887 whatever the host, and replaces `app.py` and runs it for whoever
+    asks (`spaces.reloading`). The watching thread waits for the server's end instead.
+    """
+    http_server.watchfn_spaces = lambda reloader: reloader.stop_event.wait()

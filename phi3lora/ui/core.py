@@ -40,6 +40,7 @@ from phi3lora.hub.access import (
 from phi3lora.hub.backup import RunRepo, list_runs
 from phi3lora.runs.copies import restore
 from phi3lora.runs.export import Kind, export_code
+from phi3lora.runs.permission import check_path, check_paths
 from phi3lora.runs.queue import Queue
 from phi3lora.runs.store import LOCAL, Run, RunStore
 from phi3lora.settings import Settings
@@ -189,6 +190,7 @@ class Core:
         """Put the caller's run in line again."""
         run = self.run(run_id, caller)
         self._check_leave(caller)
+        check_paths(run.config, run.owner, self.settings, run.folder)
         return self.queue.resume(run, caller.token)
 
     def code(self, config: RunConfig, kind: Kind, file: Path, caller: Caller) -> Path:
@@ -211,23 +213,7 @@ class Core:
 
     def _check_paths(self, config: RunConfig, caller: Caller) -> None:
         """On a Space a visitor may name what they uploaded, and no other file of this machine."""
-        self.check_path("data.path", config.data.path, caller)
-        self.check_path("model.path", config.model.path, caller)
-
-    def check_path(self, field: str, path: str, caller: Caller) -> None:
-        """Raises AccessError for a file of a Space that this visitor did not bring."""
-        if not self.settings.on_space:
-            return
-        named = Path(path).expanduser()
-        mine = named.resolve().is_relative_to(self.uploads(caller).resolve())
-        if (named.is_absolute() or named.exists()) and not mine:
-            raise AccessError(f"{field}: files of this machine cannot be named here; upload "
-                              "a file, or name a dataset or model on the Hub.")  # fmt: skip
-
-    def uploads(self, caller: Caller) -> Path:
-        """Files that the caller dropped on the page, each under a name made from its content."""
-        whose = hashlib.sha256(caller.name.encode()).hexdigest()[:16]
-        return self.settings.home / "uploads" / whose
+        check_paths(config, caller.name, self.settings)
 
     def keep_upload(self, temporary: Path, caller: Caller) -> Path:
         """Keep a dropped file where a run can still read it tomorrow."""
@@ -237,7 +223,7 @@ class Core:
             with temporary.open("rb") as file:
                 while block := file.read(BLOCK):
                     digest.update(block)
-            folder = self.uploads(caller) / digest.hexdigest()[:32]
+            folder = self.settings.uploads(caller.name) / digest.hexdigest()[:32]
             folder.mkdir(parents=True, exist_ok=True)
             kept = folder / temporary.name
             if not kept.exists():
@@ -391,7 +377,7 @@ class Core:
     def parts(self, path: str, name: str | None, caller: Caller) -> tuple[list[str], list[str]]:
         """Configurations and splits of a Hub dataset."""
         self._check_leave(caller)
-        self.check_path("data.path", path, caller)
+        check_path("data.path", path, caller.name, self.settings)
         return self.scout.parts(path, name, caller.token)
 
 

@@ -21,6 +21,7 @@ from typing import Any
 
 from phi3lora.config import RunConfig
 from phi3lora.errors import Phi3LoraError
+from phi3lora.isolation import hide_process, inherited
 from phi3lora.settings import Settings
 from phi3lora.training.preflight import Look, preflight
 
@@ -77,7 +78,10 @@ class Scout:
         with self._lock:
             if self._pool is None:
                 self._pool = ProcessPoolExecutor(
-                    WORKERS, multiprocessing.get_context("spawn"), initializer=_end_with_parent
+                    WORKERS,
+                    multiprocessing.get_context("spawn"),
+                    initializer=_begin,
+                    initargs=(self._settings.on_space,),
                 )
             return self._pool
 
@@ -117,7 +121,11 @@ def _parts(path: str, name: str | None, token: str | None) -> tuple[list[str], l
     return names, splits(path, chosen, token=token)
 
 
-def _end_with_parent() -> None:
-    """A helper whose app was killed would wait for work for ever."""
+def _begin(on_space: bool) -> None:
+    """A helper whose app was killed would wait for work for ever; it knows no secret of a Space."""
+    if on_space:
+        hide_process()
+        for name in os.environ.keys() - inherited(os.environ).keys():
+            del os.environ[name]
     parent: Any = multiprocessing.parent_process()
     threading.Thread(target=lambda: (parent.join(), os._exit(0)), daemon=True).start()

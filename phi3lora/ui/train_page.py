@@ -23,6 +23,7 @@ from phi3lora.data.sources import EXAMPLES, is_local
 from phi3lora.errors import AccessError, ConfigError, DataError, Phi3LoraError, Problem
 from phi3lora.hub.access import SUGGESTED_MODELS
 from phi3lora.recipes import describe, load_recipe, recipes
+from phi3lora.runs.permission import check_path
 from phi3lora.training.preflight import Check, Look
 from phi3lora.ui import form, show
 from phi3lora.ui.code import PlainCode
@@ -277,7 +278,7 @@ class TrainPage:
         none = [gr.update(choices=[], value=None), gr.update(choices=["train"], value="train")]
         try:
             caller = self.core.caller(request)
-            self.core.check_path("data.path", path, caller)
+            check_path("data.path", path, caller.name, self.core.settings)
             if is_local(path):
                 return none
             names, splits = self.core.parts(path, name, caller)

@@ -18,12 +18,11 @@ import psutil
 
 from phi3lora.config import RunConfig
 from phi3lora.errors import RunError
+from phi3lora.isolation import inherited, send_token
 from phi3lora.runs.store import Run, changed
 from phi3lora.settings import Settings
 
 PACKAGE_PARENT = Path(__file__).parents[3]
-# Of the Space, not of the person whose run it is.
-NOT_THE_VISITORS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "OAUTH_CLIENT_SECRET", "WANDB_API_KEY")
 
 
 def launch(run: Run, settings: Settings, token: str | None = None) -> Run:
@@ -51,7 +50,7 @@ def _launch(run: Run, settings: Settings, token: str | None) -> Run:
         process_started=own.create_time(),
     )
     try:
-        process = _start(run, worker_environment(settings, token))
+        process = _start(run, worker_environment(settings), token)
     except OSError as error:
         changed(run, status="failed", message=f"Its process could not be started: {error}.")
         raise
@@ -61,29 +60,28 @@ def _launch(run: Run, settings: Settings, token: str | None) -> Run:
     return changed(run, pid=process.pid, process_started=started)
 
 
-def _start(run: Run, environment: dict[str, str]) -> subprocess.Popen[bytes]:
+def _start(run: Run, environment: dict[str, str], token: str | None) -> subprocess.Popen[bytes]:
     with (run.folder / "log.txt").open("ab") as log:
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, "-m", "phi3lora.runs.worker", str(run.folder)],
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
             stdout=log,
             stderr=log,
             env=environment,
             start_new_session=True,
         )
+    send_token(process, token)
+    return process
 
 
 def worker_environment(
-    settings: Settings, token: str | None, environ: Mapping[str, str] = os.environ
+    settings: Settings, environ: Mapping[str, str] = os.environ
 ) -> dict[str, str]:
-    """What the worker inherits; on a Space its own secrets stay out of visitors' runs."""
-    environment = dict(environ)
+    """What the worker inherits; on a Space no secret of its owner's. Its token comes by a pipe."""
+    environment = inherited(environ) if settings.on_space else dict(environ)
+    environment.pop("HF_TOKEN", None)
     if settings.on_space:
-        for name in NOT_THE_VISITORS:
-            environment.pop(name, None)
         environment["HF_HUB_DISABLE_IMPLICIT_TOKEN"] = "1"
-    if token:
-        environment["HF_TOKEN"] = token
     environment["PHI3LORA_HOME"] = str(settings.home)
     path = [str(PACKAGE_PARENT), environment.get("PYTHONPATH", "")]
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, path))

@@ -1,0 +1,52 @@
+"""Which files a run may name: asked wherever a run starts, and before anything is backed up.
+
+    check_paths(config, owner, settings, folder)     AccessError for somebody else's file
+
+On a Space visitors are strangers: a run reads what its owner uploaded, what came along in its own
+folder, an example, or the Hub. On one's own machine it reads whatever its owner names.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from phi3lora.config import RunConfig
+from phi3lora.data.sources import names_no_file
+from phi3lora.errors import AccessError
+from phi3lora.settings import Settings
+
+
+def check_paths(
+    config: RunConfig, owner: str, settings: Settings, folder: Path | None = None
+) -> None:
+    """Raises AccessError where a config names a file that is not its owner's.
+
+    Args:
+        folder: of the run, once it has one.
+    """
+    check_path("data.path", config.data.path, owner, settings, folder)
+    check_path("model.path", config.model.path, owner, settings, folder)
+
+
+def check_path(
+    field: str, path: str, owner: str, settings: Settings, folder: Path | None = None
+) -> None:
+    """The same for one option."""
+    if names_no_file(path) or may_read(path, owner, settings, folder):
+        return
+    raise AccessError(
+        f"{field}: files of this machine cannot be named here; upload a file, or name a dataset "
+        "or model on the Hub."
+    )
+
+
+def may_read(path: str, owner: str, settings: Settings, folder: Path | None = None) -> bool:
+    """Whether a run of this owner may read a path, links followed."""
+    if not settings.on_space:
+        return True
+    roots = [settings.uploads(owner), *([folder / "data"] if folder else [])]
+    try:
+        place = Path(path).expanduser().resolve()
+        return any(place.is_relative_to(root.resolve()) for root in roots)
+    except (OSError, RuntimeError, ValueError):  # a loop of links, `~nobody`, a NUL
+        return False
