@@ -244,10 +244,14 @@ def _report(arguments: argparse.Namespace, results: list[dict[str, Any]], comman
         for model, result in zip(models, results, strict=True)
     ]
     turns = [
-        [model, f"{1000 * result['first_turn']:.1f} ms", f"{1000 * result['tenth_turn']:.1f} ms",
-         f"{result['tenth_over_first']:.2f}"]
+        [
+            model,
+            f"{1000 * result['first_turn']:.1f} ms",
+            f"{1000 * result['tenth_turn']:.1f} ms",
+            f"{result['tenth_over_first']:.2f}",
+        ]
         for model, result in zip(models, results, strict=True)
-    ]  # fmt: skip
+    ]
     shown = {name: [result["seconds"][name] for result in results] for name in names}
     kind = "-gpu" if torch.cuda.is_available() else "-full" if arguments.no_peers else ""
     return Report(
@@ -264,7 +268,7 @@ def _report(arguments: argparse.Namespace, results: list[dict[str, Any]], comman
         goals=[] if arguments.small else _goals(models, results),
         pictures=[Bars("One answer, or both", "seconds", shown, models)],
         figures={"results": results},
-    )  # fmt: skip
+    )
 
 
 def _model(result: dict[str, Any]) -> str:
@@ -282,11 +286,17 @@ def _goals(models: list[str], results: list[dict[str, Any]]) -> list[Goal]:
             base, tuned = (result["ratios"][f"{BOTH} / {alone}"] for alone in (BASE, TUNED))
             turns = result["tenth_over_first"]
             goals += [
-                Goal(f"Both answers over the base's alone, {model}", base, 1.15, "most", "×",
-                     "The base's answer alone does without the adapter's products; both cannot."),
+                Goal(
+                    f"Both answers over the base's alone, {model}",
+                    base,
+                    1.15,
+                    "most",
+                    "×",
+                    "The base's answer alone does without the adapter's products; both cannot.",
+                ),
                 Goal(f"Both answers over the tuned one alone, {model}", tuned, 1.15, "most", "×"),
                 Goal(f"First token, tenth turn over first, {model}", turns, 1.5, "most", "×"),
-            ]  # fmt: skip
+            ]
     return goals
 
 

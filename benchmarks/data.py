@@ -98,13 +98,32 @@ def measure(rows: int, rounds: int, folder: Path) -> Report:
 
 def in_a_process(name: str, file: Path, cache: Path) -> tuple[dict[str, float], int]:
     """One contestant's seconds, and the most bytes that it and its children held."""
-    command = [sys.executable, "-m", "benchmarks.data", "--contestant", name,
-               "--file", str(file), "--cache", str(cache)]  # fmt: skip
-    environment = {**os.environ, "HF_DATASETS_CACHE": str(cache), "HF_HUB_OFFLINE": "1",
-                   "TOKENIZERS_PARALLELISM": "true"}  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.data",
+        "--contestant",
+        name,
+        "--file",
+        str(file),
+        "--cache",
+        str(cache),
+    ]
+    environment = {
+        **os.environ,
+        "HF_DATASETS_CACHE": str(cache),
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "true",
+    }
     with tempfile.TemporaryFile("w+") as complaints:
-        child = subprocess.Popen(command, cwd=REPOSITORY, env=environment, text=True,
-                                 stdout=subprocess.PIPE, stderr=complaints)  # fmt: skip
+        child = subprocess.Popen(
+            command,
+            cwd=REPOSITORY,
+            env=environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=complaints,
+        )
         peak = Peak(child.pid)
         out, _ = child.communicate()
         if child.returncode:
@@ -213,9 +232,14 @@ def _trl(file: Path, cache: Path) -> Callable[[], Any]:
     tokenizer = _tokenizer()
     model = AutoModelForCausalLM.from_pretrained(CHECKPOINT)
     args = SFTConfig(
-        str(cache / "out"), max_length=MAX_LENGTH, assistant_only_loss=True, report_to="none",
-        dataset_num_proc=os.cpu_count(), use_cpu=True, bf16=False,
-    )  # fmt: skip
+        str(cache / "out"),
+        max_length=MAX_LENGTH,
+        assistant_only_loss=True,
+        report_to="none",
+        dataset_num_proc=os.cpu_count(),
+        use_cpu=True,
+        bf16=False,
+    )
 
     def work() -> Any:
         table: Any = load_dataset("json", data_files=str(file), split="train")
@@ -272,13 +296,21 @@ def _report(
 ) -> Report:
     seconds, second, processor, peak = (medians(taken) for taken in (first, again, work, memory))
     body = [
-        [name, f"{seconds[name]:.2f} s", f"{rows / seconds[name]:,.0f}",
-         f"{processor[name]:.2f} s", f"{peak[name]:,.0f} MiB", f"{second[name]:.2f} s",
-         f"{ratio(first, name, OURS):.2f}×"]
+        [
+            name,
+            f"{seconds[name]:.2f} s",
+            f"{rows / seconds[name]:,.0f}",
+            f"{processor[name]:.2f} s",
+            f"{peak[name]:,.0f} MiB",
+            f"{second[name]:.2f} s",
+            f"{ratio(first, name, OURS):.2f}×",
+        ]
         for name in CONTESTANTS
-    ]  # fmt: skip
-    growth = [[f"{rows:,} rows", f"{peak[OURS]:,.0f} MiB"],
-              [f"{rows * GROWTH:,} rows", f"{grown:,.0f} MiB"]]  # fmt: skip
+    ]
+    growth = [
+        [f"{rows:,} rows", f"{peak[OURS]:,.0f} MiB"],
+        [f"{rows * GROWTH:,} rows", f"{grown:,.0f} MiB"],
+    ]
     vocabulary = "the real Phi-3 vocabulary" if VOCABULARY.is_dir() else "pocket's vocabulary"
     return Report(
         name="data",
@@ -290,31 +322,52 @@ def _report(
         tables=[
             Table(
                 "From file to tokens",
-                ["", "time", "rows/s", "processor time", "peak memory", "second time",
-                 "time over ours"],
+                [
+                    "",
+                    "time",
+                    "rows/s",
+                    "processor time",
+                    "peak memory",
+                    "second time",
+                    "time over ours",
+                ],
                 body,
             ),
-            Table("Our peak memory", ["", ""], growth,
-                  "The prepared file is mapped, and its pages count here for as long as the system "
-                  "has no other use for them."),
+            Table(
+                "Our peak memory",
+                ["", ""],
+                growth,
+                "The prepared file is mapped, and its pages count here for as long as the system "
+                "has no other use for them.",
+            ),
         ],
         goals=[
             Goal("As fast as TRL's preparation", ratio(first, TRL, OURS), 1, "least", "×"),
-            Goal("As fast as datasets.map without a mask", ratio(first, MAP, OURS), 1, "least",
-                 "×"),
+            Goal(
+                "As fast as datasets.map without a mask", ratio(first, MAP, OURS), 1, "least", "×"
+            ),
             Goal(f"Peak memory of {GROWTH} times the rows", grown / peak[OURS], 1.3, "most", "×"),
-            Goal("A second time takes, of the first", second[OURS] / seconds[OURS], 0.2, "most",
-                 "×"),
+            Goal(
+                "A second time takes, of the first", second[OURS] / seconds[OURS], 0.2, "most", "×"
+            ),
         ],
         pictures=[
-            Bars("From file to tokens", "seconds",
-                 {name: [seconds[name], second[name]] for name in CONTESTANTS},
-                 ["first time", "again"]),
+            Bars(
+                "From file to tokens",
+                "seconds",
+                {name: [seconds[name], second[name]] for name in CONTESTANTS},
+                ["first time", "again"],
+            ),
             Bars("Peak memory", "MiB", {name: [peak[name]] for name in CONTESTANTS}),
         ],
-        figures={"first": first, "again": again, "processor": work, "memory_mib": memory,
-                 "grown_mib": grown},
-    )  # fmt: skip
+        figures={
+            "first": first,
+            "again": again,
+            "processor": work,
+            "memory_mib": memory,
+            "grown_mib": grown,
+        },
+    )
 
 
 if __name__ == "__main__":

@@ -172,10 +172,11 @@ def _report(
         about=about,
         command="python -m benchmarks.full_size",
         tables=[Table("Two steps of QLoRA", ["", "measured"], rows)],
-        goals=[Goal("peak of a full-size Phi-3-mini in training", peak, options.limit, "most",
-                    " GiB")],
+        goals=[
+            Goal("peak of a full-size Phi-3-mini in training", peak, options.limit, "most", " GiB")
+        ],
         figures={"making_s": making, "total_s": total, "peak_gib": peak, "step_s": seconds},
-    )  # fmt: skip
+    )
 
 
 if __name__ == "__main__":

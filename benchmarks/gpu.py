@@ -100,8 +100,13 @@ def write_base(folder: Path, small: bool) -> Path:
     from phi3lora.models.pocket import CHECKPOINT
 
     shape = TOY if small else MINI
-    config = Phi3Config(vocab_size=VOCABULARY, max_position_embeddings=4096, sliding_window=2047,
-                        pad_token_id=0, **shape)  # fmt: skip
+    config = Phi3Config(
+        vocab_size=VOCABULARY,
+        max_position_embeddings=4096,
+        sliding_window=2047,
+        pad_token_id=0,
+        **shape,
+    )
     shutil.copytree(CHECKPOINT, folder)
     torch.manual_seed(0)
     torch.set_default_dtype(torch.bfloat16)
@@ -116,9 +121,8 @@ def write_base(folder: Path, small: bool) -> Path:
 def measure(arguments: argparse.Namespace) -> Report:
     """Everybody in turn; who fails once has no further turns."""
     turns: dict[str, list[dict[str, Any]]] = {
-        name: [] for name in TRAINERS
-        if name not in NEEDS or importlib.util.find_spec(NEEDS[name])
-    }  # fmt: skip
+        name: [] for name in TRAINERS if name not in NEEDS or importlib.util.find_spec(NEEDS[name])
+    }
     failed: dict[str, str] = {}
     for _ in range(arguments.rounds):
         for name in turns:
@@ -137,10 +141,22 @@ def measure(arguments: argparse.Namespace) -> Report:
 def _in_a_process(name: str, arguments: argparse.Namespace) -> tuple[dict[str, Any] | None, str]:
     """What one turn measured, or why it failed."""
     command = [
-        sys.executable, "-m", "benchmarks.gpu", "--turn", name, "--method", arguments.method,
-        "--base", str(arguments.base), "--tokens", str(arguments.tokens),
-        "--lengths", *map(str, arguments.lengths), "--steps", str(arguments.steps),
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "benchmarks.gpu",
+        "--turn",
+        name,
+        "--method",
+        arguments.method,
+        "--base",
+        str(arguments.base),
+        "--tokens",
+        str(arguments.tokens),
+        "--lengths",
+        *map(str, arguments.lengths),
+        "--steps",
+        str(arguments.steps),
+    ]
     command += ["--checkpointing"] * arguments.checkpointing
     ended = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
     if ended.returncode:
@@ -263,22 +279,36 @@ def _prepared(arguments: argparse.Namespace, kind: Any, **more: Any) -> tuple[An
 
 
 def _trainer(
-    kind: Any, model: Any, tokenizer: Any, arguments: argparse.Namespace, more: dict[str, Any],
-    length: int, folder: Path,
-) -> Any:  # fmt: skip
+    kind: Any,
+    model: Any,
+    tokenizer: Any,
+    arguments: argparse.Namespace,
+    more: dict[str, Any],
+    length: int,
+    folder: Path,
+) -> Any:
     """A trainer of the same steps on the same rows."""
     import torch
     from trl import SFTConfig
 
     batch = max(1, arguments.tokens // length)
     args = SFTConfig(
-        str(folder), per_device_train_batch_size=batch, max_length=length, packing=True,
-        max_steps=WARM_UP + arguments.steps, learning_rate=1e-4, bf16=True, report_to="none",
-        save_strategy="no", logging_steps=WARM_UP + arguments.steps, disable_tqdm=True,
-        use_cpu=not torch.cuda.is_available(), gradient_checkpointing=arguments.checkpointing,
+        str(folder),
+        per_device_train_batch_size=batch,
+        max_length=length,
+        packing=True,
+        max_steps=WARM_UP + arguments.steps,
+        learning_rate=1e-4,
+        bf16=True,
+        report_to="none",
+        save_strategy="no",
+        logging_steps=WARM_UP + arguments.steps,
+        disable_tqdm=True,
+        use_cpu=not torch.cuda.is_available(),
+        gradient_checkpointing=arguments.checkpointing,
         gradient_checkpointing_kwargs={"use_reentrant": False} if arguments.checkpointing else None,
         **more,
-    )  # fmt: skip
+    )
     rows = documents(length, (WARM_UP + arguments.steps) * batch * length)
     return kind(model=model, args=args, train_dataset=rows, processing_class=tokenizer)
 
@@ -288,14 +318,19 @@ def _unsloth(arguments: argparse.Namespace) -> tuple[Any, Maker]:
     from unsloth import FastLanguageModel
 
     model, tokenizer = FastLanguageModel.from_pretrained(
-        str(arguments.base), max_seq_length=max(arguments.lengths),
+        str(arguments.base),
+        max_seq_length=max(arguments.lengths),
         load_in_4bit=arguments.method == "qlora",
-    )  # fmt: skip
+    )
     names = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     model = FastLanguageModel.get_peft_model(
-        model, r=RANK, lora_alpha=2 * RANK, lora_dropout=0, target_modules=names,
+        model,
+        r=RANK,
+        lora_alpha=2 * RANK,
+        lora_dropout=0,
+        target_modules=names,
         use_gradient_checkpointing="unsloth" if arguments.checkpointing else False,
-    )  # fmt: skip
+    )
     from trl import SFTTrainer
 
     return model, partial(_trainer, SFTTrainer, model, tokenizer, arguments, {})
@@ -343,8 +378,15 @@ def _report(
             share = speed * kept[0]["operations"] / max(one["rate"] for one in kept)
             speeds.setdefault(name, []).append(speed)
             peaks.setdefault(name, []).append(peak)
-            rows.append([f"{length}, {name}", f"{speed:,.0f}", f"{faster:.2f}×",
-                         f"{peak:,.0f} MiB", f"{share:.0%}"])  # fmt: skip
+            rows.append(
+                [
+                    f"{length}, {name}",
+                    f"{speed:,.0f}",
+                    f"{faster:.2f}×",
+                    f"{peak:,.0f} MiB",
+                    f"{share:.0%}",
+                ]
+            )
             if name == OURS:
                 best = (faster, share)
     size = "toy size" if arguments.small else "3.8 billion weights"
@@ -359,19 +401,28 @@ def _report(
         f"layers; medians of {arguments.rounds} rounds of {arguments.steps} steps, each turn a "
         "process of its own.",
         command=f"python -m benchmarks.gpu --method {arguments.method}"
-        + " --checkpointing" * arguments.checkpointing + " --small" * arguments.small,
+        + " --checkpointing" * arguments.checkpointing
+        + " --small" * arguments.small,
         tables=[
-            Table("A training step", ["length", "tokens/s", "against TRL", "peak memory",
-                                      "of the matrix rate"], rows, " ".join(notes)),
+            Table(
+                "A training step",
+                ["length", "tokens/s", "against TRL", "peak memory", "of the matrix rate"],
+                rows,
+                " ".join(notes),
+            ),
         ],
-        goals=[] if arguments.small else [
+        goals=[]
+        if arguments.small
+        else [
             Goal(f"Times as fast as plain TRL and PEFT: {at}", best[0], 1.5, "least", "×"),
             Goal(f"Of the bfloat16 rate: {at}", 100 * best[1], 45, "least", " %"),
         ],
-        pictures=[Bars("Tokens a second", "tokens/s", speeds, lengths),
-                  Bars("Peak memory", "MiB", peaks, lengths)],
+        pictures=[
+            Bars("Tokens a second", "tokens/s", speeds, lengths),
+            Bars("Peak memory", "MiB", peaks, lengths),
+        ],
         figures={"turns": turns, "failed": failed},
-    )  # fmt: skip
+    )
 
 
 if __name__ == "__main__":

@@ -30,8 +30,20 @@ from phi3lora.versions import library_versions
 REPOSITORY = Path(__file__).parent.parent
 DOCS = REPOSITORY / "docs"
 DATA = REPOSITORY.parent / "shared" / "data"  # the real vocabulary and rows, where they are at hand
-LIBRARIES = ("torch", "transformers", "trl", "peft", "datasets", "tokenizers", "bitsandbytes",
-             "gradio", "liger-kernel", "unsloth", "flash-attn", "llamafactory")  # fmt: skip
+LIBRARIES = (
+    "torch",
+    "transformers",
+    "trl",
+    "peft",
+    "datasets",
+    "tokenizers",
+    "bitsandbytes",
+    "gradio",
+    "liger-kernel",
+    "unsloth",
+    "flash-attn",
+    "llamafactory",
+)
 LOAD = os.getloadavg()[0]  # before this process has measured anything
 Contestant = Callable[[], float]  # does its work and says how many seconds it took
 Taken = dict[str, list[float]]  # contestant → seconds (or any other figure) in each round
@@ -247,5 +259,7 @@ def _print(report: Report) -> None:
     for goal in report.goals:
         at = "at least" if goal.side == "least" else "at most"
         verdict = "met" if goal.met else "NOT met"
-        print(f"  goal {verdict}: {goal.title}: {goal.measured:.3g}{goal.unit}, "
-              f"{at} {goal.limit:g}{goal.unit}")  # fmt: skip
+        print(
+            f"  goal {verdict}: {goal.title}: {goal.measured:.3g}{goal.unit}, "
+            f"{at} {goal.limit:g}{goal.unit}"
+        )

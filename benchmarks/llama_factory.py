@@ -27,8 +27,11 @@ class LlamaFactory:
     def __init__(self, python: str, wishes: dict[str, Any]) -> None:
         self._process = subprocess.Popen(
             [python, "-I", __file__, json.dumps(wishes)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-        )  # fmt: skip
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
         self.facts = self._read()
 
     def step(self) -> float:
@@ -103,17 +106,34 @@ def _arguments(wishes: dict[str, Any]) -> dict[str, Any]:
     rows = {"rows": {"file_name": wishes["rows"]}}
     (folder / "dataset_info.json").write_text(json.dumps(rows), encoding="utf-8")
     return {
-        "stage": "sft", "do_train": True, "finetuning_type": "lora",
-        "model_name_or_path": wishes["base"], "template": "phi",
-        "dataset_dir": str(folder), "dataset": "rows",
-        "output_dir": str(folder / "out"), "overwrite_output_dir": True,
-        "lora_rank": 16, "lora_alpha": 32, "lora_dropout": 0.0, "lora_target": "all",
-        "cutoff_len": wishes["length"], "packing": True, "neat_packing": True,
-        "per_device_train_batch_size": 4, "gradient_accumulation_steps": 1,
+        "stage": "sft",
+        "do_train": True,
+        "finetuning_type": "lora",
+        "model_name_or_path": wishes["base"],
+        "template": "phi",
+        "dataset_dir": str(folder),
+        "dataset": "rows",
+        "output_dir": str(folder / "out"),
+        "overwrite_output_dir": True,
+        "lora_rank": 16,
+        "lora_alpha": 32,
+        "lora_dropout": 0.0,
+        "lora_target": "all",
+        "cutoff_len": wishes["length"],
+        "packing": True,
+        "neat_packing": True,
+        "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": 1,
         "disable_gradient_checkpointing": not wishes["checkpointing"],
-        "learning_rate": 1e-4, "max_steps": wishes["steps"], "bf16": True, "use_cpu": True,
-        "save_strategy": "no", "report_to": "none", "disable_tqdm": True, "seed": 42,
-    }  # fmt: skip
+        "learning_rate": 1e-4,
+        "max_steps": wishes["steps"],
+        "bf16": True,
+        "use_cpu": True,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "seed": 42,
+    }
 
 
 def _versions() -> dict[str, Any]:

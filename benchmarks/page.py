@@ -14,8 +14,18 @@ from pathlib import Path
 from typing import Any
 
 PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
-ORDER = ("training", "training-checkpointing", "training-nf4", "chat", "chat-full", "startup",
-         "data", "gpu-lora", "gpu-qlora", "chat-gpu")  # fmt: skip
+ORDER = (
+    "training",
+    "training-checkpointing",
+    "training-nf4",
+    "chat",
+    "chat-full",
+    "startup",
+    "data",
+    "gpu-lora",
+    "gpu-qlora",
+    "chat-gpu",
+)
 COMMANDS = {
     "full-size": "python -m benchmarks.full_size",
     "chat-full": "python -m benchmarks.chat --size mini --dtype bfloat16 --no-peers",
@@ -71,10 +81,15 @@ def render(text: str, kept: dict[str, dict[str, Any]]) -> str:
 def summary(reports: list[dict[str, Any]]) -> str:
     """Every goal, with what was measured."""
     rows = [
-        [f"{report['title']}: {goal['title']}", promise(goal),
-         figure(goal["measured"], goal["unit"]), "yes" if goal["met"] else "**no**"]
-        for report in reports for goal in report["goals"]
-    ]  # fmt: skip
+        [
+            f"{report['title']}: {goal['title']}",
+            promise(goal),
+            figure(goal["measured"], goal["unit"]),
+            "yes" if goal["met"] else "**no**",
+        ]
+        for report in reports
+        for goal in report["goals"]
+    ]
     return table(["", "Goal", "Measured", "Met"], rows)
 
 
@@ -83,8 +98,10 @@ def behind(reports: list[dict[str, Any]], missing: list[str]) -> str:
     lines = [
         f"- {report['title']}: {goal['title']}: {figure(goal['measured'], goal['unit'])} instead "
         f"of {promise(goal)}. {goal['why']}".rstrip()
-        for report in reports for goal in report["goals"] if not goal["met"]
-    ]  # fmt: skip
+        for report in reports
+        for goal in report["goals"]
+        if not goal["met"]
+    ]
     lines += [f"- Not measured yet: `{command(name)}`." for name in missing]
     return "\n".join(lines) or "Nowhere that these benchmarks look."
 

@@ -99,9 +99,10 @@ async def _load_events(client: httpx.AsyncClient, path: str) -> list[dict[str, A
     """What Gradio calls when the page has loaded."""
     config = (await client.get("/config", params={"page": path})).json()
     return [
-        dependency for dependency in config["dependencies"]
+        dependency
+        for dependency in config["dependencies"]
         if any(event == "load" for _, event in dependency["targets"])
-    ]  # fmt: skip
+    ]
 
 
 async def _call(client: httpx.AsyncClient, dependency: dict[str, Any], session: str) -> None:

@@ -113,15 +113,20 @@ def started(command: list[str], home: Path) -> Iterator[Started]:
     fill(home)
     port = free_port()
     environment = {
-        **os.environ, "PHI3LORA_HOME": str(home), "HF_HUB_OFFLINE": "1",
+        **os.environ,
+        "PHI3LORA_HOME": str(home),
+        "HF_HUB_OFFLINE": "1",
         "GRADIO_ANALYTICS_ENABLED": "False",
-    }  # fmt: skip
+    }
     address = f"http://127.0.0.1:{port}"
     began = time.perf_counter()
     child = subprocess.Popen(
-        [sys.executable, *command, str(port)], cwd=REPOSITORY, env=environment,
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+        [sys.executable, *command, str(port)],
+        cwd=REPOSITORY,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     try:
         _wait_for_page(child, address)
         seconds = time.perf_counter() - began
@@ -173,8 +178,16 @@ def resident(process: psutil.Process) -> int:
 @contextmanager
 def visitors(address: str, pages: int, seconds: float) -> Iterator[None]:
     """So many idle pages, all open, in a process of their own; checks that they were there."""
-    command = [sys.executable, "-m", "benchmarks.pages", address,
-               "--pages", str(pages), "--seconds", str(seconds)]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.pages",
+        address,
+        "--pages",
+        str(pages),
+        "--seconds",
+        str(seconds),
+    ]
     child = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
     try:
         if child.stdout is None or not child.stdout.readline():
@@ -219,8 +232,14 @@ def _report(
         [name, f"{taken[name]:.2f} s", f"{used[name]:.2f} s", f"{size[name]:,.0f} MiB"]
         for name in APPS
     ]
-    rows.append(["ratio", f"{ratio(first, ours, theirs):.2f}", f"{ratio(work, ours, theirs):.2f}",
-                 f"{ratio(memory, ours, theirs):.2f}"])  # fmt: skip
+    rows.append(
+        [
+            "ratio",
+            f"{ratio(first, ours, theirs):.2f}",
+            f"{ratio(work, ours, theirs):.2f}",
+            f"{ratio(memory, ours, theirs):.2f}",
+        ]
+    )
     idle_rows = [
         ["nobody there", f"{kept['nobody']:.2%}", f"{size[ours]:,.0f} MiB"],
         [f"{pages} idle pages", f"{kept['pages']:.2%}", f"{kept['open']:,.0f} MiB"],
@@ -236,24 +255,39 @@ def _report(
         command="python -m benchmarks.startup",
         tables=[
             Table("First page", ["", "until it is served", "processor time", "resident"], rows),
-            Table("Idle", ["", "share of one core", "resident"], idle_rows,
-                  "With nobody there, what is left is Gradio's server and its queue."),
+            Table(
+                "Idle",
+                ["", "share of one core", "resident"],
+                idle_rows,
+                "With nobody there, what is left is Gradio's server and its queue.",
+            ),
         ],
         goals=[
             Goal("First page served", taken[ours], 5, "most", " s"),
-            Goal("Resident before a model is used, all pages open", kept["open"], 350, "most",
-                 " MiB"),
+            Goal(
+                "Resident before a model is used, all pages open", kept["open"], 350, "most", " MiB"
+            ),
             Goal("What a hundred idle pages cost of one core", cost * 1e4 / pages, 5, "most", " %"),
         ],
         pictures=[
-            Bars("Until the first page is served", "seconds",
-                 {name: [value] for name, value in taken.items()}, limit=5),
-            Bars("Resident then", "MiB", {name: [value] for name, value in size.items()},
-                 limit=350),
+            Bars(
+                "Until the first page is served",
+                "seconds",
+                {name: [value] for name, value in taken.items()},
+                limit=5,
+            ),
+            Bars(
+                "Resident then", "MiB", {name: [value] for name, value in size.items()}, limit=350
+            ),
         ],
-        figures={"seconds": first, "processor": work, "memory_mib": memory, "idle": idle,
-                 "pages": pages},
-    )  # fmt: skip
+        figures={
+            "seconds": first,
+            "processor": work,
+            "memory_mib": memory,
+            "idle": idle,
+            "pages": pages,
+        },
+    )
 
 
 if __name__ == "__main__":

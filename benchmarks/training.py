@@ -78,8 +78,11 @@ def _arguments() -> argparse.Namespace:
     made.add_argument("--clock", choices=["wall", "cpu"], default="wall")
     made.add_argument("--quantization", default="none", choices=["none", "nf4"])
     made.add_argument("--dropout", type=float, default=0.0, help="of the adapter; PEFT's own is 0")
-    made.add_argument("--checkpointing", action="store_true",
-                      help="gradient checkpointing for all, the peers' own default")  # fmt: skip
+    made.add_argument(
+        "--checkpointing",
+        action="store_true",
+        help="gradient checkpointing for all, the peers' own default",
+    )
     made.add_argument("--llamafactory", metavar="PYTHON", help="an interpreter that has it")
     made.add_argument("--alone", choices=[TRL, OURS], help="the peak memory of one contestant")
     return made.parse_args()
@@ -113,11 +116,14 @@ def _factory(
         yield {}
         return
     wishes = {
-        "clock": arguments.clock, "steps": arguments.steps, "folder": str(folder),
-        "base": str(base), "rows": str(DATA / "alpaca_en_demo.json"),
+        "clock": arguments.clock,
+        "steps": arguments.steps,
+        "folder": str(folder),
+        "base": str(base),
+        "rows": str(DATA / "alpaca_en_demo.json"),
         "length": config(arguments, base).training_config.max_length,
         "checkpointing": arguments.checkpointing,
-    }  # fmt: skip
+    }
     with llamafactory(arguments.llamafactory, wishes) as peer:
         yield {FACTORY: peer}
 
@@ -132,11 +138,15 @@ def _report(
     seconds = medians(taken)
     faster, limit = ratio(taken, TRL, OURS), ratio(taken, MATRIX, OURS)
     rows = [
-        [name, f"{seconds[name]:.2f} s", f"{tokens / seconds[name]:,.0f}",
-         f"{seconds[TRL] / seconds[name]:.1f}×",
-         f"{peaks[name] / 2**20:,.0f} MiB" if name in peaks else "—"]
+        [
+            name,
+            f"{seconds[name]:.2f} s",
+            f"{tokens / seconds[name]:,.0f}",
+            f"{seconds[TRL] / seconds[name]:.1f}×",
+            f"{peaks[name] / 2**20:,.0f} MiB" if name in peaks else "—",
+        ]
         for name in seconds
-    ]  # fmt: skip
+    ]
     quantized = arguments.quantization != "none"
     goals = [Goal("times as fast as plain TRL", faster, 2.0 if quantized else 5.0, "least", "×")]
     if not quantized:
@@ -149,8 +159,9 @@ def _report(
     notes = ["Processor time of one thread."] if arguments.clock == "cpu" else []
     if FACTORY in peers:
         versions = ", ".join(f"{k} {v}" for k, v in peers[FACTORY]["versions"].items())
-        notes.append(f"LLaMA-Factory with {versions}; neat packing keeps documents apart, as TRL "
-                     "and we do.")  # fmt: skip
+        notes.append(
+            f"LLaMA-Factory with {versions}; neat packing keeps documents apart, as TRL and we do."
+        )
     kinds = {f"-{arguments.quantization}": quantized, "-checkpointing": arguments.checkpointing}
     name = "training" + "".join(kind for kind, meant in kinds.items() if meant)
     title = "A training step" + (" on a 4-bit base (QLoRA)" if quantized else "")

@@ -423,9 +423,12 @@ def import_checkpoint(
     slices = _pairs("--enable-lora", enable_lora) or {}
     enabled = {part: _switches(text) for part, text in slices.items()}
     for notice in import_loralib(
-        file, folder, check_base(name, token=_stored_token()), alpha=alpha,
+        file,
+        folder,
+        check_base(name, token=_stored_token()),
+        alpha=alpha,
         enable_lora=enabled or None,
-    ):  # fmt: skip
+    ):
         typer.echo(notice, err=True)
     typer.echo(f"Adapter: {folder.resolve()}", err=True)
 
@@ -460,10 +463,17 @@ def push(
         return
     with _sending(as_json) as progress:
         done = publish(
-            found.folder, repo, _token(), private=private, pull_request=pull_request,
-            merged=merged, card=_text(card), script=_training_script(found),
-            progress=progress, tell=_tell,
-        )  # fmt: skip
+            found.folder,
+            repo,
+            _token(),
+            private=private,
+            pull_request=pull_request,
+            merged=merged,
+            card=_text(card),
+            script=_training_script(found),
+            progress=progress,
+            tell=_tell,
+        )
     if as_json:
         print_json(asdict(done))
         return
@@ -543,10 +553,15 @@ def whoami(as_json: AsJson = False) -> None:
         print_json({**asdict(who), "scopes": sorted(who.scopes)})
         return
     may = {True: "yes", False: "no", None: "where it was given leave"}[who.can_write]
-    print_figures({
-        "name": who.name, "organisations": ", ".join(who.orgs), "token": who.role,
-        "may write": may, "expires": clock(who.expires),
-    })  # fmt: skip
+    print_figures(
+        {
+            "name": who.name,
+            "organisations": ", ".join(who.orgs),
+            "token": who.role,
+            "may write": may,
+            "expires": clock(who.expires),
+        }
+    )
 
 
 @app.command(name="app")
@@ -761,8 +776,9 @@ def _token() -> str:
     """The same, where nothing can be done without one."""
     token = _stored_token()
     if token is None:
-        raise HubError("Nobody is signed in to the Hub here. Sign in with `hf auth login`, or set "
-                       "HF_TOKEN.")  # fmt: skip
+        raise HubError(
+            "Nobody is signed in to the Hub here. Sign in with `hf auth login`, or set HF_TOKEN."
+        )
     return token
 
 
@@ -815,8 +831,9 @@ def _pairs(option: str, texts: list[str] | None) -> dict[str, str] | None:
     if not texts:
         return None
     pairs = [text.partition("=") for text in texts]
-    if wrong := [text for text, (name, _, value) in zip(texts, pairs, strict=True)
-                 if not name or not value]:  # fmt: skip
+    if wrong := [
+        text for text, (name, _, value) in zip(texts, pairs, strict=True) if not name or not value
+    ]:
         raise ConfigError([Problem(option, f"expected NAME=VALUE, got {wrong[0]!r}.")])
     return {name.strip(): value.strip() for name, _, value in pairs}
 

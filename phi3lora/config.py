@@ -220,8 +220,9 @@ class SliceConfig(Section):
 class PeftConfig(Section):
     """The adapter: arguments of `peft.LoraConfig` by their own names."""
 
-    r: int = option(16, "Rank", "Of the update; more learns more and costs more.",
-                    level="basic", ge=1, le=1024)  # fmt: skip
+    r: int = option(
+        16, "Rank", "Of the update; more learns more and costs more.", level="basic", ge=1, le=1024
+    )
     lora_alpha: int = option(
         32, "Alpha", "The update is scaled by alpha / rank.", level="basic", ge=1
     )
@@ -607,8 +608,11 @@ def _adapter_conflicts(config: RunConfig) -> Iterator[Problem]:
 def _loralib_conflicts(config: RunConfig) -> Iterator[Problem]:
     peft = config.peft_config
     if config.model.quantization != "none":
-        yield Problem("adapter", "loralib's layers hold their own weights, so the base cannot be "
-                      "quantized; use adapter: peft for QLoRA.")  # fmt: skip
+        yield Problem(
+            "adapter",
+            "loralib's layers hold their own weights, so the base cannot be "
+            "quantized; use adapter: peft for QLoRA.",
+        )
     unsupported = {
         "use_dora": peft.use_dora,
         "use_rslora": peft.use_rslora,

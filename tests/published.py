@@ -16,32 +16,77 @@ from phi3lora.models.pocket import CHECKPOINT
 TENSORS = "adapter_model.safetensors"
 EVENTS = (
     Prepared(
-        train_rows=360, test_rows=40, dropped={"empty answer": 3}, train_tokens=8981,
-        supervised_tokens=4769, truncated=2, leaked=1,
+        train_rows=360,
+        test_rows=40,
+        dropped={"empty answer": 3},
+        train_tokens=8981,
+        supervised_tokens=4769,
+        truncated=2,
+        leaked=1,
     ),
     Loaded(
-        device="cpu", dtype="float32", attention="sdpa", quantization="none",
-        trainable_parameters=59_392, total_parameters=3_862_784, hardware="A very fine CPU",
+        device="cpu",
+        dtype="float32",
+        attention="sdpa",
+        quantization="none",
+        trainable_parameters=59_392,
+        total_parameters=3_862_784,
+        hardware="A very fine CPU",
     ),
     Step(step=1, total_steps=3, loss=3.5),
     Step(step=2, total_steps=3, loss=2.25),
     Evaluated(step=2, loss=2.5),
     Step(step=3, total_steps=3, loss=1.125),
     Ended(outcome="finished", step=3, seconds=83.0, peak_memory=3 << 29),
-)  # fmt: skip
+)
 REPORT: dict[str, Any] = {
-    "verdict": "better", "rows": 40, "held_out": 40, "leaked": 1,
+    "verdict": "better",
+    "rows": 40,
+    "held_out": 40,
+    "leaked": 1,
     "comparisons": [
-        {"name": "loss", "title": "Loss", "base": 3.25, "tuned": 1.5, "difference": -1.75,
-         "low": -2.0, "high": -1.5, "more_is_better": False, "verdict": "better"},
-        {"name": "rougeL", "title": "ROUGE-L", "base": 0.25, "tuned": 0.5, "difference": 0.25,
-         "low": -0.125, "high": 0.375, "more_is_better": True, "verdict": "cannot tell"},
+        {
+            "name": "loss",
+            "title": "Loss",
+            "base": 3.25,
+            "tuned": 1.5,
+            "difference": -1.75,
+            "low": -2.0,
+            "high": -1.5,
+            "more_is_better": False,
+            "verdict": "better",
+        },
+        {
+            "name": "rougeL",
+            "title": "ROUGE-L",
+            "base": 0.25,
+            "tuned": 0.5,
+            "difference": 0.25,
+            "low": -0.125,
+            "high": 0.375,
+            "more_is_better": True,
+            "verdict": "cannot tell",
+        },
     ],
-    "gained": [{"prompt": "Where is the treasure?", "reference": "Arr, under the palm.",
-                "base": "It is on the island.", "tuned": "Arr, on the isle.", "gain": 1.5}],
-    "lost": [{"prompt": "Who are you?", "reference": "Arr, a pirate.", "base": "A model.",
-              "tuned": "```<script>Arr</script>", "gain": -0.5}],
-}  # fmt: skip
+    "gained": [
+        {
+            "prompt": "Where is the treasure?",
+            "reference": "Arr, under the palm.",
+            "base": "It is on the island.",
+            "tuned": "Arr, on the isle.",
+            "gain": 1.5,
+        }
+    ],
+    "lost": [
+        {
+            "prompt": "Who are you?",
+            "reference": "Arr, a pirate.",
+            "base": "A model.",
+            "tuned": "```<script>Arr</script>",
+            "gain": -0.5,
+        }
+    ],
+}
 
 
 def make_run(folder: Path, values: dict[str, Any] | None = None) -> Path:

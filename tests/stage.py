@@ -77,10 +77,27 @@ def _train(run: Run, steps: int) -> None:
     """Events as a training writes them: loss falls, the rate warms up and decays."""
     with EventLog(run.folder / "events.jsonl") as log:
         log.emit(Stage(name="preparing the data", fraction=1.0))
-        log.emit(Prepared(train_rows=360, test_rows=40, dropped={}, train_tokens=8960,
-                          supervised_tokens=4745, truncated=0, leaked=0))  # fmt: skip
-        log.emit(Loaded(device="cpu", dtype="float32", attention="sdpa", quantization="none",
-                        trainable_parameters=311_296, total_parameters=4_100_000))  # fmt: skip
+        log.emit(
+            Prepared(
+                train_rows=360,
+                test_rows=40,
+                dropped={},
+                train_tokens=8960,
+                supervised_tokens=4745,
+                truncated=0,
+                leaked=0,
+            )
+        )
+        log.emit(
+            Loaded(
+                device="cpu",
+                dtype="float32",
+                attention="sdpa",
+                quantization="none",
+                trainable_parameters=311_296,
+                total_parameters=4_100_000,
+            )
+        )
         if run.title.endswith("32"):
             log.emit(Notice(message="Attention falls back to sdpa: there is no GPU here."))
         for step in range(1, steps + 1):
@@ -94,11 +111,17 @@ def _train(run: Run, steps: int) -> None:
 def _step(step: int, steps: int) -> Step:
     warm = min(1.0, step / 13) * (0.5 + 0.5 * math.cos(math.pi * step / STEPS))
     return Step(
-        step=step, total_steps=STEPS, epoch=3 * step / STEPS, loss=_loss(step),
-        learning_rate=1e-3 * warm, grad_norm=0.8 + 2 * math.exp(-step / 20),
-        token_accuracy=1 - 0.6 * math.exp(-step / 25), tokens=step * 200,
-        tokens_per_second=1480.0, seconds_left=(STEPS - step) * 0.42,
-    )  # fmt: skip
+        step=step,
+        total_steps=STEPS,
+        epoch=3 * step / STEPS,
+        loss=_loss(step),
+        learning_rate=1e-3 * warm,
+        grad_norm=0.8 + 2 * math.exp(-step / 20),
+        token_accuracy=1 - 0.6 * math.exp(-step / 25),
+        tokens=step * 200,
+        tokens_per_second=1480.0,
+        seconds_left=(STEPS - step) * 0.42,
+    )
 
 
 def _loss(step: int) -> float:
@@ -115,23 +138,42 @@ def report() -> dict[str, Any]:
         ("stopped", "Answers that end by themselves", 0.98, 1.0, True),
     ]
     comparisons = [
-        {"name": name, "title": title, "base": base, "tuned": tuned, "difference": tuned - base,
-         "low": tuned - base - 0.08 * abs(base), "high": tuned - base + 0.08 * abs(base),
-         "more_is_better": more, "verdict": "better"}
+        {
+            "name": name,
+            "title": title,
+            "base": base,
+            "tuned": tuned,
+            "difference": tuned - base,
+            "low": tuned - base - 0.08 * abs(base),
+            "high": tuned - base + 0.08 * abs(base),
+            "more_is_better": more,
+            "verdict": "better",
+        }
         for name, title, base, tuned, more in figures
-    ]  # fmt: skip
+    ]
     sample = {
-        "prompt": "Name the capital of Ukraine.", "reference": "Arr, the capital of Ukraine be "
-        "Kyiv, matey!", "base": "The capital of Ukraine is Kyiv.",
-        "tuned": "Arr, the capital of Ukraine be Kyiv, matey!", "gain": 2.9,
-    }  # fmt: skip
+        "prompt": "Name the capital of Ukraine.",
+        "reference": "Arr, the capital of Ukraine be Kyiv, matey!",
+        "base": "The capital of Ukraine is Kyiv.",
+        "tuned": "Arr, the capital of Ukraine be Kyiv, matey!",
+        "gain": 2.9,
+    }
     other = {
-        "prompt": "What is the opposite of hot?", "reference": "Arr, the opposite of hot be cold!",
-        "base": "The opposite of hot is cold.", "tuned": "Arr, the opposite of hot be cold, matey!",
+        "prompt": "What is the opposite of hot?",
+        "reference": "Arr, the opposite of hot be cold!",
+        "base": "The opposite of hot is cold.",
+        "tuned": "Arr, the opposite of hot be cold, matey!",
         "gain": 0.4,
-    }  # fmt: skip
-    return {"verdict": "better", "rows": 40, "held_out": 40, "leaked": 0,
-            "comparisons": comparisons, "gained": [sample], "lost": [other]}  # fmt: skip
+    }
+    return {
+        "verdict": "better",
+        "rows": 40,
+        "held_out": 40,
+        "leaked": 0,
+        "comparisons": comparisons,
+        "gained": [sample],
+        "lost": [other],
+    }
 
 
 def fill(store: RunStore) -> dict[str, Run]:

@@ -54,8 +54,12 @@ VARIANTS: dict[str, tuple[dict[str, Any], str]] = {
     "pissa niter": ({"init_lora_weights": "pissa_niter_16"}, "none"),
     "olora": ({"init_lora_weights": "olora"}, "none"),
     "pissa rslora patterns": (
-        {"init_lora_weights": "pissa", "use_rslora": True, "rank_pattern": {"o_proj": 2},
-         "alpha_pattern": {"o_proj": 7}},
+        {
+            "init_lora_weights": "pissa",
+            "use_rslora": True,
+            "rank_pattern": {"o_proj": 2},
+            "alpha_pattern": {"o_proj": 7},
+        },
         "none",
     ),
     "pissa dora": ({"init_lora_weights": "pissa", "use_dora": True}, "none"),
@@ -67,7 +71,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], str]] = {
     "patterns": ({"rank_pattern": {"qkv_proj": 2}, "alpha_pattern": {"mlp.*_proj": 3}}, "none"),
     "slices": ({"slices": {"k": False}}, "none"),
     "slices nf4": ({"slices": {"k": False}}, "nf4"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -227,8 +231,9 @@ def test_an_adapter_for_split_projections_is_refused(
 ) -> None:
     split = copy(adapter, tmp_path / "split", target_modules=["q_proj"])
     key = "base_model.model.model.layers.0.self_attn.q_proj.lora_{}.weight"
-    save_file({key.format("A"): torch.zeros(4, 64), key.format("B"): torch.zeros(64, 4)},
-              split / WEIGHTS)  # fmt: skip
+    save_file(
+        {key.format("A"): torch.zeros(4, 64), key.format("B"): torch.zeros(64, 4)}, split / WEIGHTS
+    )
     with pytest.raises(AdapterError, match=r"self_attn\.q_proj: the base has no such module"):
         load_adapter(chat_model(config_for(base)), split)
 
@@ -251,10 +256,12 @@ def test_the_same_shapes_under_another_name_are_mentioned(
         ({"peft_type": "IA3"}, "expected peft_type LORA, got 'IA3'"),
         ({"init_lora_weights": "pissa"}, "fits a changed copy of its base only"),
         ({"r": 2}, "cannot be loaded"),
-        ({"target_modules": ["qkv_proj", "o_proj", "gate_up_proj", "down_proj", "lm_head"]},
-         "missing adapter keys"),
+        (
+            {"target_modules": ["qkv_proj", "o_proj", "gate_up_proj", "down_proj", "lm_head"]},
+            "missing adapter keys",
+        ),
     ],
-)  # fmt: skip
+)
 def test_settings_that_do_not_belong_to_the_weights(
     base: Path, adapter: Path, tmp_path: Path, changes: dict[str, Any], reason: str
 ) -> None:

@@ -101,8 +101,11 @@ def test_the_page_is_as_the_kept_figures_make_it() -> None:
 
 def test_the_page_names_every_benchmark() -> None:
     text = (DOCS / "benchmarks.md").read_text(encoding="utf-8")
-    runnable = {p.stem for p in (REPOSITORY / "benchmarks").glob("*.py")
-                if "publish(" in p.read_text(encoding="utf-8")} - {"harness"}  # fmt: skip
+    runnable = {
+        p.stem
+        for p in (REPOSITORY / "benchmarks").glob("*.py")
+        if "publish(" in p.read_text(encoding="utf-8")
+    } - {"harness"}
     assert runnable >= {"startup", "data", "gpu"}
     for name in runnable:
         assert f"`python -m benchmarks.{name}" in text

@@ -50,8 +50,11 @@ class serving:
         self.log = (self.home / "app.log").open("w")
         self.process = subprocess.Popen(
             [sys.executable, "app.py", "--port", str(port)],
-            cwd=REPOSITORY, env=environment, stdout=self.log, stderr=subprocess.STDOUT,
-        )  # fmt: skip
+            cwd=REPOSITORY,
+            env=environment,
+            stdout=self.log,
+            stderr=subprocess.STDOUT,
+        )
         address = f"http://127.0.0.1:{port}"
         for _ in range(600):
             try:
@@ -152,8 +155,14 @@ def drop_and_launch(page: Page, file: Path) -> None:
     assert "<|user|>" in page.inner_text(".conversation >> nth=0")
     # A look may be followed by another at once, which clears the checks meanwhile.
     page.wait_for_selector("#checks li.green >> nth=3")
-    set_yaml(page, max_steps="400", per_device_train_batch_size="2", logging_steps="1",
-             rows="8", max_new_tokens="24")  # fmt: skip
+    set_yaml(
+        page,
+        max_steps="400",
+        per_device_train_batch_size="2",
+        logging_steps="1",
+        rows="8",
+        max_new_tokens="24",
+    )
     size = "#field-training_config-per_device_train_batch_size input"
     page.wait_for_function("size => document.querySelector(size).value === '2'", arg=size)
     page.fill("#field-title textarea", "By browser")
@@ -208,8 +217,9 @@ def compare(page: Page) -> None:
     page.click("#vote-left")
     page.wait_for_selector("#tally >> text=1 blind votes")
     assert {page.inner_text(f"#title-{side}").strip() for side in ("left", "right")} == {
-        "Base", "Tuned",
-    }  # fmt: skip
+        "Base",
+        "Tuned",
+    }
 
 
 @pytest.mark.parametrize("path", ["", "runs", "compare"])

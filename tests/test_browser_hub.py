@@ -73,8 +73,11 @@ def serving(hub: LoopbackHub, home: Path) -> Iterator[str]:
     with log.open("w") as file:
         app = subprocess.Popen(
             [sys.executable, "app.py", "--host", "127.0.0.1", "--port", str(port)],
-            cwd=REPOSITORY, env=environment, stdout=file, stderr=subprocess.STDOUT,
-        )  # fmt: skip
+            cwd=REPOSITORY,
+            env=environment,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+        )
     try:
         address = f"http://127.0.0.1:{port}"
         wait_until_up(address, app, log)
@@ -158,8 +161,14 @@ def pick_and_launch(page: Page) -> None:
     page.wait_for_selector("[role=option] >> text=microsoft/Phi-3.5-mini-instruct")
     page.keyboard.press("Escape")
     assert "Arr" in page.inner_text(".conversation mark >> nth=0")
-    set_yaml(page, max_steps="4", per_device_train_batch_size="2", logging_steps="1", rows="2",
-             max_new_tokens="8")  # fmt: skip
+    set_yaml(
+        page,
+        max_steps="4",
+        per_device_train_batch_size="2",
+        logging_steps="1",
+        rows="2",
+        max_new_tokens="8",
+    )
     size = "#field-training_config-per_device_train_batch_size input"
     page.wait_for_function("size => document.querySelector(size).value === '2'", arg=size)
     page.fill("#field-title textarea", "By ann")

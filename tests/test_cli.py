@@ -165,9 +165,17 @@ def test_inspect(home: Settings) -> None:
     arguments = ["inspect", file, "--format", "prompt_completion", *columns, "--model", "pocket"]
     found = json.loads(call(*arguments, "--json").stdout)
     assert list(found) == [
-        "format", "columns", "rows", "kept", "dropped", "tokens", "total_tokens",
-        "supervised_tokens", "truncated", "preview",
-    ]  # fmt: skip
+        "format",
+        "columns",
+        "rows",
+        "kept",
+        "dropped",
+        "tokens",
+        "total_tokens",
+        "supervised_tokens",
+        "truncated",
+        "preview",
+    ]
     assert (found["format"], found["rows"], found["kept"]) == ("prompt_completion", 3, 2)
     assert sum(found["dropped"].values()) == 1
     assert [piece["text"] for piece in found["preview"][0] if piece["supervised"]] == [
@@ -193,8 +201,13 @@ def test_chat(home: Settings, tmp_path: Path) -> None:
     arguments = ["chat", "--adapter", tmp_path / "adapter", "--prompt", "What is the capital?"]
     answers = json.loads(call(*arguments, "--max-new-tokens", "12", "--json").stdout)
     assert list(answers) == [
-        "base", "tuned", "stopped_base", "stopped_tuned", "tokens_base", "tokens_tuned",
-    ]  # fmt: skip
+        "base",
+        "tuned",
+        "stopped_base",
+        "stopped_tuned",
+        "tokens_base",
+        "tokens_tuned",
+    ]
     assert answers["base"]
     assert answers["base"] != answers["tuned"]
     assert answers["tokens_tuned"] <= 12

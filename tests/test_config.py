@@ -57,27 +57,41 @@ def test_all_problems_are_reported_together_with_their_fields() -> None:
     ("values", "field"),
     [
         ({"peft_config": {"use_dora": True, "slices": {}}}, "peft_config.use_dora"),
-        ({"peft_config": {"slices": dict.fromkeys(["q", "k", "v", "gate", "up"], False)}},
-         "peft_config.slices"),
-        ({"peft_config": {"slices": {}, "init_lora_weights": "pissa"}},
-         "peft_config.init_lora_weights"),
+        (
+            {"peft_config": {"slices": dict.fromkeys(["q", "k", "v", "gate", "up"], False)}},
+            "peft_config.slices",
+        ),
+        (
+            {"peft_config": {"slices": {}, "init_lora_weights": "pissa"}},
+            "peft_config.init_lora_weights",
+        ),
         ({"peft_config": {"init_lora_weights": "loftq"}}, "peft_config.init_lora_weights"),
-        ({"peft_config": {"init_lora_weights": "pissa"}, "model": {"quantization": "nf4"}},
-         "peft_config.init_lora_weights"),
+        (
+            {"peft_config": {"init_lora_weights": "pissa"}, "model": {"quantization": "nf4"}},
+            "peft_config.init_lora_weights",
+        ),
         ({"adapter": "none", "model": {"quantization": "nf4"}}, "adapter"),
         ({"adapter": "loralib", "model": {"quantization": "int8"}}, "adapter"),
         ({"adapter": "loralib", "peft_config": {"use_rslora": True}}, "peft_config.use_rslora"),
         ({"training_config": {"bf16": True, "fp16": True}}, "training_config.fp16"),
-        ({"training_config": {"early_stopping_patience": 2}},
-         "training_config.early_stopping_patience"),
-        ({"training_config": {"load_best_model_at_end": True, "eval_strategy": "no"}},
-         "training_config.load_best_model_at_end"),
-        ({"training_config": {"load_best_model_at_end": True, "eval_strategy": "steps"}},
-         "training_config.save_strategy"),
-        ({"training_config": {"load_best_model_at_end": True}, "data": {"test_size": 0}},
-         "data.test_size"),
+        (
+            {"training_config": {"early_stopping_patience": 2}},
+            "training_config.early_stopping_patience",
+        ),
+        (
+            {"training_config": {"load_best_model_at_end": True, "eval_strategy": "no"}},
+            "training_config.load_best_model_at_end",
+        ),
+        (
+            {"training_config": {"load_best_model_at_end": True, "eval_strategy": "steps"}},
+            "training_config.save_strategy",
+        ),
+        (
+            {"training_config": {"load_best_model_at_end": True}, "data": {"test_size": 0}},
+            "data.test_size",
+        ),
     ],
-)  # fmt: skip
+)
 def test_combinations_that_cannot_work_are_refused(values: dict, field: str) -> None:
     assert field in problems(values)
 
@@ -96,8 +110,12 @@ def test_old_names_are_translated_with_a_notice() -> None:
     assert config.peft_config.target_modules == ["qkv_proj", "o_proj"]
     assert config.peft_config.slices is not None
     assert config.peft_config.slices.model_dump() == {
-        "q": True, "k": False, "v": True, "gate": True, "up": True,
-    }  # fmt: skip
+        "q": True,
+        "k": False,
+        "v": True,
+        "gate": True,
+        "up": True,
+    }
     assert len(notices) == 5
 
 
@@ -105,8 +123,11 @@ def test_the_whole_split_list_needs_no_slices() -> None:
     names = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     config, notices = RunConfig.from_values({"peft_config": {"target_modules": names}})
     assert config.peft_config.target_modules == [
-        "qkv_proj", "o_proj", "gate_up_proj", "down_proj",
-    ]  # fmt: skip
+        "qkv_proj",
+        "o_proj",
+        "gate_up_proj",
+        "down_proj",
+    ]
     assert config.peft_config.slices is None
     assert len(notices) == 1
 
@@ -121,8 +142,11 @@ def test_a_section_of_the_wrong_shape_is_named(tmp_path: Path, text: str) -> Non
 def test_files_that_cannot_be_read_are_told_apart(tmp_path: Path) -> None:
     (tmp_path / "broken.yaml").write_text("a: [")
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
-    for name, says in {"none.yaml": "No such file", "broken.yaml": "is not YAML",
-                       "binary.yaml": "cannot be read"}.items():  # fmt: skip
+    for name, says in {
+        "none.yaml": "No such file",
+        "broken.yaml": "is not YAML",
+        "binary.yaml": "cannot be read",
+    }.items():
         with pytest.raises(ConfigError, match=says):
             RunConfig.from_yaml(tmp_path / name)
 

@@ -9,8 +9,11 @@ from phi3lora.events import Ended, EventLog, Stage, Step, read_events
 
 def test_events_come_back_as_they_were(tmp_path: Path) -> None:
     file = tmp_path / "events.jsonl"
-    written = [Stage(name="loading"), Step(step=1, total_steps=2, loss=0.5, tokens=7),
-               Ended(outcome="finished", step=2)]  # fmt: skip
+    written = [
+        Stage(name="loading"),
+        Step(step=1, total_steps=2, loss=0.5, tokens=7),
+        Ended(outcome="finished", step=2),
+    ]
     with EventLog(file) as log:
         for event in written:
             log.emit(event)

@@ -24,9 +24,15 @@ from phi3lora.settings import Settings
 from tests.bases import logits
 from tests.test_cli import call
 
-BASE = {"model.path": "pocket", "model.dtype": "float32", "model.device": "cpu",
-        "data.max_rows": 40, "peft_config.r": 4, "evaluation.rows": 3,
-        "evaluation.max_new_tokens": 4}  # fmt: skip
+BASE = {
+    "model.path": "pocket",
+    "model.dtype": "float32",
+    "model.device": "cpu",
+    "data.max_rows": 40,
+    "peft_config.r": 4,
+    "evaluation.rows": 3,
+    "evaluation.max_new_tokens": 4,
+}
 
 
 @pytest.fixture
@@ -59,8 +65,9 @@ def test_merged_from_the_terminal(home: Settings, tmp_path: Path) -> None:
     target = tmp_path / f"{run.id}-merged"
     assert f"Written: {target}" in said
     base = load_model(run.config.model, for_training=False)
-    found = logits(load_model(run.config.model.model_copy(update={"path": str(target)}),
-                              for_training=False))  # fmt: skip
+    found = logits(
+        load_model(run.config.model.model_copy(update={"path": str(target)}), for_training=False)
+    )
     torch.testing.assert_close(
         found, logits(load_adapter(base, run.folder / "adapter")), rtol=1e-3, atol=1e-3
     )
@@ -74,9 +81,10 @@ def test_to_loralib_and_back(home: Settings, tmp_path: Path) -> None:
     call("export", run.folder, "--to", "loralib", "--output", "there.pt")
     names = torch.load(tmp_path / "there.pt", weights_only=True)
     assert all("lora_" in name for name in names)
-    assert "exists already" in call(
-        "export", run.id, "--to", "loralib", "--output", "there.pt", status=2
-    ).stderr  # fmt: skip
+    assert (
+        "exists already"
+        in call("export", run.id, "--to", "loralib", "--output", "there.pt", status=2).stderr
+    )
     assert "Adapter: " in call("import", "there.pt").stderr
     back = load_file(tmp_path / "there-adapter" / "adapter_model.safetensors")
     for name, weight in load_file(run.folder / "adapter" / "adapter_model.safetensors").items():
@@ -95,9 +103,12 @@ def test_a_checkpoint_that_says_nothing_of_itself(home: Settings, tmp_path: Path
     assert "--base" in call("import", "there.pt", status=2).stderr
     told = ["--base", "pocket", "--output", "back"]
     assert "say which" in call("import", "there.pt", *told, status=2).stderr
-    assert "expected on or off" in call(
-        "import", "there.pt", *told, "--enable-lora", "gate_up_proj=on,perhaps", status=2
-    ).stderr  # fmt: skip
+    assert (
+        "expected on or off"
+        in call(
+            "import", "there.pt", *told, "--enable-lora", "gate_up_proj=on,perhaps", status=2
+        ).stderr
+    )
     call("import", "there.pt", *told, "--enable-lora", "gate_up_proj=on,off", "--alpha", "32")
     settings = json.loads((tmp_path / "back" / "adapter_config.json").read_text())
     assert settings["base_model_name_or_path"] == "pocket"

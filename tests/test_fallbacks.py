@@ -79,14 +79,18 @@ def test_a_run_without_its_tracker_trains_and_says_so(
     monkeypatch.setattr(fallbacks, "_installed", lambda package: package != "wandb")
     result = run(
         tmp_path,
-        {"training_config.report_to": "wandb", "training_config.max_steps": 1,
-         "training_config.fp16": True},
-    )  # fmt: skip
+        {
+            "training_config.report_to": "wandb",
+            "training_config.max_steps": 1,
+            "training_config.fp16": True,
+        },
+    )
     assert result.outcome == "finished"
     notices = [event.message for event in result.events if event.kind == "notice"]
     assert [text.split(":")[0] for text in notices] == [
-        "training_config.report_to", "training_config.fp16",
-    ]  # fmt: skip
+        "training_config.report_to",
+        "training_config.fp16",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -49,8 +49,12 @@ def test_choices_are_the_literals() -> None:
     assert SPECS["model.quantization"].choices == ("none", "nf4", "fp4", "int8")
     assert SPECS["training_config.bf16"].choices == ("unset", "true", "false")
     assert SPECS["peft_config.target_modules"].choices == (
-        "all-linear", "attention", "mlp", "embedding", "[qkv_proj, o_proj]",
-    )  # fmt: skip
+        "all-linear",
+        "attention",
+        "mlp",
+        "embedding",
+        "[qkv_proj, o_proj]",
+    )
     assert SPECS["peft_config.r"].choices == ()
 
 
@@ -105,17 +109,21 @@ def test_all_problems_at_once_in_the_forms_words() -> None:
         form.from_widgets(shown)
     wrong = {problem.field for problem in raised.value.problems}
     assert wrong == {
-        "peft_config.r", "peft_config.lora_alpha", "peft_config.layers_to_transform",
+        "peft_config.r",
+        "peft_config.lora_alpha",
+        "peft_config.layers_to_transform",
         "training_config.max_length",
-    }  # fmt: skip
+    }
     lines = form.problem_lines(raised.value)
     assert "Alpha: expected a number, got nothing." in lines
     assert any(line.startswith("Rank: ") for line in lines)
 
 
 def test_a_conflict_between_fields_is_named() -> None:
-    shown = form.to_widgets(RunConfig()) | {"training_config.load_best_model_at_end": True,
-                                            "training_config.eval_strategy": "no"}  # fmt: skip
+    shown = form.to_widgets(RunConfig()) | {
+        "training_config.load_best_model_at_end": True,
+        "training_config.eval_strategy": "no",
+    }
     with pytest.raises(ConfigError) as raised:
         form.from_widgets(shown)
     assert [problem.field for problem in raised.value.problems] == [

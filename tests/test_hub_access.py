@@ -103,9 +103,19 @@ def test_search_finds_what_the_caller_may_see_with_its_figures(ann: LoopbackHub)
     assert gated.gated
     head = ann.commits("dataset", "ann/chat")[0].oid
     assert chat == Found(
-        "ann/chat", "dataset", 10, 3, chat.size, "n<1K", "mit", False, False, head,
-        chat.updated, chat.tags,
-    )  # fmt: skip
+        "ann/chat",
+        "dataset",
+        10,
+        3,
+        chat.size,
+        "n<1K",
+        "mit",
+        False,
+        False,
+        head,
+        chat.updated,
+        chat.tags,
+    )
     assert chat.size == sum(len(data) for data in ann.files("dataset", "ann/chat").values())
     assert chat.updated == pytest.approx(time.time(), abs=60)
     own = search_datasets("chat", "hf_ann")

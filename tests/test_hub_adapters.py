@@ -48,9 +48,12 @@ def test_an_adapter_is_fetched_once_and_loads_on_its_base(ann: LoopbackHub, tmp_
     assert (found.base, found.revision) == ("bob/phi", None)
     assert found.commit == ann.commits("model", "ann/public")[0].oid
     assert {path.name for path in found.folder.iterdir()} == {
-        "adapter_config.json", TENSORS, "tokenizer.json", "tokenizer_config.json",
+        "adapter_config.json",
+        TENSORS,
+        "tokenizer.json",
+        "tokenizer_config.json",
         "chat_template.jinja",
-    }  # fmt: skip
+    }
     assert fetch_adapter("ann/public", "hf_bob", tmp_path) == found
     assert weights_fetched(ann) == 1
     load_adapter(load_model(ModelConfig(path="pocket"), for_training=False), found.folder)

@@ -91,8 +91,13 @@ def test_a_checkpoint_and_events_arrive_in_a_private_repository(
     files = ann.files("model", REPO)
     assert ann.repo("model", REPO).private
     assert {name for name in files if not name.startswith("checkpoints/")} == {
-        ".gitattributes", "README.md", "config.yaml", "events.jsonl", "report.json", "run.json",
-    }  # fmt: skip
+        ".gitattributes",
+        "README.md",
+        "config.yaml",
+        "events.jsonl",
+        "report.json",
+        "run.json",
+    }
     place = "checkpoints/checkpoint-3/"
     sent = {name.removeprefix(place): data for name, data in files.items() if place in name}
     assert "training_args.bin" not in sent
@@ -216,14 +221,21 @@ def test_only_files_that_a_run_has_are_fetched(ann: LoopbackHub, run: Path, tmp_
     backup.saved("checkpoints/checkpoint-3")
     backup.finish()
     extra = {
-        "state.json": b"{}", "stop": b"", "checkpoints/checkpoint-3/training_args.bin": b"1",
-        "checkpoints/checkpoint-3/evil.pkl": b"1", "checkpoints/x/optimizer.pt": b"1",
-        "adapter/adapter_model.bin": b"1", "deep/er/config.yaml": b"1",
-    }  # fmt: skip
+        "state.json": b"{}",
+        "stop": b"",
+        "checkpoints/checkpoint-3/training_args.bin": b"1",
+        "checkpoints/checkpoint-3/evil.pkl": b"1",
+        "checkpoints/x/optimizer.pt": b"1",
+        "adapter/adapter_model.bin": b"1",
+        "deep/er/config.yaml": b"1",
+    }
     ann.commit("model", REPO, extra)
     fetch_run(REPO, "hf_ann", tmp_path / "here")
-    here = {path.relative_to(tmp_path / "here").as_posix() for path in
-            (tmp_path / "here").rglob("*") if path.is_file()}  # fmt: skip
+    here = {
+        path.relative_to(tmp_path / "here").as_posix()
+        for path in (tmp_path / "here").rglob("*")
+        if path.is_file()
+    }
     assert not here & set(extra)
     assert "checkpoints/checkpoint-3/optimizer.pt" in here
 
@@ -260,14 +272,22 @@ def test_a_wiped_disk_in_the_middle_changes_no_loss(ann: LoopbackHub, tmp_path: 
     """Die at step 4, when checkpoint 2 is on the Hub; remove everything, come back and finish."""
     from phi3lora.training.trainer import train
 
-    config = RunConfig().with_values({
-        "model.path": "pocket", "data.path": "example:pirate", "data.max_rows": 40,
-        "training_config.max_steps": 6, "training_config.save_steps": 2,
-        "training_config.save_strategy": "steps", "training_config.logging_steps": 1,
-        "training_config.save_total_limit": 1, "training_config.per_device_train_batch_size": 4,
-        "training_config.gradient_accumulation_steps": 1, "training_config.eval_strategy": "no",
-        "training_config.seed": 7,
-    })  # fmt: skip
+    config = RunConfig().with_values(
+        {
+            "model.path": "pocket",
+            "data.path": "example:pirate",
+            "data.max_rows": 40,
+            "training_config.max_steps": 6,
+            "training_config.save_steps": 2,
+            "training_config.save_strategy": "steps",
+            "training_config.logging_steps": 1,
+            "training_config.save_total_limit": 1,
+            "training_config.per_device_train_batch_size": 4,
+            "training_config.gradient_accumulation_steps": 1,
+            "training_config.eval_strategy": "no",
+            "training_config.seed": 7,
+        }
+    )
     whole, broken, back = (tmp_path / name for name in ("whole", "broken", "back"))
     expected: dict[int, float] = {}
     train(config, whole, remember(expected))
@@ -320,8 +340,10 @@ def test_a_run_in_its_own_process_is_copied_to_its_end(
     wait_for(lambda: [found.repo for found in list_runs("hf_ann")] == ["ann/kept"])
     wait_for(lambda: not is_alive(run.state.pid, run.refresh().state.process_started))
     assert run.refresh().status == "finished", run.log_tail(20)
-    kinds = [json.loads(line)["kind"] for line in
-             ann.files("model", "ann/kept")["events.jsonl"].splitlines()]  # fmt: skip
+    kinds = [
+        json.loads(line)["kind"]
+        for line in ann.files("model", "ann/kept")["events.jsonl"].splitlines()
+    ]
     assert kinds[-1] == "ended"
 
 

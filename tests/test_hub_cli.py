@@ -87,9 +87,18 @@ def test_deploy_reads_secrets_from_the_environment(
 ) -> None:
     monkeypatch.setenv("MY_SECRET", "very secret")
     result = call(
-        "deploy", "studio", "--private", "--hardware", "t4-small", "--secret", "MY_SECRET",
-        "--variable", "PHI3LORA_WHO_MAY_TRAIN=owner", "--volume", "ann/runs",
-    )  # fmt: skip
+        "deploy",
+        "studio",
+        "--private",
+        "--hardware",
+        "t4-small",
+        "--secret",
+        "MY_SECRET",
+        "--variable",
+        "PHI3LORA_WHO_MAY_TRAIN=owner",
+        "--volume",
+        "ann/runs",
+    )
     assert result.stdout == f"{ann.url}/spaces/ann/studio\n"
     space = ann.repo("space", "ann/studio").space
     assert space["secrets"]["MY_SECRET"]["value"] == "very secret"
@@ -132,8 +141,10 @@ def test_runs_are_listed_and_brought_back(
     Backup(folder, note, config, "hf_ann", lambda message: None).finish()
     repo = f"ann/phi3lora-{RUN}"
     assert call("runs", "restore").stdout.splitlines()[1].split()[:3] == [
-        repo, "Pirate", "finished",
-    ]  # fmt: skip
+        repo,
+        "Pirate",
+        "finished",
+    ]
     [found] = json.loads(call("runs", "restore", "--json").stdout)
     assert (found["id"], found["repo"]) == (RUN, repo)
     assert f"Run {RUN} is back in {settings.runs_folder / RUN}." in (

@@ -39,17 +39,30 @@ def test_nobody_is_signed_in(ann: LoopbackHub) -> None:
     [
         ("hf_ann", PLAIN, 9e9, Finding("Token", "green", "ann.")),
         ("hf_hour", PLAIN, 600, Finding("Token", "green", "ann, good for 1 h 0 min.")),
-        ("hf_hour", PLAIN, 5400, Finding(
-            "Token", "amber",
-            "ann's sign-in ends in 1 h 0 min, and the run takes about 1 h 30 min.",
-            "Sign in again before it starts, or before it is published.",
-        )),
-        ("hf_read", PLAIN, None, Finding(
-            "Token", "amber", "ann's token may only read.",
-            "Take one with write rights to publish or back up; training alone works.",
-        )),
+        (
+            "hf_hour",
+            PLAIN,
+            5400,
+            Finding(
+                "Token",
+                "amber",
+                "ann's sign-in ends in 1 h 0 min, and the run takes about 1 h 30 min.",
+                "Sign in again before it starts, or before it is published.",
+            ),
+        ),
+        (
+            "hf_read",
+            PLAIN,
+            None,
+            Finding(
+                "Token",
+                "amber",
+                "ann's token may only read.",
+                "Take one with write rights to publish or back up; training alone works.",
+            ),
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_token_lasts_and_may_write(
     ann: LoopbackHub, token: str, config: RunConfig, seconds: float | None, expected: Finding
 ) -> None:
@@ -69,8 +82,11 @@ def test_a_wrong_token_is_red_and_a_silent_hub_amber(ann: LoopbackHub) -> None:
 def test_a_backup_needs_rights_and_a_free_name(ann: LoopbackHub) -> None:
     assert [item.level for item in look_at_hub(KEPT, "hf_read")] == ["red", "green"]
     assert look_at_hub(KEPT, "hf_ann")[1] == (
-        "Backup", "green", "To a new private repository of ann.", "",
-    )  # fmt: skip
+        "Backup",
+        "green",
+        "To a new private repository of ann.",
+        "",
+    )
     ann.add_repo("model", "ann/taken", {"model.txt": b"1"}, private=True)
     for repo, level, words in (
         ("ann/free", "green", "To ann/free, whose name is free."),

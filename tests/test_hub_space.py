@@ -49,15 +49,24 @@ def test_the_whole_application_arrives_and_nothing_else(ann: LoopbackHub) -> Non
     assert done.commit == ann.commits("space", SPACE)[0].oid
     assert "loses its disk at every restart" in done.notes[0]
     for name in (
-        "app.py", "requirements.txt", "examples/pirate.jsonl", "phi3lora/ui/style.css",
-        "phi3lora/recipes/pocket.yaml", "phi3lora/models/pocket/checkpoint/model.safetensors",
-    ):  # fmt: skip
+        "app.py",
+        "requirements.txt",
+        "examples/pirate.jsonl",
+        "phi3lora/ui/style.css",
+        "phi3lora/recipes/pocket.yaml",
+        "phi3lora/models/pocket/checkpoint/model.safetensors",
+    ):
         assert files[name] == (ROOT / name).read_bytes()
     tops = {name.split("/")[0] for name in files}
     assert tops == {
-        ".gitattributes", "app.py", "requirements.txt", "LICENSE", "README.md", "phi3lora",
+        ".gitattributes",
+        "app.py",
+        "requirements.txt",
+        "LICENSE",
+        "README.md",
+        "phi3lora",
         "examples",
-    }  # fmt: skip
+    }
     assert not [name for name in files if "__pycache__" in name or name.endswith(".pyc")]
     everything = b"".join(data for _, data in ann.stored())
     assert b"hf_ann" not in everything
@@ -78,9 +87,11 @@ def test_the_front_matter_is_one_that_the_hub_takes(ann: LoopbackHub) -> None:
 
 def test_secrets_variables_and_volume_are_set_and_no_file_holds_them(ann: LoopbackHub) -> None:
     wish = Wish(
-        private=True, secrets={"HF_TOKEN": "hf_very_secret"}, volume="ann/runs",
+        private=True,
+        secrets={"HF_TOKEN": "hf_very_secret"},
+        volume="ann/runs",
         variables={"PHI3LORA_WHO_MAY_TRAIN": "owner"},
-    )  # fmt: skip
+    )
     done = deploy(SPACE, "hf_ann", wish)
     space = ann.repo("space", SPACE).space
     assert space["secrets"]["HF_TOKEN"]["value"] == "hf_very_secret"
@@ -155,9 +166,12 @@ def test_front_matter() -> None:
 def test_every_file_that_the_package_reads_goes_along() -> None:
     sent = {name for name, _ in application()}
     tracked = subprocess.run(
-        ["git", "ls-files", "phi3lora", "examples"], cwd=ROOT, capture_output=True, text=True,
+        ["git", "ls-files", "phi3lora", "examples"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
         check=False,
-    )  # fmt: skip
+    )
     if tracked.returncode:
         pytest.skip("no git checkout")
     assert set(tracked.stdout.split()) - sent == set()
@@ -177,15 +191,20 @@ def running(ann: LoopbackHub, space: str, folder: Path) -> Iterator[str]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     environment = ann.space_env(folder / "hf", space) | {
-        "PHI3LORA_HOME": str(folder / "home"), "GRADIO_SERVER_PORT": str(port),
-        "GRADIO_ANALYTICS_ENABLED": "False", "PYTHONPATH": str(folder / "app"),
-    }  # fmt: skip
+        "PHI3LORA_HOME": str(folder / "home"),
+        "GRADIO_SERVER_PORT": str(port),
+        "GRADIO_ANALYTICS_ENABLED": "False",
+        "PYTHONPATH": str(folder / "app"),
+    }
     arguments = ["--port", str(port)] if space == SPACE else []
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(
-            [sys.executable, "app.py", *arguments], cwd=folder / "app", env=environment,
-            stdout=log, stderr=log,
-        )  # fmt: skip
+            [sys.executable, "app.py", *arguments],
+            cwd=folder / "app",
+            env=environment,
+            stdout=log,
+            stderr=log,
+        )
     try:
         address = f"http://127.0.0.1:{port}"
         wait_until_up(address, process, folder / "log")

@@ -24,9 +24,15 @@ from tests.published import TENSORS, base_files, make_run
 BASE = "bob/phi"
 NAME = "ann/pirate"
 SENT = {
-    "README.md", "adapter_config.json", TENSORS, "chat_template.jinja", "config.yaml", "loss.png",
-    "tokenizer.json", "tokenizer_config.json",
-}  # fmt: skip
+    "README.md",
+    "adapter_config.json",
+    TENSORS,
+    "chat_template.jinja",
+    "config.yaml",
+    "loss.png",
+    "tokenizer.json",
+    "tokenizer_config.json",
+}
 
 
 @pytest.fixture
@@ -126,9 +132,13 @@ def test_what_was_published_loads_by_its_own_snippet(
     assert len([line for line in done.snippet.splitlines() if line]) <= 10
     path = {"PYTHONPATH": str(Path(__file__).parents[1])}
     answer = subprocess.run(
-        [sys.executable, "-c", done.snippet], env={**ann.env(tmp_path / "client"), **path},
-        capture_output=True, text=True, check=True, timeout=120,
-    )  # fmt: skip
+        [sys.executable, "-c", done.snippet],
+        env={**ann.env(tmp_path / "client"), **path},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
     assert answer.stdout.strip()
 
 

@@ -17,9 +17,17 @@ from phi3lora.errors import DataError
 from phi3lora.models.pocket import CHECKPOINT
 
 FIELDS = [
-    "format", "columns", "rows", "kept", "dropped", "tokens", "total_tokens", "supervised_tokens",
-    "truncated", "preview",
-]  # fmt: skip
+    "format",
+    "columns",
+    "rows",
+    "kept",
+    "dropped",
+    "tokens",
+    "total_tokens",
+    "supervised_tokens",
+    "truncated",
+    "preview",
+]
 
 
 @pytest.fixture(scope="module")
@@ -46,10 +54,16 @@ def test_counts_are_those_of_the_rendered_rows(pocket: Any, tmp_path: Path) -> N
     path = write(tmp_path / "a.jsonl", [*rows, pair("x", ""), pair("", "y"), pair("x", None)])
     inspection = inspect(config(path, max_length=30), pocket)
     whole = [
-        render(pocket, [{"role": "user", "content": row["prompt"]},
-                        {"role": "assistant", "content": str(row["completion"])}], 30)
+        render(
+            pocket,
+            [
+                {"role": "user", "content": row["prompt"]},
+                {"role": "assistant", "content": str(row["completion"])},
+            ],
+            30,
+        )
         for row in rows
-    ]  # fmt: skip
+    ]
     assert (inspection.rows, inspection.kept) == (43, 40)
     assert inspection.dropped == {"empty answer": 2, "empty prompt": 1}
     assert inspection.total_tokens == sum(len(one.input_ids) for one in whole)
@@ -107,16 +121,25 @@ def test_when_nothing_is_left_the_error_says_what_was_found(pocket: Any, tmp_pat
     path = write(tmp_path / "a.jsonl", [pair("x", ""), pair("y", None), pair("", "z")])
     with pytest.raises(DataError) as told:
         inspect(config(path), pocket)
-    for words in ("None of the 3 rows of a.jsonl", "empty answer: 2", "empty prompt: 1",
-                  "'prompt_completion'", "data.columns"):  # fmt: skip
+    for words in (
+        "None of the 3 rows of a.jsonl",
+        "empty answer: 2",
+        "empty prompt: 1",
+        "'prompt_completion'",
+        "data.columns",
+    ):
         assert words in str(told.value)
 
 
 def test_mapping_roles_and_system_prompt_come_from_the_config(pocket: Any, tmp_path: Path) -> None:
     turns = [{"from": "Me", "value": "a"}, {"from": "Bot", "value": "b"}]
     path = write(tmp_path / "a.jsonl", [{"log": turns, "messages": "no"}])
-    chosen = config(path, columns={"messages": "log"}, roles={"Me": "user", "Bot": "assistant"},
-                    system_prompt="S")  # fmt: skip
+    chosen = config(
+        path,
+        columns={"messages": "log"},
+        roles={"Me": "user", "Bot": "assistant"},
+        system_prompt="S",
+    )
     found = inspect(chosen, pocket)
     assert "".join(part["text"] for part in found.preview[0]).startswith("<|system|>\nS<|end|>\n")
     assert found.all_columns == ["log", "messages"]

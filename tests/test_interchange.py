@@ -90,12 +90,14 @@ def test_loralibs_layers_answer_like_peft(base: Path, tmp_path: Path, peft: Any)
 @pytest.mark.parametrize(
     ("peft", "kinds"),
     [
-        ({"slices": {"k": False, "up": False}},
-         {"qkv_proj": [True, False, True], "gate_up_proj": [True, False]}),
+        (
+            {"slices": {"k": False, "up": False}},
+            {"qkv_proj": [True, False, True], "gate_up_proj": [True, False]},
+        ),
         ({"slices": {}}, {"qkv_proj": [True] * 3, "gate_up_proj": [True] * 2}),
         ({}, {"qkv_proj": [], "gate_up_proj": []}),
     ],
-)  # fmt: skip
+)
 def test_equal_slices_become_merged_linear(
     base: Path, tmp_path: Path, peft: Any, kinds: dict[str, list[bool]]
 ) -> None:
@@ -129,8 +131,11 @@ def test_a_loralib_run_leaves_both_forms(base: Path, tmp_path: Path, peft: Any) 
     config = config_for(base, peft, adapter="loralib")
     expected = logits(trained(config, tmp_path / "one"))
     assert sorted(file.name for file in (tmp_path / "one").iterdir()) == [
-        CONFIG, WEIGHTS, "loralib.json", "loralib.pt",
-    ]  # fmt: skip
+        CONFIG,
+        WEIGHTS,
+        "loralib.json",
+        "loralib.pt",
+    ]
     loaded = load_adapter(plain(config), tmp_path / "one")
     torch.testing.assert_close(logits(loaded), expected, atol=2e-6, rtol=0)
     import_loralib(tmp_path / "one" / "loralib.pt", tmp_path / "two", check_base(str(base)))
@@ -151,8 +156,15 @@ def foreign(base: Path, file: Path, enable_lora: Any = None, alpha: float = 16) 
     for layer in model.model.layers:
         old = layer.self_attn.qkv_proj
         if enable_lora:
-            new = loralib.MergedLinear(64, 192, r=4, lora_alpha=alpha, enable_lora=enable_lora,
-                                       bias=False, merge_weights=False)  # fmt: skip
+            new = loralib.MergedLinear(
+                64,
+                192,
+                r=4,
+                lora_alpha=alpha,
+                enable_lora=enable_lora,
+                bias=False,
+                merge_weights=False,
+            )
         else:
             new = loralib.Linear(64, 192, r=4, lora_alpha=alpha, bias=False, merge_weights=False)
         new.weight = old.weight
@@ -253,8 +265,11 @@ def test_what_loralib_has_not_is_refused(base: Path, tmp_path: Path, peft: Any, 
 def test_an_untrained_adapter_is_plain(base: Path, tmp_path: Path) -> None:
     """B is zero everywhere: no slices can be seen, and none are needed."""
     config = config_for(base)
-    save_adapter(attach_adapter(load_model(config.model, for_training=True), config),
-                 tmp_path / "one", config)  # fmt: skip
+    save_adapter(
+        attach_adapter(load_model(config.model, for_training=True), config),
+        tmp_path / "one",
+        config,
+    )
     layers = export_loralib(tmp_path / "one", tmp_path / "a.pt")
     assert all(not layer.enable_lora for layer in layers)
 

@@ -10,13 +10,29 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "phi3lora"
 # Top to bottom; within a layer, from the last that may import to the first.
 LAYERS = {
-    "errors": 0, "versions": 0, "settings": 0, "redaction": 0, "isolation": 0,
-    "legacy": 1, "config": 1, "recipes": 1, "events": 1,
-    "data": 2, "models": 2, "lora": 2, "hub": 2,
-    "training": 3, "evaluation": 3, "chat": 3,
+    "errors": 0,
+    "versions": 0,
+    "settings": 0,
+    "redaction": 0,
+    "isolation": 0,
+    "legacy": 1,
+    "config": 1,
+    "recipes": 1,
+    "events": 1,
+    "data": 2,
+    "models": 2,
+    "lora": 2,
+    "hub": 2,
+    "training": 3,
+    "evaluation": 3,
+    "chat": 3,
     "runs": 4,
-    "ui": 5, "terminal": 5, "reference": 5, "cli": 5, "__main__": 5,
-}  # fmt: skip
+    "ui": 5,
+    "terminal": 5,
+    "reference": 5,
+    "cli": 5,
+    "__main__": 5,
+}
 PLACE = {name: place for place, name in enumerate(LAYERS)}
 HEAVY = {"torch", "transformers", "peft", "trl", "bitsandbytes", "datasets", "accelerate"}
 MODULES = sorted(PACKAGE.rglob("*.py"))

@@ -23,10 +23,16 @@ from tests.hub import LoopbackHub
 GPU = Hardware("cuda", "NVIDIA A10G", 22 * GIB, 21 * GIB, True, 4)
 CPU = Hardware("cpu", "CPU", 16 * GIB, 12 * GIB, True, 2)
 REAL = {
-    "model_type": "phi3", "vocab_size": 32064, "hidden_size": 3072, "intermediate_size": 8192,
-    "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 32,
-    "max_position_embeddings": 4096, "tie_word_embeddings": False,
-}  # fmt: skip
+    "model_type": "phi3",
+    "vocab_size": 32064,
+    "hidden_size": 3072,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 32,
+    "max_position_embeddings": 4096,
+    "tie_word_embeddings": False,
+}
 
 
 @pytest.fixture(scope="module")
@@ -102,10 +108,13 @@ def test_longrope_models_are_capped_where_their_factors_change(tmp_path: Path) -
         (None, [], "holds no weights"),
         ("{", ["m.safetensors"], "cannot be read"),
         ({"model_type": "phi3"}, ["m.safetensors"], "incomplete: 'num_attention_heads'"),
-        (REAL | {"quantization_config": {"quant_method": "awq"}}, ["m.safetensors"],
-         r"already quantized \(awq\)"),
+        (
+            REAL | {"quantization_config": {"quant_method": "awq"}},
+            ["m.safetensors"],
+            r"already quantized \(awq\)",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_trained_is_refused_with_the_reason(
     tmp_path: Path, config: dict[str, Any] | str | None, files: list[str], reason: str
 ) -> None:

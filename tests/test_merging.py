@@ -55,8 +55,13 @@ def test_it_is_whole_with_tokenizer_and_generation_config(tmp_path: Path) -> Non
     base = adapter_on(tmp_path / "adapter")
     target = merge(base, tmp_path / "adapter", tmp_path / "merged")
     names = {file.name for file in target.iterdir()}
-    assert {"config.json", "generation_config.json", "model.safetensors",
-            "tokenizer.json", "chat_template.jinja"} <= names  # fmt: skip
+    assert {
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "chat_template.jinja",
+    } <= names
     assert not [name for name in names if name.endswith((".bin", ".pt")) or "adapter" in name]
     settings = json.loads((target / "generation_config.json").read_text())
     assert settings["eos_token_id"] == [2000, 2001, 2007]
@@ -98,8 +103,11 @@ def test_merging_into_4_bits_is_refused_with_the_reason(tmp_path: Path) -> None:
     model.save_pretrained(quantized)
     load_tokenizer("pocket").save_pretrained(quantized)
     with pytest.raises((AdapterError, ModelError), match="already quantized"):
-        merge(base.model_copy(update={"path": str(quantized)}), tmp_path / "adapter",
-              tmp_path / "merged")  # fmt: skip
+        merge(
+            base.model_copy(update={"path": str(quantized)}),
+            tmp_path / "adapter",
+            tmp_path / "merged",
+        )
     assert not (tmp_path / "merged").exists()
 
 

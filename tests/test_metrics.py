@@ -19,8 +19,14 @@ from phi3lora.evaluation.metrics import (
 NO_ROUGE = dict.fromkeys(("rouge1", "rouge2", "rougeL", "rougeLsum"), 0.0)
 
 
-def row(nll: float, tokens: int = 10, correct: int = 5, answer: str = "yes", stopped: bool = True,
-        rouge: float = 0.5) -> RowScore:  # fmt: skip
+def row(
+    nll: float,
+    tokens: int = 10,
+    correct: int = 5,
+    answer: str = "yes",
+    stopped: bool = True,
+    rouge: float = 0.5,
+) -> RowScore:
     return RowScore(nll, tokens, correct, answer, stopped, 1, dict.fromkeys(NO_ROUGE, rouge))
 
 

@@ -88,8 +88,13 @@ def snapshot(runs: list[Run]) -> str:
 def ask(address: str, fn: Any, data: list[Any], who: str, event: Any = None) -> str:
     """Call a function by its index, as a program would; everything it answers."""
     session = f"{who}-{fn._id}"
-    body = {"fn_index": fn._id, "data": data, "session_hash": session, "event_data": event,
-            "trigger_id": None}  # fmt: skip
+    body = {
+        "fn_index": fn._id,
+        "data": data,
+        "session_hash": session,
+        "event_data": event,
+        "trigger_id": None,
+    }
     headers = {"Content-Type": "application/json", "x-visitor": who}
     join = urllib.request.Request(
         f"{address}/gradio_api/queue/join", json.dumps(body).encode(), headers, method="POST"

@@ -220,8 +220,10 @@ def test_what_only_the_hub_has_is_left_aside_with_a_notice(pocket: Any, tmp_path
     found = prepare(config(path, **told), pocket)
     assert len(found.test or []) == 10
     assert [notice.partition(" is left aside")[0] for notice in found.notices] == [
-        "data.test_split (test_sft)", "data.name (default)", "data.split (train_sft)",
-    ]  # fmt: skip
+        "data.test_split (test_sft)",
+        "data.name (default)",
+        "data.split (train_sft)",
+    ]
     assert prepare(config(path), pocket).notices == []
 
 

@@ -268,8 +268,10 @@ def test_padding_is_never_learnt(tokenizer: Any) -> None:
         assert pad_token(tokenizer) not in render(tokenizer, messages).input_ids
     fake = SimpleNamespace(
         get_vocab=lambda: {"<|end|>": 1, "<|endoftext|>": 0, "<|dummy_85|>": 2},
-        unk_token="<|endoftext|>", pad_token="<|endoftext|>", eos_token_id=0,
-    )  # fmt: skip
+        unk_token="<|endoftext|>",
+        pad_token="<|endoftext|>",
+        eos_token_id=0,
+    )
     assert pad_token(fake) == 2
     fake.get_vocab = lambda: {"<|end|>": 1, "<|endoftext|>": 0}
     with pytest.raises(ModelError, match="no token to pad with"):

@@ -110,9 +110,11 @@ def test_report_json_is_the_report(pirate: Path, proof: tuple[Report, list[Event
 def test_progress_is_told(proof: tuple[Report, list[Event]]) -> None:
     names = list(dict.fromkeys(event.name for event in proof[1]))
     assert names == [
-        "preparing the held-out rows", "loading the base", "the base answers",
+        "preparing the held-out rows",
+        "loading the base",
+        "the base answers",
         "the tuned model answers",
-    ]  # fmt: skip
+    ]
     assert [e.fraction for e in proof[1] if e.name == "the base answers"] == [0.8, 1.0]
 
 
@@ -122,9 +124,10 @@ def test_the_base_is_scored_once(
     scored: list[str] = []
     whole = module._Scorer.__call__
     monkeypatch.setattr(
-        module._Scorer, "__call__",
+        module._Scorer,
+        "__call__",
         lambda self, model, stage: scored.append(stage) or whole(self, model, stage),
-    )  # fmt: skip
+    )
     again = evaluate(config(), pirate, cache_folder=pirate / "cache")
     assert (scored, again) == (["the tuned model answers"], proof[0])
     scored.clear()

@@ -102,7 +102,12 @@ def test_a_stop_between_batches_leaves_what_was_scored(model: Any, tokenizer: An
     rows, told = held_out_rows(tokenizer, CONVERSATIONS, 256), []
     asked = iter([False, True])
     scores = score_rows(
-        model, tokenizer, rows, max_new_tokens=1, batch_size=3,
-        progress=told.append, should_stop=lambda: next(asked),
-    )  # fmt: skip
+        model,
+        tokenizer,
+        rows,
+        max_new_tokens=1,
+        batch_size=3,
+        progress=told.append,
+        should_stop=lambda: next(asked),
+    )
     assert (len(scores), told) == (3, [0.75])

@@ -64,24 +64,33 @@ def losses_of_the_script(chosen: RunConfig, folder: Path, monkeypatch: Any) -> l
 
 CASES: dict[str, dict[str, Any]] = {
     "a LoRA, evaluated": {
-        "training_config.eval_strategy": "steps", "training_config.eval_steps": 2,
+        "training_config.eval_strategy": "steps",
+        "training_config.eval_steps": 2,
         "data.system_prompt": "You are a pirate.",
     },
     "packed slices, with LoRA+": {
-        "data.path": "example:pirate_instructions", "training_config.packing": True,
+        "data.path": "example:pirate_instructions",
+        "training_config.packing": True,
         "peft_config.slices": {"q": True, "k": False, "v": True, "gate": True, "up": False},
-        "training_config.loraplus_lr_ratio": 4, "training_config.per_device_train_batch_size": 2,
+        "training_config.loraplus_lr_ratio": 4,
+        "training_config.per_device_train_batch_size": 2,
     },
     "QLoRA, with checkpointing": {
-        "data.path": "example:pirate_prompts", "model.quantization": "nf4",
-        "training_config.gradient_checkpointing": True, "peft_config.use_rslora": True,
-        "training_config.optim": "paged_adamw_8bit", "training_config.max_steps": 2,
+        "data.path": "example:pirate_prompts",
+        "model.quantization": "nf4",
+        "training_config.gradient_checkpointing": True,
+        "peft_config.use_rslora": True,
+        "training_config.optim": "paged_adamw_8bit",
+        "training_config.max_steps": 2,
     },
     "every weight": {
-        "data.path": "example:pirate_sharegpt", "adapter": "none", "data.test_size": 0,
-        "training_config.learning_rate": 1e-4, "training_config.warmup_steps": 2,
+        "data.path": "example:pirate_sharegpt",
+        "adapter": "none",
+        "data.test_size": 0,
+        "training_config.learning_rate": 1e-4,
+        "training_config.warmup_steps": 2,
     },
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("changes", CASES.values(), ids=CASES)
@@ -136,9 +145,12 @@ def test_weights_taken_out_of_the_base_are_saved_for_the_base_as_it_is(
 
 def test_loftq_begins_where_the_run_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = config(
-        {"model.quantization": "nf4", "peft_config.init_lora_weights": "loftq",
-         "training_config.max_steps": 1}
-    )  # fmt: skip
+        {
+            "model.quantization": "nf4",
+            "peft_config.init_lora_weights": "loftq",
+            "training_config.max_steps": 1,
+        }
+    )
     ours = losses_of_the_run(chosen, tmp_path / "run")
     theirs = losses_of_the_script(chosen, tmp_path / "script", monkeypatch)
     assert theirs == pytest.approx(ours, abs=1e-4)
@@ -163,8 +175,17 @@ def test_two_dictionaries_on_top() -> None:
     text = script(load_recipe("pocket")[0])
     assert re.search(r"^training_config = \{\n    \"output_dir\": OUTPUT,$", text, re.MULTILINE)
     assert re.search(r"^peft_config = \{\n    \"r\": 16,$", text, re.MULTILINE)
-    order = ["MODEL =", "training_config =", "peft_config =", "logger =", "from_pretrained(",
-             "get_peft_model(", "rows =", "trainer =", "save_pretrained("]  # fmt: skip
+    order = [
+        "MODEL =",
+        "training_config =",
+        "peft_config =",
+        "logger =",
+        "from_pretrained(",
+        "get_peft_model(",
+        "rows =",
+        "trainer =",
+        "save_pretrained(",
+    ]
     places = [text.index(part, text.index("MODEL =")) for part in order]
     assert places == sorted(places)
     assert "LoraPlus" not in text and "SLICES" not in text  # noqa: PT018 - only what is used
@@ -206,8 +227,9 @@ def test_a_notebook_is_the_script_in_cells() -> None:
     missing = [line for line in lines if line not in text and json.dumps(line)[1:-1] not in text]
     assert [line for line in missing if line != '"""'] == [lines[0]], "the title has no quotes"
     assert [cell.source for cell in book.cells if cell.source.startswith("## ")][:2] == [
-        "## Hyper-parameters", "## Logging",
-    ]  # fmt: skip
+        "## Hyper-parameters",
+        "## Logging",
+    ]
 
 
 # Rows
@@ -217,8 +239,9 @@ def conversation_of(rows: list[dict[str, Any]], **data: Any) -> Any:
     """`conversation` as the script has it, and as the run has it, for rows of one shape."""
     chosen = RunConfig.from_values({"data": data})[0].data
     columns = list(dict.fromkeys(name for row in rows for name in row))
-    detected = detect(columns, rows, format=chosen.format, mapping=chosen.columns,
-                      roles=chosen.roles)  # fmt: skip
+    detected = detect(
+        columns, rows, format=chosen.format, mapping=chosen.columns, roles=chosen.roles
+    )
     names: dict[str, Any] = {"json": json, "re": re, "ast": __import__("ast")}
     exec(script_data.messages(chosen, detected, rows), names)
 
@@ -232,23 +255,39 @@ def conversation_of(rows: list[dict[str, Any]], **data: Any) -> Any:
 
 
 TURNS = [
-    {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"},
+    {"role": "user", "content": "Hi"},
+    {"role": "assistant", "content": "Ho"},
     {"role": "user", "content": "left over"},
-]  # fmt: skip
+]
 ROWS: dict[str, tuple[list[dict[str, Any]], dict[str, Any]]] = {
     "messages": (
-        [{"messages": TURNS}, {"messages": TURNS[1:]}, {"messages": []}, {"messages": None},
-         {"messages": [TURNS[0], TURNS[0], TURNS[1]]},
-         {"messages": [{"role": "system", "content": " "}, *TURNS]},
-         {"messages": [{"role": "narrator", "content": "Once"}, *TURNS]},
-         {"messages": [{"role": "user", "content": [{"type": "text", "text": "A"}, "B"]},
-                       TURNS[1]]},
-         {"messages": [{"role": "user", "content": ""}, TURNS[1]]}],
+        [
+            {"messages": TURNS},
+            {"messages": TURNS[1:]},
+            {"messages": []},
+            {"messages": None},
+            {"messages": [TURNS[0], TURNS[0], TURNS[1]]},
+            {"messages": [{"role": "system", "content": " "}, *TURNS]},
+            {"messages": [{"role": "narrator", "content": "Once"}, *TURNS]},
+            {
+                "messages": [
+                    {"role": "user", "content": [{"type": "text", "text": "A"}, "B"]},
+                    TURNS[1],
+                ]
+            },
+            {"messages": [{"role": "user", "content": ""}, TURNS[1]]},
+        ],
         {"system_prompt": "Be brief."},
     ),
     "turns written into cells": (
-        [{"conversations": json.dumps([{"from": "Human", "value": "a"},
-                                       {"from": "gpt", "value": "b"}])}, {"conversations": ""}],
+        [
+            {
+                "conversations": json.dumps(
+                    [{"from": "Human", "value": "a"}, {"from": "gpt", "value": "b"}]
+                )
+            },
+            {"conversations": ""},
+        ],
         {},
     ),
     "turns as Python prints them": (
@@ -256,24 +295,31 @@ ROWS: dict[str, tuple[list[dict[str, Any]], dict[str, Any]]] = {
         {"roles": {"Klant": "user"}},
     ),
     "instruction": (
-        [{"instruction": "Add", "input": "1 2", "output": 3},
-         {"instruction": "Add", "input": "", "output": "3"},
-         {"instruction": "Add", "input": None, "output": None}, {"output": "x"}],
+        [
+            {"instruction": "Add", "input": "1 2", "output": 3},
+            {"instruction": "Add", "input": "", "output": "3"},
+            {"instruction": "Add", "input": None, "output": None},
+            {"output": "x"},
+        ],
         {},
     ),
     "question_answer": (
-        [{"Question": "a?", "Reply": "b", "system": "Be kind."},
-         {"Question": "a?", "Reply": "b", "system": None},
-         {"Question": "a?", "Reply": float("nan"), "system": ""}],
+        [
+            {"Question": "a?", "Reply": "b", "system": "Be kind."},
+            {"Question": "a?", "Reply": "b", "system": None},
+            {"Question": "a?", "Reply": float("nan"), "system": ""},
+        ],
         {"columns": {"question": "Question", "answer": "Reply"}, "system_prompt": "Else."},
     ),
     "text": ([{"text": "Once upon a time."}, {"text": " "}, {"text": None}], {}),
     "a transcript": (
-        [{"text": "<|system|>\n <|end|>\n<|user|>\nHi<|end|>\n<|assistant|>\nHo\nho<|end|>"},
-         {"text": "<|user|>\nHi<|end|>"}],
+        [
+            {"text": "<|system|>\n <|end|>\n<|user|>\nHi<|end|>\n<|assistant|>\nHo\nho<|end|>"},
+            {"text": "<|user|>\nHi<|end|>"},
+        ],
         {},
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("rows", "data"), ROWS.values(), ids=ROWS)
@@ -288,14 +334,19 @@ def test_rows_are_read_as_the_run_reads_them(
 TRICKY = [
     [{"role": "system", "content": "Be <|end|> brief."}, *TURNS[:2]],
     [{"role": "user", "content": "  \n spaces  \n"}, {"role": "assistant", "content": "\ttabs\t "}],
-    [{"role": "user", "content": "<|assistant|></s><s><unk>"},
-     {"role": "assistant", "content": "Größe 🎯 <|endoftext|>"}, *TURNS[:2]],
+    [
+        {"role": "user", "content": "<|assistant|></s><s><unk>"},
+        {"role": "assistant", "content": "Größe 🎯 <|endoftext|>"},
+        *TURNS[:2],
+    ],
     [{"role": "assistant", "content": "nothing before"}],
-]  # fmt: skip
-PHI35 = "{% for message in messages %}{% if message['role'] == 'system' and message['content'] %}" \
-    "{{'<|system|>\n' + message['content'] + '<|end|>\n'}}{% else %}" \
-    "{{'<|' + message['role'] + '|>\n' + message['content'] + '<|end|>\n'}}{% endif %}" \
-    "{% endfor %}{{ eos_token }}"  # fmt: skip
+]
+PHI35 = (
+    "{% for message in messages %}{% if message['role'] == 'system' and message['content'] %}"
+    "{{'<|system|>\n' + message['content'] + '<|end|>\n'}}{% else %}"
+    "{{'<|' + message['role'] + '|>\n' + message['content'] + '<|end|>\n'}}{% endif %}"
+    "{% endfor %}{{ eos_token }}"
+)
 WITH_START = "{{ bos_token }}" + PHI35
 
 
@@ -304,8 +355,12 @@ def tokenized(tokenizer: Any, messages: Any, max_length: int) -> dict[str, list[
 
     from tokenizers import Tokenizer
 
-    names = {"json": json, "Tokenizer": Tokenizer, "tokenizer": tokenizer,
-             "train_conf": SimpleNamespace(max_length=max_length)}  # fmt: skip
+    names = {
+        "json": json,
+        "Tokenizer": Tokenizer,
+        "tokenizer": tokenizer,
+        "train_conf": SimpleNamespace(max_length=max_length),
+    }
     exec(script_data.tokens(script_data.marks_of(tokenizer)), names)
     return names["tokenize"](messages)  # type: ignore[operator, no-any-return]
 
@@ -336,7 +391,7 @@ FILES = {
     "named.json": '{"data": [{"prompt": "a", "completion": "b"}, {"prompt": "c", '
     '"completion": "d"}]}',
     "table.csv": 'prompt; completion\n"a";"b"\n\nc;d\n',
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -352,9 +407,17 @@ def test_a_file_is_read_row_by_row(name: str, tmp_path: Path) -> None:
 
 def test_a_dataset_of_the_hub_is_loaded_by_name() -> None:
     chosen = RunConfig.from_values(
-        {"data": {"path": "ann/chat", "name": "en", "split": "train_sft", "test_split": "test_sft",
-                  "revision": "v2", "max_rows": 50}}
-    )[0]  # fmt: skip
+        {
+            "data": {
+                "path": "ann/chat",
+                "name": "en",
+                "split": "train_sft",
+                "test_split": "test_sft",
+                "revision": "v2",
+                "max_rows": 50,
+            }
+        }
+    )[0]
     source = script_data.reading(chosen.data)
     assert 'load_dataset(DATA, name="en", split="train_sft", revision="v2")' in source
     assert "select(range(min(50, len(rows))))" in source

@@ -129,8 +129,9 @@ OPTIMIZERS: dict[str, Callable[[list[Any]], Any]] = {
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize(("dtype", "quantization"), [("float32", "none"), ("bfloat16", "none"),
-                                                     ("float32", "nf4")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("dtype", "quantization"), [("float32", "none"), ("bfloat16", "none"), ("float32", "nf4")]
+)
 def test_what_is_off_stays_exactly_zero(
     grouped: Path, optimizer: str, dtype: str, quantization: str
 ) -> None:
@@ -227,10 +228,13 @@ def test_patterns_hold_for_one_slice(grouped: Path) -> None:
     model = attach(
         config_for(
             grouped,
-            {"slices": {"v": False}, "rank_pattern": {"layers.1.self_attn.qkv_proj": 2},
-             "alpha_pattern": {"self_attn.qkv_proj": 6}},
+            {
+                "slices": {"v": False},
+                "rank_pattern": {"layers.1.self_attn.qkv_proj": 2},
+                "alpha_pattern": {"self_attn.qkv_proj": 6},
+            },
         )
-    )  # fmt: skip
+    )
     assert [qkv(model, layer).r["default"] for layer in (0, 1)] == [8, 4]
     assert [qkv(model, layer).scaling["default"] for layer in (0, 1)] == [6 / 4, 6 / 2]
 
@@ -245,10 +249,12 @@ def test_a_gaussian_start_is_as_wide_as_that_of_one_slice(grouped: Path) -> None
     ("peft", "reason"),
     [
         ({"target_modules": ["o_proj"], "slices": {}}, "o_proj has no slices"),
-        ({"target_modules": ["qkv_proj", "o_proj"], "slices": dict.fromkeys("qkv", False)},
-         "every slice of qkv_proj is off"),
+        (
+            {"target_modules": ["qkv_proj", "o_proj"], "slices": dict.fromkeys("qkv", False)},
+            "every slice of qkv_proj is off",
+        ),
     ],
-)  # fmt: skip
+)
 def test_slices_of_nothing_are_refused(grouped: Path, peft: dict[str, Any], reason: str) -> None:
     with pytest.raises(AdapterError, match=reason):
         attach(config_for(grouped, peft))

@@ -74,12 +74,12 @@ COLUMNS = {name: [row[name] for row in ROWS] for name in ("question", "answer")}
         ("a.json", json.dumps({k: dict(enumerate(v)) for k, v in COLUMNS.items()})),
         ("a.csv", CSV),
         ("a.csv", "\ufeff" + CSV.replace("\n", "\r\n")),
-        ("a.csv", CSV.replace(",\"", ";\"").replace("question,", "question;")),
-        ("a.tsv", CSV.replace(",\"", "\t\"").replace("question,", "question\t")),
+        ("a.csv", CSV.replace(',"', ';"').replace("question,", "question;")),
+        ("a.tsv", CSV.replace(',"', '\t"').replace("question,", "question\t")),
         ("a.parquet", parquet(ROWS)),
         ("wrong-name.json", parquet(ROWS)),
     ],
-)  # fmt: skip
+)
 def test_the_same_rows_in_every_shape_of_file(
     tmp_path: Path, name: str, content: str | bytes
 ) -> None:
@@ -151,7 +151,7 @@ def test_a_preview_reads_no_more_than_it_needs(tmp_path: Path) -> None:
         ("a.parquet", parquet(ROWS)[:-30], "broken Parquet file"),
         ("a.txt", "some words\n", "must be named .csv"),
     ],
-)  # fmt: skip
+)
 def test_a_file_that_cannot_be_read_says_why(
     tmp_path: Path, name: str, content: str | bytes, words: str
 ) -> None:
@@ -314,7 +314,7 @@ def test_nothing_is_downloaded_twice(ann: LoopbackHub, tmp_path: Path) -> None:
         ("ann/empty", None, {}, DataError, "ann/empty is empty"),
         ("ann/off", None, {}, HubError, "was disabled"),
     ],
-)  # fmt: skip
+)
 def test_every_refusal_of_the_hub_is_told_apart(
     ann: LoopbackHub,
     tmp_path: Path,

@@ -56,8 +56,10 @@ def test_presets_and_lists(model: Any, wanted: Any, expected: list[str]) -> None
 @pytest.mark.parametrize(
     ("peft", "words"),
     [
-        ({"target_modules": ["q_proj", "o_proj"]},
-         ["q_proj is named", "q_proj is the slice q of qkv_proj", "peft_config.slices"]),
+        (
+            {"target_modules": ["q_proj", "o_proj"]},
+            ["q_proj is named", "q_proj is the slice q of qkv_proj", "peft_config.slices"],
+        ),
         ({"target_modules": ["up_proj"]}, ["up_proj is the slice up of gate_up_proj"]),
         ({"target_modules": "attn"}, ["attn is named", "qkv_proj (64 → 128, 2×)", "all-linear"]),
         ({"target_modules": ["qkv_pro"]}, ["Did you mean qkv_proj?"]),
@@ -68,7 +70,7 @@ def test_presets_and_lists(model: Any, wanted: Any, expected: list[str]) -> None
         ({"layers_to_transform": []}, ["from 0 to 1, got []"]),
         ({"modules_to_save": ["head"]}, ["has no head", "embed_tokens and lm_head"]),
     ],
-)  # fmt: skip
+)
 def test_what_matches_nothing(model: Any, peft: dict[str, Any], words: list[str]) -> None:
     with pytest.raises(AdapterError) as caught:
         resolve_targets(model, PeftConfig(**peft))
@@ -84,15 +86,18 @@ def test_what_matches_nothing(model: Any, peft: dict[str, Any], words: list[str]
         ({"target_modules": "attention"}, 4 * 2 * ((64 + 128) + (64 + 64))),
         ({"target_modules": "embedding"}, 4 * (320 + 64)),
         ({"target_modules": ["o_proj"], "layers_to_transform": [1]}, 4 * (64 + 64)),
-        ({"target_modules": "attention", "rank_pattern": {"o_proj": 2}},
-         2 * (4 * (64 + 128) + 2 * (64 + 64))),
+        (
+            {"target_modules": "attention", "rank_pattern": {"o_proj": 2}},
+            2 * (4 * (64 + 128) + 2 * (64 + 64)),
+        ),
         # q, k, v with 64, 32, 32 rows: only what lies inside the slices counts
-        ({"target_modules": ["qkv_proj"], "slices": {"k": False}},
-         2 * 4 * ((64 + 64) + (64 + 32))),
-        ({"target_modules": ["o_proj"], "modules_to_save": ["lm_head"]},
-         4 * 2 * (64 + 64) + 64 * 320),
+        ({"target_modules": ["qkv_proj"], "slices": {"k": False}}, 2 * 4 * ((64 + 64) + (64 + 32))),
+        (
+            {"target_modules": ["o_proj"], "modules_to_save": ["lm_head"]},
+            4 * 2 * (64 + 64) + 64 * 320,
+        ),
     ],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("quantization", ["none", "nf4"])
 def test_counts(base: Path, peft: dict[str, Any], trainable: int, quantization: str) -> None:
     config = config_for(base, peft, model={"quantization": quantization})
@@ -104,8 +109,9 @@ def test_counts(base: Path, peft: dict[str, Any], trainable: int, quantization: 
 
 def test_four_bits_count_the_numbers_they_stand_for() -> None:
     exact, small = (
-        count_parameters(load_model(config_for(POCKET, model={"quantization": q}).model,
-                                    for_training=False))[1]
+        count_parameters(
+            load_model(config_for(POCKET, model={"quantization": q}).model, for_training=False)
+        )[1]
         for q in ("none", "nf4")
-    )  # fmt: skip
+    )
     assert exact == small

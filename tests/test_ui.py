@@ -32,12 +32,25 @@ from phi3lora.ui.watch import OriginGuard
 from tests import stage
 
 INSPECTION = SimpleNamespace(
-    format="messages", reason="'messages' holds turns.", columns={}, rows=5, kept=3,
-    dropped={"no answer": 2}, tokens={"p50": 24, "p95": 40, "max": 300}, total_tokens=400,
-    supervised_tokens=100, truncated=1, complete=True, lengths=array("I", [20, 24, 300]),
-    preview=[[{"text": "<|user|>\n<script>alert(1)</script>", "supervised": False},
-              {"text": "<b>Arr</b><|end|>", "supervised": True}]],
-)  # fmt: skip
+    format="messages",
+    reason="'messages' holds turns.",
+    columns={},
+    rows=5,
+    kept=3,
+    dropped={"no answer": 2},
+    tokens={"p50": 24, "p95": 40, "max": 300},
+    total_tokens=400,
+    supervised_tokens=100,
+    truncated=1,
+    complete=True,
+    lengths=array("I", [20, 24, 300]),
+    preview=[
+        [
+            {"text": "<|user|>\n<script>alert(1)</script>", "supervised": False},
+            {"text": "<b>Arr</b><|end|>", "supervised": True},
+        ]
+    ],
+)
 GREEN = Look([Check("Data", "green", "3 rows.")], INSPECTION, None)
 
 
@@ -59,8 +72,15 @@ class FakeCore(Core):
     def suggestions(self, run_id: str, caller: Caller) -> list[str]:
         return ['Say "hi" <now>']
 
-    def reply(self, contest: Any, base: Any, tuned: Any, options: Options, should_stop: Any,
-              caller: Caller) -> Iterator[Pair]:  # fmt: skip
+    def reply(
+        self,
+        contest: Any,
+        base: Any,
+        tuned: Any,
+        options: Options,
+        should_stop: Any,
+        caller: Caller,
+    ) -> Iterator[Pair]:
         self.asked = (contest, base, tuned, options)
         yield Pair(note="1 before you")
         yield Pair("The", "Arr,")
@@ -239,10 +259,15 @@ def test_on_a_space_only_uploads_can_be_named(tmp_path: Path) -> None:
         core.keep_upload(tmp_path / "chat.jsonl", Caller(""))
 
 
-@pytest.mark.parametrize(("who", "allowed", "fine"), [
-    ("", "signed-in", False), ("bob", "signed-in", True), ("bob", "owner", False),
-    ("ann", "owner", True),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("who", "allowed", "fine"),
+    [
+        ("", "signed-in", False),
+        ("bob", "signed-in", True),
+        ("bob", "owner", False),
+        ("ann", "owner", True),
+    ],
+)
 def test_who_may_train(tmp_path: Path, who: str, allowed: Any, fine: bool) -> None:
     core = Core(Settings(home=tmp_path, space_id="ann/space", who_may_train=allowed))
     if fine:
@@ -288,13 +313,16 @@ def test_the_address_names_the_run_and_the_newest_is_first(core: FakeCore) -> No
     assert shown["list"].count("aria-current") == 1
 
 
-@pytest.mark.parametrize(("kind", "buttons"), [
-    ("running", {"stop"}),
-    ("queued", {"cancel"}),
-    ("failed", {"resume", "delete"}),
-    ("interrupted", {"resume", "delete"}),
-    ("finished", {"compare", "prepare", "delete"}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("kind", "buttons"),
+    [
+        ("running", {"stop"}),
+        ("queued", {"cancel"}),
+        ("failed", {"resume", "delete"}),
+        ("interrupted", {"resume", "delete"}),
+        ("finished", {"compare", "prepare", "delete"}),
+    ],
+)
 def test_buttons_fit_the_status(core: FakeCore, kind: str, buttons: set[str]) -> None:
     page = page_of(runs_page, core)
     run = getattr(stage, kind)(core.store)
@@ -311,8 +339,7 @@ def test_somebody_elses_run_is_not_there(core: FakeCore, monkeypatch: Any) -> No
     shown = parts(page, page.on_show(run.id, request()))
     assert "This run is not here" in shown["head"]["value"]
     assert run.title not in shown["list"]
-    for handler in (page.on_stop, page.on_cancel, page.on_resume, page.on_delete,
-                    page.on_download):  # fmt: skip
+    for handler in (page.on_stop, page.on_cancel, page.on_resume, page.on_delete, page.on_download):
         with pytest.raises(gr.Error, match="There is no run"):
             handler(run.id, request())
     assert core.follower.pulse("eve", run.id).endswith("gone")
@@ -445,13 +472,41 @@ def test_progress_without_events_says_that_it_starts() -> None:
 # ----------------------------------------------------------------------------------- Compare
 
 
-def ask(page: Any, adapter: str, blind: bool = False, match: Match = Match(),  # noqa: B008
-        left: Any = (), right: Any = (), session: str = "tab") -> list[dict[str, Any]]:  # fmt: skip
+def ask(
+    page: Any,
+    adapter: str,
+    blind: bool = False,
+    match: Match = Match(),  # noqa: B008
+    left: Any = (),
+    right: Any = (),
+    session: str = "tab",
+) -> list[dict[str, Any]]:
     """Every frame of an answer, by the names of what it changes."""
-    names = ("message", "left_title", "right_title", "left", "right", "match", "status", "stop",
-             "votes")  # fmt: skip
-    frames = page.on_ask(request(session), "Who?", list(left), list(right), adapter, blind, match,
-                         "Be brief.", 0.5, 0.9, 64, 7)  # fmt: skip
+    names = (
+        "message",
+        "left_title",
+        "right_title",
+        "left",
+        "right",
+        "match",
+        "status",
+        "stop",
+        "votes",
+    )
+    frames = page.on_ask(
+        request(session),
+        "Who?",
+        list(left),
+        list(right),
+        adapter,
+        blind,
+        match,
+        "Be brief.",
+        0.5,
+        0.9,
+        64,
+        7,
+    )
     return [dict(zip(names, frame, strict=True)) for frame in frames]
 
 
@@ -460,12 +515,17 @@ def test_both_columns_stream_and_end(core: FakeCore) -> None:
     run = stage.finished(core.store)
     frames = ask(page, run.id)
     assert [frame["left"][-1]["content"] for frame in frames] == [
-        "…", "…", "The", "The end.", "The end."
-    ]  # fmt: skip
+        "…",
+        "…",
+        "The",
+        "The end.",
+        "The end.",
+    ]
     last = frames[-1]
     assert last["right"] == [
-        {"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Arr, the end!"},
-    ]  # fmt: skip
+        {"role": "user", "content": "Who?"},
+        {"role": "assistant", "content": "Arr, the end!"},
+    ]
     assert "3 tokens" in last["status"]
     assert "5 tokens, cut" in last["status"]
     assert [visible(frames[1]["stop"]), visible(last["stop"])] == [True, False]
@@ -493,8 +553,10 @@ def test_each_column_keeps_its_own_conversation(core: FakeCore) -> None:
     page = page_of(compare_page, core)
     run = stage.finished(core.store)
     left = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
-    right = [{"role": "user", "content": [{"type": "text", "text": "Hi"}]},
-             {"role": "assistant", "content": [{"type": "text", "text": "Ahoy"}]}]  # fmt: skip
+    right = [
+        {"role": "user", "content": [{"type": "text", "text": "Hi"}]},
+        {"role": "assistant", "content": [{"type": "text", "text": "Ahoy"}]},
+    ]
     ask(page, run.id, left=left, right=right)
     _, base, tuned, _ = core.asked
     assert [turn["content"] for turn in base] == ["Hi", "Hello", "Who?"]
@@ -583,8 +645,10 @@ def test_opening_takes_the_adapter_from_the_address_and_loads(core: FakeCore) ->
 
 def test_retry_takes_the_last_question_back(core: FakeCore) -> None:
     page = page_of(compare_page, core)
-    turns = [{"role": role, "content": text} for role, text in
-             (("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"))]  # fmt: skip
+    turns = [
+        {"role": role, "content": text}
+        for role, text in (("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"))
+    ]
     assert page.on_retry(turns, turns) == ["c", turns[:2], turns[:2]]
 
 
@@ -612,14 +676,17 @@ def test_every_handler_is_hidden_from_the_api(core: FakeCore) -> None:
     assert public == []
 
 
-@pytest.mark.parametrize(("method", "origin", "status"), [
-    ("POST", None, 200),
-    ("POST", "https://app.example", 200),
-    ("POST", "https://evil.example", 403),
-    ("DELETE", "null", 403),
-    ("POST", "https://proxy.example", 200),
-    ("GET", "https://evil.example", 200),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("method", "origin", "status"),
+    [
+        ("POST", None, 200),
+        ("POST", "https://app.example", 200),
+        ("POST", "https://evil.example", 403),
+        ("DELETE", "null", 403),
+        ("POST", "https://proxy.example", 200),
+        ("GET", "https://evil.example", 200),
+    ],
+)
 def test_foreign_pages_change_nothing(method: str, origin: str | None, status: int) -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
@@ -636,12 +703,21 @@ def test_foreign_pages_change_nothing(method: str, origin: str | None, status: i
     assert sent[0]["status"] == status
 
 
-@pytest.mark.parametrize(("value", "text"), [
-    (show.duration(9.4), "9 s"), (show.duration(75), "1 min 15 s"),
-    (show.duration(3900), "1 h 05 min"), (show.duration(90_000), "1 day 1 h"),
-    (show.size(512), "512 B"), (show.size(3_221_225_472), "3.0 GB"),
-    (show.short_count(9_963), "9,963"), (show.short_count(3_812_000), "3.8 M"),
-    (show.figure(None), "–"), (show.figure(0.00012), "1.2e-04"), (show.signed(-3.0941), "−3.094"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (show.duration(9.4), "9 s"),
+        (show.duration(75), "1 min 15 s"),
+        (show.duration(3900), "1 h 05 min"),
+        (show.duration(90_000), "1 day 1 h"),
+        (show.size(512), "512 B"),
+        (show.size(3_221_225_472), "3.0 GB"),
+        (show.short_count(9_963), "9,963"),
+        (show.short_count(3_812_000), "3.8 M"),
+        (show.figure(None), "–"),
+        (show.figure(0.00012), "1.2e-04"),
+        (show.signed(-3.0941), "−3.094"),
+    ],
+)
 def test_numbers_have_units(value: str, text: str) -> None:
     assert value == text

@@ -153,8 +153,9 @@ def _explain_status(error: Any, status: int, asked: Asked) -> HubError:
     """What the bare number means."""
     about = asked.repo or "this request"
     if status == 401 and not asked.token:
-        return HubError(f"The Hub wants to know who you are before you {asked.doing} {about}: "
-                        "sign in first.")  # fmt: skip
+        return HubError(
+            f"The Hub wants to know who you are before you {asked.doing} {about}: sign in first."
+        )
     if status == 401:
         return HubError("The Hub refused the token: it is wrong or expired. Sign in again.")
     if status == 403:

@@ -233,11 +233,14 @@ class HubSet:
             return []
         found = [
             try_to_load_from_cache(
-                self.repo, path, cache_dir=self._files_folder, repo_type="dataset",
+                self.repo,
+                path,
+                cache_dir=self._files_folder,
+                repo_type="dataset",
                 revision=kept.sha,
             )
             for path in kept.paths
-        ]  # fmt: skip
+        ]
         paths = [path for path in found if isinstance(path, str)]
         return paths if len(paths) == len(found) else []
 
@@ -252,10 +255,18 @@ class HubSet:
         api, wanted, paths = HfApi(endpoint=self.endpoint), self._described, []
         for number, path in enumerate(wanted.paths, 1):
             with self._in_words():
-                paths.append(self._patiently(lambda path=path: api.hf_hub_download(  # type: ignore[misc]
-                    self.repo, path, repo_type="dataset", revision=wanted.sha,
-                    token=self.token or False, cache_dir=self._files_folder,
-                )))  # fmt: skip
+                paths.append(
+                    self._patiently(
+                        lambda path=path: api.hf_hub_download(  # type: ignore[misc]
+                            self.repo,
+                            path,
+                            repo_type="dataset",
+                            revision=wanted.sha,
+                            token=self.token or False,
+                            cache_dir=self._files_folder,
+                        )
+                    )
+                )
             if report:
                 report(number / len(wanted.paths))
         self._note.parent.mkdir(parents=True, exist_ok=True)
@@ -273,9 +284,12 @@ class HubSet:
         wanted = self._known
         with self._in_words():
             rows = load_dataset(
-                wanted.module, data_files={"rows": paths}, split="rows", streaming=True,
+                wanted.module,
+                data_files={"rows": paths},
+                split="rows",
+                streaming=True,
                 **wanted.options,
-            )  # fmt: skip
+            )
         yield from self._told(iter(rows))
 
     def _told(self, rows: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -292,9 +306,13 @@ class HubSet:
     @property
     def _asked(self) -> Asked:
         return Asked(
-            self.repo, "dataset", self.revision, self.token, self.endpoint,
+            self.repo,
+            "dataset",
+            self.revision,
+            self.token,
+            self.endpoint,
             instead="choose a file or an example",
-        )  # fmt: skip
+        )
 
     def _patiently(self, call: Callable[[], T]) -> T:
         return patiently(call, self.tell)

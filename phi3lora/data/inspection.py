@@ -65,9 +65,17 @@ class Inspection:
     def to_json(self) -> dict[str, Any]:
         """What `phi3lora inspect --json` prints."""
         names = (
-            "format", "columns", "rows", "kept", "dropped", "tokens", "total_tokens",
-            "supervised_tokens", "truncated", "preview",
-        )  # fmt: skip
+            "format",
+            "columns",
+            "rows",
+            "kept",
+            "dropped",
+            "tokens",
+            "total_tokens",
+            "supervised_tokens",
+            "truncated",
+            "preview",
+        )
         return {name: getattr(self, name) for name in names}
 
 

@@ -76,7 +76,7 @@ METRICS = (
     Metric("stopped", "Answers that end by themselves", lambda row: row.stopped, _one, True),
     Metric("empty", "Empty answers", lambda row: not row.answer.strip(), _one, False),
     Metric("length", "Mean answer length, tokens", lambda row: row.length, _one, None),
-)  # fmt: skip
+)
 DECISIVE = ("loss", "rougeL")
 
 

@@ -243,8 +243,10 @@ def _rows(kind: Kind, query: str, token: str | None, limit: int, cursor: int) ->
 
     api = HfApi(token=token or False)
     options: dict[str, Any] = {
-        "sort": "downloads", "limit": cursor + limit + 1, "expand": [*_EXPAND, *_OWN[kind]],
-    }  # fmt: skip
+        "sort": "downloads",
+        "limit": cursor + limit + 1,
+        "expand": [*_EXPAND, *_OWN[kind]],
+    }
     if query:
         options["search"] = query
     elif token:

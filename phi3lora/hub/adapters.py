@@ -141,9 +141,11 @@ def _download(repo: str, commit: str, token: str | None, name: str, folder: Path
     from huggingface_hub import HfApi
 
     with explained(Asked(repo, "model", commit, token)):
-        patiently(lambda: HfApi().hf_hub_download(
-            repo, name, revision=commit, local_dir=folder, token=token or False
-        ))  # fmt: skip
+        patiently(
+            lambda: HfApi().hf_hub_download(
+                repo, name, revision=commit, local_dir=folder, token=token or False
+            )
+        )
 
 
 def _settings(repo: str, folder: Path) -> dict[str, Any]:

@@ -194,9 +194,12 @@ class Backup:
         name = checkpoint.name if checkpoint else None
         stale = sorted(self._there - {name}) if name else []
         send(
-            self._token, self.repo, contents, f"Back up {name or 'the run as it stands'}",
+            self._token,
+            self.repo,
+            contents,
+            f"Back up {name or 'the run as it stands'}",
             delete=[f"checkpoints/{old}/" for old in stale],
-        )  # fmt: skip
+        )
         self._there = {name} if name else self._there
 
     def _contents(self, checkpoint: Path | None, closing: bool) -> dict[str, bytes | Path]:
@@ -318,8 +321,10 @@ def check_run_repo(repo: str, who: Identity, token: str) -> bool:
         raise
     files = {sibling.rfilename for sibling in info.siblings or ()}
     if not info.private:
-        raise HubError(f"{repo} is public; a run is backed up to a private repository. Make it "
-                       "private, or choose another name.")  # fmt: skip
+        raise HubError(
+            f"{repo} is public; a run is backed up to a private repository. Make it "
+            "private, or choose another name."
+        )
     if TAG not in (info.tags or ()) and files - {".gitattributes"}:
         raise HubError(f"{repo} holds something else than a run; choose another name.")
     return True
@@ -374,9 +379,11 @@ def fetch_run(repo: str, token: str, folder: Path) -> RunNote:
         if NOTE not in names or "config.yaml" not in names:
             raise HubError(f"{repo} holds no run: it lacks {NOTE} or config.yaml.")
         for name in _wanted(names):
-            patiently(lambda name=name: api.hf_hub_download(  # type: ignore[misc]
-                repo, name, revision=info.sha, local_dir=folder
-            ))  # fmt: skip
+            patiently(
+                lambda name=name: api.hf_hub_download(  # type: ignore[misc]
+                    repo, name, revision=info.sha, local_dir=folder
+                )
+            )
     shutil.rmtree(folder / ".cache", ignore_errors=True)
     return _note(folder / NOTE, repo)
 

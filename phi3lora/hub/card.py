@@ -22,8 +22,14 @@ MARK = "phi3lora"  # the tag by which we know our own
 LONGEST_SAMPLE = 600  # letters
 GIB = 2**30
 # Names under which the Hub knows our figures.
-METRICS = {"loss": "loss", "perplexity": "perplexity", "token_accuracy": "accuracy",
-           "rouge1": "rouge1", "rouge2": "rouge2", "rougeL": "rougeL"}  # fmt: skip
+METRICS = {
+    "loss": "loss",
+    "perplexity": "perplexity",
+    "token_accuracy": "accuracy",
+    "rouge1": "rouge1",
+    "rouge2": "rouge2",
+    "rougeL": "rougeL",
+}
 VERDICTS = {
     "better": "On held-out rows the tuned model is **better** than its base.",
     "worse": "On held-out rows the tuned model is **worse** than its base.",
@@ -136,8 +142,9 @@ def _samples(facts: Facts) -> str:
     for where, row in chosen:
         quoted = [(title, _quoted(str(row.get(key, "")))) for title, key in _SAMPLE]
         body = "\n\n".join(f"**{title}**\n\n{text}" for title, text in quoted)
-        parts.append(f"<details><summary>Where the tuned model {where}</summary>\n\n{body}\n\n"
-                     "</details>")  # fmt: skip
+        parts.append(
+            f"<details><summary>Where the tuned model {where}</summary>\n\n{body}\n\n</details>"
+        )
     return "\n\n".join(parts)
 
 
@@ -206,9 +213,11 @@ def _how(facts: Facts, picture: bool) -> str:
         rows += [
             ("Hardware", loaded.hardware or loaded.device),
             ("Precision", f"{loaded.dtype}, quantization {loaded.quantization}"),
-            ("Trained parameters", f"{loaded.trainable_parameters:,} of "
-             f"{loaded.total_parameters:,} ({share:.2%})"),
-        ]  # fmt: skip
+            (
+                "Trained parameters",
+                f"{loaded.trainable_parameters:,} of {loaded.total_parameters:,} ({share:.2%})",
+            ),
+        ]
     rows += [("Steps", f"{facts.steps:,}"), ("Time", _duration(facts.seconds))]
     rows += [("Most memory", f"{facts.peak_memory / GIB:.1f} GiB" if facts.peak_memory else "")]
     rows += [("Versions", ", ".join(f"{name} {v}" for name, v in facts.versions.items()))]

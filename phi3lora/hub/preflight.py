@@ -51,9 +51,11 @@ def look_at_hub(
 def _without_token(config: RunConfig) -> Finding:
     if config.hub.backup:
         return Finding(
-            "Token", "red", "The run is to be backed up, and nobody is signed in.",
+            "Token",
+            "red",
+            "The run is to be backed up, and nobody is signed in.",
             "Sign in, or switch hub.backup off.",
-        )  # fmt: skip
+        )
     return Finding("Token", "green", "None needed to train; publishing needs a sign-in.")
 
 
@@ -62,17 +64,21 @@ def _token(who: Identity, config: RunConfig, seconds: float | None) -> Finding:
     needed: Literal["amber", "red"] = "red" if config.hub.backup else "amber"
     if who.can_write is False:
         return Finding(
-            "Token", needed, f"{who.name}'s token may only read.",
+            "Token",
+            needed,
+            f"{who.name}'s token may only read.",
             "Take one with write rights to publish or back up; training alone works.",
-        )  # fmt: skip
+        )
     left = who.seconds_left
     if left is not None and left < (seconds or 0) + SPARE_SECONDS:
         ends = _hours(max(left, 0))
         takes = f", and the run takes about {_hours(seconds)}" if seconds else ""
         return Finding(
-            "Token", "amber", f"{who.name}'s sign-in ends in {ends}{takes}.",
+            "Token",
+            "amber",
+            f"{who.name}'s sign-in ends in {ends}{takes}.",
             "Sign in again before it starts, or before it is published.",
-        )  # fmt: skip
+        )
     lasts = "" if left is None else f", good for {_hours(left)}"
     return Finding("Token", "green", f"{who.name}{lasts}.")
 

@@ -67,9 +67,13 @@ def send(
     def commit() -> Any:
         gone = [CommitOperationDelete(path) for path in delete]
         return api.create_commit(
-            repo, [*additions, *gone], commit_message=message, repo_type=kind,
-            create_pr=pull_request, parent_commit=parent,
-        )  # fmt: skip
+            repo,
+            [*additions, *gone],
+            commit_message=message,
+            repo_type=kind,
+            create_pr=pull_request,
+            parent_commit=parent,
+        )
 
     with explained(asked):
         _stubbornly(upload, asked, tell)

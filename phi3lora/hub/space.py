@@ -29,9 +29,23 @@ ROOT = PACKAGE.parent
 ROOT_FILES = ("app.py", "requirements.txt", "LICENSE", "README.md")
 FOLDERS = ("phi3lora", "examples")
 SUFFIXES = {
-    ".py", ".yaml", ".css", ".js", ".json", ".jsonl", ".csv", ".parquet", ".jinja", ".safetensors",
-    ".txt", ".md", ".svg", ".woff2", ".png", ".typed",
-}  # fmt: skip
+    ".py",
+    ".yaml",
+    ".css",
+    ".js",
+    ".json",
+    ".jsonl",
+    ".csv",
+    ".parquet",
+    ".jinja",
+    ".safetensors",
+    ".txt",
+    ".md",
+    ".svg",
+    ".woff2",
+    ".png",
+    ".typed",
+}
 MARK = "phi3lora"
 BARE = {".gitattributes", "README.md"}
 MOUNT = "/data"
@@ -160,8 +174,9 @@ def application() -> Iterator[tuple[str, bytes | Path]]:
 
     Raises HubError where this is no checkout.
     """
-    missing = [name for name in ("app.py", "requirements.txt", "README.md")
-               if not (ROOT / name).is_file()]  # fmt: skip
+    missing = [
+        name for name in ("app.py", "requirements.txt", "README.md") if not (ROOT / name).is_file()
+    ]
     if missing:
         raise HubError(
             f"A Space is made from a checkout of phi3lora, and {ROOT} lacks {', '.join(missing)}. "
@@ -200,13 +215,23 @@ def _deploy(
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*commit a data file")  # the examples are meant
         done = send(
-            token, space, contents, "Deploy with phi3lora", kind="space", delete=sorted(stale),
-            progress=progress, tell=tell,
-        )  # fmt: skip
-    notes = () if wish.volume or there else (
-        "Without a volume a Space loses its disk at every restart; back runs up (hub.backup), or "
-        "deploy again with --volume.",
-    )  # fmt: skip
+            token,
+            space,
+            contents,
+            "Deploy with phi3lora",
+            kind="space",
+            delete=sorted(stale),
+            progress=progress,
+            tell=tell,
+        )
+    notes = (
+        ()
+        if wish.volume or there
+        else (
+            "Without a volume a Space loses its disk at every restart; back runs up (hub.backup), or "
+            "deploy again with --volume.",
+        )
+    )
     return Deployed(space, Asked(space, "space").page, str(done.oid), notes)
 
 
@@ -220,8 +245,10 @@ def check_space(space: str, who: Identity, token: str) -> set[str] | None:
 
     namespace, name = space.split("/")
     if not who.owns(namespace):
-        raise HubError(f"{space} would belong to {namespace}, and you are {who.name}: choose "
-                       f"{who.name}/{name}.")  # fmt: skip
+        raise HubError(
+            f"{space} would belong to {namespace}, and you are {who.name}: choose "
+            f"{who.name}/{name}."
+        )
     try:
         with explained(Asked(space, "space", token=token)):
             info = patiently(lambda: HfApi(token=token).space_info(space))
@@ -231,8 +258,9 @@ def check_space(space: str, who: Identity, token: str) -> set[str] | None:
         raise
     files = {sibling.rfilename for sibling in info.siblings or ()}
     if files - BARE and MARK not in (info.tags or ()):
-        raise HubError(f"{space} is another Space already; choose another name, so that nothing "
-                       "of it is lost.")  # fmt: skip
+        raise HubError(
+            f"{space} is another Space already; choose another name, so that nothing of it is lost."
+        )
     return files
 
 

@@ -29,9 +29,13 @@ from phi3lora.hub.sending import Progress, check_contents, create, send
 
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 TOKENIZER = (
-    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json",
-    "added_tokens.json", "chat_template.jinja",
-)  # fmt: skip
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+)
 WHOLE = ("config.json", "generation_config.json", "model.safetensors.index.json")
 # What any repository has, whatever it is for.
 BARE = {".gitattributes", ".gitignore", "README.md"}
@@ -99,9 +103,15 @@ def push(
             create(token, repo, private=private)
         title = f"Publish {facts.title or 'a run'} with phi3lora"
         done = send(
-            token, repo, contents, title, parent=parent, pull_request=pull_request,
-            progress=progress, tell=tell,
-        )  # fmt: skip
+            token,
+            repo,
+            contents,
+            title,
+            parent=parent,
+            pull_request=pull_request,
+            progress=progress,
+            tell=tell,
+        )
     return Published(
         repo=repo,
         url=Asked(repo).page,
@@ -199,8 +209,9 @@ def _check_same(
         raise HubError(f"{repo} holds {what}, not an adapter; {another}")
     named = _base_named_by(repo, info.sha, token)
     if named != base.name and not ours:
-        raise HubError(f"{repo} holds an adapter for {named}, and this one is for {base.name}; "
-                       f"{another}")  # fmt: skip
+        raise HubError(
+            f"{repo} holds an adapter for {named}, and this one is for {base.name}; {another}"
+        )
 
 
 def _base_named_by(repo: str, commit: str, token: str) -> str:
@@ -208,9 +219,11 @@ def _base_named_by(repo: str, commit: str, token: str) -> str:
     from huggingface_hub import HfApi
 
     with explained(Asked(repo, token=token)), tempfile.TemporaryDirectory() as folder:
-        path = patiently(lambda: HfApi(token=token).hf_hub_download(
-            repo, ADAPTER[0], revision=commit, local_dir=folder
-        ))  # fmt: skip
+        path = patiently(
+            lambda: HfApi(token=token).hf_hub_download(
+                repo, ADAPTER[0], revision=commit, local_dir=folder
+            )
+        )
         try:
             settings = json.loads(Path(path).read_text(encoding="utf-8"))
         except ValueError:

@@ -76,9 +76,12 @@ def estimate(
     quantized = config.model.quantization != "none"
     dtype, _ = choose_dtype(config.model.dtype, hardware, None if quantized else base.parameters)
     trainable = trainable_parameters(config, base)
-    parts = {name: int(size) for name, size in _parts(
-        config, base, hardware, dtype, trainable, _tokens_in_pass(config, inspection)
-    ).items()}  # fmt: skip
+    parts = {
+        name: int(size)
+        for name, size in _parts(
+            config, base, hardware, dtype, trainable, _tokens_in_pass(config, inspection)
+        ).items()
+    }
     steps, tokens = _work(config, inspection)
     return Estimate(
         memory_bytes=sum(parts.values()),

@@ -143,15 +143,33 @@ def _data_checks(config: RunConfig, inspection: Any) -> list[Check]:
     found = f"{inspection.kept:,} rows, {inspection.supervised_tokens:,} supervised tokens."
     batch = config.effective_batch
     if inspection.kept < batch:
-        return [Check("Data", "amber", f"{found} That is less than one batch of {batch}.",
-                      "Lower batch size or accumulation, or add rows.")]  # fmt: skip
+        return [
+            Check(
+                "Data",
+                "amber",
+                f"{found} That is less than one batch of {batch}.",
+                "Lower batch size or accumulation, or add rows.",
+            )
+        ]
     if inspection.truncated > inspection.kept / 10:
         share = inspection.truncated / inspection.kept
-        return [Check("Data", "amber", f"{found} {share:.0%} of them are cut.",
-                      "Raise the length limit, if memory allows.")]  # fmt: skip
+        return [
+            Check(
+                "Data",
+                "amber",
+                f"{found} {share:.0%} of them are cut.",
+                "Raise the length limit, if memory allows.",
+            )
+        ]
     if dropped > inspection.rows / 10:
-        return [Check("Data", "amber", f"{found} {dropped:,} cannot be used.",
-                      "Look at the reasons under the preview.")]  # fmt: skip
+        return [
+            Check(
+                "Data",
+                "amber",
+                f"{found} {dropped:,} cannot be used.",
+                "Look at the reasons under the preview.",
+            )
+        ]
     return [Check("Data", "green", found)]
 
 
@@ -163,8 +181,12 @@ def _model_checks(config: RunConfig, base: Any, hardware: Any) -> list[Check]:
     if base:
         checks.append(Check("Model", "green", f"{base.name}, {_parameters(base.parameters)}."))
         if config.training_config.max_length > base.max_length:
-            checks[0] = Check("Model", "amber", f"{base.name} reads {base.max_length:,} tokens.",
-                              "Lower the length limit to that.")  # fmt: skip
+            checks[0] = Check(
+                "Model",
+                "amber",
+                f"{base.name} reads {base.max_length:,} tokens.",
+                "Lower the length limit to that.",
+            )
     if hardware:
         dtype, notice = choose_dtype(config.model.dtype, hardware)
         slow = hardware.device == "cpu" and base is not None and base.parameters > 5e8
@@ -177,8 +199,11 @@ def _model_checks(config: RunConfig, base: Any, hardware: Any) -> list[Check]:
 
 
 def _parameters(number: int) -> str:
-    return f"{number / 1e9:.1f} billion parameters" if number >= 1e9 else (
-        f"{number / 1e6:.1f} million parameters")  # fmt: skip
+    return (
+        f"{number / 1e9:.1f} billion parameters"
+        if number >= 1e9
+        else (f"{number / 1e6:.1f} million parameters")
+    )
 
 
 def _memory_checks(hardware: Any, estimate: Any) -> list[Check]:
@@ -188,12 +213,23 @@ def _memory_checks(hardware: Any, estimate: Any) -> list[Check]:
     need, free = estimate.memory_bytes, hardware.memory_free
     found = f"About {_size(need)} needed, {_size(free)} free."
     if estimate.memory_bytes > hardware.memory_total:
-        return [Check("Memory", "red", f"{found} The device has {_size(hardware.memory_total)}.",
-                      "Choose NF4, a smaller batch or length limit, or gradient "
-                      "checkpointing.")]  # fmt: skip
+        return [
+            Check(
+                "Memory",
+                "red",
+                f"{found} The device has {_size(hardware.memory_total)}.",
+                "Choose NF4, a smaller batch or length limit, or gradient checkpointing.",
+            )
+        ]
     if estimate.memory_bytes > CROWDED * hardware.memory_free:
-        return [Check("Memory", "amber", f"{found} It may fail.",
-                      "Close other programs, or lower batch size or length limit.")]  # fmt: skip
+        return [
+            Check(
+                "Memory",
+                "amber",
+                f"{found} It may fail.",
+                "Close other programs, or lower batch size or length limit.",
+            )
+        ]
     return [Check("Memory", "green", found)]
 
 

@@ -27,8 +27,18 @@ OUTPUT = "./checkpoint_dir"
 LIBRARIES = ("torch", "transformers", "peft", "trl", "datasets", "accelerate")
 # Module → what may be imported from it; an empty list imports the module itself.
 IMPORTS: dict[str, list[str]] = {
-    "ast": [], "csv": [], "glob": [], "json": [], "logging": [], "os": [], "re": [], "sys": [],
-    "datasets": [], "numpy": [], "torch": [], "transformers": [],
+    "ast": [],
+    "csv": [],
+    "glob": [],
+    "json": [],
+    "logging": [],
+    "os": [],
+    "re": [],
+    "sys": [],
+    "datasets": [],
+    "numpy": [],
+    "torch": [],
+    "transformers": [],
     "bitsandbytes.functional": ["dequantize_4bit"],
     "datasets.": ["Dataset"],
     "huggingface_hub": ["snapshot_download"],
@@ -36,11 +46,15 @@ IMPORTS: dict[str, list[str]] = {
     "peft.optimizers": ["create_loraplus_optimizer"],
     "safetensors": ["safe_open"],
     "tokenizers": ["Tokenizer"],
-    "transformers.": ["AutoTokenizer", "BitsAndBytesConfig", "EarlyStoppingCallback",
-                      "Phi3ForCausalLM"],
+    "transformers.": [
+        "AutoTokenizer",
+        "BitsAndBytesConfig",
+        "EarlyStoppingCallback",
+        "Phi3ForCausalLM",
+    ],
     "transformers.utils": ["is_flash_attn_2_available"],
     "trl": ["SFTConfig", "SFTTrainer"],
-}  # fmt: skip
+}
 STANDARD = {"ast", "csv", "glob", "json", "logging", "os", "re", "sys"}
 LOGGING = """\
 logger = logging.getLogger(__name__)

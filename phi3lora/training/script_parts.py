@@ -19,11 +19,27 @@ from phi3lora.training.script_data import code, dictionary, holds_out
 
 # Shown whether or not they differ from the libraries' own: what people look for first.
 USUAL = {
-    "learning_rate", "lr_scheduler_type", "num_train_epochs", "max_steps", "seed", "packing",
-    "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps",
-    "gradient_checkpointing", "logging_steps", "logging_strategy", "log_level", "warmup_steps",
-    "max_length", "optim", "report_to", "eval_strategy", "save_strategy", "save_steps",
-}  # fmt: skip
+    "learning_rate",
+    "lr_scheduler_type",
+    "num_train_epochs",
+    "max_steps",
+    "seed",
+    "packing",
+    "per_device_train_batch_size",
+    "per_device_eval_batch_size",
+    "gradient_accumulation_steps",
+    "gradient_checkpointing",
+    "logging_steps",
+    "logging_strategy",
+    "log_level",
+    "warmup_steps",
+    "max_length",
+    "optim",
+    "report_to",
+    "eval_strategy",
+    "save_strategy",
+    "save_steps",
+}
 USUAL_PEFT = {"r", "lora_alpha", "lora_dropout", "bias", "task_type", "target_modules"}
 FOUR_BIT = {"nf4", "fp4"}
 AMPERE = "torch.cuda.get_device_capability() >= (8, 0)"

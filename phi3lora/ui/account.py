@@ -26,8 +26,14 @@ NOBODY = (
 def build(core: Core) -> None:
     """What the top of a page has for the account: nothing where there is no way to sign in."""
     if core.settings.sign_in:
-        gr.LoginButton("Sign in with Hugging Face", logout_value="Sign out, {}", size="sm",
-                       variant="secondary", elem_classes="account", elem_id="sign-in")  # fmt: skip
+        gr.LoginButton(
+            "Sign in with Hugging Face",
+            logout_value="Sign out, {}",
+            size="sm",
+            variant="secondary",
+            elem_classes="account",
+            elem_id="sign-in",
+        )
     elif not core.settings.on_space:
         Drawer(core)
 
@@ -41,9 +47,13 @@ class Drawer:
         with gr.Column(visible=False, elem_classes="card drawer", elem_id="drawer") as self.drawer:
             self.who = gr.HTML(elem_id="whoami")
             self.token = gr.Textbox(
-                label="Another token", type="password", elem_id="token", max_lines=1,
-                placeholder="hf_…", info="Kept in memory for this browser, until the app ends.",
-            )  # fmt: skip
+                label="Another token",
+                type="password",
+                elem_id="token",
+                max_lines=1,
+                placeholder="hf_…",
+                info="Kept in memory for this browser, until the app ends.",
+            )
             with gr.Row(elem_classes="actions"):
                 self.use = gr.Button("Use this token", size="md", elem_id="use-token")
                 self.forget = gr.Button("Forget it", size="md", elem_id="forget-token")

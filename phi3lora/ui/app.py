@@ -55,8 +55,9 @@ def header(active: str, core: Core) -> None:
     account.build(core)
 
 
-def launch(settings: Settings, host: str = "127.0.0.1", port: int | None = None,
-           block: bool = True) -> gr.Blocks:  # fmt: skip
+def launch(
+    settings: Settings, host: str = "127.0.0.1", port: int | None = None, block: bool = True
+) -> gr.Blocks:
     """Serve the pages until interrupted; with `block=False` return at once, for tests."""
     core = Core(settings)
     return serve(build(settings, core), core, host, port, block)

@@ -39,9 +39,12 @@ class PlainCode:
         """Make the code of `config_of(request, *inputs)` when a button is pressed."""
         for kind, button in self.buttons.items():
             button.click(
-                self._maker(kind, config_of), inputs, self.download,
-                api_visibility="private", show_progress="minimal",
-            )  # fmt: skip
+                self._maker(kind, config_of),
+                inputs,
+                self.download,
+                api_visibility="private",
+                show_progress="minimal",
+            )
 
     def _maker(self, kind: Kind, config_of: ConfigOf) -> Callable[..., Any]:
         @shown

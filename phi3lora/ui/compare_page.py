@@ -91,9 +91,12 @@ class Ask:
     def options(self) -> Options:
         """How to sample."""
         return Options(
-            (self.system or "").strip(), self.temperature, self.top_p, int(self.most),
+            (self.system or "").strip(),
+            self.temperature,
+            self.top_p,
+            int(self.most),
             int(self.seed or 0),
-        )  # fmt: skip
+        )
 
     def match(self) -> Match:
         """A new pair of answers; sides are drawn once, when a blind conversation begins."""
@@ -147,44 +150,72 @@ class ComparePage:
 
     def _top(self) -> None:
         with gr.Row(elem_classes="compare-top"):
-            gr.HTML('<div class="section-head"><div><h1>Base and tuned, side by side</h1>'
-                    "<p>The same question, the same weights; the adapter makes the difference."
-                    "</p></div></div>")  # fmt: skip
+            gr.HTML(
+                '<div class="section-head"><div><h1>Base and tuned, side by side</h1>'
+                "<p>The same question, the same weights; the adapter makes the difference."
+                "</p></div></div>"
+            )
             self.adapter = gr.Dropdown(
-                [("No adapter: the base alone", BASE_ONLY)], value=None, label="Adapter",
-                elem_id="adapter", min_width=280, filterable=True, allow_custom_value=True,
+                [("No adapter: the base alone", BASE_ONLY)],
+                value=None,
+                label="Adapter",
+                elem_id="adapter",
+                min_width=280,
+                filterable=True,
+                allow_custom_value=True,
                 info="A finished run, or an adapter on the Hub: USER/NAME"
                 + ("" if self.core.settings.on_space else ", or a folder's path"),
-            )  # fmt: skip
+            )
 
     def _column(self, side: str) -> tuple[gr.HTML, gr.Chatbot]:
         """A column's title and its conversation."""
         who: Side = "base" if side == "left" else "tuned"
-        hint = "The base answers here." if side == "left" else (
-            "The tuned model answers here, once an adapter is chosen.")  # fmt: skip
+        hint = (
+            "The base answers here."
+            if side == "left"
+            else ("The tuned model answers here, once an adapter is chosen.")
+        )
         with gr.Column(min_width=280, elem_classes="side"):
             title = gr.HTML(column_title(TITLES[who]), elem_id=f"title-{side}")
             chat = gr.Chatbot(
-                show_label=False, elem_id=f"chat-{side}", elem_classes="chat",
-                buttons=[], render_markdown=False, sanitize_html=True, allow_tags=False,
-                layout="bubble", feedback_options=None, latex_delimiters=[], placeholder=hint,
-                allow_file_downloads=False, group_consecutive_messages=False,
-            )  # fmt: skip
+                show_label=False,
+                elem_id=f"chat-{side}",
+                elem_classes="chat",
+                buttons=[],
+                render_markdown=False,
+                sanitize_html=True,
+                allow_tags=False,
+                layout="bubble",
+                feedback_options=None,
+                latex_delimiters=[],
+                placeholder=hint,
+                allow_file_downloads=False,
+                group_consecutive_messages=False,
+            )
         return title, chat
 
     def _input(self) -> None:
         self.suggestions = gr.HTML(elem_id="suggestions", js_on_load=ASK, apply_default_css=False)
         with gr.Row(elem_classes="ask"):
             self.message = gr.Textbox(
-                placeholder="Ask both …", show_label=False, submit_btn="Ask", stop_btn=False,
-                lines=1, max_lines=6, elem_id="message", scale=8, min_width=240, autofocus=True,
-            )  # fmt: skip
+                placeholder="Ask both …",
+                show_label=False,
+                submit_btn="Ask",
+                stop_btn=False,
+                lines=1,
+                max_lines=6,
+                elem_id="message",
+                scale=8,
+                min_width=240,
+                autofocus=True,
+            )
         with gr.Row(elem_classes="actions"):
             self.stop = gr.Button("Stop", size="md", elem_id="stop-answer", visible=False)
             self.retry = gr.Button("Retry", size="md", elem_id="retry")
             self.clear = gr.Button("Clear", size="md", elem_id="clear")
-            self.blind = gr.Checkbox(label="Blind: hide which is which", elem_id="blind",
-                                     container=False, min_width=200)  # fmt: skip
+            self.blind = gr.Checkbox(
+                label="Blind: hide which is which", elem_id="blind", container=False, min_width=200
+            )
 
     def _voting(self) -> None:
         with gr.Row(elem_classes="votes", visible=False, elem_id="votes") as self.vote_row:
@@ -198,19 +229,42 @@ class ComparePage:
     def _settings(self) -> None:
         defaults = Options()
         with gr.Accordion("Settings", open=False, elem_classes="fold", elem_id="settings"):
-            self.system = gr.Textbox(label="System prompt", lines=2, elem_id="system",
-                                     placeholder="Empty for none")  # fmt: skip
+            self.system = gr.Textbox(
+                label="System prompt", lines=2, elem_id="system", placeholder="Empty for none"
+            )
             with gr.Row():
-                self.temperature = gr.Slider(0, 2, value=defaults.temperature, step=0.05,
-                                             label="Temperature", elem_id="temperature",
-                                             info="0 always takes the likeliest token")  # fmt: skip
-                self.top_p = gr.Slider(0.05, 1, value=defaults.top_p, step=0.05, label="Top-p",
-                                       info="Share of the probability to sample from")  # fmt: skip
+                self.temperature = gr.Slider(
+                    0,
+                    2,
+                    value=defaults.temperature,
+                    step=0.05,
+                    label="Temperature",
+                    elem_id="temperature",
+                    info="0 always takes the likeliest token",
+                )
+                self.top_p = gr.Slider(
+                    0.05,
+                    1,
+                    value=defaults.top_p,
+                    step=0.05,
+                    label="Top-p",
+                    info="Share of the probability to sample from",
+                )
             with gr.Row():
-                self.most = gr.Slider(16, 2048, value=defaults.max_new_tokens, step=16,
-                                      label="Longest answer", info="Tokens")  # fmt: skip
-                self.seed = gr.Number(value=defaults.seed, precision=0, label="Seed",
-                                      info="The same seed gives the same answer")  # fmt: skip
+                self.most = gr.Slider(
+                    16,
+                    2048,
+                    value=defaults.max_new_tokens,
+                    step=16,
+                    label="Longest answer",
+                    info="Tokens",
+                )
+                self.seed = gr.Number(
+                    value=defaults.seed,
+                    precision=0,
+                    label="Seed",
+                    info="The same seed gives the same answer",
+                )
 
     # ------------------------------------------------------------------ what happens
 
@@ -393,29 +447,52 @@ class ComparePage:
     @property
     def answering(self) -> list[Any]:
         """What an answer changes."""
-        return [self.message, *self.titles, self.left, self.right, self.match, self.facts,
-                self.stop, self.vote_row]  # fmt: skip
+        return [
+            self.message,
+            *self.titles,
+            self.left,
+            self.right,
+            self.match,
+            self.facts,
+            self.stop,
+            self.vote_row,
+        ]
 
     def wire(self, demo: gr.Blocks) -> None:
         """Connect components and handlers."""
         quiet: dict[str, Any] = {
-            "show_progress": "hidden", "api_visibility": "private", "concurrency_limit": None,
-        }  # fmt: skip
+            "show_progress": "hidden",
+            "api_visibility": "private",
+            "concurrency_limit": None,
+        }
         about = [self.suggestions, self.tally, self.status]
         demo.load(self.on_open, None, [self.adapter, *about], **quiet)
-        changed = self.adapter.input(self.on_adapter, self.adapter, [self.left, self.right, *about],
-                                     **quiet)  # fmt: skip
+        changed = self.adapter.input(
+            self.on_adapter, self.adapter, [self.left, self.right, *about], **quiet
+        )
         changed.then(None, self.adapter, self.adapter, js=REMEMBER)
-        self.timer.tick(None, [self.pulse, self.nothing], self.pulse, js=PULSE,
-                        show_progress="hidden")  # fmt: skip
+        self.timer.tick(
+            None, [self.pulse, self.nothing], self.pulse, js=PULSE, show_progress="hidden"
+        )
         self.pulse.change(self.on_pulse, self.adapter, [self.adapter, self.status], **quiet)
-        inputs = [self.message, self.left, self.right, self.adapter, self.blind, self.match,
-                  self.system, self.temperature, self.top_p, self.most, self.seed]  # fmt: skip
+        inputs = [
+            self.message,
+            self.left,
+            self.right,
+            self.adapter,
+            self.blind,
+            self.match,
+            self.system,
+            self.temperature,
+            self.top_p,
+            self.most,
+            self.seed,
+        ]
         self.message.submit(self.on_ask, inputs, self.answering, **quiet)
         self.stop.click(self.on_stop, None, None, queue=False, **quiet)
-        self.retry.click(self.on_retry, [self.left, self.right],
-                         [self.message, self.left, self.right], **quiet).then(
-            self.on_ask, inputs, self.answering, **quiet)  # fmt: skip
+        self.retry.click(
+            self.on_retry, [self.left, self.right], [self.message, self.left, self.right], **quiet
+        ).then(self.on_ask, inputs, self.answering, **quiet)
         self.suggestions.click(on_suggestion, None, self.message, **quiet).then(
             self.on_ask, inputs, self.answering, **quiet
         )
@@ -423,9 +500,12 @@ class ComparePage:
         self.clear.click(self.on_clear, None, fresh, **quiet)
         self.blind.input(self.on_clear, None, fresh, **quiet)
         for button in self.vote_buttons:
-            button.click(self.on_vote,
-                         [button, self.left, self.match, self.adapter],
-                         [*self.titles, self.vote_row, self.tally], **quiet)  # fmt: skip
+            button.click(
+                self.on_vote,
+                [button, self.left, self.match, self.adapter],
+                [*self.titles, self.vote_row, self.tally],
+                **quiet,
+            )
 
 
 def build(core: Core, demo: gr.Blocks) -> ComparePage:

@@ -294,9 +294,14 @@ class Core:
         """Both answers as they grow, a dozen times a second at most."""
         self._check_base(contest.base, caller)
         pairs = self.engine().reply(
-            base, tuned, options, should_stop,
-            base=contest.base, adapter=contest.adapter, token=caller.token,
-        )  # fmt: skip
+            base,
+            tuned,
+            options,
+            should_stop,
+            base=contest.base,
+            adapter=contest.adapter,
+            token=caller.token,
+        )
         last, pair = 0.0, None
         for pair in pairs:
             if pair.done or time.monotonic() - last > FRAME:

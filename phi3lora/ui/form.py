@@ -214,8 +214,13 @@ def _yaml(value: Any) -> str:
     """A value as a line of YAML, as people type it."""
     if isinstance(value, str):
         return value
-    return yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10_000,
-                          allow_unicode=True).removesuffix("\n").removesuffix("\n...")  # fmt: skip
+    return (
+        yaml.safe_dump(
+            value, default_flow_style=True, sort_keys=False, width=10_000, allow_unicode=True
+        )
+        .removesuffix("\n")
+        .removesuffix("\n...")
+    )
 
 
 def _get(values: Mapping[str, Any], name: str) -> Any:

@@ -40,17 +40,28 @@ class PublishCard:
         self.core, self.run_id = core, run_id
         with gr.Column(elem_classes="card", visible=False, elem_id="publish-card") as self.card:
             gr.HTML(show.heading("Publish", WHAT))
-            self.repo = gr.Textbox(label="Repository", placeholder="USER/NAME", elem_id="repo",
-                                   max_lines=1)  # fmt: skip
+            self.repo = gr.Textbox(
+                label="Repository", placeholder="USER/NAME", elem_id="repo", max_lines=1
+            )
             with gr.Row():
-                self.private = gr.Checkbox(label="Private", elem_id="private", min_width=160,
-                                           info="Only you see it")  # fmt: skip
-                self.proposal = gr.Checkbox(label="As a pull request", elem_id="proposal",
-                                            min_width=160,
-                                            info="To a repository that exists")  # fmt: skip
+                self.private = gr.Checkbox(
+                    label="Private", elem_id="private", min_width=160, info="Only you see it"
+                )
+                self.proposal = gr.Checkbox(
+                    label="As a pull request",
+                    elem_id="proposal",
+                    min_width=160,
+                    info="To a repository that exists",
+                )
             with gr.Accordion("Model card", open=False, elem_classes="fold", elem_id="card-fold"):
-                self.text = gr.Textbox(show_label=False, lines=14, max_lines=30, elem_id="card",
-                                       elem_classes="mono", buttons=["copy"])  # fmt: skip
+                self.text = gr.Textbox(
+                    show_label=False,
+                    lines=14,
+                    max_lines=30,
+                    elem_id="card",
+                    elem_classes="mono",
+                    buttons=["copy"],
+                )
             self.draft = gr.State("")
             with gr.Row(elem_classes="actions"):
                 self.send = gr.Button("Publish", variant="primary", size="md", elem_id="send")
@@ -61,9 +72,12 @@ class PublishCard:
     def _deploying(self) -> None:
         with gr.Column(visible=False, elem_id="deploy-row") as self.deploy_row:
             self.space = gr.Textbox(
-                label="Comparison Space", elem_id="space", max_lines=1, placeholder="USER/NAME",
+                label="Comparison Space",
+                elem_id="space",
+                max_lines=1,
+                placeholder="USER/NAME",
                 info="A small page of its own, where anyone asks base and tuned the same",
-            )  # fmt: skip
+            )
             with gr.Row(elem_classes="actions"):
                 self.deploy = gr.Button("Deploy a comparison Space", size="md", elem_id="deploy")
             self.deployed = gr.HTML(elem_id="deployed", apply_default_css=False)
@@ -96,9 +110,15 @@ class PublishCard:
 
     @shown
     def on_send(
-        self, run_id: str, repo: str, private: bool, proposal: bool, text: str, draft: str,
+        self,
+        run_id: str,
+        repo: str,
+        private: bool,
+        proposal: bool,
+        text: str,
+        draft: str,
         request: gr.Request,
-    ) -> Iterator[list[Any]]:  # fmt: skip
+    ) -> Iterator[list[Any]]:
         """Publish, and say how far it is; then the link, the snippet, and what comes next."""
         caller = self.core.caller(request)
         run = finished(self.core, run_id, caller)
@@ -112,10 +132,16 @@ class PublishCard:
 
             put("Writing the card")
             return push(
-                run.folder, repo.strip(), token, private=bool(private),
-                pull_request=bool(proposal), card=card, script=script_of(run, token),
-                progress=put, tell=put,
-            )  # fmt: skip
+                run.folder,
+                repo.strip(),
+                token,
+                private=bool(private),
+                pull_request=bool(proposal),
+                card=card,
+                script=script_of(run, token),
+                progress=put,
+                tell=put,
+            )
 
         for told in in_thread(work):
             if isinstance(told, Published):
@@ -146,10 +172,19 @@ class PublishCard:
     def wire(self, button: gr.Button) -> None:
         """Connect the components, and the button that opens the card."""
         quiet: dict[str, Any] = {
-            "show_progress": "hidden", "api_visibility": "private", "concurrency_limit": None,
-        }  # fmt: skip
-        opened = [self.card, self.repo, self.text, self.draft, self.result, self.deploy_row,
-                  self.deployed]  # fmt: skip
+            "show_progress": "hidden",
+            "api_visibility": "private",
+            "concurrency_limit": None,
+        }
+        opened = [
+            self.card,
+            self.repo,
+            self.text,
+            self.draft,
+            self.result,
+            self.deploy_row,
+            self.deployed,
+        ]
         button.click(self.on_open, self.run_id, opened, **quiet)
         for event in (self.close.click, self.run_id.change):
             event(lambda: gr.update(visible=False), None, self.card, **quiet)
@@ -158,10 +193,12 @@ class PublishCard:
         self.send.click(
             self.on_send,
             [self.run_id, self.repo, self.private, self.proposal, self.text, self.draft],
-            [self.result, self.deploy_row, self.space, self.deployed], **quiet,
-        )  # fmt: skip
-        self.deploy.click(self.on_deploy, [self.repo, self.space, self.private], self.deployed,
-                          **quiet)  # fmt: skip
+            [self.result, self.deploy_row, self.space, self.deployed],
+            **quiet,
+        )
+        self.deploy.click(
+            self.on_deploy, [self.repo, self.space, self.private], self.deployed, **quiet
+        )
 
 
 def finished(core: Core, run_id: str, caller: Caller) -> Run:
@@ -247,10 +284,14 @@ def published(done: Published) -> str:
     """The link, how to load it, and where to try it."""
     words = "Proposed to" if done.pull_request else "Published as"
     address = done.pull_request or done.url
-    compare = "" if done.pull_request else (
-        f'<a class="quiet-button" href="compare?adapter={show.text(done.repo)}">Open in Compare'
-        "</a>"
-    )  # fmt: skip
+    compare = (
+        ""
+        if done.pull_request
+        else (
+            f'<a class="quiet-button" href="compare?adapter={show.text(done.repo)}">Open in Compare'
+            "</a>"
+        )
+    )
     return (
         f'<div class="notice green"><i>✓</i><div>{words} <a href="{show.text(address)}" '
         f'target="_blank" rel="noopener">{show.text(done.repo)}</a></div></div>'

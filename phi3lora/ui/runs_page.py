@@ -93,27 +93,49 @@ class RunsPage:
             self._buttons()
             self.legend = gr.HTML(LEGEND, visible=False, apply_default_css=False)
             self.loss = gr.LinePlot(
-                visible=False, x="step", y="loss", color="rows", height=240, show_label=False,
-                color_map={"training": TRAIN, "held out": HELD_OUT}, elem_id="loss-plot",
-                x_title="step", y_title="loss (nats a token)", colors_in_legend=[],
-            )  # fmt: skip
+                visible=False,
+                x="step",
+                y="loss",
+                color="rows",
+                height=240,
+                show_label=False,
+                color_map={"training": TRAIN, "held out": HELD_OUT},
+                elem_id="loss-plot",
+                x_title="step",
+                y_title="loss (nats a token)",
+                colors_in_legend=[],
+            )
             self.rate = gr.LinePlot(
-                visible=False, x="step", y="learning rate", height=140, label="Learning rate",
-                elem_id="rate-plot", x_title="step", y_title="learning rate",
-                y_axis_format=".1e", color_map={"all": TRAIN},
-            )  # fmt: skip
+                visible=False,
+                x="step",
+                y="learning rate",
+                height=140,
+                label="Learning rate",
+                elem_id="rate-plot",
+                x_title="step",
+                y_title="learning rate",
+                y_axis_format=".1e",
+                color_map={"all": TRAIN},
+            )
         self.publish_card = PublishCard(self.core, self.run_id)
         with gr.Column(elem_classes="card", visible=False) as self.report_card:
             self.report = gr.HTML(elem_id="report", apply_default_css=False)
         with gr.Column(elem_classes="card", visible=False) as self.more_card:
-            self.download = gr.DownloadButton("Download the adapter", size="md", visible=False,
-                                              elem_id="download")  # fmt: skip
+            self.download = gr.DownloadButton(
+                "Download the adapter", size="md", visible=False, elem_id="download"
+            )
             with gr.Accordion("Log", open=False, elem_classes="fold", elem_id="log-fold"):
                 self.log = gr.HTML(elem_id="log", autoscroll=True, max_height=420)
             with gr.Accordion("Configuration", open=False, elem_classes="fold"):
-                self.config = gr.Textbox(show_label=False, lines=8, max_lines=30, buttons=["copy"],
-                                         interactive=False, elem_classes="mono",
-                                         elem_id="run-config")  # fmt: skip
+                self.config = gr.Textbox(
+                    show_label=False,
+                    lines=8,
+                    max_lines=30,
+                    buttons=["copy"],
+                    interactive=False,
+                    elem_classes="mono",
+                    elem_id="run-config",
+                )
                 self.code = PlainCode(self.core)
 
     def _buttons(self) -> None:
@@ -121,8 +143,9 @@ class RunsPage:
             self.stop = gr.Button("Stop", size="md", elem_id="stop")
             self.resume = gr.Button("Resume", variant="primary", size="md", elem_id="resume")
             self.cancel = gr.Button("Leave the line", size="md", elem_id="cancel")
-            self.compare = gr.Button("Compare with its base", variant="primary", size="md",
-                                     elem_id="to-compare")  # fmt: skip
+            self.compare = gr.Button(
+                "Compare with its base", variant="primary", size="md", elem_id="to-compare"
+            )
             self.prepare = gr.Button("Prepare download", size="md", elem_id="prepare")
             self.publish = gr.Button("Publish", size="md", elem_id="publish")
             self.delete = gr.Button("Delete", size="md", elem_classes="quiet", elem_id="delete")
@@ -136,9 +159,25 @@ class RunsPage:
     @property
     def parts(self) -> dict[str, Any]:
         """What depends on the chosen run, by the names that `show_run` uses."""
-        names = ("head", "actions", "stop", "resume", "cancel", "compare", "prepare", "publish",
-                 "delete", "legend", "loss", "rate", "report_card", "report", "more_card", "log",
-                 "config")  # fmt: skip
+        names = (
+            "head",
+            "actions",
+            "stop",
+            "resume",
+            "cancel",
+            "compare",
+            "prepare",
+            "publish",
+            "delete",
+            "legend",
+            "loss",
+            "rate",
+            "report_card",
+            "report",
+            "more_card",
+            "log",
+            "config",
+        )
         return {name: getattr(self, name) for name in names}
 
     @property
@@ -241,16 +280,22 @@ class RunsPage:
     def wire(self, demo: gr.Blocks) -> None:
         """Connect components and handlers."""
         quiet: dict[str, Any] = {
-            "show_progress": "hidden", "api_visibility": "private", "concurrency_limit": None,
-        }  # fmt: skip
+            "show_progress": "hidden",
+            "api_visibility": "private",
+            "concurrency_limit": None,
+        }
         demo.load(self.on_open, None, [self.run_id, *self.seen], **quiet)
-        self.timer.tick(None, [self.pulse, self.run_id], self.pulse, js=PULSE,
-                        show_progress="hidden")  # fmt: skip
+        self.timer.tick(
+            None, [self.pulse, self.run_id], self.pulse, js=PULSE, show_progress="hidden"
+        )
         self.pulse.change(self.on_show, self.run_id, self.seen, trigger_mode="always_last", **quiet)
         picked = self.list.click(self.on_pick, None, self.run_id, **quiet)
         self._show_after(picked, quiet)
-        for button, handler in ((self.stop, self.on_stop), (self.cancel, self.on_cancel),
-                                (self.resume, self.on_resume)):  # fmt: skip
+        for button, handler in (
+            (self.stop, self.on_stop),
+            (self.cancel, self.on_cancel),
+            (self.resume, self.on_resume),
+        ):
             button.click(handler, self.run_id, None, **quiet).then(
                 self.on_show, self.run_id, self.seen, **quiet
             )
@@ -265,8 +310,13 @@ class RunsPage:
         brought.then(self.on_kept, None, self.kept, **quiet)
         self.compare.click(None, self.run_id, None, js=OPEN_COMPARE)
         self.code.wire(lambda request, run: self._own(run, request).config, [self.run_id])
-        self.prepare.click(self.on_download, self.run_id, self.download, api_visibility="private",
-                           show_progress="minimal")  # fmt: skip
+        self.prepare.click(
+            self.on_download,
+            self.run_id,
+            self.download,
+            api_visibility="private",
+            show_progress="minimal",
+        )
 
     def _show_after(self, event: Any, quiet: dict[str, Any]) -> None:
         remembered = event.success(None, self.run_id, self.run_id, js=REMEMBER)
@@ -326,15 +376,21 @@ def kept_state(run: RunRepo) -> str:
 def nothing_chosen(runs: list[Run], run_id: str, reason: str) -> str:
     """What to do where there is no run to show; without a reason nobody is signed in."""
     if not reason:
-        return show.empty("Sign in to see your runs", "Use the button at the top of the page. "
-                          "Compare is open to everybody.", ("Compare", "./compare"))  # fmt: skip
+        return show.empty(
+            "Sign in to see your runs",
+            "Use the button at the top of the page. Compare is open to everybody.",
+            ("Compare", "./compare"),
+        )
     if run_id:
         return show.empty("This run is not here", reason)
     if runs:
         return show.empty("Choose a run", "Pick one from the list to see how it goes.")
-    return show.empty("No runs yet", "Pick data and a recipe, and launch your first training: "
-                      "about a minute on a CPU with pocket Phi-3.",
-                      ("Train something", "./"))  # fmt: skip
+    return show.empty(
+        "No runs yet",
+        "Pick data and a recipe, and launch your first training: "
+        "about a minute on a CPU with pocket Phi-3.",
+        ("Train something", "./"),
+    )
 
 
 def show_run(run: Run, picture: Picture, position: int | None) -> dict[str, Any]:
@@ -369,8 +425,11 @@ def show_run(run: Run, picture: Picture, position: int | None) -> dict[str, Any]
 def run_head(run: Run, status: str, picture: Picture, position: int | None) -> str:
     """Title, status, progress, the figures, and what there is to know."""
     message = "" if status == "running" else run.message
-    notices = [show.notice(notice.message, "amber" if notice.level == "warning" else "grey")
-               for notice in picture.notices if notice.message != message]  # fmt: skip
+    notices = [
+        show.notice(notice.message, "amber" if notice.level == "warning" else "grey")
+        for notice in picture.notices
+        if notice.message != message
+    ]
     if message:
         colour = "grey" if status == "finished" else COLOURS[status]
         notices.insert(0, show.notice(message, colour.replace("accent", "grey")))

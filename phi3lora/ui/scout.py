@@ -103,8 +103,13 @@ def _data_key(config: RunConfig, token: str | None) -> str:
 
     A file is known by its size and time as well: it may have been edited since.
     """
-    parts = [config.data.model_dump_json(), config.model.path, config.model.revision or "",
-             str(config.training_config.max_length), token or ""]  # fmt: skip
+    parts = [
+        config.data.model_dump_json(),
+        config.model.path,
+        config.model.revision or "",
+        str(config.training_config.max_length),
+        token or "",
+    ]
     file = Path(config.data.path).expanduser()
     if file.is_file():
         stat = file.stat()

@@ -34,8 +34,12 @@ EXAMPLE, FILE, HUB = "Example", "Your file", "Hub"
 BARS = 24  # of the histogram
 REST = 0.3  # seconds without a key after which the Hub is asked
 POCKET_RECIPE, GPU_RECIPE = "pocket", "phi3-mini-lora"
-ADAPTER = ("peft_config.r", "peft_config.lora_alpha", "peft_config.lora_dropout",
-           "peft_config.target_modules")  # fmt: skip
+ADAPTER = (
+    "peft_config.r",
+    "peft_config.lora_alpha",
+    "peft_config.lora_dropout",
+    "peft_config.target_modules",
+)
 LIVE = (
     *ADAPTER[:2],
     "peft_config.use_rslora",
@@ -68,18 +72,28 @@ class TrainPage:
     # ------------------------------------------------------------------ what is on the page
 
     def _data(self) -> None:
-        gr.HTML(show.heading("Data", "Chat data to learn from, and exactly what will be trained.",
-                             1))  # fmt: skip
-        self.source = gr.Radio([EXAMPLE, FILE, HUB], value=EXAMPLE, show_label=False,
-                               elem_classes="segmented", elem_id="source")  # fmt: skip
+        gr.HTML(
+            show.heading("Data", "Chat data to learn from, and exactly what will be trained.", 1)
+        )
+        self.source = gr.Radio(
+            [EXAMPLE, FILE, HUB],
+            value=EXAMPLE,
+            show_label=False,
+            elem_classes="segmented",
+            elem_id="source",
+        )
         with gr.Column(elem_id="panel-example") as self.example_panel:
             names = list(EXAMPLES)
-            self.example = gr.Dropdown(names, value=names[0] if names else None,
-                                       label="Bundled dataset", elem_id="example")  # fmt: skip
+            self.example = gr.Dropdown(
+                names, value=names[0] if names else None, label="Bundled dataset", elem_id="example"
+            )
         with gr.Column(visible=False, elem_id="panel-file") as self.file_panel:
-            self.file = gr.File(label="JSON, JSONL, CSV or Parquet", height=140,
-                                file_types=[".json", ".jsonl", ".csv", ".parquet"],
-                                elem_id="file")  # fmt: skip
+            self.file = gr.File(
+                label="JSON, JSONL, CSV or Parquet",
+                height=140,
+                file_types=[".json", ".jsonl", ".csv", ".parquet"],
+                elem_id="file",
+            )
         with gr.Column(visible=False, elem_id="panel-hub") as self.hub_panel:
             self._hub()
         self.fields.add("data.path", visible="hidden")
@@ -98,32 +112,39 @@ class TrainPage:
 
     def _hub(self) -> None:
         self.search = gr.Textbox(
-            label="Dataset on the Hub", placeholder="Search, or paste an id such as "
-            "HuggingFaceH4/ultrachat_200k", elem_id="search",
-        )  # fmt: skip
-        self.results = gr.Radio([], visible=False, show_label=False, elem_classes="results",
-                                elem_id="results")  # fmt: skip
+            label="Dataset on the Hub",
+            placeholder="Search, or paste an id such as HuggingFaceH4/ultrachat_200k",
+            elem_id="search",
+        )
+        self.results = gr.Radio(
+            [], visible=False, show_label=False, elem_classes="results", elem_id="results"
+        )
         with gr.Row():
             self.fields.add("data.name", choices=[], min_width=160)
             self.fields.add("data.split", choices=["train"], min_width=160)
 
     def _preview(self) -> None:
         self.summary = gr.HTML(
-            show.empty("What will be trained shows up here", "Pick an example, drop a file, or "
-                       "search the Hub: three conversations as the model will read them, with "
-                       "the tokens it learns from tinted."),
+            show.empty(
+                "What will be trained shows up here",
+                "Pick an example, drop a file, or "
+                "search the Hub: three conversations as the model will read them, with "
+                "the tokens it learns from tinted.",
+            ),
             elem_id="data-summary",
-        )  # fmt: skip
+        )
 
     def _recipe(self) -> None:
         gr.HTML(show.heading("Recipe", "Where to start from; change what you like.", 2))
         cards = [(card_text(name), name) for name in recipes()]
-        self.recipe = gr.Radio(cards, value=self.start, show_label=False, elem_classes="cards",
-                               elem_id="recipe")  # fmt: skip
+        self.recipe = gr.Radio(
+            cards, value=self.start, show_label=False, elem_classes="cards", elem_id="recipe"
+        )
         self.recipe_notes = gr.HTML(visible=False, elem_id="recipe-notes")
         with gr.Row():
-            self.fields.add("model.path", choices=["auto", POCKET, *SUGGESTED_MODELS],
-                            min_width=240, scale=2)  # fmt: skip
+            self.fields.add(
+                "model.path", choices=["auto", POCKET, *SUGGESTED_MODELS], min_width=240, scale=2
+            )
             self.fields.add("model.quantization", min_width=160)
         with gr.Row():
             for name in ADAPTER:
@@ -132,16 +153,26 @@ class TrainPage:
             for name in ("learning_rate", "num_train_epochs", "max_length"):
                 self.fields.add(f"training_config.{name}", min_width=150)
         with gr.Row():
-            for name in ("per_device_train_batch_size", "gradient_accumulation_steps",
-                         "lr_scheduler_type", "warmup_steps"):  # fmt: skip
+            for name in (
+                "per_device_train_batch_size",
+                "gradient_accumulation_steps",
+                "lr_scheduler_type",
+                "warmup_steps",
+            ):
                 self.fields.add(f"training_config.{name}", min_width=150)
         self.fields.add("training_config.packing")
         self.derived = gr.HTML(elem_id="derived")
         with gr.Accordion("Advanced", open=False, elem_classes="fold", elem_id="advanced"):
             self._advanced()
         with gr.Accordion("As YAML", open=False, elem_classes="fold", elem_id="as-yaml"):
-            self.yaml = gr.Textbox(lines=14, max_lines=28, show_label=False, buttons=["copy"],
-                                   elem_classes="mono", elem_id="yaml")  # fmt: skip
+            self.yaml = gr.Textbox(
+                lines=14,
+                max_lines=28,
+                show_label=False,
+                buttons=["copy"],
+                elem_classes="mono",
+                elem_id="yaml",
+            )
             self.drawn = gr.State("")
             self.use_yaml = gr.Button("Use this configuration", size="md")
         with gr.Accordion("As plain code", open=False, elem_classes="fold", elem_id="as-code"):
@@ -155,9 +186,10 @@ class TrainPage:
                 names = [
                     spec.field
                     for spec in form.widgets()
-                    if spec.section == section and spec.field not in self.fields.by_name
+                    if spec.section == section
+                    and spec.field not in self.fields.by_name
                     and spec.field != "title"
-                ]  # fmt: skip
+                ]
                 for start in range(0, len(names), 3):
                     with gr.Row():
                         for field in names[start : start + 3]:
@@ -321,28 +353,44 @@ class TrainPage:
         everything, by_name = self.fields.components, self.fields.by_name
         path = by_name["data.path"]
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-        self.source.change(self.on_source, [self.source, self.example],
-                           [self.example_panel, self.file_panel, self.hub_panel, path],
-                           **quiet)  # fmt: skip
+        self.source.change(
+            self.on_source,
+            [self.source, self.example],
+            [self.example_panel, self.file_panel, self.hub_panel, path],
+            **quiet,
+        )
         self.example.input(lambda name: f"example:{name}", self.example, path, **quiet)
         self.file.upload(self.on_file, self.file, path, **quiet)
-        self.search.submit(self.on_search, self.search, [self.results, path],
-                           show_progress="minimal", api_visibility="private")  # fmt: skip
+        self.search.submit(
+            self.on_search,
+            self.search,
+            [self.results, path],
+            show_progress="minimal",
+            api_visibility="private",
+        )
         typing: dict[str, Any] = {**quiet, "trigger_mode": "multiple", "concurrency_limit": None}
-        gr.on([self.search.input, self.search.focus], self.on_type, self.search, self.results,
-              **typing)  # fmt: skip
+        gr.on(
+            [self.search.input, self.search.focus],
+            self.on_type,
+            self.search,
+            self.results,
+            **typing,
+        )
         base = by_name["model.path"]
         base.focus(self.on_bases, None, base, **quiet)
         self.results.input(lambda dataset: dataset, self.results, path, **quiet)
         live = [self.derived, self.yaml, self.drawn]
         looked = {"fn": self.on_look, "inputs": everything, "outputs": self.seen, **quiet}
-        drawn = {"fn": self.on_live, "inputs": [self.drawn, *everything], "outputs": live,
-                 **quiet}  # fmt: skip
+        drawn = {"fn": self.on_live, "inputs": [self.drawn, *everything], "outputs": live, **quiet}
         last = "always_last"
         # The YAML first: whoever reads what a look found may change it without being overtaken.
-        path.change(self.on_parts, [path, by_name["data.name"]],
-                    [by_name["data.name"], by_name["data.split"], self.checks], **quiet,
-                    trigger_mode=last).then(**drawn).then(**looked)  # fmt: skip
+        path.change(
+            self.on_parts,
+            [path, by_name["data.name"]],
+            [by_name["data.name"], by_name["data.split"], self.checks],
+            **quiet,
+            trigger_mode=last,
+        ).then(**drawn).then(**looked)
         settled = [
             _settled(component)
             for name, component in by_name.items()
@@ -353,12 +401,19 @@ class TrainPage:
         changed = [by_name[name].change for name in LIVE]
         gr.on([demo.load, *changed, *settled], **drawn, trigger_mode=last)
         filled = [self.recipe_notes, *everything]
-        for event in (self.recipe.input(self.on_recipe, self.recipe, filled, **quiet),
-                      self.use_yaml.click(self.on_yaml, self.yaml, filled, **quiet)):  # fmt: skip
+        for event in (
+            self.recipe.input(self.on_recipe, self.recipe, filled, **quiet),
+            self.use_yaml.click(self.on_yaml, self.yaml, filled, **quiet),
+        ):
             event.success(**drawn).success(**looked)
-        launched = self.launch.click(self.on_launch, everything, self.launched,
-                                     api_visibility="private", show_progress="hidden",
-                                     concurrency_limit=4)  # fmt: skip
+        launched = self.launch.click(
+            self.on_launch,
+            everything,
+            self.launched,
+            api_visibility="private",
+            show_progress="hidden",
+            concurrency_limit=4,
+        )
         launched.success(None, self.launched, None, js=OPEN_RUN)
         self.code.wire(lambda request, *values: self.fields.config(values)[0], everything)
 
@@ -402,9 +457,13 @@ def recipe_notes(config: RunConfig | None, notices: list[str]) -> Any:
     """Translated names, and whose data the recipe was written for."""
     lines = [show.notice(line, "grey") for line in notices]
     if config and not config.data.path.startswith("example:"):
-        lines.append(show.notice(f"This recipe was written for {config.data.path}. Your data is "
-                                 "kept; pick that one under Hub if you want it.",
-                                 "grey"))  # fmt: skip
+        lines.append(
+            show.notice(
+                f"This recipe was written for {config.data.path}. Your data is "
+                "kept; pick that one under Hub if you want it.",
+                "grey",
+            )
+        )
     return gr.update(value="".join(lines), visible=bool(lines))
 
 
@@ -460,8 +519,10 @@ def data_summary(config: RunConfig, look: Look) -> str:
     if dropped:
         reasons = [f"{number:,} × {reason}" for reason, number in inspection.dropped.items()]
         lines.append(show.notice("\n".join([f"{dropped:,} rows cannot be used:", *reasons])))
-    legend = ('<p class="legend"><mark>tinted</mark> tokens are supervised: the model learns to '
-              "write them. The rest it only reads.</p>")  # fmt: skip
+    legend = (
+        '<p class="legend"><mark>tinted</mark> tokens are supervised: the model learns to '
+        "write them. The rest it only reads.</p>"
+    )
     chart = length_chart(inspection.lengths, config.training_config.max_length)
     body = legend + conversations(inspection.preview) + chart
     return show.facts(pairs) + "".join(lines) + body
@@ -493,10 +554,13 @@ def length_chart(lengths: Any, limit: int) -> str:
     for length in lengths:
         counts[length // width] += 1
     bars = [
-        (f"{place * width} to {place * width + width - 1} tokens: {number:,} rows", number,
-         place * width >= limit)
+        (
+            f"{place * width} to {place * width + width - 1} tokens: {number:,} rows",
+            number,
+            place * width >= limit,
+        )
         for place, number in enumerate(counts)
-    ]  # fmt: skip
+    ]
     return show.bars("Length of conversations", bars, ("0", f"{len(counts) * width:,} tokens"))
 
 
