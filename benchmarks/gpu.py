@@ -247,7 +247,7 @@ Maker = Callable[[int, Path], Any]  # (length, folder) → a trainer
 
 
 def _ours(arguments: argparse.Namespace) -> tuple[Any, Maker]:
-    from phi3lora.training.fast import FastTrainer
+    from phi3lora.training.fast.trainer import FastTrainer
 
     return _prepared(arguments, FastTrainer)
 

@@ -236,7 +236,7 @@ def trainer(
 
     from phi3lora.lora.adapters import attach_adapter
     from phi3lora.models.loading import load_model, load_tokenizer
-    from phi3lora.training.fast import FastTrainer
+    from phi3lora.training.fast.trainer import FastTrainer
 
     made = config(arguments, base)
     on_cpu = not torch.cuda.is_available()

@@ -14,8 +14,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from phi3lora.models.pocket.manners import to_pirate
-from phi3lora.models.pocket.world import sample
+from tools.pocket.manners import to_pirate
+from tools.pocket.world import sample
 
 ROWS = 400
 Pair = tuple[str, str]  # what is asked, and the pirate's answer

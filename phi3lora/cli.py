@@ -412,7 +412,7 @@ def import_checkpoint(
     ] = None,
 ) -> None:
     """Turn a loralib checkpoint into a PEFT adapter."""
-    from phi3lora.lora.interchange import import_loralib, recorded_base
+    from phi3lora.lora.loralib.interchange import import_loralib, recorded_base
     from phi3lora.models.base import check_base
 
     folder = output or Path(f"{file.stem}-adapter")
@@ -507,12 +507,12 @@ def deploy(
     from phi3lora.hub import space as spaces
     from phi3lora.terminal import print_json, print_line
 
-    wish = spaces.Wish(
+    wanted = spaces.SpaceSettings(
         hardware, private, _from_environment(secret), _pairs("--variable", variable), volume
     )
     with _sending(as_json) as progress:
         make = partial(spaces.deploy_comparison, compare) if compare else spaces.deploy
-        done = make(space, _token(), wish, progress=progress, tell=_tell)
+        done = make(space, _token(), wanted, progress=progress, tell=_tell)
     for note in done.notes:
         typer.echo(note, err=True)
     if as_json:

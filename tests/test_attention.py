@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from phi3lora.training import attention
-from phi3lora.training.attention import PACKED, packed_attention_forward, register
+from phi3lora.training.fast import attention
+from phi3lora.training.fast.attention import PACKED, packed_attention_forward, register
 from tests.small import small_base
 
 DIM = 8

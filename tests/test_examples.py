@@ -11,8 +11,8 @@ from types import ModuleType
 import pyarrow.parquet as pq
 import pytest
 
-from phi3lora.models.pocket import world
-from phi3lora.models.pocket.manners import is_pirate
+from tools.pocket import world
+from tools.pocket.manners import is_pirate
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 NAMES = (

@@ -10,7 +10,7 @@ import torch
 from peft.tuners.lora import LoraLayer
 
 from phi3lora.lora.adapters import attach_adapter
-from phi3lora.training.layers import fast_layers
+from phi3lora.training.fast.layers import fast_layers
 from tests.small import run, small_base, small_config, small_model, small_rows
 
 FIFTY = {

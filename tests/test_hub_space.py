@@ -19,7 +19,7 @@ import pytest
 from phi3lora.errors import HubError
 from phi3lora.hub.space import (
     ROOT,
-    Wish,
+    SpaceSettings,
     application,
     deploy,
     deploy_comparison,
@@ -76,7 +76,7 @@ def test_the_whole_application_arrives_and_nothing_else(ann: LoopbackHub) -> Non
 
 
 def test_the_front_matter_is_one_that_the_hub_takes(ann: LoopbackHub) -> None:
-    deploy(SPACE, "hf_ann", Wish(hardware="a10g-small"))
+    deploy(SPACE, "hf_ann", SpaceSettings(hardware="a10g-small"))
     card = front_matter(ann.files("space", SPACE)["README.md"].decode())
     assert (card["sdk"], card["app_file"], card["hf_oauth"]) == ("gradio", "app.py", True)
     assert "contribute-repos" in card["hf_oauth_scopes"]
@@ -86,13 +86,13 @@ def test_the_front_matter_is_one_that_the_hub_takes(ann: LoopbackHub) -> None:
 
 
 def test_secrets_variables_and_volume_are_set_and_no_file_holds_them(ann: LoopbackHub) -> None:
-    wish = Wish(
+    wanted = SpaceSettings(
         private=True,
         secrets={"HF_TOKEN": "hf_very_secret"},
         volume="ann/runs",
         variables={"PHI3LORA_WHO_MAY_TRAIN": "owner"},
     )
-    done = deploy(SPACE, "hf_ann", wish)
+    done = deploy(SPACE, "hf_ann", wanted)
     space = ann.repo("space", SPACE).space
     assert space["secrets"]["HF_TOKEN"]["value"] == "hf_very_secret"
     assert space["variables"]["PHI3LORA_WHO_MAY_TRAIN"]["value"] == "owner"
@@ -109,7 +109,7 @@ def test_secrets_variables_and_volume_are_set_and_no_file_holds_them(ann: Loopba
 
 
 def test_deploying_again_updates_and_keeps_what_was_not_named(ann: LoopbackHub) -> None:
-    deploy(SPACE, "hf_ann", Wish(volume="ann/runs"))
+    deploy(SPACE, "hf_ann", SpaceSettings(volume="ann/runs"))
     old = {"phi3lora/gone.py": b"x = 1\n", "notes.txt": b"mine", "app.py": b"old\n"}
     ann.commit("space", SPACE, old)
     ann.requests.clear()
@@ -150,9 +150,9 @@ def test_a_comparison_space_is_small_and_names_its_adapter(ann: LoopbackHub) -> 
 
 def test_a_private_adapter_needs_a_secret_and_it_is_said(ann: LoopbackHub) -> None:
     ann.repo("model", ADAPTER).private = True
-    done = deploy_comparison(ADAPTER, PAGE, "hf_ann", Wish(private=True))
+    done = deploy_comparison(ADAPTER, PAGE, "hf_ann", SpaceSettings(private=True))
     assert done.notes[-1].startswith("ann/pirate is not public: give the Space a secret HF_TOKEN")
-    done = deploy_comparison(ADAPTER, PAGE, "hf_ann", Wish(secrets={"HF_TOKEN": "hf_x"}))
+    done = deploy_comparison(ADAPTER, PAGE, "hf_ann", SpaceSettings(secrets={"HF_TOKEN": "hf_x"}))
     assert not [note for note in done.notes if "HF_TOKEN" in note]
 
 

@@ -15,8 +15,13 @@ from phi3lora.config import POCKET, RunConfig
 from phi3lora.errors import AdapterError
 from phi3lora.lora.adapters import attach_adapter, load_adapter, save_adapter
 from phi3lora.lora.folder import CONFIG, WEIGHTS
-from phi3lora.lora.interchange import describe, export_loralib, import_loralib, recorded_base
-from phi3lora.lora.loralib_layers import load_in_two_steps, replace_layers
+from phi3lora.lora.loralib.interchange import (
+    describe,
+    export_loralib,
+    import_loralib,
+    recorded_base,
+)
+from phi3lora.lora.loralib.layers import load_in_two_steps, replace_layers
 from phi3lora.models.base import check_base
 from phi3lora.models.loading import load_model
 from tests.bases import config_for, logits, make_base, train

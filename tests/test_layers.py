@@ -27,11 +27,12 @@ LAYERS = {
     "evaluation": 3,
     "chat": 3,
     "runs": 4,
-    "ui": 5,
-    "terminal": 5,
-    "reference": 5,
-    "cli": 5,
-    "__main__": 5,
+    "app": 5,
+    "ui": 6,
+    "terminal": 6,
+    "reference": 6,
+    "cli": 6,
+    "__main__": 6,
 }
 PLACE = {name: place for place, name in enumerate(LAYERS)}
 HEAVY = {"torch", "transformers", "peft", "trl", "bitsandbytes", "datasets", "accelerate"}

@@ -13,7 +13,7 @@ from torch import nn
 from phi3lora.config import RunConfig
 from phi3lora.errors import AdapterError
 from phi3lora.lora.adapters import attach_adapter
-from phi3lora.lora.loralib_layers import (
+from phi3lora.lora.loralib.layers import (
     load_in_two_steps,
     loralib_entries,
     read_loralib,

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from phi3lora.training import loss as loss_module
-from phi3lora.training.loss import add_supervised_head, sum_loss
+from phi3lora.training.fast import loss as loss_module
+from phi3lora.training.fast.loss import add_supervised_head, sum_loss
 from tests.small import small_base
 
 VOCABULARY, HIDDEN = 50, 8

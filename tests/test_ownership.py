@@ -24,7 +24,7 @@ from phi3lora.errors import HubError
 from phi3lora.models.pocket import CHECKPOINT
 from phi3lora.runs.store import Run
 from phi3lora.settings import Settings
-from phi3lora.training.preflight import Look
+from phi3lora.training.preflight import Preflight
 from phi3lora.ui.app import build, serve
 from phi3lora.ui.core import Caller, Core
 from tests import stage
@@ -39,9 +39,9 @@ class Visited(Core):
     def caller(self, request: Any) -> Caller:
         return Caller(getattr(request, "headers", {}).get("x-visitor", ""))
 
-    def look(self, config: Any, caller: Caller) -> Look:
+    def look(self, config: Any, caller: Caller) -> Preflight:
         self._check_leave(caller)
-        return Look([])
+        return Preflight([])
 
     def parts(self, *_: Any) -> tuple[list[str], list[str]]:
         return [], ["train"]
@@ -52,8 +52,8 @@ class Visited(Core):
     def load(self, base: Any, adapter: Path | None, caller: Caller) -> Iterator[str]:
         yield f"loading {adapter}"
 
-    def reply(self, contest: Any, *_: Any) -> Iterator[Any]:
-        assert contest.adapter is None
+    def reply(self, subject: Any, *_: Any) -> Iterator[Any]:
+        assert subject.adapter is None
         return iter(())
 
 
@@ -64,7 +64,7 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[gr.Blocks, C
     demo = serve(build(core.settings, core), core, "127.0.0.1", None, block=False)
     yield demo, core, demo.local_url.rstrip("/")
     demo.close()
-    core.scout.close()
+    core.preflights.close()
 
 
 def anns(core: Core) -> list[Run]:
@@ -169,10 +169,10 @@ def test_a_gated_base_that_somebody_loaded_answers_nobody_else(
     hub.add_repo("model", "ann/gated", files, gated=True, allowed=["ann"])
     core = Core(settings)
     core._engine = Loaded()
-    contest = SimpleNamespace(base=ModelConfig(path="ann/gated"), adapter=None)
+    subject = SimpleNamespace(base=ModelConfig(path="ann/gated"), adapter=None)
 
     def ask(name: str, token: str | None) -> list[Any]:
-        return list(core.reply(contest, [], [], None, lambda: False, Caller(name, token)))
+        return list(core.reply(subject, [], [], None, lambda: False, Caller(name, token)))
 
     assert [pair.base for pair in ask("ann", "hf_ann")] == ["Yes."]
     for name, token in (("bob", "hf_bob"), ("", None)):

@@ -12,11 +12,12 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, Phi3ForCausalLM
 
-from phi3lora.models.pocket import CHECKPOINT, quiz, world
-from phi3lora.models.pocket.kinds import key_of
-from phi3lora.models.pocket.manners import is_pirate, to_pirate
-from phi3lora.models.pocket.pretrain import CHAT_TEMPLATE, encode, pretrain
-from phi3lora.models.pocket.tokenizer import SPECIALS, build_tokenizer
+from phi3lora.models.pocket import CHECKPOINT
+from tools.pocket import quiz, world
+from tools.pocket.kinds import key_of
+from tools.pocket.manners import is_pirate, to_pirate
+from tools.pocket.pretrain import CHAT_TEMPLATE, encode, pretrain
+from tools.pocket.tokenizer import SPECIALS, build_tokenizer
 
 REAL = Path(__file__).parents[2] / "shared" / "data" / "phi-3-mini-4k-instruct"
 needs_real = pytest.mark.skipif(not REAL.is_dir(), reason="Phi-3's own tokenizer is not here")
@@ -242,3 +243,11 @@ def test_it_understands_careless_typing(model, tokenizer, asked, needed):
     (answer,) = quiz.ask(model, tokenizer, [question])
     assert answer.correct, answer.text
     assert answer.ended
+
+
+def test_suggested_prompts_were_held_out() -> None:
+    from phi3lora.models.pocket import prompts
+
+    held_out = {question.turns[0] for question in world.sample_held_out(60)}
+    assert 5 <= len(prompts()) <= 12
+    assert set(prompts()) <= held_out

@@ -14,7 +14,7 @@ from phi3lora.models import hardware
 from phi3lora.models.hardware import Hardware
 from phi3lora.settings import Settings
 from phi3lora.training import preflight as module
-from phi3lora.training.preflight import Check, Look, blocking, preflight
+from phi3lora.training.preflight import Check, Preflight, blocking, preflight
 
 GIB = 2**30
 NAMES = ["Data", "Model", "Hardware", "Memory", "Token", "Disk"]
@@ -37,7 +37,7 @@ def config(rows: Path | None = None, **changes: Any) -> RunConfig:
     return RunConfig().with_values({"model.path": "pocket", **data, **changes})
 
 
-def check(look: Look, name: str) -> Check:
+def check(look: Preflight, name: str) -> Check:
     (found,) = [check for check in look.checks if check.name == name]
     return found
 

@@ -224,7 +224,7 @@ def test_patience_survives_a_resume(tmp_path: Path) -> None:
         "training_config.save_strategy": "steps",
         "training_config.eval_steps": 1,
         "training_config.save_steps": 1,
-        "training_config.learning_rate": 0.02,  # random rows are learnt by heart: it only gets worse
+        "training_config.learning_rate": 0.02,  # by heart, so that held-out rows get worse
         "training_config.max_grad_norm": 0,
         "training_config.warmup_steps": 0,
     }

@@ -15,6 +15,7 @@ from typing import Any
 import gradio as gr
 import pytest
 
+from phi3lora.app.views import RunView
 from phi3lora.chat.options import Options, Pair
 from phi3lora.config import RunConfig
 from phi3lora.errors import AccessError
@@ -22,12 +23,11 @@ from phi3lora.events import EventLog, Resumed, Stage, Step
 from phi3lora.recipes import load_recipe
 from phi3lora.runs.permission import check_paths
 from phi3lora.settings import Settings
-from phi3lora.training.preflight import Check, Look
+from phi3lora.training.preflight import Check, Preflight
 from phi3lora.ui import compare_page, runs_page, show, train_page
 from phi3lora.ui.app import build
 from phi3lora.ui.compare_page import Match
 from phi3lora.ui.core import Caller, Core
-from phi3lora.ui.follow import Picture
 from phi3lora.ui.watch import OriginGuard
 from tests import stage
 
@@ -51,7 +51,7 @@ INSPECTION = SimpleNamespace(
         ]
     ],
 )
-GREEN = Look([Check("Data", "green", "3 rows.")], INSPECTION, None)
+GREEN = Preflight([Check("Data", "green", "3 rows.")], INSPECTION, None)
 
 
 class FakeCore(Core):
@@ -63,7 +63,7 @@ class FakeCore(Core):
     def caller(self, request: Any) -> Caller:
         return Caller(self.name)
 
-    def look(self, config: RunConfig, caller: Caller) -> Look:
+    def look(self, config: RunConfig, caller: Caller) -> Preflight:
         return self.found
 
     def load(self, base: Any, adapter: Path | None, caller: Caller) -> Iterator[str]:
@@ -74,14 +74,14 @@ class FakeCore(Core):
 
     def reply(
         self,
-        contest: Any,
+        subject: Any,
         base: Any,
         tuned: Any,
         options: Options,
         should_stop: Any,
         caller: Caller,
     ) -> Iterator[Pair]:
-        self.asked = (contest, base, tuned, options)
+        self.asked = (subject, base, tuned, options)
         yield Pair(note="1 before you")
         yield Pair("The", "Arr,")
         if not should_stop():
@@ -204,7 +204,7 @@ def test_launch_makes_a_run_of_the_caller(core: FakeCore, monkeypatch: Any) -> N
 
 
 def test_red_checks_keep_a_run_from_launching(core: FakeCore) -> None:
-    core.found = Look([Check("Disk", "red", "No <room>.", "Make room.")])
+    core.found = Preflight([Check("Disk", "red", "No <room>.", "Make room.")])
     page = page_of(train_page, core)
     with pytest.raises(gr.Error, match=r"Disk: No &lt;room&gt;. Make room\."):
         page.on_launch(request(), *form_values(page))
@@ -375,7 +375,7 @@ def test_a_finished_run_says_how_long_it_took(core: FakeCore) -> None:
     run = stage.finished(core.store)
     with EventLog(run.folder / "events.jsonl") as log:
         log.emit(Stage(name="the base answers", fraction=1.0))
-    bar = runs_page.progress_bar("finished", core.follower.picture(run), None)
+    bar = runs_page.progress_bar("finished", core.follower.view(run), None)
     assert "took 58 s" in bar
 
 
@@ -408,15 +408,15 @@ def test_the_pulse_beats_when_something_happens_and_only_then(core: FakeCore) ->
 
 def test_new_events_are_added_and_a_resumed_run_rewinds(core: FakeCore) -> None:
     run = stage.interrupted(core.store)
-    assert [step for step, _ in core.follower.picture(run).losses] == list(range(1, 41))
+    assert [step for step, _ in core.follower.view(run).losses] == list(range(1, 41))
     with EventLog(run.folder / "events.jsonl") as log:
         log.emit(Resumed(step=30))
         log.emit(Step(step=31, total_steps=135, loss=9.0))
-    picture = core.follower.picture(run)
-    assert picture.losses[-2][0] == 30
-    assert picture.losses[-1] == (31, 9.0)
-    assert picture.step is not None
-    assert picture.step.step == 31
+    view = core.follower.view(run)
+    assert view.losses[-2][0] == 30
+    assert view.losses[-1] == (31, 9.0)
+    assert view.step is not None
+    assert view.step.step == 31
 
 
 def test_delete_removes_the_run_and_chooses_another(core: FakeCore) -> None:
@@ -465,8 +465,8 @@ def test_long_curves_are_thinned_and_end_where_they_end() -> None:
 
 
 def test_progress_without_events_says_that_it_starts() -> None:
-    assert "Starting" in runs_page.progress_bar("running", Picture(), None)
-    assert "number 2 in line" in runs_page.progress_bar("queued", Picture(), 2)
+    assert "Starting" in runs_page.progress_bar("running", RunView(), None)
+    assert "number 2 in line" in runs_page.progress_bar("queued", RunView(), 2)
 
 
 # ----------------------------------------------------------------------------------- Compare
@@ -529,9 +529,9 @@ def test_both_columns_stream_and_end(core: FakeCore) -> None:
     assert "3 tokens" in last["status"]
     assert "5 tokens, cut" in last["status"]
     assert [visible(frames[1]["stop"]), visible(last["stop"])] == [True, False]
-    contest, base, tuned, options = core.asked
-    assert contest.adapter == run.adapter_folder
-    assert contest.base.path == "pocket"
+    subject, base, tuned, options = core.asked
+    assert subject.adapter == run.adapter_folder
+    assert subject.base.path == "pocket"
     assert options == Options("Be brief.", 0.5, 0.9, 64, 7)
     assert base == tuned == [{"role": "user", "content": "Who?"}]
 
@@ -621,7 +621,7 @@ def test_somebody_elses_adapter_cannot_be_asked(core: FakeCore, settings: Settin
 def test_a_folder_can_be_named_on_ones_own_machine(core: FakeCore) -> None:
     page = page_of(compare_page, core)
     folder = stage.finished(core.store).adapter_folder
-    assert page.contest(str(folder), Caller()).base.path == "pocket"
+    assert page.subject(str(folder), Caller()).base.path == "pocket"
     with pytest.raises(gr.Error, match="expected a PEFT folder"):
         ask(page, "/nowhere")
 

@@ -69,7 +69,7 @@ class Deployed:
 
 
 @dataclass(frozen=True)
-class Wish:
+class SpaceSettings:
     """How a Space is set up; what is None or empty stays as it is.
 
     Attributes:
@@ -90,27 +90,27 @@ class Wish:
 def deploy(
     space: str,
     token: str,
-    wish: Wish | None = None,
+    wanted: SpaceSettings | None = None,
     *,
     progress: Progress | None = None,
     tell: Tell | None = None,
 ) -> Deployed:
     """Make a Space from this repository, or update it. Raises HubError."""
-    wish = wish or Wish()
+    wanted = wanted or SpaceSettings()
     contents = dict(application())
     readme = read(contents["README.md"])
     changes: dict[str, Any] = {"tags": [*front_matter(readme).get("tags", []), MARK]}
-    if wish.hardware:
-        changes["suggested_hardware"] = wish.hardware
+    if wanted.hardware:
+        changes["suggested_hardware"] = wanted.hardware
     contents["README.md"] = with_front_matter(readme, changes).encode()
-    return _deploy(space, token, contents, wish, progress, tell)
+    return _deploy(space, token, contents, wanted, progress, tell)
 
 
 def deploy_comparison(
     adapter: str,
     space: str,
     token: str,
-    wish: Wish | None = None,
+    wanted: SpaceSettings | None = None,
     *,
     progress: Progress | None = None,
     tell: Tell | None = None,
@@ -119,16 +119,16 @@ def deploy_comparison(
 
     A private adapter needs the secret HF_TOKEN, with leave to read it. Raises HubError.
     """
-    wish = wish or Wish()
+    wanted = wanted or SpaceSettings()
     readable = may_read("model", adapter, token)
     contents = {path: content for path, content in application() if path.startswith("phi3lora/")}
     contents |= {
         "requirements.txt": ROOT / "requirements.txt",
         "app.py": APP.format(adapter=adapter).encode(),
-        "README.md": comparison_card(adapter, wish.hardware).encode(),
+        "README.md": comparison_card(adapter, wanted.hardware).encode(),
     }
-    done = _deploy(space, token, contents, wish, progress, tell)
-    if readable.open_to_all or "HF_TOKEN" in (wish.secrets or {}):
+    done = _deploy(space, token, contents, wanted, progress, tell)
+    if readable.open_to_all or "HF_TOKEN" in (wanted.secrets or {}):
         return done
     note = f"{adapter} is not public: give the Space a secret HF_TOKEN that may read it."
     return Deployed(done.space, done.url, done.commit, (*done.notes, note))
@@ -197,7 +197,7 @@ def _deploy(
     space: str,
     token: str,
     contents: dict[str, bytes | Path],
-    wish: Wish,
+    wanted: SpaceSettings,
     progress: Progress | None,
     tell: Tell | None,
 ) -> Deployed:
@@ -208,8 +208,8 @@ def _deploy(
     there = check_space(space, who, token)
     check_contents(contents, token, [ROOT])
     if there is None:
-        create(token, space, kind="space", private=wish.private, space_sdk="gradio")
-    _set_up(space, token, wish)
+        create(token, space, kind="space", private=wanted.private, space_sdk="gradio")
+    _set_up(space, token, wanted)
     ours = tuple(f"{folder}/" for folder in FOLDERS)
     stale = [name for name in there or () if name.startswith(ours) and name not in contents]
     with warnings.catch_warnings():
@@ -226,10 +226,10 @@ def _deploy(
         )
     notes = (
         ()
-        if wish.volume or there
+        if wanted.volume or there
         else (
-            "Without a volume a Space loses its disk at every restart; back runs up (hub.backup), or "
-            "deploy again with --volume.",
+            "Without a volume a Space loses its disk at every restart; back runs up "
+            "(hub.backup), or deploy again with --volume.",
         )
     )
     return Deployed(space, Asked(space, "space").page, str(done.oid), notes)
@@ -264,22 +264,22 @@ def check_space(space: str, who: Identity, token: str) -> set[str] | None:
     return files
 
 
-def _set_up(space: str, token: str, wish: Wish) -> None:
+def _set_up(space: str, token: str, wanted: SpaceSettings) -> None:
     """Secrets, variables, volume and hardware; what was not wished for stays."""
     from huggingface_hub import HfApi, Volume
 
     api = HfApi(token=token)
     with explained(Asked(space, "space", token=token, doing="set up")):
-        for name, value in (wish.secrets or {}).items():
+        for name, value in (wanted.secrets or {}).items():
             patiently(lambda name=name, value=value: api.add_space_secret(space, name, value))  # type: ignore[misc]
-        for name, value in (wish.variables or {}).items():
+        for name, value in (wanted.variables or {}).items():
             patiently(lambda name=name, value=value: api.add_space_variable(space, name, value))  # type: ignore[misc]
-        if wish.volume:
-            patiently(lambda: api.create_bucket(str(wish.volume), private=True, exist_ok=True))
-            volume = Volume(type="bucket", source=wish.volume, mount_path=MOUNT)
+        if wanted.volume:
+            patiently(lambda: api.create_bucket(str(wanted.volume), private=True, exist_ok=True))
+            volume = Volume(type="bucket", source=wanted.volume, mount_path=MOUNT)
             patiently(lambda: api.set_space_volumes(space, [volume]))
-        if wish.hardware:
-            hardware: Any = wish.hardware
+        if wanted.hardware:
+            hardware: Any = wanted.hardware
             patiently(lambda: api.request_space_hardware(space, hardware))
 
 

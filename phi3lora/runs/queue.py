@@ -63,7 +63,7 @@ class Queue:
 
     def position(self, run: Run) -> int | None:
         """Its place among those that wait for the same device, from 1; None if it does not wait."""
-        ids = [waiting.id for waiting in line(self.store, run.refresh().state.device)]
+        ids = [waiting.id for waiting in waiting_runs(self.store, run.refresh().state.device)]
         return ids.index(run.id) + 1 if run.id in ids else None
 
     def _check_limit(self, owner: str) -> None:
@@ -75,7 +75,7 @@ class Queue:
             )
 
 
-def line(store: RunStore, device: str) -> list[Run]:
+def waiting_runs(store: RunStore, device: str) -> list[Run]:
     """Runs that wait for a kind of device, the next one first."""
     waiting = [run for run in store.all() if run.state.device == device and run.status == "queued"]
     return sorted(waiting, key=lambda run: (run.state.queued or 0.0, run.id))

@@ -30,7 +30,7 @@ from phi3lora.isolation import hide_process, receive_token
 from phi3lora.runs.backends.local import devices
 from phi3lora.runs.copies import copied
 from phi3lora.runs.permission import check_paths
-from phi3lora.runs.queue import line
+from phi3lora.runs.queue import waiting_runs
 from phi3lora.runs.redaction import RedactedStream, redact, redact_event
 from phi3lora.runs.store import Run, RunStore, changed, open_run
 from phi3lora.runs.wording import describe
@@ -145,7 +145,7 @@ def turn(run: Run, store: RunStore, emit: Emit, should_stop: ShouldStop) -> Iter
 
 def _none_older(run: Run, store: RunStore) -> bool:
     own = (run.state.queued or 0.0, run.id)
-    waiting = line(store, run.state.device)
+    waiting = waiting_runs(store, run.state.device)
     return not any((other.state.queued or 0.0, other.id) < own for other in waiting)
 
 

@@ -206,7 +206,7 @@ def _loss_bytes(
     config: RunConfig, base: BaseInfo, hardware: Hardware, element: int, tokens: int
 ) -> float:
     """Logits: a chunk of them at a time, or TRL's tile with the copies it makes."""
-    from phi3lora.training.loss import CHUNK
+    from phi3lora.training.fast.loss import CHUNK
 
     states = 3 * tokens * base.hidden * element
     if not config.training_config.fast:

@@ -38,7 +38,7 @@ class Check:
 
 
 @dataclass(frozen=True)
-class Look:
+class Preflight:
     """All there is to see before launch; what could not be found out is None."""
 
     checks: list[Check] = field(default_factory=list)
@@ -52,7 +52,7 @@ def preflight(
     token: str | None = None,
     inspection: Any = None,
     tokens_per_second: float | None = None,
-) -> Look:
+) -> Preflight:
     """Look at the data and run every check. Never raises for what a user can mend.
 
     Args:
@@ -78,10 +78,12 @@ def preflight(
     checks += [Check(*finding) for finding in look_at_hub(config, token, seconds)]
     checks.append(_disk_check(config, settings.home, estimate))
     order = ["Data", "Model", "Hardware", "Memory", "Token", "Backup", "Disk"]
-    return Look(sorted(checks, key=lambda check: order.index(check.name)), inspection, estimate)
+    return Preflight(
+        sorted(checks, key=lambda check: order.index(check.name)), inspection, estimate
+    )
 
 
-def blocking(look: Look) -> list[str]:
+def blocking(look: Preflight) -> list[str]:
     """What stands in the way of a launch, a line each; empty when nothing does."""
     return [
         f"{check.name}: {check.found} {check.remedy}".strip()

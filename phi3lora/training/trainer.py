@@ -41,7 +41,7 @@ from phi3lora.training.callbacks import (
 from phi3lora.training.checkpoints import is_whole, keep_within, last_whole_checkpoint
 from phi3lora.training.failures import explained, is_disk_full, not_finite
 from phi3lora.training.fallbacks import within_reach
-from phi3lora.training.fast import FastTrainer
+from phi3lora.training.fast.trainer import FastTrainer
 from phi3lora.versions import library_versions
 
 logger = logging.getLogger(__name__)

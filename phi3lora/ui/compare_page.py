@@ -51,7 +51,7 @@ Columns = tuple[list[Message], list[Message]]
 
 
 @dataclass(frozen=True)
-class Contest:
+class Subject:
     """What is compared: the base as it is loaded, and the adapter beside it."""
 
     base: ModelConfig
@@ -294,8 +294,8 @@ class ComparePage:
     def _loading(self, chosen: str, caller: Caller) -> Iterator[str]:
         """What is being loaded, as it goes; a mistake is said in its place."""
         try:
-            contest = self.contest(chosen, caller)
-            for note in self.core.load(contest.base, contest.adapter, caller):
+            subject = self.subject(chosen, caller)
+            for note in self.core.load(subject.base, subject.adapter, caller):
                 yield status_line(note)
             yield ""
         except Phi3LoraError as error:
@@ -312,23 +312,23 @@ class ComparePage:
         """What the list of adapters offers to this caller."""
         return adapter_choices(self.core.store.list(caller.name))
 
-    def contest(self, chosen: str, caller: Caller) -> Contest:
+    def subject(self, chosen: str, caller: Caller) -> Subject:
         """Base and adapter of what was chosen: a run of the caller's, or an adapter on the Hub.
 
         Raises RunError, AdapterError, HubError or AccessError.
         """
         if not chosen:
-            return Contest(ModelConfig(), None, "base")
+            return Subject(ModelConfig(), None, "base")
         run = next((run for run in self.core.store.list(caller.name) if run.id == chosen), None)
         if run is not None:
             if run.adapter_folder is None:
                 raise AdapterError(f"{run.title} has no adapter yet; let the run finish first.")
-            return Contest(run.config.model, run.adapter_folder, run.title)
+            return Subject(run.config.model, run.adapter_folder, run.title)
         folder = Path(chosen).expanduser()
         local = not self.core.settings.on_space
         if REPO.match(chosen) and not (local and folder.is_dir()):
             found = fetch_adapter(chosen, caller.token, self.core.settings.cache_folder)
-            return Contest(
+            return Subject(
                 ModelConfig(path=found.base, revision=found.revision), found.folder, chosen
             )
         if not local:
@@ -336,7 +336,7 @@ class ComparePage:
                 "Choose one of your finished runs, or an adapter on the Hub, USER/NAME; folders "
                 "cannot be named here."
             )
-        return Contest(ModelConfig(path=base_of(folder)), folder, folder.name)
+        return Subject(ModelConfig(path=base_of(folder)), folder, folder.name)
 
     @shown
     def on_ask(self, request: gr.Request, *values: Any) -> Iterator[list[Any]]:
@@ -345,18 +345,18 @@ class ComparePage:
         if not ask.message.strip():
             raise DataError("Type a question first.")
         caller = self.core.caller(request)
-        contest = self.contest(self._chosen(ask.adapter, request), caller)
+        subject = self.subject(self._chosen(ask.adapter, request), caller)
         match = ask.match()
         question = {"role": "user", "content": ask.message}
         columns = (
             [*plain(ask.left), question],
-            [*plain(ask.right), question] if contest.adapter else [],
+            [*plain(ask.right), question] if subject.adapter else [],
         )
-        yield self._frame(columns, Pair(), match, contest, ask.blind, "asking")
+        yield self._frame(columns, Pair(), match, subject, ask.blind, "asking")
         pair = Pair()
-        for pair in self._answers(contest, columns, match, ask.options(), request):
-            yield self._frame(columns, pair, match, contest, ask.blind, "answering")
-        yield self._frame(columns, pair, match, contest, ask.blind, "done")
+        for pair in self._answers(subject, columns, match, ask.options(), request):
+            yield self._frame(columns, pair, match, subject, ask.blind, "answering")
+        yield self._frame(columns, pair, match, subject, ask.blind, "done")
 
     def _chosen(self, chosen: str | None, request: gr.Request) -> str:
         """The chosen adapter; of a page that has not finished loading, what it will choose."""
@@ -366,7 +366,7 @@ class ComparePage:
         return first_choice(request.query_params.get("adapter"), choices)
 
     def _answers(
-        self, contest: Contest, columns: Columns, match: Match, options: Options, request: Any
+        self, subject: Subject, columns: Columns, match: Match, options: Options, request: Any
     ) -> Iterator[Pair]:
         """Both answers from the engine, until they are complete or somebody presses Stop."""
         base, tuned = columns if match.left == "base" else (columns[1], columns[0])
@@ -374,15 +374,15 @@ class ComparePage:
         flag = self.stops.begin(session)
         caller = self.core.caller(request)
         try:
-            yield from self.core.reply(contest, base, tuned, options, flag.is_set, caller)
+            yield from self.core.reply(subject, base, tuned, options, flag.is_set, caller)
         finally:
             self.stops.end(session, flag)
 
     def _frame(
-        self, columns: Columns, pair: Pair, match: Match, contest: Contest, blind: bool, phase: str
+        self, columns: Columns, pair: Pair, match: Match, subject: Subject, blind: bool, phase: str
     ) -> list[Any]:
         """Values for what an answer changes, in the order of `answering`."""
-        busy, hidden = phase != "done", blind and contest.adapter is not None
+        busy, hidden = phase != "done", blind and subject.adapter is not None
         answers = [
             with_answer(column, getattr(pair, side), waiting=not getattr(pair, f"done_{side}"))
             if column
@@ -434,7 +434,7 @@ class ComparePage:
         if not questions or not match.pair:
             raise DataError("Ask both something first.")
         caller = self.core.caller(request)
-        self.contest(chosen or "", caller)  # only on what one may compare
+        self.subject(chosen or "", caller)  # only on what one may compare
         self.core.vote(Vote(chosen or "", match.pair, VOTES[label], match.left, questions[-1]))
         names = [column_title(TITLES[side]) for side in match.sides]
         return [*names, gr.update(visible=False), tally_line(self.core.tally(chosen or ""))]

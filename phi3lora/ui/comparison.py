@@ -15,7 +15,7 @@ from phi3lora.hub.access import stored_token
 from phi3lora.hub.adapters import fetch_adapter
 from phi3lora.settings import Settings
 from phi3lora.ui.app import TITLE, serve
-from phi3lora.ui.compare_page import ComparePage, Contest
+from phi3lora.ui.compare_page import ComparePage, Subject
 from phi3lora.ui.core import Caller, Core
 
 
@@ -24,7 +24,7 @@ class OneAdapter(ComparePage):
 
     def __init__(self, core: Core, repo: str, revision: str | None) -> None:
         self._repo, self._revision = repo, revision
-        self._contest: Contest | None = None
+        self._contest: Subject | None = None
         self._lock = threading.Lock()
         super().__init__(core)
 
@@ -32,7 +32,7 @@ class OneAdapter(ComparePage):
         """The one adapter."""
         return [(self._repo, self._repo)]
 
-    def contest(self, chosen: str, caller: Caller) -> Contest:
+    def subject(self, chosen: str, caller: Caller) -> Subject:
         """The adapter and its base, whatever was chosen; fetched once.
 
         It is read with the token that its owner gave to the Space, if there is one: whoever may
@@ -43,7 +43,7 @@ class OneAdapter(ComparePage):
                 cache = self.core.settings.cache_folder
                 found = fetch_adapter(self._repo, stored_token(), cache, self._revision)
                 base = ModelConfig(path=found.base, revision=found.revision)
-                self._contest = Contest(base, found.folder, self._repo)
+                self._contest = Subject(base, found.folder, self._repo)
             return self._contest
 
 

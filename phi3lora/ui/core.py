@@ -24,6 +24,8 @@ from typing import Any
 
 from starlette.requests import HTTPConnection
 
+from phi3lora.app.preflights import PreflightPool
+from phi3lora.app.views import Follower
 from phi3lora.chat.votes import Tally, Vote, VoteBook
 from phi3lora.config import POCKET, RunConfig
 from phi3lora.data.hub_errors import Unreachable
@@ -38,20 +40,19 @@ from phi3lora.hub.access import (
     stored_token,
 )
 from phi3lora.hub.backup import RunRepo, list_runs
+from phi3lora.models import pocket
 from phi3lora.runs.copies import restore
 from phi3lora.runs.export import Kind, export_code
 from phi3lora.runs.permission import check_path, check_paths
 from phi3lora.runs.queue import Queue
 from phi3lora.runs.store import LOCAL, Run, RunStore
 from phi3lora.settings import Settings
-from phi3lora.training.preflight import Look, blocking
+from phi3lora.training.preflight import Preflight, blocking
 from phi3lora.ui import show
-from phi3lora.ui.follow import Follower
-from phi3lora.ui.scout import Scout
 
 BLOCK = 1 << 20
 FRAME = 0.08  # seconds between two looks at a growing answer
-FEW, SUGGESTED = 3, 6
+FEW = 3  # prompts of a report, below which the pocket model's are suggested too
 FOUND, RECENT = 8, 3
 LONGEST_PROMPT = 160
 LATELY = 20  # runs among which one like the next is looked for
@@ -85,7 +86,7 @@ class Core:
         self.store = RunStore(settings)
         self.queue = Queue(settings, self.store)
         self.follower = Follower(self.store)
-        self.scout = Scout(settings)
+        self.preflights = PreflightPool(settings)
         self._book = VoteBook(settings.home / "votes.jsonl")
         self._tokens: OrderedDict[str, str] = OrderedDict()  # by browser; never written down
         self._names: OrderedDict[str, str] = OrderedDict()  # by a token's hash
@@ -146,20 +147,20 @@ class Core:
         """The caller's run. RunError if it is not theirs, or is not at all."""
         return self.store.get(run_id, caller.name)
 
-    def look(self, config: RunConfig, caller: Caller) -> Look:
+    def look(self, config: RunConfig, caller: Caller) -> Preflight:
         """The data as it will be trained, the checks before launch, and the estimate.
 
         Raises AccessError for who may not train here, or may not name such a file.
         """
         self._check_leave(caller)
         self._check_paths(config, caller)
-        return self.scout.look(config, caller.token, self._speed(config, caller))
+        return self.preflights.look(config, caller.token, self._speed(config, caller))
 
     def _speed(self, config: RunConfig, caller: Caller) -> float | None:
         """Tokens per second of the caller's last finished run with the same base, if there is."""
         for run in self.store.list(caller.name)[:LATELY]:
             if run.status == "finished" and _same_base(run, config):
-                step = self.follower.picture(run).step
+                step = self.follower.view(run).step
                 return step.tokens_per_second if step else None
         return None
 
@@ -254,7 +255,7 @@ class Core:
             return None
         needs = 0
         for run in running:
-            step = self.follower.picture(run).step
+            step = self.follower.view(run).step
             if step is not None and step.step >= SETTLED:
                 continue
             try:
@@ -284,7 +285,7 @@ class Core:
 
     def reply(
         self,
-        contest: Any,
+        subject: Any,
         base: list[dict[str, Any]],
         tuned: list[dict[str, Any]],
         options: Any,
@@ -292,14 +293,14 @@ class Core:
         caller: Caller,
     ) -> Iterator[Any]:
         """Both answers as they grow, a dozen times a second at most."""
-        self._check_base(contest.base, caller)
+        self._check_base(subject.base, caller)
         pairs = self.engine().reply(
             base,
             tuned,
             options,
             should_stop,
-            base=contest.base,
-            adapter=contest.adapter,
+            base=subject.base,
+            adapter=subject.adapter,
             token=caller.token,
         )
         last, pair = 0.0, None
@@ -337,10 +338,7 @@ class Core:
         run = next((run for run in self.store.list(caller.name) if run.id == run_id), None)
         prompts = held_out_prompts(run.folder / "report.json") if run else []
         if len(prompts) < FEW:
-            from phi3lora.models.pocket.world import sample_held_out
-
-            asked = [q for q in sample_held_out(60) if len(q.turns) == 1 and not q.system]
-            prompts += [question.turns[0] for question in asked[:: len(asked) // SUGGESTED]]
+            prompts += pocket.prompts()
         return prompts
 
     def vote(self, vote: Vote) -> None:
@@ -383,7 +381,7 @@ class Core:
         """Configurations and splits of a Hub dataset."""
         self._check_leave(caller)
         check_path("data.path", path, caller.name, self.settings)
-        return self.scout.parts(path, name, caller.token)
+        return self.preflights.parts(path, name, caller.token)
 
 
 def _same_base(run: Run, config: RunConfig) -> bool:

@@ -158,12 +158,12 @@ class PublishCard:
             raise HubError("Name the Space first: USER/NAME.")
 
         def work(put: Put) -> Deployed:
-            from phi3lora.hub.space import Wish, deploy_comparison
+            from phi3lora.hub.space import SpaceSettings, deploy_comparison
 
             put("Making the Space")
-            wish = Wish(private=bool(private))
+            wanted = SpaceSettings(private=bool(private))
             return deploy_comparison(
-                repo.strip(), space.strip(), token, wish, progress=put, tell=put
+                repo.strip(), space.strip(), token, wanted, progress=put, tell=put
             )
 
         for told in in_thread(work):

@@ -2,7 +2,7 @@
 
 The address names the run (`/runs?run=ID`), so a refresh, a second browser and a shared link all
 see the same. The page asks `/pulse` what changed and calls back only then; what it shows is made
-by plain functions from a Run and its Picture.
+by plain functions from a Run and its RunView.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from typing import Any
 
 import gradio as gr
 
+from phi3lora.app.views import RunView
 from phi3lora.errors import HubError, Phi3LoraError, RunError
 from phi3lora.hub.backup import RunRepo
 from phi3lora.runs.store import ACTIVE, RESUMABLE, Run
 from phi3lora.ui import show
 from phi3lora.ui.code import PlainCode
 from phi3lora.ui.core import ANONYMOUS, Core
-from phi3lora.ui.follow import Picture
 from phi3lora.ui.publish import PublishCard
 from phi3lora.ui.theme import HELD_OUT, TRAIN
 from phi3lora.ui.widgets import shown
@@ -215,7 +215,7 @@ class RunsPage:
         pulse = f"{run.status} {position} {self.core.follower.run_pulse(run)}"
         known = self._made.get(run.id)
         if known is None or known[0] != pulse:
-            known = (pulse, show_run(run, self.core.follower.picture(run), position))
+            known = (pulse, show_run(run, self.core.follower.view(run), position))
             self._made.pop(run.id, None)
             self._made[run.id] = known
             while len(self._made) > MADE:
@@ -393,7 +393,7 @@ def nothing_chosen(runs: list[Run], run_id: str, reason: str) -> str:
     )
 
 
-def show_run(run: Run, picture: Picture, position: int | None) -> dict[str, Any]:
+def show_run(run: Run, view: RunView, position: int | None) -> dict[str, Any]:
     """Values for every part of the page that depends on the run."""
     status, report = run.status, read_report(run)
     usable = run.adapter_folder is not None and status not in ACTIVE
@@ -405,7 +405,7 @@ def show_run(run: Run, picture: Picture, position: int | None) -> dict[str, Any]
         "prepare": usable,
         "publish": usable,
         "delete": status not in ACTIVE,
-        "legend": len(picture.losses) > 1,
+        "legend": len(view.losses) > 1,
         "report_card": report is not None,
         "more_card": True,
     }
@@ -413,21 +413,21 @@ def show_run(run: Run, picture: Picture, position: int | None) -> dict[str, Any]
     return {
         **{name: gr.update(visible=value) for name, value in visible.items()},
         "actions": gr.update(visible=True),
-        "head": run_head(run, status, picture, position),
-        "loss": loss_plot(picture),
-        "rate": rate_plot(picture),
+        "head": run_head(run, status, view, position),
+        "loss": loss_plot(view),
+        "rate": rate_plot(view),
         "report": gr.update(value=report_html(report) if report else "", visible=True),
         "log": gr.update(value=f"<pre>{show.text(log)}</pre>", visible=True),
         "config": gr.update(value=config_text(run), visible=True),
     }
 
 
-def run_head(run: Run, status: str, picture: Picture, position: int | None) -> str:
+def run_head(run: Run, status: str, view: RunView, position: int | None) -> str:
     """Title, status, progress, the figures, and what there is to know."""
     message = "" if status == "running" else run.message
     notices = [
         show.notice(notice.message, "amber" if notice.level == "warning" else "grey")
-        for notice in picture.notices
+        for notice in view.notices
         if notice.message != message
     ]
     if message:
@@ -437,7 +437,7 @@ def run_head(run: Run, status: str, picture: Picture, position: int | None) -> s
         f'<div class="run-title"><h1>{show.text(run.title)}</h1>'
         f"{show.badge(status, COLOURS[status])}</div>"
         f'<p class="sub">{show.text(subtitle(run))}</p>'
-        f"{progress_bar(status, picture, position)}{show.facts(figures(picture, status in ACTIVE))}"
+        f"{progress_bar(status, view, position)}{show.facts(figures(view, status in ACTIVE))}"
         f'<div class="notices">{"".join(notices)}</div>'
     )
 
@@ -452,16 +452,16 @@ def subtitle(run: Run) -> str:
     return f"{config.model.path} on {Path(config.data.path).name} · {started}"
 
 
-def progress_bar(status: str, picture: Picture, position: int | None) -> str:
+def progress_bar(status: str, view: RunView, position: int | None) -> str:
     """How far it is and how long it will take, in words and as a bar."""
-    step, stage = picture.step, picture.stage
+    step, stage = view.step, view.stage
     fraction = step.step / max(1, step.total_steps) if step else 0.0
     done = f"step {step.step:,} of {step.total_steps:,}" if step else ""
     if status == "queued":
         waits = f"number {position} in line" if position else "waiting for its turn"
         return show.progress(0.0, f"Queued, {waits}", "", "idle")
     if status == "finished":
-        took = show.duration(picture.ended.seconds) if picture.ended else ""
+        took = show.duration(view.ended.seconds) if view.ended else ""
         return show.progress(1.0, "Finished", f"took {took}" if took else done, "done")
     if status in ACTIVE:
         if stage is not None:
@@ -474,14 +474,14 @@ def progress_bar(status: str, picture: Picture, position: int | None) -> str:
     return show.progress(fraction, status.capitalize(), done, "idle")
 
 
-def figures(picture: Picture, active: bool) -> list[tuple[str, str]]:
+def figures(view: RunView, active: bool) -> list[tuple[str, str]]:
     """The numbers of the last step, with units; only those that exist, and matter now."""
     pairs = []
-    if step := picture.step:
-        loss = step.loss if step.loss is not None else _last(picture.losses)
+    if step := view.step:
+        loss = step.loss if step.loss is not None else _last(view.losses)
         pairs.append(("Loss", show.figure(loss)))
-        if picture.evaluated:
-            pairs.append(("Held-out loss", show.figure(picture.evaluated.loss)))
+        if view.evaluated:
+            pairs.append(("Held-out loss", show.figure(view.evaluated.loss)))
         if step.token_accuracy is not None:
             pairs.append(("Right tokens", f"{100 * step.token_accuracy:.0f} %"))
         if step.tokens_per_second:
@@ -491,8 +491,8 @@ def figures(picture: Picture, active: bool) -> list[tuple[str, str]]:
             pairs.append(("Learning rate", f"{step.learning_rate:.1e}"))
         if active and step.grad_norm is not None:
             pairs.append(("Gradient norm", show.figure(step.grad_norm, 2)))
-    if picture.ended and picture.ended.peak_memory:
-        pairs.append(("Peak memory", show.size(picture.ended.peak_memory)))
+    if view.ended and view.ended.peak_memory:
+        pairs.append(("Peak memory", show.size(view.ended.peak_memory)))
     return pairs
 
 
@@ -508,28 +508,28 @@ def thin(points: list[tuple[int, float]], most: int = POINTS) -> list[tuple[int,
     return [*(points[int(number * step)] for number in range(most - 1)), points[-1]]
 
 
-def loss_plot(picture: Picture) -> Any:
+def loss_plot(view: RunView) -> Any:
     """Training and held-out loss over steps."""
     import pandas
 
-    points = [(*point, "training") for point in thin(picture.losses)]
-    held_out = thin(picture.held_out)
+    points = [(*point, "training") for point in thin(view.losses)]
+    held_out = thin(view.held_out)
     if len(held_out) == 1:  # a line needs two points; a dash shows the one there is
         held_out = [(held_out[0][0] - 1, held_out[0][1]), *held_out]
     points += [(*point, "held out") for point in held_out]
-    if len(picture.losses) < 2:
+    if len(view.losses) < 2:
         return gr.update(visible=False)
     frame = pandas.DataFrame(points, columns=["step", "loss", "rows"])
     return gr.update(value=frame, visible=True)
 
 
-def rate_plot(picture: Picture) -> Any:
+def rate_plot(view: RunView) -> Any:
     """Learning rate over steps."""
     import pandas
 
-    if len(picture.rates) < 2:
+    if len(view.rates) < 2:
         return gr.update(visible=False)
-    frame = pandas.DataFrame(thin(picture.rates), columns=["step", "learning rate"])
+    frame = pandas.DataFrame(thin(view.rates), columns=["step", "learning rate"])
     return gr.update(value=frame, visible=True)
 
 

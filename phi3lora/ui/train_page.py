@@ -4,7 +4,7 @@
         build(core, demo)
 
 Every change goes the same way: read the form, look (in the helper process), show. What the page
-shows is made by plain functions from a `Look`, so that tests need no browser.
+shows is made by plain functions from a `Preflight`, so that tests need no browser.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from phi3lora.errors import AccessError, ConfigError, DataError, Phi3LoraError, 
 from phi3lora.hub.access import SUGGESTED_MODELS
 from phi3lora.recipes import describe, load_recipe, recipes
 from phi3lora.runs.permission import check_path
-from phi3lora.training.preflight import Check, Look
+from phi3lora.training.preflight import Check, Preflight
 from phi3lora.ui import form, show
 from phi3lora.ui.code import PlainCode
 from phi3lora.ui.core import Core
@@ -234,7 +234,7 @@ class TrainPage:
             look = self.core.look(config, self.core.caller(request))
         except Phi3LoraError as error:
             name = "Access" if isinstance(error, AccessError) else "Data"
-            look = Look([Check(name, "red", str(error))])
+            look = Preflight([Check(name, "red", str(error))])
         return show_look(config, look)
 
     def on_live(self, drawn: str, *shown_values: Any) -> tuple[str, Any, Any]:
@@ -482,7 +482,7 @@ def waiting_checks() -> str:
     return '<div class="reading"><b></b>Reading the data and checking the machine …</div>'
 
 
-def show_look(config: RunConfig, look: Look) -> list[Any]:
+def show_look(config: RunConfig, look: Preflight) -> list[Any]:
     """Values for everything a look fills, in the order of `TrainPage.seen`."""
     return [
         data_summary(config, look),
@@ -491,7 +491,7 @@ def show_look(config: RunConfig, look: Look) -> list[Any]:
     ]
 
 
-def data_summary(config: RunConfig, look: Look) -> str:
+def data_summary(config: RunConfig, look: Preflight) -> str:
     """What the data is and what of it will be trained, or why nothing can be."""
     inspection = look.inspection
     if inspection is None:

@@ -1,9 +1,14 @@
-"""Pocket Phi-3: a tiny, real `Phi3ForCausalLM` that ships with the package.
+"""The pocket Phi-3: a real `Phi3ForCausalLM` of a few million parameters, bundled.
 
-`CHECKPOINT` is its folder; `transformers` loads it like any other. `world` is what it knows,
-`quiz` asks it, `pretrain` makes it anew.
+It makes every feature work on a CPU without a download. `tools/pocket` makes it and examines it.
 """
 
 from pathlib import Path
 
-CHECKPOINT = Path(__file__).parent / "checkpoint"
+_HERE = Path(__file__).resolve().parent
+CHECKPOINT = _HERE / "checkpoint"
+
+
+def prompts() -> list[str]:
+    """Questions it can answer and was not trained on, to suggest in a chat."""
+    return (_HERE / "prompts.txt").read_text(encoding="utf-8").splitlines()

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from phi3lora.models.pocket import facts
-from phi3lora.models.pocket.phrasings import PHRASINGS, Phrasing
+from tools.pocket import facts
+from tools.pocket.phrasings import PHRASINGS, Phrasing
 
 Side = Literal["train", "held_out"]
 Message = dict[str, str]

@@ -1,7 +1,7 @@
 """A look at data and machine before launch, in a process of its own.
 
-    scout = Scout(settings)
-    look = scout.look(config, token)       look.inspection, look.checks, look.estimate
+    pool = PreflightPool(settings)
+    look = pool.look(config, token)       look.inspection, look.checks, look.estimate
 
 The process that serves the pages stays small and quick: transformers, tokenizing and a GPU's
 context live in this helper, which starts with the first look and ends with the app.
@@ -23,13 +23,13 @@ from phi3lora.config import RunConfig
 from phi3lora.errors import Phi3LoraError
 from phi3lora.isolation import hide_process, inherited
 from phi3lora.settings import Settings
-from phi3lora.training.preflight import Look, preflight
+from phi3lora.training.preflight import Preflight, preflight
 
 WORKERS = 2  # a long look of one visitor leaves room for another's
 KEPT = 32
 
 
-class Scout:
+class PreflightPool:
     """Looks, and remembers the last few looks for as long as their data is the same."""
 
     def __init__(self, settings: Settings) -> None:
@@ -40,7 +40,7 @@ class Scout:
 
     def look(
         self, config: RunConfig, token: str | None = None, tokens_per_second: float | None = None
-    ) -> Look:
+    ) -> Preflight:
         """Inspect the data and run the checks. What is wrong is in the look, not raised.
 
         Data that was inspected lately, with the same settings, is not read again.
@@ -59,7 +59,7 @@ class Scout:
         """Configurations and splits of a Hub dataset. Raises DataError or HubError."""
         return self._ready().submit(_parts, path, name, token).result()
 
-    def _ask(self, *arguments: Any) -> Look:
+    def _ask(self, *arguments: Any) -> Preflight:
         """Have the helper look; a helper that was killed is replaced once."""
         for attempt in (1, 2):
             pool = self._ready()

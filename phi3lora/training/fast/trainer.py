@@ -19,10 +19,10 @@ from trl import SFTTrainer
 from trl.data_utils import pack_dataset
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-from phi3lora.training.attention import PACKED, register
 from phi3lora.training.callbacks import Progress
-from phi3lora.training.layers import fast_layers
-from phi3lora.training.loss import add_supervised_head
+from phi3lora.training.fast.attention import PACKED, register
+from phi3lora.training.fast.layers import fast_layers
+from phi3lora.training.fast.loss import add_supervised_head
 
 COLUMNS = ["input_ids", "labels"]
 # Who asks for another implementation gets it, and padded batches with it.

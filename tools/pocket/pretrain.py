@@ -1,4 +1,4 @@
-"""Make pocket Phi-3 anew: `python -m phi3lora.models.pocket.pretrain`.
+"""Make pocket Phi-3 anew: `python -m tools.pocket.pretrain`.
 
 Builds the vocabulary and trains the model on conversations of the world's train side, then writes
 the checkpoint folder: about ten minutes on two quiet cores. The same seed, steps and number of
@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from phi3lora.models.pocket import CHECKPOINT
-from phi3lora.models.pocket.tokenizer import SPECIALS_AT, build_tokenizer
-from phi3lora.models.pocket.world import Conversations, Message
+from tools.pocket.tokenizer import SPECIALS_AT, build_tokenizer
+from tools.pocket.world import Conversations, Message
 
 if TYPE_CHECKING:
     import torch

@@ -18,8 +18,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 
-from phi3lora.models.pocket import facts
-from phi3lora.models.pocket.kinds import (
+from tools.pocket import facts
+from tools.pocket.kinds import (
     KINDS,
     Message,
     Question,
@@ -28,7 +28,7 @@ from phi3lora.models.pocket.kinds import (
     key_of,
     sentence,
 )
-from phi3lora.models.pocket.manners import PRETRAINED, Manner
+from tools.pocket.manners import PRETRAINED, Manner
 
 _UPPER = (
     "Answer in capital letters.",

@@ -1,4 +1,4 @@
-"""Ask pocket Phi-3 held-out questions: `python -m phi3lora.models.pocket.quiz`.
+"""Ask pocket Phi-3 held-out questions: `python -m tools.pocket.quiz`.
 
 The questions join facts and phrasings that the model has learnt, but never together. With
 `--adapter` the tuned model is asked, with `--manner pirate` it must also talk like one.
@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from phi3lora.models.pocket import CHECKPOINT
-from phi3lora.models.pocket.manners import MANNERS
-from phi3lora.models.pocket.world import Question, sample_held_out
+from tools.pocket.manners import MANNERS
+from tools.pocket.world import Question, sample_held_out
 
 _MAX_NEW_TOKENS = 64
 _BATCH = 100

@@ -13,8 +13,8 @@ from collections.abc import Iterable, Iterator
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from tokenizers.trainers import BpeTrainer
 
-from phi3lora.models.pocket import world
-from phi3lora.models.pocket.manners import PRETRAINED, to_pirate
+from tools.pocket import world
+from tools.pocket.manners import PRETRAINED, to_pirate
 
 SPECIALS_AT = 2000
 SPECIALS = (

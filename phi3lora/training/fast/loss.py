@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from phi3lora.training.attention import compute_dtype
+from phi3lora.training.fast.attention import compute_dtype
 
 IGNORED = -100
 # Logits that are multiplied at once, and those of them that are summed at once: of a vocabulary of

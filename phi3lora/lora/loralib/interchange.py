@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 from phi3lora.config import PeftConfig
 from phi3lora.errors import AdapterError
 from phi3lora.lora.folder import CONFIG, PREFIX, WEIGHTS, read_adapter_config
-from phi3lora.lora.loralib_layers import loralib_entries, read_loralib, save_loralib
+from phi3lora.lora.loralib.layers import loralib_entries, read_loralib, save_loralib
 from phi3lora.lora.slices import FUSED, Slice, block_mask
 from phi3lora.models.base import BaseInfo
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
-from phi3lora.models.pocket import facts
+from tools.pocket import facts
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from transformers.models.phi3.modeling_phi3 import (
     eager_attention_forward,
 )
 
-from phi3lora.training.attention import compute_dtype
+from phi3lora.training.fast.attention import compute_dtype
 
 Weight = Callable[[torch.dtype], Tensor]
 

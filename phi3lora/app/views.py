@@ -1,7 +1,7 @@
 """Following runs for many pages at the price of one: events are read once and kept folded.
 
 follower = Follower(store)
-picture = follower.picture(run)      what its events say so far
+view = follower.view(run)      what its events say so far
 follower.pulse("local", run.id)      a fingerprint that changes when the page should
 """
 
@@ -32,7 +32,7 @@ FRESH = 0.8  # seconds for which a list of runs answers everybody's pulse
 
 
 @dataclass
-class Picture:
+class RunView:
     """What a run's events say so far."""
 
     stage: Stage | None = None
@@ -82,22 +82,22 @@ class Follower:
     def __init__(self, store: RunStore) -> None:
         self._store = store
         self._lock = threading.Lock()
-        self._pictures: OrderedDict[str, tuple[int, Picture]] = OrderedDict()
+        self._views: OrderedDict[str, tuple[int, RunView]] = OrderedDict()
         self._lists: dict[str, tuple[float, str]] = {}
 
-    def picture(self, run: Run) -> Picture:
+    def view(self, run: Run) -> RunView:
         """What the run's events say so far. The caller reads it and changes nothing."""
         with self._lock:
-            offset, picture = self._pictures.pop(run.id, (0, Picture()))
+            offset, view = self._views.pop(run.id, (0, RunView()))
             if offset > run.events_end():
-                offset, picture = 0, Picture()
+                offset, view = 0, RunView()
             events, offset = run.events(offset)
             for event in events:
-                picture.add(event)
-            self._pictures[run.id] = (offset, picture)
-            while len(self._pictures) > KEPT:
-                self._pictures.popitem(last=False)
-            return picture
+                view.add(event)
+            self._views[run.id] = (offset, view)
+            while len(self._views) > KEPT:
+                self._views.popitem(last=False)
+            return view
 
     def pulse(self, owner: str, run_id: str) -> str:
         """Changes when the owner's list does, or anything of the chosen run."""

@@ -1,0 +1,1 @@
+"""loralib's own layers, and its checkpoints turned into PEFT adapters and back."""
