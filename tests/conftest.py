@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from pathlib import Path
 
 # Before any import of huggingface_hub: it reads its environment once.
@@ -22,7 +23,21 @@ from phi3lora.settings import Settings
 pytest_plugins = ["tests.hub.fixtures"]
 
 REPOSITORY = Path(__file__).parent.parent
-SHARED_DATA = REPOSITORY.parent / "shared" / "data"
+VOCABULARY = "phi-3-mini-4k-instruct"
+
+
+def _shared_data() -> Path:
+    """Where the real vocabulary and rows lie: named, beside this clone, or beside its origin."""
+    if named := os.environ.get("PHI3LORA_TEST_DATA"):
+        return Path(named)
+    ask = ["git", "-C", str(REPOSITORY), "config", "remote.origin.url"]
+    origin = subprocess.run(ask, capture_output=True, text=True).stdout.strip()
+    places = [REPOSITORY.parent, *([Path(origin).parent] if origin.startswith("/") else [])]
+    found = [place / "shared" / "data" for place in places]
+    return next((folder for folder in found if (folder / VOCABULARY).is_dir()), found[0])
+
+
+SHARED_DATA = _shared_data()
 
 
 @pytest.fixture
@@ -34,7 +49,7 @@ def settings(tmp_path: Path) -> Settings:
 @pytest.fixture(scope="session")
 def real_vocabulary() -> Path:
     """The folder of the real Phi-3 vocabulary; skips where it is absent."""
-    folder = SHARED_DATA / "phi-3-mini-4k-instruct"
+    folder = SHARED_DATA / VOCABULARY
     if not folder.is_dir():
         pytest.skip("the real Phi-3 vocabulary (shared data) is absent")
     return folder
@@ -47,3 +62,15 @@ def alpaca_rows() -> Path:
     if not file.is_file():
         pytest.skip("the real instruction rows (shared data) are absent")
     return file
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What was not tested for want of data is said out loud, below everything else."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    absent = [report for report in skipped if "(shared data)" in str(report.longrepr)]
+    if absent:
+        terminalreporter.section("the real Phi-3 vocabulary was not tested", "!", red=True)
+        terminalreporter.line(
+            f"{len(absent)} tests need the real vocabulary or real rows, which lie beside the "
+            "repository as shared/data; name their folder in PHI3LORA_TEST_DATA."
+        )
