@@ -41,7 +41,8 @@ from benchmarks.harness import (
 from phi3lora.chat.options import Options
 from phi3lora.chat.serving import Column, Serving
 from phi3lora.config import ModelConfig
-from phi3lora.models.loading import check_base, load_model
+from phi3lora.models.base import check_base
+from phi3lora.models.loading import load_model
 from phi3lora.models.pocket import CHECKPOINT
 
 SIZES = {

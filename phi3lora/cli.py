@@ -844,8 +844,9 @@ def _given(values: dict[str, Any]) -> dict[str, Any]:
 
 def _show_inspection(config: RunConfig, limit: int | None, as_json: bool) -> None:
     from phi3lora.data.inspection import inspect as look
+    from phi3lora.models.base import resolve_path
     from phi3lora.models.hardware import detect_hardware
-    from phi3lora.models.loading import load_tokenizer, resolve_path
+    from phi3lora.models.loading import load_tokenizer
     from phi3lora.terminal import print_conversation, print_figures, print_json, print_line
 
     path = resolve_path(config.model.path, detect_hardware(config.model.device))

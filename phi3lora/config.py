@@ -65,7 +65,6 @@ OPTIMIZERS = Literal[
     "paged_lion_32bit",
     "paged_lion_8bit",
 ]
-Level = Literal["basic", "advanced"]
 
 
 def option(
@@ -73,17 +72,16 @@ def option(
     title: str,
     help: str,
     *,
-    level: Level = "advanced",
     own: bool = False,
     examples: list[Any] | None = None,
     **bounds: Any,
 ) -> Any:
     """A field of RunConfig: its default, its title, one line of help, and its bounds.
 
-    `own` marks a key that is ours and not an argument of the library the section belongs to;
-    `level` says whether the form shows it at once or under Advanced.
+    The help line is a whole sentence that is understood without the title. `own` marks a key that
+    is ours and not an argument of the library the section belongs to.
     """
-    extra: dict[str, Any] = {"level": level, "own": own}
+    extra: dict[str, Any] = {"own": own}
     factory = {"default_factory": default} if callable(default) else {"default": default}
     return Field(
         **factory,
@@ -98,12 +96,6 @@ def option(
 def is_own(field: FieldInfo) -> bool:
     """Whether the key is ours rather than an argument of the library."""
     return bool(isinstance(field.json_schema_extra, dict) and field.json_schema_extra["own"])
-
-
-def level_of(field: FieldInfo) -> str:
-    """`basic` or `advanced`."""
-    extra = field.json_schema_extra
-    return str(extra["level"]) if isinstance(extra, dict) else "advanced"
 
 
 class Section(BaseModel):
@@ -123,35 +115,51 @@ class ModelConfig(Section):
     path: str = option(
         "auto",
         "Base model",
-        "A Hub id, a folder, `pocket` for the bundled little Phi-3, or `auto`: Phi-3-mini where "
-        "there is a GPU, pocket elsewhere.",
-        level="basic",
+        "The model to fine-tune: a Hub id, a folder, `pocket` for the bundled little Phi-3, or "
+        "`auto`, which is Phi-3-mini where there is a GPU and pocket elsewhere.",
         examples=[POCKET, PHI3_MINI],
         min_length=1,
     )
     revision: str | None = option(
-        None, "Revision", "Branch, tag or commit of the base; empty for its main branch."
+        None,
+        "Base revision",
+        "Branch, tag or commit of the base model on the Hub. Empty means its main branch.",
     )
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = option(
-        "auto", "Precision", "Of the base's weights; `auto` takes the best this machine has."
+        "auto",
+        "Precision",
+        "Data type in which the base model's weights are loaded; `auto` takes the best that this "
+        "machine supports.",
     )
     quantization: Literal["none", "nf4", "fp4", "int8"] = option(
         "none",
         "Quantization",
-        "`nf4` is QLoRA: the frozen base in 4 bits, the adapter in 16.",
-        level="basic",
+        "Compresses the frozen base model to save memory: `nf4` and `fp4` use 4 bits a weight "
+        "(QLoRA), `int8` uses 8. The adapter stays in 16 bits.",
     )
     double_quantization: bool = option(
-        True, "Double quantization", "Quantize the 4-bit constants too: 0.4 bits less a weight."
+        True,
+        "Double quantization",
+        "Also compresses the scale factors of a 4-bit base model, which saves about 0.4 bits a "
+        "weight.",
     )
     compute_dtype: Literal["auto", "bfloat16", "float16", "float32"] = option(
-        "auto", "4-bit compute precision", "In which 4-bit weights are multiplied."
+        "auto",
+        "4-bit compute precision",
+        "Data type used to multiply by 4-bit weights; `auto` takes the best that this machine "
+        "supports.",
     )
     attention: Literal[
         "auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention"
-    ] = option("auto", "Attention", "Which implementation; `auto` takes the fastest installed.")
+    ] = option(
+        "auto",
+        "Attention",
+        "Implementation of attention that the model uses; `auto` takes the fastest one installed.",
+    )
     device: Literal["auto", "cpu", "cuda"] = option(
-        "auto", "Device", "Where to compute; `auto` takes a GPU where there is one."
+        "auto",
+        "Device",
+        "Processor that trains: `cpu`, `cuda` for a GPU, or `auto` for a GPU where there is one.",
     )
 
 
@@ -161,28 +169,39 @@ class DataConfig(Section):
     path: str = option(
         "example:pirate",
         "Dataset",
-        "A Hub id, a file (JSON, JSONL, CSV, Parquet), or `example:NAME`.",
-        level="basic",
+        "The rows to learn from: a Hub id, a file (JSON, JSONL, CSV or Parquet), or "
+        "`example:NAME` for a bundled dataset.",
         min_length=1,
     )
     name: str | None = option(
-        None, "Configuration", "Of a Hub dataset that has several.", level="basic"
+        None, "Configuration", "Which configuration of a Hub dataset to use, if it has several."
     )
-    revision: str | None = option(None, "Revision", "Branch, tag or commit of a Hub dataset.")
-    split: str = option("train", "Split", "Which rows to train on.", level="basic")
+    revision: str | None = option(
+        None,
+        "Dataset revision",
+        "Branch, tag or commit of the dataset on the Hub. Empty means its main branch.",
+    )
+    split: str = option("train", "Split", "Split of a Hub dataset to train on.")
     test_split: str | None = option(
-        None, "Held-out split", "A split to evaluate on; empty to hold rows of the first one out."
+        None,
+        "Held-out split",
+        "Split of a Hub dataset to evaluate on. Empty holds out some rows of the training split.",
     )
     test_size: float = option(
         0.1,
         "Held-out share",
-        "Rows kept out of training for evaluation: below 1 a share, from 1 a number, 0 for none.",
-        level="basic",
+        "Rows kept out of training for evaluation: below 1 a share of all rows, from 1 on a "
+        "number of rows, 0 for none.",
         ge=0,
     )
-    seed: int = option(42, "Split seed", "Which rows are held out.", ge=0)
+    seed: int = option(
+        42, "Split seed", "Random seed that decides which rows are held out of training.", ge=0
+    )
     max_rows: int | None = option(
-        None, "Row limit", "Use at most this many rows, from the first.", ge=1
+        None,
+        "Row limit",
+        "Uses only this many rows, counted from the first. Empty means all rows.",
+        ge=1,
     )
     format: Literal[
         "auto",
@@ -192,212 +211,446 @@ class DataConfig(Section):
         "prompt_completion",
         "question_answer",
         "text",
-    ] = option("auto", "Format", "How rows hold conversations; `auto` detects it.")
+    ] = option(
+        "auto",
+        "Format",
+        "How a row holds its conversation; `auto` detects it from the columns.",
+    )
     columns: dict[str, str] = option(
         dict,
         "Columns",
-        "What is read from which column, where detection is wrong: `prompt: Question`.",
+        "Names the column to read each part from, where detection is wrong, such as "
+        "`prompt: Question`.",
         examples=[{"prompt": "Question", "completion": "Answer"}],
     )
     roles: dict[str, Literal["system", "user", "assistant"]] = option(
-        dict, "Roles", "Role names of the rows and what they mean: `Bot: assistant`."
+        dict,
+        "Roles",
+        "Translates role names in the rows to `system`, `user` or `assistant`, such as "
+        "`Bot: assistant`.",
     )
     system_prompt: str | None = option(
-        None, "System prompt", "Put before every conversation that has none."
+        None,
+        "System prompt",
+        "System message put before every conversation that has none of its own.",
     )
 
 
 class SliceConfig(Section):
     """Which parts of the two fused projections get an adapter of their own."""
 
-    q: bool = option(True, "q", "Queries, in `qkv_proj`.")
-    k: bool = option(True, "k", "Keys, in `qkv_proj`.")
-    v: bool = option(True, "v", "Values, in `qkv_proj`.")
-    gate: bool = option(True, "gate", "The gate, in `gate_up_proj`.")
-    up: bool = option(True, "up", "The up projection, in `gate_up_proj`.")
+    q: bool = option(True, "Queries", "Trains an adapter for the queries in `qkv_proj`.")
+    k: bool = option(True, "Keys", "Trains an adapter for the keys in `qkv_proj`.")
+    v: bool = option(True, "Values", "Trains an adapter for the values in `qkv_proj`.")
+    gate: bool = option(True, "Gate", "Trains an adapter for the gate in `gate_up_proj`.")
+    up: bool = option(True, "Up", "Trains an adapter for the up projection in `gate_up_proj`.")
 
 
 class PeftConfig(Section):
     """The adapter: arguments of `peft.LoraConfig` by their own names."""
 
     r: int = option(
-        16, "Rank", "Of the update; more learns more and costs more.", level="basic", ge=1, le=1024
+        16,
+        "Rank",
+        "Rank of the LoRA update. Higher fits more and needs more memory.",
+        ge=1,
+        le=1024,
     )
     lora_alpha: int = option(
-        32, "Alpha", "The update is scaled by alpha / rank.", level="basic", ge=1
+        32,
+        "Alpha",
+        "Strength of the LoRA update, which is scaled by alpha / rank; twice the rank is usual.",
+        ge=1,
     )
     lora_dropout: float = option(
-        0.05, "Dropout", "Of the adapter's input, in training.", level="basic", ge=0, lt=1
+        0.05,
+        "Dropout",
+        "Share of the adapter's inputs that is zeroed at random in training, against overfitting.",
+        ge=0,
+        lt=1,
     )
     target_modules: str | list[str] = option(
         "all-linear",
         "Targets",
-        "`all-linear`, `attention`, `mlp`, `embedding`, or a list of module names.",
-        level="basic",
+        "Layers that get an adapter: `all-linear`, `attention`, `mlp`, `embedding`, or a list of "
+        "module names.",
         examples=["all-linear", "attention", "mlp", "embedding", ["qkv_proj", "o_proj"]],
     )
     slices: SliceConfig | None = option(
         None,
         "Slices",
-        "Separate adapters for q, k, v and for gate, up, each on or off; empty for one adapter "
-        "over the whole fused projection.",
+        "Trains separate adapters for q, k, v and for gate, up, each on or off. Empty means one "
+        "adapter over the whole fused projection.",
         own=True,
     )
     bias: Literal["none", "all", "lora_only"] = option(
-        "none", "Biases", "Which to train; no layer of Phi-3 has one."
+        "none",
+        "Biases",
+        "Bias terms to train beside the adapter. No layer of Phi-3 has one, so this changes "
+        "nothing there.",
     )
     modules_to_save: list[str] | None = option(
-        None, "Modules to save", "Trained whole beside the adapter.", examples=[["lm_head"]]
+        None,
+        "Modules to save",
+        "Modules that are trained in full and saved beside the adapter, such as `lm_head`.",
+        examples=[["lm_head"]],
     )
     layers_to_transform: list[int] | None = option(
-        None, "Layers", "Only these layers, counted from 0; empty for all."
+        None,
+        "Adapted layers",
+        "Numbers of the decoder layers that get an adapter, counted from 0. Empty means all "
+        "layers.",
     )
-    rank_pattern: dict[str, int] = option(dict, "Rank pattern", "Another rank for some modules.")
-    alpha_pattern: dict[str, int] = option(dict, "Alpha pattern", "Another alpha for some modules.")
-    use_dora: bool = option(False, "DoRA", "Learn magnitude and direction apart.")
-    use_rslora: bool = option(False, "rsLoRA", "Scale by alpha / √rank instead of alpha / rank.")
+    rank_pattern: dict[str, int] = option(
+        dict,
+        "Rank pattern",
+        "Gives some modules another rank than the rest, such as `down_proj: 32`.",
+    )
+    alpha_pattern: dict[str, int] = option(
+        dict,
+        "Alpha pattern",
+        "Gives some modules another alpha than the rest, such as `down_proj: 64`.",
+    )
+    use_dora: bool = option(
+        False,
+        "DoRA",
+        "Trains the magnitude and the direction of each weight separately (DoRA), which is slower "
+        "and may fit better at low ranks.",
+    )
+    use_rslora: bool = option(
+        False,
+        "rsLoRA",
+        "Scales the update by alpha / √rank instead of alpha / rank (rsLoRA), which keeps high "
+        "ranks stable.",
+    )
     init_lora_weights: bool | Literal["gaussian", "pissa", "pissa_niter_16", "olora", "loftq"] = (
         option(
             True,
             "Initial weights",
-            "`pissa` and `olora` start from the base's main directions, "
-            "`loftq` from what 4-bit quantization lost.",
+            "How the adapter starts: `true` and `gaussian` change nothing at first, `pissa` and "
+            "`olora` start from the base's main directions, `loftq` from what 4-bit quantization "
+            "lost.",
         )
     )
-    task_type: Literal["CAUSAL_LM"] = option("CAUSAL_LM", "Task", "Phi-3 continues text.")
+    task_type: Literal["CAUSAL_LM"] = option(
+        "CAUSAL_LM", "Task", "Task of the model for PEFT; Phi-3 continues text."
+    )
 
 
 class TrainingConfig(Section):
     """The training: arguments of `trl.SFTConfig` by their own names."""
 
     num_train_epochs: float = option(
-        3.0, "Epochs", "Times through the data.", level="basic", gt=0, le=1000
+        3.0, "Epochs", "How many times the training goes through all rows.", gt=0, le=1000
     )
-    max_steps: int = option(-1, "Steps", "Overrides epochs; -1 for none.", ge=-1)
+    max_steps: int = option(
+        -1,
+        "Steps",
+        "Number of updates after which the training ends, whatever the epochs; -1 lets the epochs "
+        "decide.",
+        ge=-1,
+    )
     per_device_train_batch_size: int = option(
-        4, "Batch size", "Rows in one pass on one device.", level="basic", ge=1, le=4096
+        4,
+        "Batch size",
+        "Rows that one device processes at once in training. Higher needs more memory.",
+        ge=1,
+        le=4096,
     )
     gradient_accumulation_steps: int = option(
-        1, "Accumulation", "Passes to one update.", level="basic", ge=1, le=4096
+        1,
+        "Accumulation",
+        "Batches whose gradients make up one update. It stands in for a larger batch size "
+        "without more memory.",
+        ge=1,
+        le=4096,
     )
     learning_rate: float = option(
-        2e-4, "Learning rate", "At its highest.", level="basic", gt=0, le=1
+        2e-4, "Learning rate", "Peak learning rate, reached after warm-up.", gt=0, le=1
     )
     lr_scheduler_type: SCHEDULERS = option(
-        "cosine", "Schedule", "How the learning rate changes.", level="basic"
+        "cosine", "Schedule", "How the learning rate changes after warm-up."
     )
     lr_scheduler_kwargs: dict[str, Any] | None = option(
-        None, "Schedule options", "`num_cycles`, `min_lr`, …, as the schedule takes them."
+        None,
+        "Schedule options",
+        "Extra arguments of the chosen schedule, such as `num_cycles: 2` or `min_lr: 1.0e-6`.",
     )
     warmup_steps: float = option(
-        0.1, "Warm-up", "Steps; below 1 a share of all steps.", level="basic", ge=0
+        0.1,
+        "Warm-up",
+        "Updates in which the learning rate rises to its peak; below 1 it is a share of all "
+        "updates.",
+        ge=0,
     )
     max_length: int = option(
         1024,
         "Length limit",
-        "Tokens of a conversation; what is longer is cut.",
-        level="basic",
+        "Longest conversation in tokens; what is longer is cut at the end.",
         ge=8,
         le=131072,
     )
     packing: bool = option(
-        False, "Packing", "Several conversations in one row; none sees another.", level="basic"
+        False,
+        "Packing",
+        "Puts several conversations into one row to waste no computation on padding; none sees "
+        "another.",
     )
-    optim: OPTIMIZERS = option("adamw_torch", "Optimizer", "How weights are updated.")
-    optim_args: str | None = option(None, "Optimizer options", "As `name=value, …`.")
-    weight_decay: float = option(0.0, "Weight decay", "Of the adapter's weights.", ge=0)
-    adam_beta1: float = option(0.9, "Adam beta 1", "Decay of the first moment.", ge=0, lt=1)
-    adam_beta2: float = option(0.999, "Adam beta 2", "Decay of the second moment.", ge=0, lt=1)
-    adam_epsilon: float = option(1e-8, "Adam epsilon", "Keeps the update finite.", gt=0)
-    max_grad_norm: float = option(1.0, "Gradient clip", "Longest gradient; 0 for no limit.", ge=0)
-    label_smoothing_factor: float = option(0.0, "Label smoothing", "0 for none.", ge=0, lt=1)
+    optim: OPTIMIZERS = option(
+        "adamw_torch",
+        "Optimizer",
+        "Algorithm that updates the weights; 8-bit and paged ones need less memory and the "
+        "package bitsandbytes.",
+    )
+    optim_args: str | None = option(
+        None,
+        "Optimizer options",
+        "Extra arguments of the optimizer, written as `name=value, name=value`.",
+    )
+    weight_decay: float = option(
+        0.0, "Weight decay", "How strongly trained weights are pulled towards zero.", ge=0
+    )
+    adam_beta1: float = option(
+        0.9, "Adam beta 1", "How slowly Adam's running mean of gradients forgets.", ge=0, lt=1
+    )
+    adam_beta2: float = option(
+        0.999,
+        "Adam beta 2",
+        "How slowly Adam's running mean of squared gradients forgets.",
+        ge=0,
+        lt=1,
+    )
+    adam_epsilon: float = option(
+        1e-8,
+        "Adam epsilon",
+        "Small number added to Adam's divisor to keep the update finite.",
+        gt=0,
+    )
+    max_grad_norm: float = option(
+        1.0,
+        "Gradient clip",
+        "Gradients longer than this norm are shortened to it; 0 means no limit.",
+        ge=0,
+    )
+    label_smoothing_factor: float = option(
+        0.0,
+        "Label smoothing",
+        "Share of the target that is spread over all other tokens; 0 turns it off.",
+        ge=0,
+        lt=1,
+    )
     neftune_noise_alpha: float | None = option(
-        None, "NEFTune noise", "Noise on embeddings in training; 5 is usual.", ge=0
+        None,
+        "NEFTune noise",
+        "Strength of the noise added to token embeddings in training (NEFTune); 5 is usual, empty "
+        "means none.",
+        ge=0,
     )
     gradient_checkpointing: bool = option(
-        False, "Gradient checkpointing", "Less memory for about a third more time."
+        False,
+        "Gradient checkpointing",
+        "Computes parts of each pass twice instead of storing them: much less memory for about a "
+        "third more time.",
     )
     gradient_checkpointing_kwargs: dict[str, Any] | None = option(
-        None, "Checkpointing options", "Such as `use_reentrant: false`."
+        None,
+        "Checkpointing options",
+        "Extra arguments of gradient checkpointing, such as `use_reentrant: false`.",
     )
     bf16: bool | None = option(
-        None, "bfloat16 autocast", "Empty lets the precision of the base decide."
+        None,
+        "bfloat16 autocast",
+        "Computes in bfloat16 whatever the weights are in. Empty lets the precision of the base "
+        "decide.",
     )
-    fp16: bool = option(False, "float16 autocast", "For GPUs without bfloat16.")
-    tf32: bool | None = option(None, "TF32", "Faster float32 products on recent GPUs.")
-    torch_compile: bool = option(False, "torch.compile", "Compile the model first.")
-    per_device_eval_batch_size: int = option(4, "Evaluation batch", "Rows in one pass.", ge=1)
+    fp16: bool = option(
+        False,
+        "float16 autocast",
+        "Computes in float16 whatever the weights are in, for GPUs without bfloat16.",
+    )
+    tf32: bool | None = option(
+        None,
+        "TF32",
+        "Uses TF32 for float32 products, which is faster on NVIDIA GPUs since 2020. Empty leaves "
+        "it to PyTorch.",
+    )
+    torch_compile: bool = option(
+        False,
+        "torch.compile",
+        "Compiles the model before training, which takes minutes at the start and may pay in long "
+        "runs.",
+    )
+    per_device_eval_batch_size: int = option(
+        4, "Evaluation batch", "Rows that one device processes at once in evaluation.", ge=1
+    )
     eval_strategy: Literal["no", "steps", "epoch"] = option(
-        "epoch", "Evaluate", "When to score the held-out rows."
+        "epoch",
+        "Evaluate",
+        "When the loss on held-out rows is measured: after every epoch, every so many steps, or "
+        "not at all.",
     )
     eval_steps: float | None = option(
-        None, "Evaluate every", "Steps; below 1 a share of all.", gt=0
+        None,
+        "Evaluate every",
+        "Updates between two evaluations when evaluating by steps; below 1 a share of all "
+        "updates, empty as often as the log.",
+        gt=0,
     )
-    eval_on_start: bool = option(False, "Evaluate first", "Score before the first step.")
-    logging_strategy: Literal["steps", "epoch"] = option("steps", "Log", "When to log.")
-    logging_steps: float = option(5, "Log every", "Steps; below 1 a share of all.", gt=0)
-    logging_first_step: bool = option(True, "Log the first step", "See at once that it works.")
+    eval_on_start: bool = option(
+        False, "Evaluate first", "Measures the loss on held-out rows before the first update, too."
+    )
+    logging_strategy: Literal["steps", "epoch"] = option(
+        "steps",
+        "Log",
+        "When the training loss is logged: every so many steps, or after every epoch.",
+    )
+    logging_steps: float = option(
+        5,
+        "Log every",
+        "Updates between two logged losses when logging by steps; below 1 a share of all updates.",
+        gt=0,
+    )
+    logging_first_step: bool = option(
+        True, "Log the first step", "Logs the first update as well, so that the curve starts there."
+    )
     log_level: Literal["debug", "info", "warning", "error", "critical", "passive"] = option(
-        "info", "Log level", "How much the log says."
+        "info",
+        "Log level",
+        "Least important messages that the run's log keeps, from `debug` for all to `critical` "
+        "for the fewest.",
     )
     report_to: Literal["none", "tensorboard", "trackio", "wandb"] = option(
-        "none", "Report to", "Another place that shows the curves."
+        "none", "Report to", "Experiment tracker that also receives the run's curves."
     )
     save_strategy: Literal["no", "steps", "epoch"] = option(
-        "epoch", "Save", "When to write a checkpoint."
+        "epoch",
+        "Save",
+        "When a checkpoint is written: after every epoch, every so many steps, or not at all.",
     )
-    save_steps: float = option(100, "Save every", "Steps; below 1 a share of all.", gt=0)
-    save_total_limit: int | None = option(2, "Checkpoints kept", "Older ones are deleted.", ge=1)
+    save_steps: float = option(
+        100,
+        "Save every",
+        "Updates between two checkpoints when saving by steps; below 1 a share of all updates.",
+        gt=0,
+    )
+    save_total_limit: int | None = option(
+        2,
+        "Checkpoints kept",
+        "Number of checkpoints that are kept; older ones are deleted. Empty keeps all.",
+        ge=1,
+    )
     load_best_model_at_end: bool = option(
-        False, "Keep the best", "End with the checkpoint of the best evaluation."
+        False,
+        "Keep the best",
+        "Ends with the weights of the checkpoint that scored best on held-out rows, not with the "
+        "last ones.",
     )
     metric_for_best_model: str | None = option(
-        None, "Best by", "Which figure decides; `eval_loss` unless said."
+        None,
+        "Best checkpoint by",
+        "Figure that decides which checkpoint is best. Empty means `eval_loss`.",
     )
     greater_is_better: bool | None = option(
-        None, "More is better", "For that figure; false for a loss."
+        None,
+        "Higher is better",
+        "Whether a higher value of that figure is better. Empty means false for a loss and true "
+        "for anything else.",
     )
     early_stopping_patience: int | None = option(
         None,
         "Early stopping",
-        "Stop after this many evaluations without gain; empty for never.",
+        "Stops the training after this many evaluations without improvement. Empty means never.",
         own=True,
         ge=1,
     )
     loraplus_lr_ratio: float | None = option(
-        None, "LoRA+ ratio", "Learning rate of B over that of A; 16 is usual.", own=True, ge=1
+        None,
+        "LoRA+ ratio",
+        "Learning rate of the adapter's B matrices divided by that of its A matrices (LoRA+); 16 "
+        "is usual, empty means the same rate.",
+        own=True,
+        ge=1,
     )
-    fast: bool = option(True, "Fast path", "Our loss and attention; off for TRL's own.", own=True)
-    seed: int = option(42, "Seed", "Of initial weights, order and dropout.", ge=0)
-    data_seed: int | None = option(None, "Order seed", "Of the rows' order alone.", ge=0)
-    dataloader_num_workers: int = option(0, "Loader processes", "0 loads in place.", ge=0, le=64)
-    dataloader_drop_last: bool = option(False, "Drop last batch", "If it is not full.")
+    fast: bool = option(
+        True,
+        "Fast path",
+        "Uses this project's faster loss and attention; off means those of TRL and transformers.",
+        own=True,
+    )
+    seed: int = option(
+        42, "Seed", "Random seed of the adapter's initial weights, row order and dropout.", ge=0
+    )
+    data_seed: int | None = option(
+        None,
+        "Order seed",
+        "Random seed of the row order alone. Empty means the run's seed.",
+        ge=0,
+    )
+    dataloader_num_workers: int = option(
+        0,
+        "Loader processes",
+        "Extra processes that load rows; 0 loads them in the training process.",
+        ge=0,
+        le=64,
+    )
+    dataloader_drop_last: bool = option(
+        False, "Drop last batch", "Leaves out the last batch of an epoch if it is not full."
+    )
 
 
 class EvaluationConfig(Section):
     """The proof at the end of a run: base and tuned on the same held-out rows."""
 
-    enabled: bool = option(True, "Prove it", "Score base and tuned when training ends.")
-    rows: int = option(50, "Rows", "Held-out rows that both answer.", ge=1, le=10_000)
-    max_new_tokens: int = option(128, "Answer limit", "Tokens of one answer.", ge=1, le=4096)
-    batch_size: int = option(8, "Batch size", "Rows answered at once.", ge=1, le=1024)
+    enabled: bool = option(
+        True,
+        "Final evaluation",
+        "Scores the base and the tuned model on the same held-out rows when training ends.",
+    )
+    rows: int = option(
+        50,
+        "Answered rows",
+        "Held-out rows that both models answer in the final evaluation.",
+        ge=1,
+        le=10_000,
+    )
+    max_new_tokens: int = option(
+        128, "Answer limit", "Longest answer in the final evaluation, in tokens.", ge=1, le=4096
+    )
+    batch_size: int = option(
+        8,
+        "Answer batch",
+        "Rows that are answered at once in the final evaluation.",
+        ge=1,
+        le=1024,
+    )
 
 
 class HubConfig(Section):
     """What goes to the Hub while the run goes on, so that it can be found again."""
 
     backup: bool = option(
-        False, "Back up the run", "Checkpoints and events go to a private repository of yours."
+        False,
+        "Back up the run",
+        "Copies checkpoints and events to a private repository of yours while the run goes on.",
     )
-    repo: str | None = option(None, "Run repository", "`USER/NAME`; empty for `USER/phi3lora-RUN`.")
+    repo: str | None = option(
+        None,
+        "Backup repository",
+        "Where the backup is kept, as `USER/NAME`. Empty means `USER/phi3lora-RUN`.",
+    )
 
 
 class RunConfig(Section):
     """One training, whole: what is trained on what, how, and what happens with the result."""
 
-    title: str = option("", "Title", "What you call this run.", level="basic", max_length=100)
+    title: str = option(
+        "", "Title", "Name of this run, as lists and the model card show it.", max_length=100
+    )
     adapter: Literal["peft", "loralib", "none"] = option(
-        "peft", "Layers", "PEFT's, or loralib's own; `none` trains every weight of the base."
+        "peft",
+        "Adapter layers",
+        "What is trained: `peft` and `loralib` train LoRA adapters with the layers of that "
+        "library, `none` trains every weight of the base model.",
     )
     model: ModelConfig = Field(default_factory=ModelConfig, title="Model")
     data: DataConfig = Field(default_factory=DataConfig, title="Data")

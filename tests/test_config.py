@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from phi3lora.config import RunConfig, fields, is_own, level_of, parse_setting
+from phi3lora.config import RunConfig, SliceConfig, fields, is_own, parse_setting
 from phi3lora.errors import ConfigError
+
+FRAGMENTS = {"of", "at", "in", "if", "as", "by", "for", "from", "such", "with", "another"}
 
 
 def problems(values: dict) -> dict[str, str]:
@@ -25,11 +27,15 @@ def test_yaml_round_trip_is_the_identity(tmp_path: Path) -> None:
 
 
 def test_every_option_explains_itself() -> None:
-    for name, field in fields():
-        assert field.title, name
-        assert field.description, name
-        assert field.description.endswith("."), name
-        assert level_of(field) in {"basic", "advanced"}
+    """In a sentence that is understood without the title; `Of the update.` is none."""
+    options = [*fields(), *fields(SliceConfig)]
+    for name, field in options:
+        words = (field.description or "").split()
+        assert len(words) >= 6, name
+        assert words[-1].endswith("."), name
+        assert words[0].rstrip(":;,").lower() not in FRAGMENTS, name
+    titles = [field.title for _, field in options]
+    assert len(set(titles)) == len(titles), "a problem is shown by its title alone"
 
 
 def test_all_problems_are_reported_together_with_their_fields() -> None:

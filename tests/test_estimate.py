@@ -155,7 +155,8 @@ def test_peak_of_a_real_run_is_within_a_factor_of_two(
     peak = int(ended.stdout.rpartition("PEAK")[2])
 
     from phi3lora.data.inspection import inspect
-    from phi3lora.models.loading import load_tokenizer, resolve_path
+    from phi3lora.models.base import resolve_path
+    from phi3lora.models.loading import load_tokenizer
 
     hardware = detect_hardware("cpu")
     tokenizer = load_tokenizer(resolve_path(POCKET, hardware))

@@ -38,8 +38,8 @@ def test_widget_follows_the_type(field: str, kind: str) -> None:
 
 def test_title_help_and_bounds_are_the_fields() -> None:
     rank = SPECS["peft_config.r"]
-    assert (rank.title, rank.bounds, rank.whole, rank.basic) == ("Rank", "1 to 1024", True, True)
-    assert rank.help == "Of the update; more learns more and costs more."
+    assert (rank.title, rank.bounds, rank.whole) == ("Rank", "1 to 1024", True)
+    assert rank.help == "Rank of the LoRA update. Higher fits more and needs more memory."
     assert SPECS["training_config.learning_rate"].bounds == "above 0, at most 1"
     assert SPECS["peft_config.lora_dropout"].bounds == "at least 0, below 1"
     assert SPECS["title"].bounds == ""

@@ -29,7 +29,8 @@ from phi3lora.config import ModelConfig
 from phi3lora.data.formats import Message
 from phi3lora.data.rendering import render_prompt, stop_tokens
 from phi3lora.errors import ModelError
-from phi3lora.models.loading import load_model, load_tokenizer, resolve_path
+from phi3lora.models.base import resolve_path
+from phi3lora.models.loading import load_model, load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

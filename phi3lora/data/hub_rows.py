@@ -33,8 +33,6 @@ from phi3lora.data.hub_errors import (
 )
 from phi3lora.errors import DataError, Phi3LoraError
 
-__all__ = ["HubSet", "Tell", "Unreachable"]
-
 T = TypeVar("T")
 _FIRST_BYTES = 1 << 20  # of a JSON file at a time; the library's 10 MiB are much for a preview
 

@@ -34,8 +34,9 @@ from phi3lora.evaluation.metrics import (
 from phi3lora.evaluation.scoring import HeldOutRow, held_out_rows, score_rows
 from phi3lora.events import Emit, Stage
 from phi3lora.lora.adapters import load_adapter
+from phi3lora.models.base import resolve_path
 from phi3lora.models.hardware import detect_hardware
-from phi3lora.models.loading import load_model, load_tokenizer, resolve_path
+from phi3lora.models.loading import load_model, load_tokenizer
 from phi3lora.training.failures import is_out_of_memory
 
 SAMPLES = 3

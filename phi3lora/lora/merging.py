@@ -12,9 +12,9 @@ from typing import Any
 from phi3lora.config import ModelConfig
 from phi3lora.errors import AdapterError
 from phi3lora.lora.adapters import load_adapter
-from phi3lora.models.base import check_base, fetch
+from phi3lora.models.base import check_base, fetch, resolve_path
 from phi3lora.models.hardware import detect_hardware
-from phi3lora.models.loading import load_model, load_tokenizer, resolve_path
+from phi3lora.models.loading import load_model, load_tokenizer
 
 
 def merge(base: ModelConfig, adapter: Path, target: Path, token: str | None = None) -> Path:

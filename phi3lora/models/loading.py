@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from phi3lora.config import ModelConfig
 from phi3lora.errors import ModelError
-from phi3lora.models.base import BaseInfo, check_base, fetch, portable_name, resolve_path
+from phi3lora.models.base import BaseInfo, check_base, fetch, resolve_path
 from phi3lora.models.hardware import (
     GIB,
     Hardware,
@@ -25,15 +25,6 @@ from phi3lora.models.hardware import (
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-__all__ = [
-    "BaseInfo",
-    "check_base",
-    "load_model",
-    "load_tokenizer",
-    "portable_name",
-    "resolve_path",
-]
 
 
 def load_tokenizer(

@@ -7,9 +7,7 @@ from dataclasses import replace
 from typing import Any, TextIO
 
 from phi3lora.events import Event
-from phi3lora.redaction import HIDDEN, redact
-
-__all__ = ["HIDDEN", "RedactedStream", "redact", "redact_event"]
+from phi3lora.redaction import redact
 
 
 def redact_event(event: Event, secret: str | None = None) -> Event:

@@ -108,8 +108,8 @@ def _hardware(config: RunConfig) -> Any:
 
 
 def _base(config: RunConfig, hardware: Any, settings: Settings, token: str | None) -> Any:
+    from phi3lora.models.base import check_base, resolve_path
     from phi3lora.models.hardware import detect_hardware
-    from phi3lora.models.loading import check_base, resolve_path
 
     path = resolve_path(config.model.path, hardware or detect_hardware("cpu"))
     return check_base(path, config.model.revision, token)
@@ -117,8 +117,9 @@ def _base(config: RunConfig, hardware: Any, settings: Settings, token: str | Non
 
 def _inspect(config: RunConfig, settings: Settings, token: str | None) -> Any:
     from phi3lora.data.inspection import inspect
+    from phi3lora.models.base import resolve_path
     from phi3lora.models.hardware import detect_hardware
-    from phi3lora.models.loading import load_tokenizer, resolve_path
+    from phi3lora.models.loading import load_tokenizer
 
     path = resolve_path(config.model.path, detect_hardware(config.model.device))
     tokenizer = load_tokenizer(path, config.model.revision, token)

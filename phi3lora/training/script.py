@@ -148,8 +148,9 @@ def _sections(config: RunConfig, token: str | None, cache_folder: Path | None) -
     """What follows the head, from the config, its data's first rows and its base's form."""
     from phi3lora.data.reading import recipe_for
     from phi3lora.lora.adapters import lora_arguments
+    from phi3lora.models.base import check_base, resolve_path
     from phi3lora.models.hardware import detect_hardware
-    from phi3lora.models.loading import check_base, load_tokenizer, resolve_path
+    from phi3lora.models.loading import load_tokenizer
 
     path = resolve_path(config.model.path, detect_hardware(config.model.device))
     skeleton = _skeleton(check_base(path, config.model.revision, token, cache_folder))
@@ -238,8 +239,8 @@ def _imports(body: str) -> str:
 
 def _constants(config: RunConfig, portable: bool) -> str:
     """MODEL, DATA and OUTPUT, on top, where they are changed."""
+    from phi3lora.models.base import portable_name, resolve_path
     from phi3lora.models.hardware import detect_hardware
-    from phi3lora.models.loading import portable_name, resolve_path
 
     path = resolve_path(config.model.path, detect_hardware(config.model.device))
     note = "a Hub id, or a folder"

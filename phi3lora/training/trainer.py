@@ -31,8 +31,9 @@ from phi3lora.errors import DataError, Phi3LoraError
 from phi3lora.events import Emit, Ended, Loaded, Notice, Prepared, Stage
 from phi3lora.lora.adapters import attach_adapter, save_adapter
 from phi3lora.lora.targets import count_parameters
+from phi3lora.models.base import resolve_path
 from phi3lora.models.hardware import detect_hardware
-from phi3lora.models.loading import load_model, load_tokenizer, resolve_path
+from phi3lora.models.loading import load_model, load_tokenizer
 from phi3lora.training.callbacks import (
     Outcome,
     Progress,

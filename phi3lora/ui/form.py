@@ -17,7 +17,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 import yaml
 from pydantic.fields import FieldInfo
 
-from phi3lora.config import RunConfig, fields, level_of
+from phi3lora.config import RunConfig, fields
 from phi3lora.errors import ConfigError, Problem
 
 Kind = Literal["number", "choice", "combo", "checkbox", "text", "yaml"]
@@ -51,7 +51,6 @@ class Widget:
     kind: Kind
     title: str
     help: str
-    basic: bool
     default: Any
     optional: bool = False
     choices: tuple[str, ...] = ()
@@ -77,7 +76,6 @@ def widget(name: str, info: FieldInfo) -> Widget:
         kind=kind,
         title=info.title or name,
         help=info.description or "",
-        basic=level_of(info) == "basic",
         default=info.get_default(call_default_factory=True),
         optional=optional,
         choices=_choices(kinds, info, optional) if kind in ("choice", "combo") else (),

@@ -28,7 +28,7 @@ from phi3lora.training.preflight import Check, Preflight
 from phi3lora.ui import form, show
 from phi3lora.ui.code import PlainCode
 from phi3lora.ui.core import Core
-from phi3lora.ui.widgets import Fields, message_of, shown
+from phi3lora.ui.widgets import Fields, shown
 
 EXAMPLE, FILE, HUB = "Example", "Your file", "Hub"
 BARS = 24  # of the histogram
@@ -590,6 +590,3 @@ def derived(config: RunConfig) -> str:
         f"LoRA scaling <b>{config.lora_scaling:.3g}</b> "
         f"({peft.lora_alpha} / {root}{peft.r})</p>"
     )
-
-
-__all__ = ["TrainPage", "build", "message_of"]
