@@ -536,8 +536,8 @@ def search(
     page = find(query, _stored_token(), limit)
     if as_json:
         print_json([asdict(found) for found in page])
-    elif page.found:
-        print_found(page.found)
+    elif page:
+        print_found(page)
     else:
         typer.echo(f"Nothing on the Hub is called {query!r}; try fewer words.", err=True)
 

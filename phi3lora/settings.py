@@ -31,7 +31,6 @@ class Settings:
         who_may_train: `owner` of the Space, anybody `signed-in`, or `anyone`.
         runs_per_user: how many unfinished runs one user may have.
         turn_seconds: how long one answer may hold the model while somebody else waits.
-        training_job_image: container image of a remote job.
     """
 
     home: Path
@@ -41,7 +40,6 @@ class Settings:
     who_may_train: WhoMayTrain = "anyone"
     runs_per_user: int = 5
     turn_seconds: float = 2.0
-    training_job_image: str = "ghcr.io/astral-sh/uv:python3.12-bookworm"
 
     @property
     def runs_folder(self) -> Path:

@@ -7,20 +7,17 @@ from collections.abc import Callable
 
 import pytest
 
-from phi3lora.data import hub_errors
-from phi3lora.data.hub_errors import Unreachable
 from phi3lora.errors import HubError
-from phi3lora.hub import access
+from phi3lora.hub import access, client
 from phi3lora.hub.access import (
     Found,
-    Readable,
+    cached_identity,
     dataset_info,
     identity,
-    known_identity,
-    may_read,
     search_datasets,
     search_models,
 )
+from phi3lora.hub.client import Readable, Unreachable, check_access
 from tests.hub import LoopbackHub
 from tests.hub.fixtures import go_offline
 
@@ -29,7 +26,7 @@ CARD = "---\nlicense: mit\nsize_categories: [n<1K]\n---\n"
 
 @pytest.fixture(autouse=True)
 def _forget(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(access, "_KNOWN", {})
+    monkeypatch.setattr(access, "_IDENTITIES", {})
 
 
 @pytest.fixture
@@ -49,8 +46,7 @@ def ann(hub: LoopbackHub) -> LoopbackHub:
 
 def test_a_write_token_tells_name_organisations_and_rights(ann: LoopbackHub) -> None:
     who = identity("hf_ann")
-    assert (who.name, who.fullname, who.orgs, who.role) == ("ann", "Ann", ("crew",), "write")
-    assert who.avatar.endswith("/avatars/ann.svg")
+    assert (who.name, who.orgs, who.role) == ("ann", ("crew",), "write")
     assert who.can_write is True
     assert who.expires is None
     assert who.seconds_left is None
@@ -77,13 +73,13 @@ def test_an_identity_is_asked_for_once_a_minute_and_its_token_is_not_kept(
     ann: LoopbackHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for _ in range(5):
-        assert known_identity("hf_ann").name == "ann"
-        assert known_identity("hf_bob").name == "bob"
+        assert cached_identity("hf_ann").name == "ann"
+        assert cached_identity("hf_bob").name == "bob"
     assert [str(request) for request in ann.requests] == ["GET /api/whoami-v2"] * 2
-    assert "hf_ann" not in repr(access._KNOWN)
-    clock = time.monotonic() + access.KNOWN_SECONDS
+    assert "hf_ann" not in repr(access._IDENTITIES)
+    clock = time.monotonic() + access.IDENTITY_SECONDS
     monkeypatch.setattr(access.time, "monotonic", lambda: clock)
-    known_identity("hf_ann")
+    cached_identity("hf_ann")
     assert len(ann.requests) == 3
 
 
@@ -96,10 +92,9 @@ def test_a_token_that_is_wrong(ann: LoopbackHub) -> None:
 
 
 def test_search_finds_what_the_caller_may_see_with_its_figures(ann: LoopbackHub) -> None:
-    page = search_datasets("chat")
-    assert [one.id for one in page] == ["bob/chat-gated", "ann/chat"]
-    assert page.next is None
-    gated, chat = page
+    found = search_datasets("chat")
+    assert [one.id for one in found] == ["bob/chat-gated", "ann/chat"]
+    gated, chat = found
     assert gated.gated
     head = ann.commits("dataset", "ann/chat")[0].oid
     assert chat == Found(
@@ -122,15 +117,10 @@ def test_search_finds_what_the_caller_may_see_with_its_figures(ann: LoopbackHub)
     assert [one.id for one in own if one.private] == ["ann/chat-secret"]
 
 
-def test_search_goes_on_where_it_stopped(ann: LoopbackHub) -> None:
+def test_a_search_gives_as_many_as_were_asked_for(ann: LoopbackHub) -> None:
     for number in range(7):
         ann.add_repo("dataset", f"bob/row-{number}", downloads=100 - number)
-    first = search_datasets("row", limit=3)
-    second = search_datasets("row", limit=3, cursor=first.next or 0)
-    third = search_datasets("row", limit=3, cursor=second.next or 0)
-    names = [one.id for page in (first, second, third) for one in page]
-    assert names == [f"bob/row-{number}" for number in range(7)]
-    assert (first.next, second.next, third.next) == (3, 6, None)
+    assert [one.id for one in search_datasets("row", limit=3)] == [f"bob/row-{n}" for n in range(3)]
 
 
 def test_an_empty_query_offers_ones_own_and_then_suggestions(ann: LoopbackHub) -> None:
@@ -166,13 +156,13 @@ def test_search_finds_nothing_without_complaint(ann: LoopbackHub) -> None:
 
 def test_reading_is_pinned_to_the_commit_the_caller_may_see(ann: LoopbackHub) -> None:
     head = ann.commits("dataset", "ann/chat-secret")[0].oid
-    assert may_read("dataset", "ann/chat-secret", "hf_ann") == Readable(head, False)
-    assert may_read("dataset", "ann/chat", None).open_to_all
+    assert check_access("dataset", "ann/chat-secret", "hf_ann") == Readable(head, False)
+    assert check_access("dataset", "ann/chat", None).open_to_all
     for token in (None, "hf_bob"):
         with pytest.raises(HubError):
-            may_read("dataset", "ann/chat-secret", token)
+            check_access("dataset", "ann/chat-secret", token)
     ann.grant("dataset", "bob/chat-gated", "ann")
-    assert not may_read("dataset", "bob/chat-gated", "hf_ann").open_to_all
+    assert not check_access("dataset", "bob/chat-gated", "hf_ann").open_to_all
 
 
 def test_a_stored_token_is_not_used_for_the_anonymous(
@@ -208,7 +198,7 @@ def test_every_refusal_is_told_apart_with_the_next_step(
 ) -> None:
     ann.add_repo("dataset", "bob/off", {"a.jsonl": b"{}"}, disabled=True)
     with pytest.raises(HubError) as told:
-        may_read("dataset", repo, token, revision)
+        check_access("dataset", repo, token, revision)
     assert words in str(told.value)
 
 
@@ -225,11 +215,11 @@ def test_every_refusal_is_told_apart_with_the_next_step(
 def test_a_hub_that_gives_no_answer(
     ann: LoopbackHub, break_it: Break, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hub_errors.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(client.time, "sleep", lambda seconds: None)
     break_it(ann)
     try:
         with pytest.raises(HubError) as told:
-            may_read("dataset", "ann/chat", None)
+            check_access("dataset", "ann/chat", None)
     finally:
         if ann._server is None:
             ann.start()
@@ -238,5 +228,5 @@ def test_a_hub_that_gives_no_answer(
 
 
 def test_a_fault_of_our_own_passes_as_it_is() -> None:
-    with pytest.raises(ZeroDivisionError), hub_errors.explained(hub_errors.Asked("ann/chat")):
+    with pytest.raises(ZeroDivisionError), client.explained(client.HubRequest("ann/chat")):
         1 / 0  # noqa: B018

@@ -27,7 +27,7 @@ def ann(
 ) -> LoopbackHub:
     """ann sits at this terminal, signed in."""
     hub.add_user("ann", token="hf_ann", orgs=["crew"])
-    monkeypatch.setattr(access, "_KNOWN", {})
+    monkeypatch.setattr(access, "_IDENTITIES", {})
     monkeypatch.setattr(sending, "RETRY_SECONDS", ())
     monkeypatch.setenv("HF_TOKEN", "hf_ann")
     monkeypatch.setenv("PHI3LORA_HOME", str(settings.home))

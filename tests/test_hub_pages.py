@@ -30,8 +30,8 @@ def ann(hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> LoopbackHub:
     for name in ("ann", "bob"):
         hub.add_user(name, token=f"hf_{name}")
     monkeypatch.setattr(sending, "RETRY_SECONDS", ())
-    monkeypatch.setattr("phi3lora.data.hub_errors._RETRY_5XX", ())
-    access._KNOWN.clear()
+    monkeypatch.setattr("phi3lora.hub.client._RETRY_5XX", ())
+    access._IDENTITIES.clear()
     return hub
 
 
@@ -70,7 +70,7 @@ def test_on_a_space_the_hub_says_who_it_is(ann: LoopbackHub, space: Core) -> Non
 
 def test_while_the_hub_is_down_those_it_knew_are_known(ann: LoopbackHub, space: Core) -> None:
     space.caller(visit("hf_ann"))
-    access._KNOWN.clear()
+    access._IDENTITIES.clear()
     ann.fail("/api/whoami", 503)
     assert space.caller(visit("hf_ann")).name == "ann"
     with pytest.raises(HubError, match="down"):

@@ -8,7 +8,7 @@ import pytest
 
 from phi3lora.config import RunConfig
 from phi3lora.hub import access
-from phi3lora.hub.preflight import Finding, look_at_hub
+from phi3lora.hub.preflight import Finding, check_hub
 from phi3lora.settings import Settings
 from tests.hub import LoopbackHub
 from tests.hub.fixtures import go_offline
@@ -19,7 +19,7 @@ KEPT = PLAIN.with_values({"hub.backup": True})
 
 @pytest.fixture
 def ann(hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> LoopbackHub:
-    monkeypatch.setattr(access, "_KNOWN", {})
+    monkeypatch.setattr(access, "_IDENTITIES", {})
     hub.add_user("ann", token="hf_ann")
     hub.add_token("ann", "hf_read", "read")
     hub.add_token("ann", "hf_hour", "oauth", ["contribute-repos"], expires_at=time.time() + 3630)
@@ -27,9 +27,9 @@ def ann(hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> LoopbackHub:
 
 
 def test_nobody_is_signed_in(ann: LoopbackHub) -> None:
-    [finding] = look_at_hub(PLAIN, None)
+    [finding] = check_hub(PLAIN, None)
     assert finding == ("Token", "green", "None needed to train; publishing needs a sign-in.", "")
-    [finding] = look_at_hub(KEPT, None)
+    [finding] = check_hub(KEPT, None)
     assert (finding.level, finding.remedy) == ("red", "Sign in, or switch hub.backup off.")
     assert not ann.requests
 
@@ -66,22 +66,22 @@ def test_nobody_is_signed_in(ann: LoopbackHub) -> None:
 def test_a_token_lasts_and_may_write(
     ann: LoopbackHub, token: str, config: RunConfig, seconds: float | None, expected: Finding
 ) -> None:
-    assert look_at_hub(config, token, seconds) == [expected]
+    assert check_hub(config, token, seconds) == [expected]
 
 
 def test_a_wrong_token_is_red_and_a_silent_hub_amber(ann: LoopbackHub) -> None:
-    [finding] = look_at_hub(PLAIN, "hf_nobody")
+    [finding] = check_hub(PLAIN, "hf_nobody")
     assert finding.level == "red"
     assert "wrong or expired. Sign in again." in finding.found
     go_offline(True)
-    [finding] = look_at_hub(PLAIN, "hf_ann")
+    [finding] = check_hub(PLAIN, "hf_ann")
     assert finding.level == "amber"
     assert "It could not be checked. This machine is set to work offline" in finding.found
 
 
 def test_a_backup_needs_rights_and_a_free_name(ann: LoopbackHub) -> None:
-    assert [item.level for item in look_at_hub(KEPT, "hf_read")] == ["red", "green"]
-    assert look_at_hub(KEPT, "hf_ann")[1] == (
+    assert [item.level for item in check_hub(KEPT, "hf_read")] == ["red", "green"]
+    assert check_hub(KEPT, "hf_ann")[1] == (
         "Backup",
         "green",
         "To a new private repository of ann.",
@@ -93,7 +93,7 @@ def test_a_backup_needs_rights_and_a_free_name(ann: LoopbackHub) -> None:
         ("ann/taken", "red", "ann/taken holds something else than a run; choose another name."),
         ("bob/run", "red", "bob/run is not ann's own"),
     ):
-        finding = look_at_hub(KEPT.with_values({"hub.repo": repo}), "hf_ann")[1]
+        finding = check_hub(KEPT.with_values({"hub.repo": repo}), "hf_ann")[1]
         assert (finding.name, finding.level) == ("Backup", level)
         assert words in finding.found
 

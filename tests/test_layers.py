@@ -19,6 +19,7 @@ LAYERS = {
     "config": 1,
     "recipes": 1,
     "events": 1,
+    "hub.client": 2,  # what data/ and models/ need of the Hub; the rest of hub/ stands above them
     "data": 2,
     "models": 2,
     "lora": 2,
@@ -40,9 +41,12 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 
 def part_of(module: str) -> str | None:
-    """`phi3lora.data.formats` is of `data`; None for other packages."""
+    """`phi3lora.data.formats` is of `data`, None for other packages; a layer may be one module."""
     names = module.split(".")
-    return names[1] if names[0] == "phi3lora" and len(names) > 1 else None
+    if names[0] != "phi3lora" or len(names) < 2:
+        return None
+    one = ".".join(names[1:3])
+    return one if one in LAYERS else names[1]
 
 
 def imports(file: Path, top_level_only: bool = False) -> list[str]:

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 
 from phi3lora.config import DataConfig
-from phi3lora.data import files, hub_errors
-from phi3lora.data.hub_errors import Unreachable
+from phi3lora.data import files
 from phi3lora.data.sources import EXAMPLES, configurations, is_local, open_source, splits
 from phi3lora.errors import DataError, HubError
+from phi3lora.hub import client
+from phi3lora.hub.client import Unreachable
 from tests.hub import LoopbackHub
 from tests.hub.fixtures import go_offline
 
@@ -362,7 +363,7 @@ def test_a_busy_hub_is_waited_for_and_it_is_said(
     ann: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slept: list[float] = []
-    monkeypatch.setattr(hub_errors.time, "sleep", slept.append)
+    monkeypatch.setattr(client.time, "sleep", slept.append)
     ann.fail("/api/datasets/ann/chat", status=429, times=2, retry_after=7)
     told: list[str] = []
     source = open_source(DataConfig(path="ann/chat"), cache_folder=tmp_path, tell=told.append)
@@ -377,7 +378,7 @@ def test_a_busy_hub_is_waited_for_and_it_is_said(
 def test_a_hub_that_is_down(
     ann: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hub_errors.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(client.time, "sleep", lambda seconds: None)
     list(hub_source("ann/chat", tmp_path).rows())
     ann.fail(".", status=503)
     assert list(hub_source("ann/chat", tmp_path).rows()) == ROWS

@@ -23,15 +23,17 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from phi3lora.data.files import Report
-from phi3lora.data.hub_errors import (
-    Asked,
+from phi3lora.errors import DataError, Phi3LoraError
+from phi3lora.hub.client import (
+    INSTEAD,
+    HubRequest,
     Tell,
     Unreachable,
+    check_access,
     explained,
     first_line,
-    patiently,
+    with_retries,
 )
-from phi3lora.errors import DataError, Phi3LoraError
 
 T = TypeVar("T")
 _FIRST_BYTES = 1 << 20  # of a JSON file at a time; the library's 10 MiB are much for a preview
@@ -80,8 +82,7 @@ class HubSet:
             HubError: not found, private, gated, no such revision, down; or offline and not cached.
         """
         try:
-            with self._in_words():
-                return self._patiently(self._ask_access)
+            return self._check_access()
         except Unreachable:
             if self._kept is not None:
                 return self._kept.sha
@@ -118,7 +119,7 @@ class HubSet:
 
         with self._in_words():
             return list(
-                self._patiently(lambda: get_dataset_config_names(self.repo, **self._access()))
+                self._with_retries(lambda: get_dataset_config_names(self.repo, **self._access()))
             )
 
     def splits(self) -> list[str]:
@@ -128,17 +129,19 @@ class HubSet:
 
     # Asking
 
-    def _ask_access(self) -> str:
-        from huggingface_hub import HfApi
-
-        api = HfApi(endpoint=self.endpoint, token=self.token or False)
-        info = api.dataset_info(self.repo, revision=self.revision)
-        if info.gated or info.private:
-            api.auth_check(self.repo, repo_type="dataset")
+    def _check_access(self) -> str:
+        readable = check_access(
+            "dataset",
+            self.repo,
+            self.token,
+            self.revision,
+            endpoint=self.endpoint,
+            tell=self.tell,
+        )
         script = f"{self.repo.split('/')[-1]}.py"
-        if any(file.rfilename == script for file in info.siblings or ()):
+        if script in readable.files:
             raise DataError(_SCRIPT.format(repo=self.repo, script=script))
-        return str(info.sha)
+        return readable.commit
 
     def _access(self) -> dict[str, Any]:
         """Arguments that every call of `datasets` gets."""
@@ -153,7 +156,7 @@ class HubSet:
             return load_dataset_builder(self.repo, self.name, **self._access())
 
         try:
-            return self._patiently(ask)
+            return self._with_retries(ask)
         except ValueError as error:
             if "onfig" not in str(error):  # "BuilderConfig … not found", "Config name is missing"
                 raise
@@ -254,7 +257,7 @@ class HubSet:
         for number, path in enumerate(wanted.paths, 1):
             with self._in_words():
                 paths.append(
-                    self._patiently(
+                    self._with_retries(
                         lambda path=path: api.hf_hub_download(  # type: ignore[misc]
                             self.repo,
                             path,
@@ -302,24 +305,24 @@ class HubSet:
     # Failing
 
     @property
-    def _asked(self) -> Asked:
-        return Asked(
+    def _request(self) -> HubRequest:
+        return HubRequest(
             self.repo,
             "dataset",
             self.revision,
             self.token,
             self.endpoint,
-            instead="choose a file or an example",
+            instead=INSTEAD["dataset"],
         )
 
-    def _patiently(self, call: Callable[[], T]) -> T:
-        return patiently(call, self.tell)
+    def _with_retries(self, call: Callable[[], T]) -> T:
+        return with_retries(call, self.tell)
 
     @contextmanager
     def _in_words(self) -> Iterator[None]:
         """Turn what the Hub's clients and `datasets` raise into our errors."""
         try:
-            with explained(self._asked):
+            with explained(self._request):
                 yield
         except Phi3LoraError:
             raise

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -21,6 +20,7 @@ from phi3lora.config import POCKET, DataConfig
 from phi3lora.data.files import SUFFIXES, Report, count_rows, is_lines, kind_of, read_file
 from phi3lora.data.hub_rows import HubSet, Tell
 from phi3lora.errors import DataError
+from phi3lora.hub.client import is_hub_id
 
 _HERE = Path(__file__).resolve().parent.parent
 # In a checkout examples/ stands beside the package; a wheel carries it inside.
@@ -33,7 +33,6 @@ EXAMPLES: dict[str, Path] = {
     "pirate_prompts": _FOLDER / "pirate_prompts.parquet",
 }
 EXAMPLE_PREFIX = "example:"
-HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _LOOK = 100  # rows whose columns are taken for all there are
 
 
@@ -169,7 +168,7 @@ def names_no_file(path: str) -> bool:
     """Whether this can be nothing but a bundled name or an id on the Hub."""
     if path in ("auto", POCKET) or path.startswith(EXAMPLE_PREFIX):
         return True
-    return HUB_ID.fullmatch(path) is not None and ".." not in path and not Path(path).exists()
+    return is_hub_id(path, owner=False) and not Path(path).exists()
 
 
 def not_applicable(data: DataConfig) -> list[str]:
@@ -208,7 +207,7 @@ def _is_file(path: str) -> bool:
     return (
         looks_like_one
         or path.lower().endswith(SUFFIXES)
-        or HUB_ID.fullmatch(path) is None
+        or not is_hub_id(path, owner=False)
         or Path(path).exists()
     )
 

@@ -1,7 +1,7 @@
 """Who somebody is on the Hub, and what there is to pick.
 
     who = identity(token)                            who.name, who.can_write, who.expires
-    page = search_datasets("ultra", token)           page.found, page.next
+    found = search_datasets("ultra", token)          those of that name
     dataset = dataset_info("ann/chat", token)        its commit, licence, size, likes
 
 Every call takes the caller's own token; without one the caller is anonymous, whatever token the
@@ -13,17 +13,16 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice
 from typing import Any
 
-from phi3lora.data.hub_errors import Asked, Kind, Tell, explained, patiently
-from phi3lora.errors import HubError
+from phi3lora.hub.client import INSTEAD, HubRequest, Kind, Tell, explained, with_retries
 
 CREATE_SCOPES = frozenset({"contribute-repos", "manage-repos"})
-KNOWN_SECONDS = 60.0  # for which an identity is believed without asking again
+IDENTITY_SECONDS = 60.0  # for which an identity is believed without asking again
 # Checkpoints of type phi3 that can be trained, smallest first.
 SUGGESTED_MODELS = (
     "microsoft/Phi-3-mini-4k-instruct",
@@ -53,14 +52,12 @@ class Identity:
         name: the account, which owns runs and repositories.
         orgs: organisations in whose name this person may write.
         role: `read`, `write`, `fineGrained` or `oauth`.
-        scopes: what the token was given leave for, where that is known.
+        scopes: what the token permits, where that is known.
         can_write: whether it may create repositories; None where only trying tells.
         expires: in seconds since 1970; None where it does not, or the Hub does not say.
     """
 
     name: str
-    fullname: str = ""
-    avatar: str = ""
     orgs: tuple[str, ...] = ()
     role: str = ""
     scopes: frozenset[str] = frozenset()
@@ -102,20 +99,6 @@ class Found:
     tags: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Page:
-    """Some of what was found, and where to go on; `next` is None at the end."""
-
-    found: list[Found] = field(default_factory=list)
-    next: int | None = None
-
-    def __iter__(self) -> Iterator[Found]:
-        return iter(self.found)
-
-    def __len__(self) -> int:
-        return len(self.found)
-
-
 # Who
 
 
@@ -143,16 +126,14 @@ def identity(
     """
     from huggingface_hub import HfApi
 
-    with explained(Asked(token=token)):
-        said = patiently(lambda: HfApi(token=token).whoami(), tell)
+    with explained(HubRequest(token=token)):
+        said = with_retries(lambda: HfApi(token=token).whoami(), tell)
     auth = said.get("auth") or {}
     role = "oauth" if auth.get("type") == "app_token_as_user" else ""
     role = role or str((auth.get("accessToken") or {}).get("role", ""))
     granted = frozenset(scopes) | _granted(auth)
     return Identity(
         name=said["name"],
-        fullname=said.get("fullname") or said["name"],
-        avatar=said.get("avatarUrl") or "",
         orgs=tuple(org["name"] for org in said.get("orgs") or () if _writes(org)),
         role=role,
         scopes=granted,
@@ -161,26 +142,26 @@ def identity(
     )
 
 
-def known_identity(token: str) -> Identity:
-    """Like `identity`, but asked at most once a minute: the Hub counts such questions.
+def cached_identity(token: str) -> Identity:
+    """Like `identity`, but the Hub is asked once a minute at most: it counts such requests.
 
     Tokens are not kept, only their hashes, and those in memory.
     """
     key = hashlib.sha256(token.encode()).hexdigest()
     with _LOCK:
-        until, who = _KNOWN.get(key, (0.0, None))
+        until, who = _IDENTITIES.get(key, (0.0, None))
     if who is not None and time.monotonic() < until and (who.seconds_left or 1) > 0:
         return who
     who = identity(token)
     with _LOCK:
-        if len(_KNOWN) > 1000:
-            _KNOWN.clear()
-        _KNOWN[key] = (time.monotonic() + KNOWN_SECONDS, who)
+        if len(_IDENTITIES) > 1000:
+            _IDENTITIES.clear()
+        _IDENTITIES[key] = (time.monotonic() + IDENTITY_SECONDS, who)
     return who
 
 
 _LOCK = threading.Lock()
-_KNOWN: dict[str, tuple[float, Identity]] = {}
+_IDENTITIES: dict[str, tuple[float, Identity]] = {}
 
 
 def _writes(org: dict[str, Any]) -> bool:
@@ -188,7 +169,7 @@ def _writes(org: dict[str, Any]) -> bool:
 
 
 def _granted(auth: dict[str, Any]) -> frozenset[str]:
-    """Leave that a fine-grained token has, in the Hub's words (`repo.write`, …)."""
+    """Permissions of a fine-grained token, in the Hub's words (`repo.write`, …)."""
     fine = (auth.get("accessToken") or {}).get("fineGrained") or {}
     scoped = [permission for item in fine.get("scoped") or () for permission in item["permissions"]]
     return frozenset([*scoped, *(fine.get("global") or ())])
@@ -209,64 +190,56 @@ def _moment(text: str | None) -> float | None:
 # What there is
 
 
-def search_datasets(query: str, token: str | None = None, limit: int = 10, cursor: int = 0) -> Page:
+def search_datasets(query: str, token: str | None = None, limit: int = 10) -> list[Found]:
     """Datasets whose name holds the words, most downloaded first.
 
-    An empty query gives the caller's own, then suggestions. `cursor` is `Page.next` of an earlier
-    call. Raises HubError.
+    An empty query gives the caller's own, then suggestions. Raises HubError.
     """
-    return _search("dataset", query.strip(), token, limit, cursor)
+    return _search("dataset", query.strip(), token, limit)
 
 
-def search_models(query: str, token: str | None = None, limit: int = 10, cursor: int = 0) -> Page:
+def search_models(query: str, token: str | None = None, limit: int = 10) -> list[Found]:
     """Models of type phi3 whose name holds the words; like `search_datasets`."""
-    return _search("model", query.strip(), token, limit, cursor)
+    return _search("model", query.strip(), token, limit)
 
 
-def _search(kind: Kind, query: str, token: str | None, limit: int, cursor: int) -> Page:
-    asked = Asked(token=token, kind=kind, doing="search", instead=_INSTEAD[kind])
-    with explained(asked):  # somebody is typing: nothing is waited for
-        rows = _rows(kind, query, token, limit, cursor)
+def _search(kind: Kind, query: str, token: str | None, limit: int) -> list[Found]:
+    request = HubRequest(token=token, kind=kind, doing="search", instead=INSTEAD[kind])
+    with explained(request):  # somebody is typing: nothing is waited for
+        rows = _rows(kind, query, token, limit)
     found = [_found(row, kind) for row in rows]
-    more = len(found) > limit
-    found = found[:limit]
-    if not query and not cursor and len(found) < limit:
-        known = {one.id for one in found}
-        ids = SUGGESTED_MODELS if kind == "model" else SUGGESTED_DATASETS
-        found += [Found(name, kind) for name in ids if name not in known][: limit - len(found)]
-    return Page(found, cursor + limit if more else None)
+    if query:
+        return found
+    own = {one.id for one in found}
+    ids = SUGGESTED_MODELS if kind == "model" else SUGGESTED_DATASETS
+    return [*found, *(Found(name, kind) for name in ids if name not in own)][:limit]
 
 
-def _rows(kind: Kind, query: str, token: str | None, limit: int, cursor: int) -> list[Any]:
-    """One row more than asked for, which tells whether there are more."""
+def _rows(kind: Kind, query: str, token: str | None, limit: int) -> list[Any]:
+    """What the Hub lists: what matches the query, or the caller's own."""
     from huggingface_hub import HfApi
 
     api = HfApi(token=token or False)
     options: dict[str, Any] = {
         "sort": "downloads",
-        "limit": cursor + limit + 1,
+        "limit": limit,
         "expand": [*_EXPAND, *_OWN[kind]],
     }
     if query:
         options["search"] = query
     elif token:
-        options["author"] = known_identity(token).name
+        options["author"] = cached_identity(token).name
     else:
         return []
     if kind == "model":
         options["filter"] = "phi3"
     rows: Iterable[Any]
     rows = api.list_models(**options) if kind == "model" else api.list_datasets(**options)
-    return list(islice(rows, cursor, None))
+    return list(islice(rows, limit))
 
 
 _EXPAND = ["downloads", "likes", "gated", "private", "tags", "sha", "lastModified", "usedStorage"]
 _OWN: dict[str, list[str]] = {"dataset": ["cardData"], "model": []}
-_INSTEAD: dict[str, str] = {
-    "dataset": "choose a file or an example",
-    "model": "use a folder or `pocket`",
-    "space": "",
-}
 
 
 def dataset_info(repo: str, token: str | None = None, revision: str | None = None) -> Found:
@@ -284,40 +257,10 @@ def _info(kind: Kind, repo: str, token: str | None, revision: str | None) -> Fou
 
     api = HfApi(token=token or False)
     ask: Any = api.model_info if kind == "model" else api.dataset_info
-    asked = Asked(repo, kind, revision, token, instead=_INSTEAD[kind])
-    with explained(asked):
-        row = patiently(lambda: ask(repo, revision=revision, expand=[*_EXPAND, "cardData"]))
+    request = HubRequest(repo, kind, revision, token, instead=INSTEAD[kind])
+    with explained(request):
+        row = with_retries(lambda: ask(repo, revision=revision, expand=[*_EXPAND, "cardData"]))
     return _found(row, kind)
-
-
-@dataclass(frozen=True)
-class Readable:
-    """What a caller may read: everything that follows is pinned to `commit`.
-
-    `open_to_all` is False for what is private or gated, which must not lie where others look.
-    """
-
-    commit: str
-    open_to_all: bool
-
-
-def may_read(kind: Kind, repo: str, token: str | None, revision: str | None = None) -> Readable:
-    """The commit that this caller may read, files included.
-
-    A shared cache serves one user's private files to the next, so access is asked for first.
-    Raises HubError.
-    """
-    from huggingface_hub import HfApi
-
-    api = HfApi(token=token or False)
-    with explained(Asked(repo, kind, revision, token, instead=_INSTEAD[kind])):
-        info = patiently(lambda: api.repo_info(repo, repo_type=kind, revision=revision))
-        closed = bool(getattr(info, "gated", False) or getattr(info, "private", False))
-        if closed:
-            patiently(lambda: api.auth_check(repo, repo_type=kind))
-    if info.sha is None:
-        raise HubError(f"{repo} has no commit yet; there is nothing to read.")
-    return Readable(str(info.sha), not closed)
 
 
 def _found(row: Any, kind: Kind) -> Found:

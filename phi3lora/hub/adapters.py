@@ -10,9 +10,7 @@ fetched from a private repository lies in a folder that no other caller is shown
 
 from __future__ import annotations
 
-import hashlib
 import json
-import re
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -20,12 +18,17 @@ from pathlib import Path
 from typing import Any
 
 from phi3lora.config import POCKET
-from phi3lora.data.hub_errors import Asked, explained, patiently
 from phi3lora.errors import AdapterError
-from phi3lora.hub.access import may_read
+from phi3lora.hub.client import (
+    HubRequest,
+    cache_for,
+    check_access,
+    explained,
+    is_hub_id,
+    with_retries,
+)
 from phi3lora.lora.folder import CONFIG, WEIGHTS
 
-REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+\Z")
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 LARGEST = 4 * 2**30  # bytes of weights: anything above is no adapter
 
@@ -62,21 +65,16 @@ def fetch_adapter(
     Raises HubError where the caller may not read it, AdapterError where it is none that can be
     compared.
     """
-    if not REPO.match(repo):
+    if not is_hub_id(repo):
         raise AdapterError(f"{repo!r} is no name of an adapter on the Hub; expected USER/NAME.")
-    readable = may_read("model", repo, token, revision)
-    commit, whose = readable.commit, "everybody" if readable.open_to_all else _whose(token)
-    folder = cache_folder / "adapters" / whose / repo / commit
+    readable = check_access("model", repo, token, revision)
+    commit, cache = readable.commit, cache_for(token, cache_folder, readable.open_to_all)
+    folder = cache / "adapters" / repo / commit
     if not (folder / WEIGHTS).is_file():
         _fetch(repo, commit, token, folder)
     settings = _settings(repo, folder)
     base = check_settings(repo, settings)
     return HubAdapter(repo, commit, folder, base, settings.get("revision"))
-
-
-def _whose(token: str | None) -> str:
-    """A folder's name for each caller; the token cannot be read from it."""
-    return hashlib.sha256((token or "").encode()).hexdigest()[:16]
 
 
 def _fetch(repo: str, commit: str, token: str | None, folder: Path) -> None:
@@ -102,8 +100,8 @@ def _sizes(repo: str, commit: str, token: str | None) -> dict[str, int]:
     """Bytes of each file."""
     from huggingface_hub import HfApi
 
-    with explained(Asked(repo, "model", commit, token)):
-        info = patiently(
+    with explained(HubRequest(repo, "model", commit, token)):
+        info = with_retries(
             lambda: HfApi(token=token or False).model_info(
                 repo, revision=commit, files_metadata=True
             )
@@ -140,8 +138,8 @@ def _check_files(repo: str, sizes: dict[str, int]) -> None:
 def _download(repo: str, commit: str, token: str | None, name: str, folder: Path) -> None:
     from huggingface_hub import HfApi
 
-    with explained(Asked(repo, "model", commit, token)):
-        patiently(
+    with explained(HubRequest(repo, "model", commit, token)):
+        with_retries(
             lambda: HfApi().hf_hub_download(
                 repo, name, revision=commit, local_dir=folder, token=token or False
             )
@@ -169,7 +167,7 @@ def check_settings(repo: str, settings: dict[str, Any]) -> str:
             "run here. Choose another adapter."
         )
     base = settings.get("base_model_name_or_path")
-    if base == POCKET or (isinstance(base, str) and REPO.match(base) and not Path(base).exists()):
+    if base == POCKET or (isinstance(base, str) and is_hub_id(base) and not Path(base).exists()):
         return str(base)
     raise AdapterError(
         f"{repo} names {base!r} as its base; expected a model on the Hub, such as "

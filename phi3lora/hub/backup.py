@@ -24,10 +24,10 @@ from pathlib import Path
 from typing import Any
 
 from phi3lora.config import RunConfig
-from phi3lora.data.hub_errors import Asked, explain, explained, patiently
 from phi3lora.data.sources import names_no_file
 from phi3lora.errors import HubError, Phi3LoraError
 from phi3lora.hub.access import Identity, identity
+from phi3lora.hub.client import HubRequest, explain, explained, find_repo, with_retries
 from phi3lora.hub.sending import create, send
 from phi3lora.hub.upload import full_name
 from phi3lora.redaction import redact
@@ -164,7 +164,9 @@ class Backup:
         except Exception as error:  # noqa: BLE001 - a backup never ends a run
             ours = isinstance(error, Phi3LoraError)
             self._failed = True
-            return str((error if ours else explain(error, Asked(self.repo or ""))) or repr(error))
+            return str(
+                (error if ours else explain(error, HubRequest(self.repo or ""))) or repr(error)
+            )
         if self._failed:
             self._tell("The backup on the Hub goes on.")
         self._failed = False
@@ -293,8 +295,8 @@ def _ready(config: RunConfig, note: RunNote, token: str) -> str:
 def _checkpoints_in(repo: str, token: str) -> set[str]:
     from huggingface_hub import HfApi
 
-    with explained(Asked(repo, token=token)):
-        names = patiently(lambda: HfApi(token=token).list_repo_files(repo))
+    with explained(HubRequest(repo, token=token)):
+        names = with_retries(lambda: HfApi(token=token).list_repo_files(repo))
     return {name.split("/")[1] for name in names if name.startswith("checkpoints/checkpoint-")}
 
 
@@ -303,22 +305,15 @@ def check_run_repo(repo: str, who: Identity, token: str) -> bool:
 
     Raises HubError where it is somebody else's, public, or something else.
     """
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import RepositoryNotFoundError
-
     repo = full_name(repo, who)
     if repo.split("/")[0] != who.name:
         raise HubError(
             f"{repo} is not {who.name}'s own: a run is backed up to one's own account, where "
             f"nobody else writes. Choose {who.name}/{repo.split('/')[1]}."
         )
-    try:
-        with explained(Asked(repo, token=token)):
-            info = patiently(lambda: HfApi(token=token).model_info(repo))
-    except HubError as error:
-        if isinstance(error.__cause__, RepositoryNotFoundError):
-            return False
-        raise
+    info = find_repo("model", repo, token)
+    if info is None:
+        return False
     files = {sibling.rfilename for sibling in info.siblings or ()}
     if not info.private:
         raise HubError(
@@ -335,8 +330,8 @@ def list_runs(token: str) -> list[RunRepo]:
     from huggingface_hub import HfApi
 
     who = identity(token)
-    with explained(Asked(token=token, doing="list")):
-        rows = patiently(
+    with explained(HubRequest(token=token, doing="list")):
+        rows = with_retries(
             lambda: list(
                 HfApi(token=token).list_models(
                     author=who.name, filter=TAG, expand=["cardData", "private", "tags"]
@@ -373,13 +368,13 @@ def fetch_run(repo: str, token: str, folder: Path) -> RunNote:
     if not check_run_repo(repo, who, token):
         raise HubError(f"There is no {repo}; `phi3lora runs restore` lists your runs on the Hub.")
     api = HfApi(token=token)
-    with explained(Asked(repo, token=token)):
-        info = patiently(lambda: api.model_info(repo))
+    with explained(HubRequest(repo, token=token)):
+        info = with_retries(lambda: api.model_info(repo))
         names = [sibling.rfilename for sibling in info.siblings or ()]
         if NOTE not in names or "config.yaml" not in names:
             raise HubError(f"{repo} holds no run: it lacks {NOTE} or config.yaml.")
         for name in _wanted(names):
-            patiently(
+            with_retries(
                 lambda name=name: api.hf_hub_download(  # type: ignore[misc]
                     repo, name, revision=info.sha, local_dir=folder
                 )

@@ -14,6 +14,7 @@ from typing import Any
 from phi3lora.config import POCKET, RunConfig, fields
 from phi3lora.errors import HubError
 from phi3lora.events import Ended, Evaluated, Event, Loaded, Prepared, Step, read_events
+from phi3lora.hub.client import is_hub_id
 from phi3lora.versions import library_versions
 
 
@@ -132,16 +133,9 @@ def _origin(name: str, revision: str) -> Origin:
         return Origin(POCKET)
     if name.startswith("example:"):
         return Origin(name)
-    if is_hub_id(name):
+    if is_hub_id(name) and not Path(name).exists():
         return Origin(name, True, revision)
     return Origin(Path(name).name)
-
-
-def is_hub_id(name: str) -> bool:
-    """Whether a name has the shape of a Hub id and is no path that exists here."""
-    parts = name.split("/")
-    shaped = len(parts) == 2 and all(parts) and not name.startswith((".", "/", "~"))
-    return shaped and "\\" not in name and not Path(name).expanduser().exists()
 
 
 def _options(config: RunConfig) -> list[tuple[str, str, str]]:

@@ -1,6 +1,6 @@
 """What the Hub has to say before a run starts: the token, and the name of the run's repository.
 
-for finding in look_at_hub(config, token, seconds=5400):
+for finding in check_hub(config, token, seconds=5400):
     finding.level, finding.found, finding.remedy
 """
 
@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 from phi3lora.config import RunConfig
-from phi3lora.data.hub_errors import Unreachable
 from phi3lora.errors import HubError
-from phi3lora.hub.access import Identity, known_identity
+from phi3lora.hub.access import Identity, cached_identity
+from phi3lora.hub.client import Unreachable
 
 SPARE_SECONDS = 900.0  # that a sign-in should last beyond the estimated end
 
@@ -26,9 +26,7 @@ class Finding(NamedTuple):
     remedy: str = ""
 
 
-def look_at_hub(
-    config: RunConfig, token: str | None, seconds: float | None = None
-) -> list[Finding]:
+def check_hub(config: RunConfig, token: str | None, seconds: float | None = None) -> list[Finding]:
     """What stands between the run and the Hub, a finding each. Never raises.
 
     Whether base and dataset can be read is found out where they are read.
@@ -40,7 +38,7 @@ def look_at_hub(
     if token is None:
         return [_without_token(config)]
     try:
-        who = known_identity(token)
+        who = cached_identity(token)
     except Unreachable as error:
         return [Finding("Token", "amber", f"It could not be checked. {error}")]
     except HubError as error:

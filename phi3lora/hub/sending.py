@@ -15,8 +15,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from phi3lora.data.hub_errors import Asked, Kind, Tell, Unreachable, explain, explained, patiently
 from phi3lora.errors import HubError, Phi3LoraError
+from phi3lora.hub.client import (
+    HubRequest,
+    Kind,
+    Tell,
+    Unreachable,
+    explain,
+    explained,
+    with_retries,
+)
 from phi3lora.redaction import TOKEN
 
 Progress = Callable[[float], None]  # the share that has arrived, 0 to 1
@@ -51,7 +59,7 @@ def send(
     from huggingface_hub import CommitOperationDelete, HfApi
 
     api = HfApi(token=token)
-    asked = Asked(repo, kind, token=token, doing="write to")
+    request = HubRequest(repo, kind, token=token, doing="write to")
     meter = Meter(sum(size_of(content) for content in contents.values()), progress)
     additions = _additions(contents, meter)
 
@@ -75,18 +83,18 @@ def send(
             parent_commit=parent,
         )
 
-    with explained(asked):
-        _stubbornly(upload, asked, tell)
-        return _stubbornly(commit, asked, tell)
+    with explained(request):
+        _reconnecting(upload, request, tell)
+        return _reconnecting(commit, request, tell)
 
 
-def _stubbornly(call: Callable[[], Any], asked: Asked, tell: Tell | None) -> Any:
+def _reconnecting(call: Callable[[], Any], request: HubRequest, tell: Tell | None) -> Any:
     """Try again when the connection breaks; give up after a few times."""
     for wait in (*RETRY_SECONDS, None):
         try:
-            return patiently(call, tell)
+            return with_retries(call, tell)
         except Exception as error:
-            told = error if isinstance(error, Phi3LoraError) else explain(error, asked)
+            told = error if isinstance(error, Phi3LoraError) else explain(error, request)
             if wait is None or not isinstance(told, Unreachable):
                 raise
         if tell:
@@ -203,8 +211,8 @@ def create(
     """Make a repository unless it exists; its address. Raises HubError where that is refused."""
     from huggingface_hub import HfApi
 
-    with explained(Asked(repo, kind, token=token, doing="create")):
-        made = patiently(
+    with explained(HubRequest(repo, kind, token=token, doing="create")):
+        made = with_retries(
             lambda: HfApi(token=token).create_repo(
                 repo, repo_type=kind, private=private, exist_ok=True, **options
             )

@@ -17,9 +17,9 @@ from typing import Any
 
 import yaml
 
-from phi3lora.data.hub_errors import Asked, Tell, explained, patiently
 from phi3lora.errors import HubError
-from phi3lora.hub.access import Identity, identity, may_read
+from phi3lora.hub.access import Identity, identity
+from phi3lora.hub.client import HubRequest, Tell, check_access, explained, find_repo, with_retries
 from phi3lora.hub.sending import Progress, check_contents, create, send
 from phi3lora.hub.upload import check_token, full_name
 
@@ -120,7 +120,7 @@ def deploy_comparison(
     A private adapter needs the secret HF_TOKEN, with leave to read it. Raises HubError.
     """
     wanted = wanted or SpaceSettings()
-    readable = may_read("model", adapter, token)
+    readable = check_access("model", adapter, token)
     contents = {path: content for path, content in application() if path.startswith("phi3lora/")}
     contents |= {
         "requirements.txt": ROOT / "requirements.txt",
@@ -232,7 +232,7 @@ def _deploy(
             "(hub.backup), or deploy again with --volume.",
         )
     )
-    return Deployed(space, Asked(space, "space").page, str(done.oid), notes)
+    return Deployed(space, HubRequest(space, "space").page, str(done.oid), notes)
 
 
 def check_space(space: str, who: Identity, token: str) -> set[str] | None:
@@ -240,22 +240,15 @@ def check_space(space: str, who: Identity, token: str) -> set[str] | None:
 
     Raises HubError where it belongs to somebody, or is something, else.
     """
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import RepositoryNotFoundError
-
     namespace, name = space.split("/")
     if not who.owns(namespace):
         raise HubError(
             f"{space} would belong to {namespace}, and you are {who.name}: choose "
             f"{who.name}/{name}."
         )
-    try:
-        with explained(Asked(space, "space", token=token)):
-            info = patiently(lambda: HfApi(token=token).space_info(space))
-    except HubError as error:
-        if isinstance(error.__cause__, RepositoryNotFoundError):
-            return None
-        raise
+    info = find_repo("space", space, token)
+    if info is None:
+        return None
     files = {sibling.rfilename for sibling in info.siblings or ()}
     if files - BARE and MARK not in (info.tags or ()):
         raise HubError(
@@ -269,18 +262,18 @@ def _set_up(space: str, token: str, wanted: SpaceSettings) -> None:
     from huggingface_hub import HfApi, Volume
 
     api = HfApi(token=token)
-    with explained(Asked(space, "space", token=token, doing="set up")):
+    with explained(HubRequest(space, "space", token=token, doing="set up")):
         for name, value in (wanted.secrets or {}).items():
-            patiently(lambda name=name, value=value: api.add_space_secret(space, name, value))  # type: ignore[misc]
+            with_retries(lambda name=name, value=value: api.add_space_secret(space, name, value))  # type: ignore[misc]
         for name, value in (wanted.variables or {}).items():
-            patiently(lambda name=name, value=value: api.add_space_variable(space, name, value))  # type: ignore[misc]
+            with_retries(lambda name=name, value=value: api.add_space_variable(space, name, value))  # type: ignore[misc]
         if wanted.volume:
-            patiently(lambda: api.create_bucket(str(wanted.volume), private=True, exist_ok=True))
+            with_retries(lambda: api.create_bucket(str(wanted.volume), private=True, exist_ok=True))
             volume = Volume(type="bucket", source=wanted.volume, mount_path=MOUNT)
-            patiently(lambda: api.set_space_volumes(space, [volume]))
+            with_retries(lambda: api.set_space_volumes(space, [volume]))
         if wanted.hardware:
             hardware: Any = wanted.hardware
-            patiently(lambda: api.request_space_hardware(space, hardware))
+            with_retries(lambda: api.request_space_hardware(space, hardware))
 
 
 def read(content: bytes | Path) -> str:

@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from phi3lora.config import ModelConfig, RunConfig
-from phi3lora.data.hub_errors import Asked, Tell, explained, patiently
 from phi3lora.errors import HubError
 from phi3lora.hub.access import Identity, dataset_info, identity, model_info
 from phi3lora.hub.card import MARK, PICTURE, check_card, draw_losses, load_snippet, write_card
+from phi3lora.hub.client import HubRequest, Tell, explained, find_repo, is_hub_id, with_retries
 from phi3lora.hub.facts import Facts, Origin, collect
 from phi3lora.hub.sending import Progress, check_contents, create, send
 
@@ -114,7 +114,7 @@ def push(
         )
     return Published(
         repo=repo,
-        url=Asked(repo).page,
+        url=HubRequest(repo).page,
         commit=str(done.oid),
         pull_request=done.pr_url,
         snippet=load_snippet(facts.base, repo, whole),
@@ -144,14 +144,12 @@ def check_token(who: Identity) -> None:
 
 def full_name(repo: str, who: Identity) -> str:
     """`user/name`, with one's own name where none is given. Raises HubError."""
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
-
     name = repo.strip() if "/" in repo else f"{who.name}/{repo.strip()}"
-    try:
-        validate_repo_id(name)
-    except HFValidationError as error:
-        raise HubError(f"{repo!r} cannot be a repository's name: {error}") from None
+    if not is_hub_id(name):
+        raise HubError(
+            f"{repo!r} cannot be a repository's name: expected letters, digits, `-`, `_` and `.`, "
+            "96 at most, such as my-adapter."
+        )
     return name
 
 
@@ -168,7 +166,7 @@ def check_target(
             f"{repo} would belong to {namespace}, and you are {who.name}: choose "
             f"{who.name}/{repo.split('/')[1]}, or propose it with a pull request."
         )
-    info = _look(repo, token)
+    info = find_repo("model", repo, token)
     if info is None and pull_request:
         raise HubError(f"There is no {repo} to propose this to: check the name, or publish anew.")
     if info is None:
@@ -177,21 +175,6 @@ def check_target(
     if files - BARE:
         _check_same(repo, files, info, token, base, whole)
     return str(info.sha)
-
-
-def _look(repo: str, token: str) -> Any:
-    """The repository as it is; None where there is none."""
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
-
-    try:
-        with explained(Asked(repo, token=token)):
-            return patiently(lambda: HfApi(token=token).model_info(repo))
-    except HubError as error:
-        cause = error.__cause__
-        if isinstance(cause, RepositoryNotFoundError) and not isinstance(cause, GatedRepoError):
-            return None
-        raise
 
 
 def _check_same(
@@ -218,8 +201,8 @@ def _base_named_by(repo: str, commit: str, token: str) -> str:
     """The base that an adapter on the Hub says it is for."""
     from huggingface_hub import HfApi
 
-    with explained(Asked(repo, token=token)), tempfile.TemporaryDirectory() as folder:
-        path = patiently(
+    with explained(HubRequest(repo, token=token)), tempfile.TemporaryDirectory() as folder:
+        path = with_retries(
             lambda: HfApi(token=token).hf_hub_download(
                 repo, ADAPTER[0], revision=commit, local_dir=folder
             )
@@ -343,8 +326,8 @@ def _check_with_hub(card: bytes | Path, token: str) -> None:
     from huggingface_hub import ModelCard
 
     text = card.decode() if isinstance(card, bytes) else card.read_text(encoding="utf-8")
-    with explained(Asked(token=token, doing="check")):
+    with explained(HubRequest(token=token, doing="check")):
         try:
-            patiently(lambda: ModelCard(text).validate())
+            with_retries(lambda: ModelCard(text).validate())
         except ValueError as error:
             raise HubError(f"The Hub refuses the card: {error}. Mend its metadata.") from None

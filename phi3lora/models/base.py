@@ -11,20 +11,25 @@ was checked is what is loaded.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from phi3lora.config import PHI3_MINI, POCKET
-from phi3lora.data.hub_errors import Asked, Unreachable, explained, patiently
 from phi3lora.errors import ModelError
+from phi3lora.hub.client import (
+    INSTEAD,
+    HubRequest,
+    Unreachable,
+    cache_for,
+    check_access,
+    explained,
+    is_hub_id,
+)
 from phi3lora.models.hardware import Hardware, detect_hardware
 from phi3lora.models.pocket import CHECKPOINT
 
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+\Z")
 # Loading reads these and nothing else: no pickles, no code from the Hub.
 WEIGHTS = ["*.safetensors"]
 FILES = ["*.json", *WEIGHTS, "*.jinja", "tokenizer.model", "*.txt"]
@@ -134,7 +139,7 @@ def check_base(
     if folder.exists():
         _check_files(path, [file.name for file in folder.iterdir()] if folder.is_dir() else [path])
         return _read_config(path, folder / "config.json", folder, None)
-    if not HUB_ID.match(path):
+    if not is_hub_id(path):
         raise ModelError(
             f"{path}: expected a folder on this machine, a Hub id such as {PHI3_MINI}, or "
             f"`{POCKET}`; there is no such folder. {NEXT}"
@@ -159,7 +164,7 @@ def fetch(
         return base.folder
     from huggingface_hub import snapshot_download
 
-    with explained(_asked(base.name, base.commit, token)):
+    with explained(_request(base.name, base.commit, token)):
         folder = snapshot_download(
             base.name,
             revision=base.commit,
@@ -179,22 +184,20 @@ def _hub_config(
     A cache serves whoever asks it, and cannot tell what was private once the Hub is away. So what
     is private or gated is kept in a part of it for this token.
     """
-    from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.constants import HF_HUB_CACHE
 
-    api = HfApi(token=token or False)
-    own = _own_cache(token, cache_folder)
+    own = cache_for(token, Path(cache_folder or HF_HUB_CACHE), open_to_all=False)
     try:
-        with explained(_asked(path, revision, token)):
-            info = patiently(lambda: api.model_info(path, revision=revision))
-            if info.gated or info.private:
-                api.auth_check(path)
-            cache = own if info.gated or info.private else cache_folder
-            _check_files(path, [file.rfilename for file in info.siblings or []])
+        readable = check_access("model", path, token, revision)
+        _check_files(path, list(readable.files))
+        cache = cache_folder if readable.open_to_all else own
+        with explained(_request(path, revision, token)):
             # By its own name, so that the cache knows where it pointed when the Hub is away.
             config = hf_hub_download(
                 path, "config.json", revision=revision, token=token or False, cache_dir=cache
             )
-            return Path(config), cache
+        return Path(config), cache
     except Unreachable:  # an earlier download will do
         for cache in (cache_folder, own):
             kept = try_to_load_from_cache(path, "config.json", revision=revision, cache_dir=cache)
@@ -203,16 +206,8 @@ def _hub_config(
         raise
 
 
-def _own_cache(token: str | None, cache_folder: Path | None) -> Path:
-    """Where a caller's private files are kept; the token cannot be read from its name."""
-    from huggingface_hub.constants import HF_HUB_CACHE
-
-    whose = hashlib.sha256((token or "").encode()).hexdigest()[:16]
-    return Path(cache_folder or HF_HUB_CACHE) / "private" / whose
-
-
-def _asked(path: str, revision: str | None, token: str | None) -> Asked:
-    return Asked(path, "model", revision, token, instead=f"use a folder or `{POCKET}`")
+def _request(path: str, revision: str | None, token: str | None) -> HubRequest:
+    return HubRequest(path, "model", revision, token, instead=INSTEAD["model"])
 
 
 def _check_files(path: str, files: list[str]) -> None:

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from phi3lora.config import RunConfig
 from phi3lora.errors import Phi3LoraError
-from phi3lora.hub.preflight import look_at_hub
+from phi3lora.hub.preflight import check_hub
 from phi3lora.settings import Settings
 
 Level = Literal["green", "amber", "red"]
@@ -75,7 +75,7 @@ def preflight(
     checks += [*_data_checks(config, inspection), *_model_checks(config, base, hardware)]
     checks += _memory_checks(hardware, estimate)
     seconds = estimate.seconds if estimate else None
-    checks += [Check(*finding) for finding in look_at_hub(config, token, seconds)]
+    checks += [Check(*finding) for finding in check_hub(config, token, seconds)]
     checks.append(_disk_check(config, settings.home, estimate))
     order = ["Data", "Model", "Hardware", "Memory", "Token", "Backup", "Disk"]
     return Preflight(

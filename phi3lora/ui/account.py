@@ -12,7 +12,7 @@ from typing import Any
 import gradio as gr
 
 from phi3lora.errors import HubError
-from phi3lora.hub.access import known_identity
+from phi3lora.hub.access import cached_identity
 from phi3lora.ui import show
 from phi3lora.ui.core import Core
 from phi3lora.ui.widgets import shown
@@ -80,7 +80,7 @@ class Drawer:
         if token is None:
             return show.notice(NOBODY, "grey")
         try:
-            who = known_identity(token)
+            who = cached_identity(token)
         except HubError as error:
             return show.notice(str(error), "amber")
         rights = " Its token may only read." if who.can_write is False else ""

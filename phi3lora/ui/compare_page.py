@@ -22,7 +22,8 @@ from phi3lora.chat.options import Options, Pair
 from phi3lora.chat.votes import Choice, Side, Tally, Vote
 from phi3lora.config import POCKET, ModelConfig
 from phi3lora.errors import AccessError, AdapterError, DataError, Phi3LoraError
-from phi3lora.hub.adapters import REPO, fetch_adapter
+from phi3lora.hub.adapters import fetch_adapter
+from phi3lora.hub.client import is_hub_id
 from phi3lora.runs.store import Run
 from phi3lora.ui import show
 from phi3lora.ui.core import Caller, Core
@@ -326,7 +327,7 @@ class ComparePage:
             return Subject(run.config.model, run.adapter_folder, run.title)
         folder = Path(chosen).expanduser()
         local = not self.core.settings.on_space
-        if REPO.match(chosen) and not (local and folder.is_dir()):
+        if is_hub_id(chosen) and not (local and folder.is_dir()):
             found = fetch_adapter(chosen, caller.token, self.core.settings.cache_folder)
             return Subject(
                 ModelConfig(path=found.base, revision=found.revision), found.folder, chosen

@@ -28,18 +28,18 @@ from phi3lora.app.preflights import PreflightPool
 from phi3lora.app.views import Follower
 from phi3lora.chat.votes import Tally, Vote, VoteBook
 from phi3lora.config import POCKET, RunConfig
-from phi3lora.data.hub_errors import Unreachable
 from phi3lora.data.sources import is_local
 from phi3lora.errors import AccessError, DataError, HubError, Phi3LoraError
 from phi3lora.hub.access import (
     SUGGESTED_MODELS,
     Found,
-    known_identity,
+    cached_identity,
     search_datasets,
     search_models,
     stored_token,
 )
 from phi3lora.hub.backup import RunRepo, list_runs
+from phi3lora.hub.client import Unreachable
 from phi3lora.models import pocket
 from phi3lora.runs.copies import restore
 from phi3lora.runs.export import Kind, export_code
@@ -75,7 +75,7 @@ class Caller:
         """Whether an account is this person's, or an organisation's in whose name they write."""
         if self.name == namespace:
             return True
-        return self.token is not None and known_identity(self.token).owns(namespace)
+        return self.token is not None and cached_identity(self.token).owns(namespace)
 
 
 class Core:
@@ -109,7 +109,7 @@ class Core:
         """Whom the Hub knows by this token; whom it knew, while it gives no answer."""
         key = hashlib.sha256(token.encode()).hexdigest()
         try:
-            name = known_identity(token).name
+            name = cached_identity(token).name
         except Unreachable:
             if key not in self._names:
                 raise
@@ -127,7 +127,7 @@ class Core:
         browser = browser_of(request)
         if self.settings.on_space or not browser:
             raise AccessError("Sign in with Hugging Face; tokens are not taken here.")
-        name = known_identity(token).name
+        name = cached_identity(token).name
         remember(self._tokens, browser, token)
         return name
 

@@ -18,7 +18,7 @@ from typing import Any
 import gradio as gr
 
 from phi3lora.errors import AccessError, HubError, Phi3LoraError, RunError
-from phi3lora.hub.access import known_identity
+from phi3lora.hub.access import cached_identity
 from phi3lora.hub.space import Deployed
 from phi3lora.hub.upload import Published
 from phi3lora.runs.store import ACTIVE, Run
@@ -92,7 +92,7 @@ class PublishCard:
         if caller.token is None:
             note = show.notice(SIGN_IN, "amber")
             return [gr.update(visible=True), "", "", "", note, gr.update(visible=False), ""]
-        repo = f"{known_identity(caller.token).name}/{slug(run.title)}"
+        repo = f"{cached_identity(caller.token).name}/{slug(run.title)}"
         draft = draft_of(run, repo, caller)
         return [gr.update(visible=True), repo, draft, draft, "", gr.update(visible=False), ""]
 

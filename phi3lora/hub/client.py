@@ -1,7 +1,12 @@
-"""What the Hub's clients raise, in our words: the one place that knows, for all who ask the Hub.
+"""What every caller of the Hub shares: ids, access at a commit, errors, a cache for each token.
 
-    with explained(Asked("ann/chat", "dataset", token=token)):
-        info = patiently(lambda: api.dataset_info("ann/chat"), tell=print)
+    is_hub_id("ann/chat")                                  by its shape alone
+    readable = check_access("dataset", "ann/chat", token)  its commit, if this caller may read it
+    info = find_repo("model", "ann/pirate", token)         None where there is none
+    folder = cache_for(token, folder, readable.open_to_all)
+
+    with explained(HubRequest("ann/chat", "dataset", token=token)):
+        info = with_retries(lambda: api.dataset_info("ann/chat"), tell=print)
 
 Every way to fail has a message of its own that ends with the next step: not found, private,
 gated, no such revision, a token that is wrong, expired or of too little scope, a busy Hub, a Hub
@@ -11,10 +16,13 @@ that is down, a machine that is offline.
 from __future__ import annotations
 
 import errno
+import hashlib
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from phi3lora.errors import HubError, Phi3LoraError
@@ -27,14 +35,116 @@ LONGEST_WAIT = 300.0  # seconds that a busy Hub is waited for, all in all
 _RETRY_5XX = (1.0, 2.0)  # seconds
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 _PREFIXES = {"model": "", "dataset": "datasets/", "space": "spaces/"}
+_PART = r"[A-Za-z0-9_](?:[\w.-]{0,94}[A-Za-z0-9_])?"
+_ID = re.compile(rf"(?P<owner>{_PART}/)?{_PART}", re.ASCII)
+# What to use where the Hub does not give what was named.
+INSTEAD: dict[str, str] = {
+    "dataset": "choose a file or an example",
+    "model": "use a folder or `pocket`",
+    "space": "",
+}
 
 
 class Unreachable(HubError):
     """The Hub gives no answer, so that what was downloaded before has to do."""
 
 
+class Absent(HubError):
+    """There is no such repository, as far as this caller may know."""
+
+
+# Ids
+
+
+def is_hub_id(name: str, *, owner: bool = True) -> bool:
+    """Whether a name has the shape of `USER/NAME`; nothing is read.
+
+    Args:
+        owner: False to admit the old datasets that have none, such as `squad`.
+    """
+    match = _ID.fullmatch(name)
+    if match is None or ".." in name or "--" in name or name.endswith(".git"):
+        return False
+    return match["owner"] is not None or not owner
+
+
+# Access
+
+
 @dataclass(frozen=True)
-class Asked:
+class Readable:
+    """What a caller may read: everything that follows is pinned to `commit`.
+
+    Attributes:
+        open_to_all: False for what is private or gated, which must not lie where others look.
+        files: their names in the repository.
+    """
+
+    commit: str
+    open_to_all: bool
+    files: tuple[str, ...] = field(default=(), compare=False)
+
+
+def check_access(
+    kind: Kind,
+    repo: str,
+    token: str | None,
+    revision: str | None = None,
+    *,
+    endpoint: str | None = None,
+    tell: Tell | None = None,
+) -> Readable:
+    """The commit that this caller may read, files included.
+
+    A shared cache serves one user's private files to the next, so access is asked for first.
+    Raises HubError.
+    """
+    from huggingface_hub import HfApi
+
+    api = HfApi(endpoint=endpoint, token=token or False)
+    with explained(HubRequest(repo, kind, revision, token, endpoint, instead=INSTEAD[kind])):
+        info: Any = with_retries(
+            lambda: api.repo_info(repo, repo_type=kind, revision=revision), tell
+        )
+        closed = bool(getattr(info, "gated", False) or getattr(info, "private", False))
+        if closed:
+            with_retries(lambda: api.auth_check(repo, repo_type=kind), tell)
+    if info.sha is None:
+        raise HubError(f"{repo} has no commit yet; there is nothing to read.")
+    names = tuple(sibling.rfilename for sibling in info.siblings or ())
+    return Readable(str(info.sha), not closed, names)
+
+
+def find_repo(kind: Kind, repo: str, token: str | None) -> Any:
+    """What the client tells about a repository; None where the Hub says that there is none.
+
+    Raises HubError where it says no, or nothing.
+    """
+    from huggingface_hub import HfApi
+
+    api = HfApi(token=token or False)
+    try:
+        with explained(HubRequest(repo, kind, token=token)):
+            return with_retries(lambda: api.repo_info(repo, repo_type=kind))
+    except Absent:
+        return None
+
+
+def cache_for(token: str | None, folder: Path, open_to_all: bool) -> Path:
+    """Where what a caller fetched is kept: for all where it is open to all, else for this token.
+
+    The token cannot be read from the folder's name.
+    """
+    if open_to_all:
+        return folder
+    return folder / "private" / hashlib.sha256((token or "").encode()).hexdigest()[:16]
+
+
+# Errors
+
+
+@dataclass(frozen=True)
+class HubRequest:
     """What was asked of the Hub, so that an error can speak of it.
 
     Attributes:
@@ -64,20 +174,20 @@ class Asked:
 
 
 @contextmanager
-def explained(asked: Asked) -> Iterator[None]:
+def explained(request: HubRequest) -> Iterator[None]:
     """Turn what the Hub's clients raise into HubError; a fault of our own passes as it is."""
     try:
         yield
     except Phi3LoraError:
         raise
     except Exception as error:
-        told = explain(error, asked)
+        told = explain(error, request)
         if told is None:
             raise
         raise told from error
 
 
-def explain(error: Exception, asked: Asked) -> HubError | None:
+def explain(error: Exception, request: HubRequest) -> HubError | None:
     """Our error for one of the clients', or None for one that is not of the Hub."""
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
     from huggingface_hub.utils import httpx
@@ -85,16 +195,16 @@ def explain(error: Exception, asked: Asked) -> HubError | None:
     chain = causes(error)
     for cause in chain:
         if isinstance(cause, HfHubHTTPError):
-            return _explain_answer(cause, asked)
+            return _explain_answer(cause, request)
     if any(isinstance(cause, OfflineModeIsEnabled) for cause in chain):
-        return Unreachable(_without_answer(asked, _OFFLINE, "Go online"))
+        return Unreachable(_without_answer(request, _OFFLINE, "Go online"))
     silent = (httpx.RequestError, ConnectionError, TimeoutError)
     if any(isinstance(cause, silent) for cause in chain):
-        return Unreachable(_without_answer(asked, _SILENT, "Check the connection"))
+        return Unreachable(_without_answer(request, _SILENT, "Check the connection"))
     if isinstance(error, HFValidationError):
-        return HubError(f"{asked.repo!r} is no name of a {asked.kind}; expected USER/NAME.")
+        return HubError(f"{request.repo!r} is no name of a {request.kind}; expected USER/NAME.")
     if isinstance(error, OSError) and error.errno in _UNWRITABLE:
-        what = asked.repo or "What came from the Hub"
+        what = request.repo or "What came from the Hub"
         return HubError(
             f"{what} could not be stored: {error.strerror or error}. Make room and try again."
         )
@@ -105,63 +215,63 @@ _OFFLINE = "This machine is set to work offline (HF_HUB_OFFLINE)"
 _SILENT = "The Hub cannot be reached"
 
 
-def _without_answer(asked: Asked, why: str, remedy: str) -> str:
-    reads = asked.repo and asked.doing == "read"
-    missing = f" and {asked.repo} was not downloaded before" if reads else ""
-    instead = f", or {asked.instead}" if asked.instead else " and try again"
+def _without_answer(request: HubRequest, why: str, remedy: str) -> str:
+    reads = request.repo and request.doing == "read"
+    missing = f" and {request.repo} was not downloaded before" if reads else ""
+    instead = f", or {request.instead}" if request.instead else " and try again"
     return f"{why}{missing}. {remedy}{instead}."
 
 
-def _explain_answer(error: Any, asked: Asked) -> HubError:
+def _explain_answer(error: Any, request: HubRequest) -> HubError:
     """What the Hub answered, and what to do about it."""
     from huggingface_hub import errors
 
-    repo, status = asked.repo, error.response.status_code
+    repo, status = request.repo, error.response.status_code
     if isinstance(error, errors.GatedRepoError):
-        signed_in = "" if asked.token else " Sign in first."
+        signed_in = "" if request.token else " Sign in first."
         return HubError(
-            f"{repo} is gated: ask for access at {asked.page}, then try again.{signed_in}"
+            f"{repo} is gated: ask for access at {request.page}, then try again.{signed_in}"
         )
     if isinstance(error, errors.DisabledRepoError):
-        return HubError(f"{repo} was disabled by the Hub; choose another {asked.kind}.")
+        return HubError(f"{repo} was disabled by the Hub; choose another {request.kind}.")
     if isinstance(error, errors.RevisionNotFoundError):
         return HubError(
-            f"{repo} has no revision {asked.revision!r}; see {asked.page}/tree/main for its "
+            f"{repo} has no revision {request.revision!r}; see {request.page}/tree/main for its "
             "branches and tags, or leave the revision empty."
         )
     if isinstance(error, errors.RepositoryNotFoundError):
-        return HubError(_not_found(asked))
+        return Absent(_not_found(request))
     if isinstance(error, errors.EntryNotFoundError):
         return HubError(f"{repo} lacks a file: {first_line(error)}.")
-    return _explain_status(error, status, asked)
+    return _explain_status(error, status, request)
 
 
-def _not_found(asked: Asked) -> str:
+def _not_found(request: HubRequest) -> str:
     """A missing repo and one that the caller may not see look the same."""
-    if not asked.token:
+    if not request.token:
         return (
-            f"There is no public {asked.kind} {asked.repo}: check the name. If it is private, "
+            f"There is no public {request.kind} {request.repo}: check the name. If it is private, "
             "sign in."
         )
     return (
-        f"There is no {asked.kind} {asked.repo} that your account may {asked.doing}: check the "
-        "name, or ask its owner. A token of narrow scope needs leave for this repo."
+        f"There is no {request.kind} {request.repo} that your account may {request.doing}: check "
+        "the name, or ask its owner. A token of narrow scope needs permission for this repo."
     )
 
 
-def _explain_status(error: Any, status: int, asked: Asked) -> HubError:
+def _explain_status(error: Any, status: int, request: HubRequest) -> HubError:
     """What the bare number means."""
-    about = asked.repo or "this request"
-    if status == 401 and not asked.token:
+    about = request.repo or "this request"
+    if status == 401 and not request.token:
         return HubError(
-            f"The Hub wants to know who you are before you {asked.doing} {about}: sign in first."
+            f"The Hub wants to know who you are before you {request.doing} {about}: sign in first."
         )
     if status == 401:
         return HubError("The Hub refused the token: it is wrong or expired. Sign in again.")
     if status == 403:
         return HubError(
-            f"The token may not {asked.doing} {about}: take one with "
-            f"{'write' if asked.doing != 'read' else 'read'} rights there, or another name. The "
+            f"The token may not {request.doing} {about}: take one with "
+            f"{'write' if request.doing != 'read' else 'read'} rights there, or another name. The "
             f"Hub says: {first_line(error)}."
         )
     if status == 409:
@@ -172,13 +282,13 @@ def _explain_status(error: Any, status: int, asked: Asked) -> HubError:
         return HubError("The Hub limits requests and asks to wait longer; try again later.")
     if status >= 500:
         return Unreachable(
-            _without_answer(asked, f"The Hub is down ({status})", "Try again in a few minutes")
+            _without_answer(request, f"The Hub is down ({status})", "Try again in a few minutes")
             + " status.huggingface.co says more."
         )
     return HubError(f"The Hub answered {status} for {about}: {first_line(error)}.")
 
 
-def patiently(call: Callable[[], T], tell: Tell | None = None) -> T:
+def with_retries(call: Callable[[], T], tell: Tell | None = None) -> T:
     """Call again when the Hub asks to wait (it says how long), or stumbles.
 
     Raises what `call` raises once five minutes would not be enough.
