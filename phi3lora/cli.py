@@ -25,6 +25,7 @@ from typer.core import TyperGroup
 from phi3lora.config import ModelConfig, RunConfig, parse_setting
 from phi3lora.errors import AdapterError, ConfigError, HubError, Phi3LoraError, Problem, RunError
 from phi3lora.legacy import translate_fields
+from phi3lora.models.phi3 import QKV
 from phi3lora.recipes import describe, load_recipe, recipes
 from phi3lora.settings import Settings
 
@@ -405,14 +406,14 @@ def import_checkpoint(
     ] = None,
     enable_lora: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=ON,OFF,…", help="Slices of MergedLinear: `qkv_proj=on,off,on`."),
+        typer.Option(metavar="NAME=ON,OFF,…", help=f"Slices of MergedLinear: `{QKV}=on,off,on`."),
     ] = None,
     output: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Of the adapter; it must be new.")
     ] = None,
 ) -> None:
     """Turn a loralib checkpoint into a PEFT adapter."""
-    from phi3lora.lora.loralib.interchange import import_loralib, recorded_base
+    from phi3lora.lora.loralib import import_loralib, recorded_base
     from phi3lora.models.base import check_base
 
     folder = output or Path(f"{file.stem}-adapter")

@@ -26,6 +26,7 @@ from pydantic.fields import FieldInfo
 
 from phi3lora.errors import ConfigError, Problem
 from phi3lora.legacy import translate, translate_fields
+from phi3lora.models.phi3 import GATE_UP, HEAD, PHI3, QKV
 
 POCKET = "pocket"
 PHI3_MINI = "microsoft/Phi-3-mini-4k-instruct"
@@ -239,11 +240,11 @@ class DataConfig(Section):
 class SliceConfig(Section):
     """Which parts of the two fused projections get an adapter of their own."""
 
-    q: bool = option(True, "Queries", "Trains an adapter for the queries in `qkv_proj`.")
-    k: bool = option(True, "Keys", "Trains an adapter for the keys in `qkv_proj`.")
-    v: bool = option(True, "Values", "Trains an adapter for the values in `qkv_proj`.")
-    gate: bool = option(True, "Gate", "Trains an adapter for the gate in `gate_up_proj`.")
-    up: bool = option(True, "Up", "Trains an adapter for the up projection in `gate_up_proj`.")
+    q: bool = option(True, "Queries", f"Trains an adapter for the queries in `{QKV}`.")
+    k: bool = option(True, "Keys", f"Trains an adapter for the keys in `{QKV}`.")
+    v: bool = option(True, "Values", f"Trains an adapter for the values in `{QKV}`.")
+    gate: bool = option(True, "Gate", f"Trains an adapter for the gate in `{GATE_UP}`.")
+    up: bool = option(True, "Up", f"Trains an adapter for the up projection in `{GATE_UP}`.")
 
 
 class PeftConfig(Section):
@@ -274,7 +275,7 @@ class PeftConfig(Section):
         "Targets",
         "Layers that get an adapter: `all-linear`, `attention`, `mlp`, `embedding`, or a list of "
         "module names.",
-        examples=["all-linear", "attention", "mlp", "embedding", ["qkv_proj", "o_proj"]],
+        examples=[*PHI3.presets, PHI3.presets["attention"]],
     )
     slices: SliceConfig | None = option(
         None,
@@ -293,7 +294,7 @@ class PeftConfig(Section):
         None,
         "Modules to save",
         "Modules that are trained in full and saved beside the adapter, such as `lm_head`.",
-        examples=[["lm_head"]],
+        examples=[[HEAD]],
     )
     layers_to_transform: list[int] | None = option(
         None,

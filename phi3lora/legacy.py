@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from phi3lora.models.phi3 import PHI3
+
 SECTION_RENAMES = {
     "training_arguments": "training_config",
     "training_args": "training_config",
@@ -51,13 +53,7 @@ DROPPED = {
     },
     "peft_config": {"inference_mode": "a run trains"},
 }
-SPLIT_NAMES = {
-    "q_proj": "qkv_proj",
-    "k_proj": "qkv_proj",
-    "v_proj": "qkv_proj",
-    "gate_proj": "gate_up_proj",
-    "up_proj": "gate_up_proj",
-}
+SPLIT_NAMES = PHI3.split_names
 
 
 def translate(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:

@@ -15,13 +15,13 @@ from phi3lora.config import POCKET, RunConfig
 from phi3lora.errors import AdapterError
 from phi3lora.lora.adapters import attach_adapter, load_adapter, save_adapter
 from phi3lora.lora.folder import CONFIG, WEIGHTS
-from phi3lora.lora.loralib.interchange import (
-    describe,
+from phi3lora.lora.loralib import (
     export_loralib,
     import_loralib,
+    load_in_two_steps,
     recorded_base,
+    replace_layers,
 )
-from phi3lora.lora.loralib.layers import load_in_two_steps, replace_layers
 from phi3lora.models.base import check_base
 from phi3lora.models.loading import load_model
 from tests.bases import config_for, logits, make_base, train
@@ -66,14 +66,11 @@ PEFTS: list[dict[str, Any]] = [
 @pytest.mark.parametrize("peft", PEFTS, ids=str)
 def test_peft_to_loralib_and_back_is_the_identity(base: Path, tmp_path: Path, peft: Any) -> None:
     trained(config_for(base, peft), tmp_path / "one")
-    layers = export_loralib(tmp_path / "one", tmp_path / "a.pt")
+    export_loralib(tmp_path / "one", tmp_path / "a.pt")
     assert import_loralib(tmp_path / "a.pt", tmp_path / "two", check_base(str(base))) == []
     assert same_tensors(tmp_path / "one", tmp_path / "two")
     settings = [json.loads((tmp_path / name / CONFIG).read_text()) for name in ("one", "two")]
     assert settings[0] == settings[1]
-    assert describe(layers)["bytes"] == sum(
-        4 * tensor.numel() for tensor in torch.load(tmp_path / "a.pt", weights_only=True).values()
-    )
 
 
 @pytest.mark.parametrize("peft", PEFTS, ids=str)

@@ -15,6 +15,7 @@ LAYERS = {
     "settings": 0,
     "redaction": 0,
     "isolation": 0,
+    "models.phi3": 0,  # a table that imports nothing, so that the configuration may ask it
     "legacy": 1,
     "config": 1,
     "recipes": 1,

@@ -24,6 +24,7 @@ from torch import nn
 from phi3lora.chat.packing import Packed, twin
 from phi3lora.errors import AdapterError
 from phi3lora.lora.adapters import load_adapter
+from phi3lora.models.phi3 import PHI3
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -158,7 +159,7 @@ def _patch(name: str, added: Any, original: nn.Module) -> Patch:
     """The quick way for LoRA and DoRA on linear layers, PEFT's own layer for the rest."""
     from peft.tuners.lora import LoraLayer
 
-    if any(type(part).__name__ == "Phi3Attention" for part in added.modules()):
+    if any(type(part).__name__ == PHI3.attention_class for part in added.modules()):
         raise AdapterError(
             f"{name} was trained as a whole, and attention cannot be swapped while base and tuned "
             "share a pass. Merge the adapter into its base and load that as a base."

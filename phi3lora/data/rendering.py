@@ -26,12 +26,10 @@ from weakref import WeakKeyDictionary
 
 from phi3lora.data.formats import Message
 from phi3lora.errors import DataError, ModelError
+from phi3lora.models.phi3 import PADS, STOPS
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-
-STOPS = ("<|end|>", "<|endoftext|>", "<|assistant|>", "<|im_end|>")
-PADS = ("<unk>", "<|placeholder1|>", "<|dummy_0|>", "<|dummy_85|>", "<|pad|>")
 
 # What the tokenizers library takes for white space beside a control token (Unicode's White_Space);
 # Python's own `strip` also takes the four separators \x1c to \x1f.

@@ -26,8 +26,7 @@ from phi3lora.lora.initial import (
     save_as_plain,
     start_from_quantization_error,
 )
-from phi3lora.lora.loralib.interchange import save_trained
-from phi3lora.lora.loralib.layers import attach_loralib
+from phi3lora.lora.loralib import attach_loralib, save_trained
 from phi3lora.lora.slices import keep_slices_apart, sliced_arguments
 from phi3lora.lora.targets import resolve_targets
 

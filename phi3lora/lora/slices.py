@@ -15,18 +15,18 @@ of gradients seen so far. Slices need not be equal: grouped-query models have fe
 
 from __future__ import annotations
 
+import itertools
 import math
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from phi3lora.config import PeftConfig, SliceConfig
 from phi3lora.errors import AdapterError
+from phi3lora.models.phi3 import PHI3, Widths
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
-
-FUSED = {"qkv_proj": ("q", "k", "v"), "gate_up_proj": ("gate", "up")}
 
 
 class Slice(NamedTuple):
@@ -39,26 +39,20 @@ class Slice(NamedTuple):
 
 def slices_of(model: nn.Module) -> dict[str, list[Slice]]:
     """The slices of each fused projection, in the order of their rows."""
-    config: Any = model.config
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    queries, keys = config.num_attention_heads * size, config.num_key_value_heads * size
-    half = config.intermediate_size
-    return {
-        "qkv_proj": _consecutive(FUSED["qkv_proj"], [queries, keys, keys]),
-        "gate_up_proj": _consecutive(FUSED["gate_up_proj"], [half, half]),
-    }
+    rows = PHI3.slice_rows(Widths.of(model.config))
+    return {name: _consecutive(parts) for name, parts in rows.items()}
 
 
-def _consecutive(names: tuple[str, ...], rows: list[int]) -> list[Slice]:
-    ends = [sum(rows[: index + 1]) for index in range(len(rows))]
+def _consecutive(rows: dict[str, int]) -> list[Slice]:
+    ends = itertools.accumulate(rows.values())
     return [
-        Slice(name, end - count, end) for name, count, end in zip(names, rows, ends, strict=True)
+        Slice(name, end - count, end) for (name, count), end in zip(rows.items(), ends, strict=True)
     ]
 
 
 def switched_on(slices: SliceConfig, module: str) -> list[bool]:
-    """For each slice of `qkv_proj` or `gate_up_proj` whether it is trained."""
-    return [bool(getattr(slices, name)) for name in FUSED[module]]
+    """For each slice of a fused projection whether it is trained."""
+    return [bool(getattr(slices, name)) for name in PHI3.fused[module]]
 
 
 def block_mask(slices: list[Slice], enabled: list[bool], rank: int) -> torch.Tensor:
@@ -77,19 +71,20 @@ def sliced_arguments(model: nn.Module, peft: PeftConfig, targets: list[str]) -> 
 
     Raises AdapterError when the targets hold no fused projection, or none that is switched on.
     """
-    fused = [name for name in targets if _last(name) in FUSED]
+    fused = [name for name in targets if _last(name) in PHI3.fused]
     if peft.slices is None or not fused:
         raise AdapterError(
             f"peft_config.slices: {', '.join(targets)} has no slices; only "
-            f"{' and '.join(FUSED)} are fused. Add one to target_modules, or leave slices empty."
+            f"{' and '.join(PHI3.fused)} are fused. Add one to target_modules, or leave "
+            "slices empty."
         )
     slices = peft.slices
     kept = [
         name
         for name in targets
-        if _last(name) not in FUSED or any(switched_on(slices, _last(name)))
+        if _last(name) not in PHI3.fused or any(switched_on(slices, _last(name)))
     ]
-    if not any(_last(name) in FUSED for name in kept):
+    if not any(_last(name) in PHI3.fused for name in kept):
         raise AdapterError(
             f"peft_config.slices: every slice of {', '.join(fused)} is off. Switch one on, "
             "or take the projection out of target_modules and leave slices empty."
@@ -127,7 +122,7 @@ def _patterns(
 
 def _slices_on(peft: PeftConfig, module: str) -> int:
     """How many slices of a module are trained; 1 for one that has none."""
-    if peft.slices is None or module not in FUSED:
+    if peft.slices is None or module not in PHI3.fused:
         return 1
     return sum(switched_on(peft.slices, module))
 
@@ -155,7 +150,7 @@ def keep_slices_apart(model: nn.Module, peft: PeftConfig, adapter: str = "defaul
     masks: list[tuple[nn.Module, torch.Tensor]] = []
     for path, layer in model.named_modules():
         name, module = _last(path), cast("Any", layer)
-        if name not in FUSED or not isinstance(layer, LoraLayer):
+        if name not in PHI3.fused or not isinstance(layer, LoraLayer):
             continue
         enabled = switched_on(slices, name)
         rank = module.r[adapter] // sum(enabled)

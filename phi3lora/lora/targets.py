@@ -16,18 +16,10 @@ from typing import TYPE_CHECKING
 
 from phi3lora.config import PeftConfig
 from phi3lora.errors import AdapterError
-from phi3lora.legacy import SPLIT_NAMES
+from phi3lora.models.phi3 import EMBEDDING, HEAD, PHI3
 
 if TYPE_CHECKING:
     from torch import nn
-
-PRESETS = {
-    "all-linear": ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"],
-    "attention": ["qkv_proj", "o_proj"],
-    "mlp": ["gate_up_proj", "down_proj"],
-    "embedding": ["embed_tokens"],
-}
-HEAD = "lm_head"
 
 
 @dataclass(frozen=True)
@@ -66,7 +58,7 @@ def resolve_targets(model: nn.Module, peft: PeftConfig) -> list[str]:
     Raises AdapterError that lists what exists, for names or layers that match nothing.
     """
     if isinstance(peft.target_modules, str):
-        wanted = PRESETS.get(peft.target_modules, [peft.target_modules])
+        wanted = PHI3.presets.get(peft.target_modules, [peft.target_modules])
     else:
         wanted = peft.target_modules
     existing = linear_modules(model)
@@ -108,17 +100,17 @@ def _unmatched_message(unmatched: list[str], existing: dict[str, Modules]) -> st
     )
     message = f"peft_config.target_modules: {', '.join(unmatched) or 'nothing'} "
     message += "is named, which the model has not. " if unmatched else "is named. "
-    if fused := [name for name in unmatched if name in SPLIT_NAMES]:
+    if fused := [name for name in unmatched if name in PHI3.split_names]:
         hints = "; ".join(
-            f"{name} is the slice {name.removesuffix('_proj')} of {SPLIT_NAMES[name]}"
+            f"{name} is the slice {name.removesuffix('_proj')} of {PHI3.split_names[name]}"
             for name in fused
         )
         message += f"Phi-3 fuses its projections: {hints} (see peft_config.slices). "
     elif near := difflib.get_close_matches(
-        unmatched[0] if unmatched else "", [*existing, *PRESETS], 1
+        unmatched[0] if unmatched else "", [*existing, *PHI3.presets], 1
     ):
         message += f"Did you mean {near[0]}? "
-    return message + f"It has: {names}; or use {', '.join(PRESETS)}."
+    return message + f"It has: {names}; or use {', '.join(PHI3.presets)}."
 
 
 def _check_layers(model: nn.Module, peft: PeftConfig) -> None:
@@ -140,5 +132,5 @@ def _check_whole_modules(peft: PeftConfig, paths: list[str]) -> None:
     if missing:
         raise AdapterError(
             f"peft_config.modules_to_save: the model has no {', '.join(missing)}. Usual are "
-            f"embed_tokens and {HEAD}."
+            f"{EMBEDDING} and {HEAD}."
         )

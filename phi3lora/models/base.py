@@ -28,13 +28,12 @@ from phi3lora.hub.client import (
     is_hub_id,
 )
 from phi3lora.models.hardware import Hardware, detect_hardware
+from phi3lora.models.phi3 import LONGROPE_START, PHI3
 from phi3lora.models.pocket import CHECKPOINT
 
 # Loading reads these and nothing else: no pickles, no code from the Hub.
 WEIGHTS = ["*.safetensors"]
 FILES = ["*.json", *WEIGHTS, "*.jinja", "tokenizer.model", "*.txt"]
-# LongRoPE switches to its long factors past this many positions; below it, 128k models are exact.
-LONGROPE_START = 4096
 NEXT = (
     f"Choose a phi3 checkpoint, such as {PHI3_MINI}, microsoft/Phi-3.5-mini-instruct or `{POCKET}`."
 )
@@ -85,13 +84,7 @@ class BaseInfo:
     @property
     def shapes(self) -> dict[str, tuple[int, int]]:
         """`(in, out)` of the linear layers that every decoder layer has."""
-        heads = self.heads + 2 * self.key_value_heads
-        return {
-            "qkv_proj": (self.hidden, heads * self.head_size),
-            "o_proj": (self.heads * self.head_size, self.hidden),
-            "gate_up_proj": (self.hidden, 2 * self.intermediate),
-            "down_proj": (self.intermediate, self.hidden),
-        }
+        return PHI3.linear(self)
 
     @property
     def parameters(self) -> int:
@@ -260,9 +253,11 @@ def _check_architecture(path: str, config: dict[str, Any]) -> None:
             f"{path} is of type {kind!r}: a copy with split q_proj, k_proj, v_proj, or no Phi-3 at "
             f"all. An adapter trained on it would not fit Microsoft's checkpoint. {NEXT}"
         )
-    if kind != "phi3":
+    if kind != PHI3.model_type:
         reason = OTHER_ARCHITECTURES.get(str(kind), "its layers are others")
-        raise ModelError(f"{path}: expected model_type 'phi3', got {kind!r}: {reason}. {NEXT}")
+        raise ModelError(
+            f"{path}: expected model_type {PHI3.model_type!r}, got {kind!r}: {reason}. {NEXT}"
+        )
     if quantization := config.get("quantization_config"):
         method = quantization.get("quant_method", "an unknown method")
         raise ModelError(

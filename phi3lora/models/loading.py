@@ -22,6 +22,7 @@ from phi3lora.models.hardware import (
     choose_dtype,
     detect_hardware,
 )
+from phi3lora.models.phi3 import PHI3
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -178,10 +179,9 @@ def _from_folder(folder: Path, base: BaseInfo, options: dict[str, Any]) -> PreTr
     """The weights; ModelError when they do not fill the model, or memory does not hold them."""
     import torch
     from safetensors import SafetensorError
-    from transformers import Phi3ForCausalLM
 
     try:
-        loaded: Any = Phi3ForCausalLM.from_pretrained(
+        loaded: Any = PHI3.load_class().from_pretrained(
             folder, use_safetensors=True, output_loading_info=True, **options
         )
     except (torch.OutOfMemoryError, MemoryError):

@@ -41,7 +41,7 @@ def export(
         from phi3lora.lora.merging import merge
 
         return merge(run.config.model, adapter, output, token)
-    from phi3lora.lora.loralib.interchange import export_loralib
+    from phi3lora.lora.loralib import export_loralib
 
     _check_new(output)
     export_loralib(adapter, output)

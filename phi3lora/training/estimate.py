@@ -16,6 +16,7 @@ from typing import Any
 from phi3lora.config import RunConfig
 from phi3lora.models.base import BaseInfo, check_base, resolve_path
 from phi3lora.models.hardware import Hardware, choose_dtype
+from phi3lora.models.phi3 import EMBEDDING, HEAD, PHI3, QKV
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 # A 4-bit weight, and a scale for each block of 64: float32, or 8 bits with a second scale for 256
@@ -100,7 +101,7 @@ def trainable_parameters(config: RunConfig, base: BaseInfo) -> int:
     if config.adapter == "none":
         return base.parameters
     peft = config.peft_config
-    shapes = {**base.shapes, "embed_tokens": (base.vocabulary, base.hidden)}
+    shapes = {**base.shapes, EMBEDDING: (base.vocabulary, base.hidden)}
     layers = base.layers if peft.layers_to_transform is None else len(set(peft.layers_to_transform))
     found = 0
     for name in _targets(config):
@@ -109,29 +110,23 @@ def trainable_parameters(config: RunConfig, base: BaseInfo) -> int:
         rows, columns = shapes[name]
         rank = peft.rank_pattern.get(name, peft.r)
         on, outputs = _slices(config, base, name)
-        count = 1 if name == "embed_tokens" else layers
+        count = 1 if name == EMBEDDING else layers
         found += count * (rank * (on * rows + outputs) + (columns if peft.use_dora else 0))
-    whole = {"lm_head", "embed_tokens"} & set(peft.modules_to_save or [])
+    whole = {HEAD, EMBEDDING} & set(peft.modules_to_save or [])
     return found + len(whole) * base.vocabulary * base.hidden
 
 
 def _targets(config: RunConfig) -> list[str]:
-    from phi3lora.lora.targets import PRESETS
-
     wanted = config.peft_config.target_modules
     if isinstance(wanted, list):
         return wanted
-    return PRESETS.get(wanted, [wanted])
+    return PHI3.presets.get(wanted, [wanted])
 
 
 def _slices(config: RunConfig, base: BaseInfo, name: str) -> tuple[int, int]:
     """How many adapters a projection holds, one for each slice that is on, and their outputs."""
-    slices, whole = config.peft_config.slices, {**base.shapes, "embed_tokens": (0, base.hidden)}
-    keys = base.key_value_heads * base.head_size
-    sizes = {
-        "qkv_proj": {"q": base.heads * base.head_size, "k": keys, "v": keys},
-        "gate_up_proj": {"gate": base.intermediate, "up": base.intermediate},
-    }.get(name)
+    slices, whole = config.peft_config.slices, {**base.shapes, EMBEDDING: (0, base.hidden)}
+    sizes = PHI3.slice_rows(base).get(name)
     if slices is None or sizes is None:
         return 1, whole[name][1]
     on = [size for part, size in sizes.items() if getattr(slices, part)]
@@ -192,7 +187,7 @@ def _activation_bytes(config: RunConfig, base: BaseInfo, element: int) -> float:
     for gradients in flight.
     """
     hidden, inner = base.hidden, base.intermediate
-    kept = 5 * hidden + base.shapes["qkv_proj"][1] + 3 * inner
+    kept = 5 * hidden + base.shapes[QKV][1] + 3 * inner
     if config.peft_config.lora_dropout and config.adapter == "peft":
         kept += 3 * hidden + inner
     if not config.training_config.fast:

@@ -14,7 +14,8 @@ from typing import Any
 
 from phi3lora.config import RunConfig, TrainingConfig
 from phi3lora.lora.initial import replaces_base
-from phi3lora.lora.slices import FUSED, slices_of, switched_on
+from phi3lora.lora.slices import slices_of, switched_on
+from phi3lora.models.phi3 import PHI3
 from phi3lora.training.script_data import code, dictionary, holds_out
 
 # Shown whether or not they differ from the libraries' own: what people look for first.
@@ -273,7 +274,7 @@ def adapter(config: RunConfig, skeleton: Any) -> str:
 
 def _slices(config: RunConfig, skeleton: Any) -> str:
     chosen: Any = config.peft_config.slices
-    on = {name: switched_on(chosen, name) for name in FUSED}
+    on = {name: switched_on(chosen, name) for name in PHI3.fused}
     rows = {name: [part.stop - part.start for part in s] for name, s in slices_of(skeleton).items()}
     kept = {name: switches for name, switches in on.items() if any(switches)}
     gaussian = config.peft_config.init_lora_weights == "gaussian"

@@ -22,7 +22,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,13 +30,13 @@ from phi3lora.config import PeftConfig
 from phi3lora.errors import AdapterError
 from phi3lora.lora.folder import CONFIG, PREFIX, WEIGHTS, read_adapter_config
 from phi3lora.lora.loralib.layers import loralib_entries, read_loralib, save_loralib
-from phi3lora.lora.slices import FUSED, Slice, block_mask
+from phi3lora.lora.slices import Slice, block_mask
 from phi3lora.models.base import BaseInfo
+from phi3lora.models.phi3 import EMBEDDING, HEAD, PHI3
 
 if TYPE_CHECKING:
     import torch
 
-EMBEDDING = "embed_tokens"
 LORALIB = "loralib.pt"
 # What loralib's layers cannot express, and why an adapter that has it stays as it is.
 UNKNOWN_TO_LORALIB = {
@@ -145,7 +145,7 @@ def _find_slices(path: str, b: torch.Tensor) -> list[bool]:
 
     A plain B is zero nowhere once trained, and everywhere before: then it is taken as plain.
     """
-    parts = len(FUSED.get(path.rpartition(".")[2], ()))
+    parts = len(PHI3.fused.get(path.rpartition(".")[2], ()))
     if not parts or b.shape[0] % parts or not bool(b.any()):
         return []
     slices = _equal(b.shape[0], parts)
@@ -310,12 +310,10 @@ def _places(base: BaseInfo) -> dict[str, tuple[int, int]]:
     """`(in, out)` of every module of a Phi-3 that can bear LoRA, by its path."""
     places = {
         f"model.{EMBEDDING}": (base.vocabulary, base.hidden),
-        "lm_head": (base.hidden, base.vocabulary),
+        HEAD: (base.hidden, base.vocabulary),
     }
     for name, shape in base.shapes.items():
-        part = "self_attn" if name in {"qkv_proj", "o_proj"} else "mlp"
-        for number in range(base.layers):
-            places[f"model.layers.{number}.{part}.{name}"] = shape
+        places |= {PHI3.path(number, name): shape for number in range(base.layers)}
     return places
 
 
@@ -333,7 +331,7 @@ def _enabled(
         raise ValueError(f"lora_A takes {width} values, the base gives {inputs}")
     if rank == r and rows == outputs:
         return []
-    parts = len(said or FUSED.get(last, ()))
+    parts = len(said or PHI3.fused.get(last, ()))
     if not parts or outputs % parts or rank % r or rows != rank // r * (outputs // parts):
         raise ValueError(
             f"lora_A {tuple(a.shape)} and lora_B {tuple(b.shape)} fit no layer of {inputs} → "
@@ -418,24 +416,3 @@ def save_trained(model: Any, folder: Path, peft: PeftConfig) -> None:
     write_adapter(layers, folder, config)
     save_loralib(model, folder / LORALIB, peft.bias)
     _write_settings(folder / LORALIB, layers, config)
-
-
-def describe(layers: Sequence[Layer]) -> dict[str, Any]:
-    """How many layers of which kind and rank, and how many bytes, for people and `--json`."""
-    kinds = Counter((layer.last, layer.r, tuple(layer.enable_lora)) for layer in layers)
-    tensors = loralib_state(layers).values()
-    return {
-        "layers": [
-            asdict(_Kind(name, count, r, list(enabled)))
-            for (name, r, enabled), count in sorted(kinds.items())
-        ],
-        "bytes": sum(tensor.numel() * tensor.element_size() for tensor in tensors),
-    }
-
-
-@dataclass(frozen=True)
-class _Kind:
-    name: str
-    count: int
-    r: int
-    enable_lora: list[bool]

@@ -24,8 +24,9 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from phi3lora.config import PeftConfig
 from phi3lora.errors import AdapterError
-from phi3lora.lora.slices import FUSED, slices_of, switched_on
+from phi3lora.lora.slices import slices_of, switched_on
 from phi3lora.lora.targets import resolve_targets
+from phi3lora.models.phi3 import PHI3
 
 if TYPE_CHECKING:
     import torch
@@ -92,7 +93,7 @@ def _equal_slices(
 ) -> dict[str, list[bool]]:
     """`enable_lora` for each fused target; AdapterError where its slices are not equal."""
     enabled: dict[str, list[bool]] = {}
-    for name in {target.rpartition(".")[2] for target in targets} & set(FUSED):
+    for name in {target.rpartition(".")[2] for target in targets} & set(PHI3.fused):
         parts = slices_of(model)[name]
         rows = [part.stop - part.start for part in parts]
         if len(set(rows)) > 1:
@@ -107,8 +108,9 @@ def _equal_slices(
         enabled[name] = switched_on(cast("Any", peft.slices), name)
     if not enabled:
         raise AdapterError(
-            f"peft_config.slices: {', '.join(targets)} has no slices; only {' and '.join(FUSED)} "
-            "are fused. Add one to target_modules, or leave slices empty."
+            f"peft_config.slices: {', '.join(targets)} has no slices; only "
+            f"{' and '.join(PHI3.fused)} are fused. Add one to target_modules, or leave "
+            "slices empty."
         )
     return enabled
 
