@@ -364,7 +364,8 @@ def export(
         Literal["loralib", "merged", "script", "notebook"],
         typer.Option(
             help="`loralib`: its checkpoint; `merged`: the base with the adapter in its weights; "
-            "`script`, `notebook`: what trains the same on transformers, peft and trl alone."
+            "`script`, `notebook`: what trains the same on transformers, peft and trl alone, with "
+            "its rows beside it, as JSONL."
         ),
     ],
     output: Annotated[

@@ -125,8 +125,13 @@ def test_code_of_a_run_and_of_a_recipe(home: Settings, tmp_path: Path) -> None:
     call("export", run.id, "--to", "script")
     compile((tmp_path / "train.py").read_text(), "train.py", "exec")
     assert '"r": 4,' in (tmp_path / "train.py").read_text()
-    call("export", "pocket", "--to", "notebook", "--set", "peft_config.r=6", "--portable")
-    book = nbformat.read(tmp_path / "train.ipynb", as_version=4)
+    assert json.loads((tmp_path / "train.jsonl").read_text().splitlines()[0])["messages"]
+    notebook = ["export", "pocket", "--to", "notebook", "--set", "peft_config.r=6", "--portable"]
+    refused = call(*notebook, status=2).stderr  # the rows of another script lie here
+    assert "train.jsonl exists already" in refused
+    assert not (tmp_path / "train.ipynb").exists()
+    call(*notebook, "--output", "book/train.ipynb")
+    book = nbformat.read(tmp_path / "book" / "train.ipynb", as_version=4)
     nbformat.validate(book)
     text = "".join(cell.source for cell in book.cells)
     assert '"r": 6,' in text

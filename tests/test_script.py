@@ -14,15 +14,18 @@ import pytest
 import torch
 
 from phi3lora.config import RunConfig
-from phi3lora.data.formats import Unusable, detect, to_messages
 from phi3lora.data.preparation import prepare
 from phi3lora.data.rendering import render
+from phi3lora.data.sources import EXAMPLES
 from phi3lora.errors import DataError
 from phi3lora.models.loading import load_tokenizer
 from phi3lora.models.pocket import CHECKPOINT
 from phi3lora.recipes import load_recipe, recipes
-from phi3lora.training import script_data
-from phi3lora.training.script import notebook, script
+from phi3lora.training.script import TEMPLATE, notebook, script, write_code
+from phi3lora.training.script_marks import marks_of
+from phi3lora.training.script_rows import write_rows
+from phi3lora.training.script_values import code, facts
+from phi3lora.training.template import blocks, fill
 from phi3lora.training.trainer import train
 
 SHORT = {
@@ -55,11 +58,13 @@ def losses_of_the_run(chosen: RunConfig, folder: Path, fast: bool = False) -> li
 def losses_of_the_script(chosen: RunConfig, folder: Path, monkeypatch: Any) -> list[float]:
     """Run in this process: importing the libraries again takes longer than the training."""
     folder.mkdir()
-    (folder / "train.py").write_text(script(chosen), encoding="utf-8")
+    write_code(chosen, "script", folder / "train.py")
     monkeypatch.chdir(folder)
     state = runpy.run_path("train.py")
     history = state["trainer"].state.log_history
-    return [entry[name] for entry in history for name in ("loss", "eval_loss") if name in entry]
+    # What follows the summary of the training is the script's own evaluation.
+    end = next(i for i, entry in enumerate(history) if "train_runtime" in entry)
+    return [e[name] for e in history[:end] for name in ("loss", "eval_loss") if name in e]
 
 
 CASES: dict[str, dict[str, Any]] = {
@@ -158,7 +163,8 @@ def test_loftq_begins_where_the_run_begins(tmp_path: Path, monkeypatch: pytest.M
 
 def test_the_script_stands_alone(tmp_path: Path) -> None:
     """In a process of its own, which cannot import phi3lora."""
-    text = script(config({"training_config.max_steps": 1}))
+    write_code(config({"training_config.max_steps": 1}), "script", tmp_path / "train.py")
+    text = (tmp_path / "train.py").read_text(encoding="utf-8")
     assert "import phi3lora" not in text
     assert "from phi3lora" not in text
     refuse = "import sys\nsys.modules['phi3lora'] = None\n"
@@ -206,13 +212,12 @@ def test_every_recipe_is_exported_before_it_is_trained(name: str) -> None:
 
 def test_a_portable_script_names_no_folder_of_this_machine(tmp_path: Path) -> None:
     rows = tmp_path / "my rows.jsonl"
-    rows.write_text((Path(script_data.EXAMPLES["pirate"])).read_text())
+    rows.write_text(Path(EXAMPLES["pirate"]).read_text())
     chosen = config({"data.path": str(rows)})
     for text in (script(chosen, portable=True), notebook(chosen, portable=True)):
         assert str(tmp_path) not in text
         assert str(CHECKPOINT.parent) not in text
-        assert "my rows.jsonl" in text
-    assert str(rows) in script(chosen)
+    assert str(CHECKPOINT) in script(chosen)
 
 
 def test_a_notebook_is_the_script_in_cells() -> None:
@@ -234,110 +239,17 @@ def test_a_notebook_is_the_script_in_cells() -> None:
 
 # Rows
 
-
-def conversation_of(rows: list[dict[str, Any]], **data: Any) -> Any:
-    """`conversation` as the script has it, and as the run has it, for rows of one shape."""
-    chosen = RunConfig.from_values({"data": data})[0].data
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    detected = detect(
-        columns, rows, format=chosen.format, mapping=chosen.columns, roles=chosen.roles
-    )
-    names: dict[str, Any] = {"json": json, "re": re, "ast": __import__("ast")}
-    exec(script_data.messages(chosen, detected, rows), names)
-
-    def expected(row: dict[str, Any]) -> list[Any]:
-        try:
-            return to_messages(row, detected, chosen.system_prompt)
-        except Unusable:
-            return []
-
-    return [names["conversation"](row) for row in rows], [expected(row) for row in rows]
-
-
 TURNS = [
     {"role": "user", "content": "Hi"},
     {"role": "assistant", "content": "Ho"},
-    {"role": "user", "content": "left over"},
 ]
-ROWS: dict[str, tuple[list[dict[str, Any]], dict[str, Any]]] = {
-    "messages": (
-        [
-            {"messages": TURNS},
-            {"messages": TURNS[1:]},
-            {"messages": []},
-            {"messages": None},
-            {"messages": [TURNS[0], TURNS[0], TURNS[1]]},
-            {"messages": [{"role": "system", "content": " "}, *TURNS]},
-            {"messages": [{"role": "narrator", "content": "Once"}, *TURNS]},
-            {
-                "messages": [
-                    {"role": "user", "content": [{"type": "text", "text": "A"}, "B"]},
-                    TURNS[1],
-                ]
-            },
-            {"messages": [{"role": "user", "content": ""}, TURNS[1]]},
-        ],
-        {"system_prompt": "Be brief."},
-    ),
-    "turns written into cells": (
-        [
-            {
-                "conversations": json.dumps(
-                    [{"from": "Human", "value": "a"}, {"from": "gpt", "value": "b"}]
-                )
-            },
-            {"conversations": ""},
-        ],
-        {},
-    ),
-    "turns as Python prints them": (
-        [{"chat": "[{'from': 'Klant', 'value': 'a'}, {'from': 'Bot', 'value': 'b'}]"}],
-        {"roles": {"Klant": "user"}},
-    ),
-    "instruction": (
-        [
-            {"instruction": "Add", "input": "1 2", "output": 3},
-            {"instruction": "Add", "input": "", "output": "3"},
-            {"instruction": "Add", "input": None, "output": None},
-            {"output": "x"},
-        ],
-        {},
-    ),
-    "question_answer": (
-        [
-            {"Question": "a?", "Reply": "b", "system": "Be kind."},
-            {"Question": "a?", "Reply": "b", "system": None},
-            {"Question": "a?", "Reply": float("nan"), "system": ""},
-        ],
-        {"columns": {"question": "Question", "answer": "Reply"}, "system_prompt": "Else."},
-    ),
-    "text": ([{"text": "Once upon a time."}, {"text": " "}, {"text": None}], {}),
-    "a transcript": (
-        [
-            {"text": "<|system|>\n <|end|>\n<|user|>\nHi<|end|>\n<|assistant|>\nHo\nho<|end|>"},
-            {"text": "<|user|>\nHi<|end|>"},
-        ],
-        {},
-    ),
-}
-
-
-@pytest.mark.parametrize(("rows", "data"), ROWS.values(), ids=ROWS)
-def test_rows_are_read_as_the_run_reads_them(
-    rows: list[dict[str, Any]], data: dict[str, Any]
-) -> None:
-    found, expected = conversation_of(rows, **data)
-    assert found == expected
-    assert any(expected), "at least one row is used"
-
-
 TRICKY = [
-    [{"role": "system", "content": "Be <|end|> brief."}, *TURNS[:2]],
+    [{"role": "system", "content": "Be <|end|> brief."}, *TURNS],
     [{"role": "user", "content": "  \n spaces  \n"}, {"role": "assistant", "content": "\ttabs\t "}],
     [
         {"role": "user", "content": "<|assistant|></s><s><unk>"},
         {"role": "assistant", "content": "Größe 🎯 <|endoftext|>"},
-        *TURNS[:2],
+        *TURNS,
     ],
     [{"role": "assistant", "content": "nothing before"}],
 ]
@@ -355,13 +267,20 @@ def tokenized(tokenizer: Any, messages: Any, max_length: int) -> dict[str, list[
 
     from tokenizers import Tokenizer
 
+    marks = marks_of(tokenizer)
+    values = {
+        "START": code(marks.start),
+        "OPEN": code(marks.open),
+        "CLOSE, LAST": f"{code(marks.close)}, {code(marks.last)}",
+    }
+    text = fill(TEMPLATE.read_text(), values, {"strip"} if marks.strip else set())
     names = {
         "json": json,
         "Tokenizer": Tokenizer,
         "tokenizer": tokenizer,
         "train_conf": SimpleNamespace(max_length=max_length),
     }
-    exec(script_data.tokens(script_data.marks_of(tokenizer)), names)
+    exec(text[text.index("# How this base") : text.index("def read(")], names)
     return names["tokenize"](messages)  # type: ignore[operator, no-any-return]
 
 
@@ -385,80 +304,254 @@ def test_tokens_of_the_real_vocabulary(messages: Any, real_vocabulary: Path) -> 
     assert tokenized(tokenizer, messages, 64)["labels"] == expected.labels
 
 
-FILES = {
-    "lines.jsonl": '{"prompt": "a", "completion": "b"}\n\n{"prompt": "c", "completion": "d"}\n',
-    "list.json": '[{"prompt": "a", "completion": "b"}, {"prompt": "c", "completion": "d"}]',
-    "named.json": '{"data": [{"prompt": "a", "completion": "b"}, {"prompt": "c", '
-    '"completion": "d"}]}',
-    "table.csv": 'prompt; completion\n"a";"b"\n\nc;d\n',
+SHAPES: dict[str, tuple[str, str]] = {
+    "named.json": ('{"data": [{"prompt": "a", "completion": "b"}, {"prompt": "c"}]}', "b"),
+    "columns.json": ('{"prompt": ["a"], "completion": ["b"]}', "b"),
+    "table.csv": ('prompt; completion\n"a";"b"\n\nc;\n', "b"),
+    "headings.jsonl": ('{"text": "### Human: a ### Assistant: b"}\n', "b"),
+    "sides.json": (
+        '[{"prompt": [{"role": "user", "content": "a"}],'
+        ' "completion": [{"role": "assistant", "content": "b"}]}]',
+        "b",
+    ),
 }
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_a_file_is_read_row_by_row(name: str, tmp_path: Path) -> None:
-    import csv
-
-    (tmp_path / name).write_text(FILES[name], encoding="utf-8")
-    chosen = RunConfig.from_values({"data": {"path": str(tmp_path / name), "max_rows": 9}})[0]
-    names: dict[str, Any] = {"json": json, "csv": csv, "DATA": str(tmp_path / name)}
-    exec(script_data.reading(chosen.data), names)
-    assert names["rows"] == [{"prompt": "a", "completion": "b"}, {"prompt": "c", "completion": "d"}]
-
-
-def test_a_dataset_of_the_hub_is_loaded_by_name() -> None:
-    chosen = RunConfig.from_values(
+@pytest.mark.parametrize(("name", "answer"), [(n, shape[1]) for n, shape in SHAPES.items()])
+def test_rows_of_any_shape_are_written_as_messages(name: str, answer: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(SHAPES[name][0], encoding="utf-8")
+    chosen = config(
         {
-            "data": {
-                "path": "ann/chat",
-                "name": "en",
-                "split": "train_sft",
-                "test_split": "test_sft",
-                "revision": "v2",
-                "max_rows": 50,
-            }
+            "data.path": str(tmp_path / name),
+            "data.max_rows": None,
+            "data.test_size": 0,
+            "data.system_prompt": "Be brief.",
+            "training_config.per_device_train_batch_size": 1,
         }
-    )[0]
-    source = script_data.reading(chosen.data)
-    assert 'load_dataset(DATA, name="en", split="train_sft", revision="v2")' in source
-    assert "select(range(min(50, len(rows))))" in source
-    held_out = script_data.split(chosen)
-    assert 'split="test_sft"' in held_out
-    assert "permutation" not in held_out
+    )
+    (file,) = write_rows(chosen, tmp_path, load_tokenizer(str(CHECKPOINT)))
+    (line,) = file.read_text(encoding="utf-8").splitlines()  # what cannot be used is not there
+    system, prompt, said = json.loads(line)["messages"]
+    assert system == {"role": "system", "content": "Be brief."}
+    assert (prompt["content"], said["content"]) == ("a", answer)
 
 
-@pytest.mark.parametrize(("size", "number"), [(0.25, "round(len(rows) * 0.25), 1"), (7, "= 7")])
-def test_the_split_is_the_runs(size: float, number: str, tmp_path: Path) -> None:
-    import numpy as np
-
+@pytest.mark.parametrize("size", [0.25, 7])
+def test_the_split_is_the_runs(size: float, tmp_path: Path) -> None:
     pairs = [{"prompt": f"What is {i}?", "completion": f"It is {i}."} for i in range(41)]
     file = tmp_path / "rows.jsonl"
     file.write_text("\n".join(map(json.dumps, pairs)))
     chosen = RunConfig.from_values({"data": {"path": str(file), "test_size": size, "seed": 7}})[0]
     tokenizer = load_tokenizer(str(CHECKPOINT))
     expected = prepare(chosen, tokenizer)
-    source = script_data.split(chosen)
-    assert number in source
-    names: dict[str, Any] = {"np": np, "rows": list(range(41))}
-    exec(source.replace("rows = prepared(rows)", ""), names)
-    assert names["test_rows"] == expected.test_rows
+    assert expected.test is not None
+    files = write_rows(chosen, tmp_path, tokenizer)
+    train, test = ([json.loads(line)["messages"] for line in f.open()] for f in files)
+    assert test == expected.test["messages"][:]
+    assert len(train) == len(expected.train) == 41 - len(test)
+    assert not [row for row in train if row in test]
 
 
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ('{"prompt": ["a"], "completion": ["b"]}', "Save it as JSONL"),
-        ('[{"text": "### Human: a ### Assistant: b"}]', "### headings"),
-        (
-            '[{"prompt": [{"role": "user", "content": "a"}],'
-            ' "completion": [{"role": "assistant", "content": "b"}]}]',
-            "one list of",
-        ),
-    ],
+def test_without_its_rows_a_script_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "train.py").write_text(script(config()), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"train.jsonl is not here.*--to script"):
+        runpy.run_path("train.py")
+
+
+def test_publishing_a_script_does_not_read_the_rows(tmp_path: Path) -> None:
+    # A format that nobody knows, or data that is gone, must not end a publication half-way.
+    file = tmp_path / "gone.jsonl"
+    file.write_text('{"anything": 1}\n')
+    chosen = config({"data.path": str(file)})
+    file.unlink()
+    assert "train.jsonl" in script(chosen, portable=True)
+
+
+def test_an_export_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"anything": 1, "else": 2}\n')
+    chosen = config({"data.path": str(tmp_path / "rows.jsonl")})
+    with pytest.raises(DataError, match="No conversation found"):
+        write_code(chosen, "script", tmp_path / "out" / "train.py")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+# The template
+
+
+EVERYTHING: list[dict[str, Any]] = [
+    {},
+    {"adapter": "none", "data.test_size": 0},
+    {"adapter": "loralib", "peft_config.slices": {"k": False}, "model.revision": "main"},
+    {
+        "model.quantization": "nf4",
+        "peft_config.init_lora_weights": "loftq",
+        "training_config.report_to": "wandb",
+        "training_config.optim": "paged_adamw_8bit",
+        "training_config.loraplus_lr_ratio": 8,
+        "training_config.early_stopping_patience": 2,
+        "training_config.eval_strategy": "steps",
+        "training_config.eval_steps": 2,
+        "training_config.save_strategy": "steps",
+        "training_config.save_steps": 2,
+        "training_config.load_best_model_at_end": True,
+    },
+    {"peft_config.init_lora_weights": "pissa", "training_config.tf32": True},
+    {"peft_config.init_lora_weights": "gaussian", "peft_config.slices": {"k": False}},
+]
+
+
+@pytest.mark.parametrize("changes", EVERYTHING, ids=range(len(EVERYTHING)))
+def test_nothing_is_missing_and_nothing_is_left_over(
+    changes: dict[str, Any], tmp_path: Path
+) -> None:
+    """ruff finds names that are used and not defined, and imports that nothing uses."""
+    file = tmp_path / "train.py"
+    file.write_text(script(config(changes)), encoding="utf-8")
+    ruff = Path(sys.executable).with_name("ruff")
+    command = [str(ruff), "check", "--isolated", "--select", "E9,F,I", str(file)]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout
+    text = file.read_text()
+    assert not re.search(r"# (if: .*|end)$", text, re.MULTILINE)
+
+
+def test_every_block_of_the_template_is_known() -> None:
+    known = {name for changes in EVERYTHING for name in _facts(changes)}
+    unused = blocks(TEMPLATE.read_text()) - known
+    assert unused == {"strip"}, "a block that no config asks for; `strip` is a tokenizer's"
+
+
+def _facts(changes: dict[str, Any]) -> set[str]:
+    return facts(config(changes), marks_of(load_tokenizer(str(CHECKPOINT))))
+
+
+def test_a_template_that_is_not_closed_is_refused() -> None:
+    with pytest.raises(ValueError, match="# end"):
+        fill("# if: x\na = 1\n", {}, {"x"})
+
+
+def test_values_and_blocks() -> None:
+    text = '''"""Doc."""
+import json
+import os
+from a import b, c
+
+# if: x
+A = 1  # kept
+# end
+# if: not x
+B = (
+    2
 )
-def test_what_a_plain_script_cannot_read_is_refused(text: str, words: str, tmp_path: Path) -> None:
-    (tmp_path / "rows.json").write_text(text)
-    with pytest.raises(DataError, match=words):
-        script(config({"data.path": str(tmp_path / "rows.json"), "data.max_rows": None}))
+# end
+def f():
+    # if: y
+    return c
+    # end
+    return os
+'''
+    assert fill(text, {"A": "{\n    3\n}"}, {"x"}) == (
+        '"""Doc."""\nimport os\n\nA = {\n    3\n}  # kept\ndef f():\n    return os\n'
+    )
+    with pytest.raises(KeyError):
+        fill(text, {"UNKNOWN": "1"}, {"x"})
+
+
+# What an export needs, and what it leaves
+
+
+def test_a_loralib_run_is_exported_with_loralib(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = config(
+        {
+            "adapter": "loralib",
+            "peft_config.target_modules": ["gate_up_proj", "o_proj"],
+            "peft_config.slices": {"up": False},
+            "training_config.learning_rate": 1e-2,
+        }
+    )
+    ours = losses_of_the_run(chosen, tmp_path / "run")
+    theirs = losses_of_the_script(chosen, tmp_path / "script", monkeypatch)
+    assert theirs == pytest.approx(ours, abs=1e-6)
+    (saved,) = (tmp_path / "run" / "adapter").glob("*.pt")
+    expected = torch.load(saved, weights_only=True)
+    found = torch.load(tmp_path / "script" / "checkpoint_dir" / "lora.pt", weights_only=True)
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-6)
+    text = script(chosen)
+    assert "loralib==" in text
+    for call in ("lora.Linear", "mark_only_lora_as_trainable", "lora_state_dict"):
+        assert call in text
+
+
+def test_held_out_rows_are_evaluated_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = config({"training_config.max_steps": 1})
+    losses_of_the_script(chosen, tmp_path / "script", monkeypatch)
+    folder = tmp_path / "script" / "checkpoint_dir"
+    metrics = json.loads((folder / "eval_results.json").read_text())
+    held_out = (tmp_path / "script" / "test.jsonl").read_text().splitlines()
+    assert metrics["eval_samples"] == len(held_out) > 0
+    assert 0 < metrics["eval_loss"] < 20
+
+
+def test_an_adapter_of_the_embedding_saves_no_base_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from safetensors import safe_open
+
+    chosen = config(
+        {
+            "peft_config.target_modules": "embedding",
+            "training_config.max_steps": 1,
+            "training_config.save_strategy": "steps",
+            "training_config.save_steps": 1,
+        }
+    )
+    losses_of_the_script(chosen, tmp_path / "script", monkeypatch)
+    saved = list((tmp_path / "script").rglob("adapter_model.safetensors"))
+    assert len(saved) == 2  # the checkpoint's, and the last
+    for file in saved:
+        with safe_open(file, framework="pt") as tensors:
+            assert all("lora_" in name for name in tensors.keys())  # noqa: SIM118
+
+
+def test_what_is_not_installed_is_replaced_as_a_run_replaces_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import importlib.util
+
+    chosen = config(
+        {
+            "training_config.report_to": "wandb",
+            "training_config.optim": "paged_adamw_8bit",
+            "training_config.max_steps": 1,
+        }
+    )
+    find = importlib.util.find_spec
+    lacking = {"wandb", "bitsandbytes"}
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name, *a: None if name in lacking else find(name, *a)
+    )
+    write_code(chosen, "script", tmp_path / "train.py")
+    monkeypatch.chdir(tmp_path)
+    state = runpy.run_path("train.py")
+    assert state["train_conf"].report_to == []
+    assert state["train_conf"].optim == "adamw_torch"
+    head = (tmp_path / "train.py").read_text().split('"""')[1]
+    assert re.search(r"bitsandbytes==[\d.]+ wandb", head)
+
+
+def test_one_of_several_processes_saves() -> None:
+    text = script(config())
+    saving = text[text.index("# Saving #") :]
+    assert saving.index("if trainer.is_world_process_zero():") < saving.index("save_pretrained")
 
 
 def test_a_token_of_the_caller_is_not_written() -> None:

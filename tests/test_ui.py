@@ -446,9 +446,9 @@ def test_the_form_and_a_run_are_downloaded_as_code(core: FakeCore, kind: Any, na
     page = page_of(train_page, core)
     config, _ = page.fields.config(form_values(page, **{"peft_config.r": 4}))
     make = page.code._maker(kind, lambda request: config)
-    file = Path(make(request())["value"])
-    assert file.name == name
-    assert re.search(r'\\?"r\\?": 4,', file.read_text())
+    archive = zipfile.ZipFile(make(request())["value"])
+    assert set(archive.namelist()) == {name, "train.jsonl", "test.jsonl"}
+    assert re.search(r'\\?"r\\?": 4,', archive.read(name).decode())
 
 
 def test_code_made_on_a_space_names_no_path_of_the_machine(tmp_path: Path) -> None:

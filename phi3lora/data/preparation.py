@@ -48,6 +48,7 @@ class Prepared:
 
     Attributes:
         train: columns `input_ids` and `labels` (-100 where a token carries no loss).
+        conversations: `messages` of the trained rows, in the same order.
         test: the same with `messages`, for the evaluation; None if nothing is held out.
         rows: rows read, of both splits where there are two.
         dropped: reason → rows.
@@ -61,6 +62,7 @@ class Prepared:
     """
 
     train: Dataset
+    conversations: Dataset
     test: Dataset | None
     rows: int
     dropped: dict[str, int]
@@ -358,6 +360,7 @@ def _counted(
             dropped[reason] = dropped.get(reason, 0) + number
     return Prepared(
         train=train.select_columns(["input_ids", "labels"]),
+        conversations=train.select_columns(["messages"]),
         test=test.select_columns(["input_ids", "labels", "messages"]) if len(test) else None,
         rows=sum(one.rows for one in sets),
         dropped=dropped,

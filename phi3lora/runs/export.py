@@ -17,6 +17,7 @@ from phi3lora.runs.store import Run
 
 Kind = Literal["loralib", "merged", "script", "notebook"]
 CODE = {"script": "train.py", "notebook": "train.ipynb"}
+ARCHIVE = {"script": "train.zip", "notebook": "notebook.zip"}  # for who takes one file
 
 
 def default_output(kind: Kind, name: str) -> Path:
@@ -56,14 +57,18 @@ def export_code(
     token: str | None = None,
     portable: bool = False,
 ) -> Path:
-    """Write the script or the notebook of a config; returns where."""
-    from phi3lora.training.script import notebook, script
+    """Write the script or the notebook of a config, and its rows beside it; returns where.
 
-    _check_new(output)
-    write = notebook if kind == "notebook" else script
-    text = write(config, token=token, portable=portable)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(text, encoding="utf-8")
+    An output that ends in .zip is an archive of them all.
+    """
+    from phi3lora.training.script import write_code
+    from phi3lora.training.script_rows import TEST, TRAIN
+
+    beside = [] if output.suffix == ".zip" else [TRAIN, TEST]
+    for path in (output, *(output.parent / name for name in beside)):
+        _check_new(path)
+    made = "notebook" if kind == "notebook" else "script"
+    write_code(config, made, output, token=token, portable=portable)
     return output
 
 

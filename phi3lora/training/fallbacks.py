@@ -27,7 +27,7 @@ def within_reach(training: TrainingConfig, device: str) -> tuple[TrainingConfig,
             f"training_config.report_to: the package {tracker} is not installed, so nothing is "
             f"reported there (`pip install {tracker}`); the run's own curves are kept."
         )
-    if _needs_bitsandbytes(training.optim) and not _installed("bitsandbytes"):
+    if needs_bitsandbytes(training.optim) and not _installed("bitsandbytes"):
         changes["optim"] = "adamw_torch"
         notices.append(
             f"training_config.optim: {training.optim} needs the package bitsandbytes, which is "
@@ -51,7 +51,7 @@ def _installed(package: str) -> bool:
     return spec is not None and spec.origin is not None
 
 
-def _needs_bitsandbytes(optimizer: str) -> bool:
+def needs_bitsandbytes(optimizer: str) -> bool:
     return optimizer.startswith(("paged_", "ademamix", "lion_", "rmsprop_bnb")) or (
         optimizer == "adamw_8bit"
     )

@@ -1,10 +1,12 @@
-"""A run as one plain file on transformers, peft and trl alone, and as a notebook.
+"""A run as plain code on transformers, peft and trl alone: a script or a notebook, and its rows.
 
-    script(config)                     # Python source that trains the same adapter
-    notebook(config, portable=True)    # the same as .ipynb, without a path of this machine
+    script(config)                                    # Python source that trains the same adapter
+    notebook(config, portable=True)                   # the same as .ipynb
+    write_code(config, "script", Path("train.py"))    # and train.jsonl, test.jsonl beside it
 
 It is written in the manner of the model card's sample_finetune.py: two dictionaries on top, then
-logging, model, adapter, data, training, saving. Only what the config uses is in it.
+logging, model, adapter, data, training, saving. Its text stands in `templates/train.py`, which is
+Python that can be read and checked as it is; only what the config uses is kept of it.
 """
 
 from __future__ import annotations
@@ -13,70 +15,24 @@ import hashlib
 import importlib.metadata
 import json
 import re
-from dataclasses import dataclass
+import tempfile
+import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from phi3lora import __version__
 from phi3lora.config import POCKET, RunConfig
-from phi3lora.data.sources import open_source
-from phi3lora.training import script_data, script_parts
-from phi3lora.training.script_data import code, local_file
+from phi3lora.training.fallbacks import TRACKERS, needs_bitsandbytes
+from phi3lora.training.script_marks import marks_of
+from phi3lora.training.script_rows import write_rows
+from phi3lora.training.script_values import code, facts, values
+from phi3lora.training.template import fill
 
-OUTPUT = "./checkpoint_dir"
+Kind = Literal["script", "notebook"]
+TEMPLATE = Path(__file__).parent / "templates" / "train.py"
 LIBRARIES = ("torch", "transformers", "peft", "trl", "datasets", "accelerate")
-# Module → what may be imported from it; an empty list imports the module itself.
-IMPORTS: dict[str, list[str]] = {
-    "ast": [],
-    "csv": [],
-    "glob": [],
-    "json": [],
-    "logging": [],
-    "os": [],
-    "re": [],
-    "sys": [],
-    "datasets": [],
-    "numpy": [],
-    "torch": [],
-    "transformers": [],
-    "bitsandbytes.functional": ["dequantize_4bit"],
-    "datasets.": ["Dataset"],
-    "huggingface_hub": ["snapshot_download"],
-    "peft": ["LoraConfig", "get_peft_model", "prepare_model_for_kbit_training"],
-    "peft.optimizers": ["create_loraplus_optimizer"],
-    "safetensors": ["safe_open"],
-    "tokenizers": ["Tokenizer"],
-    "transformers.": [
-        "AutoTokenizer",
-        "BitsAndBytesConfig",
-        "EarlyStoppingCallback",
-        "Phi3ForCausalLM",
-    ],
-    "transformers.utils": ["is_flash_attn_2_available"],
-    "trl": ["SFTConfig", "SFTTrainer"],
-}
-STANDARD = {"ast", "csv", "glob", "json", "logging", "os", "re", "sys"}
-LOGGING = """\
-logger = logging.getLogger(__name__)
-logging.basicConfig(
-    format="%(asctime)s - %(levelname)s - %(name)s - %(message)s",
-    datefmt="%Y-%m-%d %H:%M:%S",
-    handlers=[logging.StreamHandler(sys.stdout)],
-)
-log_level = train_conf.get_process_log_level()
-logger.setLevel(log_level)
-datasets.utils.logging.set_verbosity(log_level)
-transformers.utils.logging.set_verbosity(log_level)
-logger.info("Training: %s", training_config)
-"""
-
-
-@dataclass(frozen=True)
-class Section:
-    """A part of the script, under its heading."""
-
-    title: str
-    source: str
+FILES: dict[Kind, str] = {"script": "train.py", "notebook": "train.ipynb"}
+_HEADING = re.compile(r"^#+\n# (.+) #\n#+$", re.MULTILINE)
 
 
 def script(
@@ -90,16 +46,26 @@ def script(
 
     Args:
         portable: name files alone, without the folders of this machine: for publishing.
-        token: of the caller, for a private base or dataset; it is not written anywhere.
+        token: of the caller, for a private base; it is not written anywhere.
         cache_folder: where Hub files are kept.
 
-    Raises DataError or ModelError for rows and templates that a plain script cannot read, and
-    whatever is wrong with the data or the base.
+    Raises ModelError for a chat template that plain code cannot write, and whatever is wrong with
+    the base. The data is not looked at: `write_rows` reads it.
     """
-    sections = _sections(config, token, cache_folder)
-    head = _head(config, sections, portable)
-    body = "\n\n".join(f"{_heading(part.title)}\n{part.source.strip()}" for part in sections)
-    return _tidy(f'"""{head.title}\n"""\n\n{head.source}\n\n{body}\n')
+    from phi3lora.lora.adapters import lora_arguments
+    from phi3lora.models.base import check_base, resolve_path
+    from phi3lora.models.hardware import detect_hardware
+    from phi3lora.models.loading import load_tokenizer
+
+    path = resolve_path(config.model.path, detect_hardware(config.model.device))
+    skeleton = _skeleton(check_base(path, config.model.revision, token, cache_folder))
+    tokenizer = load_tokenizer(path, config.model.revision, token, cache_folder)
+    marks = marks_of(tokenizer)
+    lora = {} if config.adapter == "none" else lora_arguments(skeleton, config)
+    filled = values(config, lora, skeleton, marks, str(tokenizer.pad_token))
+    filled |= {"__doc__": f'"""{_title(config)}\n"""', "MODEL": _base(path, portable)}
+    wanted, text = facts(config, marks), TEMPLATE.read_text(encoding="utf-8")
+    return _tidy(fill(text, filled, wanted))
 
 
 def notebook(
@@ -110,12 +76,13 @@ def notebook(
     cache_folder: Path | None = None,
 ) -> str:
     """The same as `script`, as a notebook: JSON of nbformat 4.5."""
-    sections = _sections(config, token, cache_folder)
-    head = _head(config, sections, portable)
-    cells = [_cell("markdown", head.title), _cell("code", head.source)]
-    for part in sections:
-        cells += [_cell("markdown", f"## {part.title}"), _cell("code", part.source)]
-    values = {
+    text = script(config, portable=portable, token=token, cache_folder=cache_folder)
+    _, title, rest = text.split('"""', 2)
+    head, *sections = _HEADING.split(rest)
+    cells = [_cell("markdown", title), _cell("code", head)]
+    for heading, source in zip(sections[::2], sections[1::2], strict=True):
+        cells += [_cell("markdown", f"## {heading}"), _cell("code", source)]
+    contents = {
         "cells": cells,
         "metadata": {
             "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}
@@ -123,7 +90,47 @@ def notebook(
         "nbformat": 4,
         "nbformat_minor": 5,
     }
-    return json.dumps(values, ensure_ascii=False, indent=1) + "\n"
+    return json.dumps(contents, ensure_ascii=False, indent=1) + "\n"
+
+
+def write_code(
+    config: RunConfig,
+    kind: Kind,
+    output: Path,
+    *,
+    portable: bool = False,
+    token: str | None = None,
+    cache_folder: Path | None = None,
+) -> list[Path]:
+    """Write the code to `output` and its rows beside it; an `output` that ends in .zip holds all.
+
+    Returns the files, the code first. Raises what `script` and the reading of the rows raise;
+    then nothing is left.
+    """
+    from phi3lora.models.base import resolve_path
+    from phi3lora.models.hardware import detect_hardware
+    from phi3lora.models.loading import load_tokenizer
+
+    write = notebook if kind == "notebook" else script
+    text = write(config, portable=portable, token=token, cache_folder=cache_folder)
+    path = resolve_path(config.model.path, detect_hardware(config.model.device))
+    tokenizer = load_tokenizer(path, config.model.revision, token, cache_folder)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output.parent) as draft:
+        name = FILES[kind] if output.suffix == ".zip" else output.name
+        made = Path(draft) / name
+        made.write_text(text, encoding="utf-8")
+        rows = write_rows(config, Path(draft), tokenizer, token=token, cache_folder=cache_folder)
+        if output.suffix == ".zip":
+            return [_archive([made, *rows], output)]
+        return [file.rename(output.parent / file.name) for file in (made, *rows)]
+
+
+def _archive(files: list[Path], output: Path) -> Path:
+    with zipfile.ZipFile(output, "w", zipfile.ZIP_DEFLATED) as archive:
+        for file in files:
+            archive.write(file, file.name)
+    return output
 
 
 def _cell(kind: str, source: str) -> dict[str, Any]:
@@ -133,47 +140,9 @@ def _cell(kind: str, source: str) -> dict[str, Any]:
     return {**cell, "execution_count": None, "outputs": []} if kind == "code" else cell
 
 
-def _heading(title: str) -> str:
-    line = "#" * (len(title) + 4)
-    return f"{line}\n# {title} #\n{line}"
-
-
 def _tidy(source: str) -> str:
-    """Two empty lines at most, one where nothing is defined, and none at the end."""
-    source = re.sub(r"\n{4,}", "\n\n\n", source)
-    return source.rstrip("\n") + "\n"
-
-
-def _sections(config: RunConfig, token: str | None, cache_folder: Path | None) -> list[Section]:
-    """What follows the head, from the config, its data's first rows and its base's form."""
-    from phi3lora.data.reading import recipe_for
-    from phi3lora.lora.adapters import lora_arguments
-    from phi3lora.models.base import check_base, resolve_path
-    from phi3lora.models.hardware import detect_hardware
-    from phi3lora.models.loading import load_tokenizer
-
-    path = resolve_path(config.model.path, detect_hardware(config.model.device))
-    skeleton = _skeleton(check_base(path, config.model.revision, token, cache_folder))
-    tokenizer = load_tokenizer(path, config.model.revision, token, cache_folder)
-    source = open_source(config.data, token=token, cache_folder=cache_folder)
-    detected = recipe_for(config, source).detected
-    lora = None if config.adapter == "none" else lora_arguments(skeleton, config)
-    adapter = [Section("Adapter", script_parts.adapter(config, skeleton))] if lora else []
-    data = [
-        script_data.reading(config.data),
-        script_data.messages(config.data, detected, source.head),
-        script_data.tokens(script_data.marks_of(tokenizer)),
-        script_data.split(config),
-    ]
-    return [
-        Section("Hyper-parameters", script_parts.hyper_parameters(config, lora)),
-        Section("Logging", LOGGING),
-        Section("Model", script_parts.model(config, str(tokenizer.pad_token))),
-        *adapter,
-        Section("Data", "\n\n".join(data)),
-        Section("Training", script_parts.training(config)),
-        Section("Saving", script_parts.saving(config)),
-    ]
+    """Two empty lines at most, and none at the end."""
+    return re.sub(r"\n{4,}", "\n\n\n", source).rstrip("\n") + "\n"
 
 
 def _skeleton(base: Any) -> Any:
@@ -194,68 +163,48 @@ def _skeleton(base: Any) -> Any:
         return Phi3ForCausalLM(config)
 
 
-# The head
-
-
-def _head(config: RunConfig, sections: list[Section], portable: bool) -> Section:
-    """What the script is, as text; then its imports and constants."""
+def _title(config: RunConfig) -> str:
+    """What the script is, and what it needs."""
     what = "every weight of Phi-3" if config.adapter == "none" else "a LoRA on Phi-3"
     title = f": {config.title}" if config.title else ""
-    text = [
-        f"Train {what}{title}.".replace('"', "'").replace("\\", "/"),
-        f"Written by phi3lora {__version__} from a run's configuration, and in need of none of it:",
-        f"    pip install {_versions(config)}",
-        "It trains what the run trains: the same rows, tokens and seeds, and so the same losses.",
-    ]
-    if config.adapter == "loralib":
-        text.append("The run used loralib's layers; PEFT's compute the same from other beginnings.")
-    body = "\n".join(part.source for part in sections)
-    return Section("\n\n".join(text), f"{_imports(body)}\n\n{_constants(config, portable)}")
+    # A title comes from a person, and must not end the docstring that it stands in.
+    first = " ".join(f"Train {what}{title}.".replace('"', "'").replace("\\", "/").split())
+    return "\n\n".join(
+        [
+            first,
+            f"Written by phi3lora {__version__} from a run's configuration, and in need of none of "
+            f"it:\n    pip install {_versions(config)}",
+            "It trains what the run trains: the same rows, tokens and seeds, and so the same "
+            "losses.\nThe rows lie beside it, as `export` writes them.",
+        ]
+    )
 
 
 def _versions(config: RunConfig) -> str:
-    quantized = config.model.quantization != "none"
-    needed = [*LIBRARIES, "bitsandbytes"] if quantized else LIBRARIES
-    versions = {name: importlib.metadata.version(name).partition("+")[0] for name in needed}
-    return " ".join(f"{name}=={version}" for name, version in versions.items())
+    """What must be installed: packages, with the versions that are installed here."""
+    needed = list(LIBRARIES)
+    if config.model.quantization != "none" or needs_bitsandbytes(config.training_config.optim):
+        needed.append("bitsandbytes")
+    if config.adapter == "loralib":
+        needed.append("loralib")
+    if tracker := TRACKERS.get(config.training_config.report_to):
+        needed.append(tracker)
+    return " ".join(map(_pinned, needed))
 
 
-def _imports(body: str) -> str:
-    """Only what the rest uses, standard library first."""
-    standard: list[str] = []
-    others: list[str] = []
-    for module, names in IMPORTS.items():
-        module = module.rstrip(".")
-        short = "np" if module == "numpy" else module
-        if not names and re.search(rf"(?<![\w.]){short}\.", body):
-            line = f"import {module}" + (" as np" if short == "np" else "")
-            (standard if module in STANDARD else others).append(line)
-        used = [name for name in names if re.search(rf"\b{name}\b", body)]
-        if used:
-            others.append(f"from {module} import {', '.join(used)}")
-    others.sort(key=lambda line: (line.startswith("from"), line))
-    return "\n".join([*standard, "", *others])
+def _pinned(name: str) -> str:
+    try:
+        return f"{name}=={importlib.metadata.version(name).partition('+')[0]}"
+    except importlib.metadata.PackageNotFoundError:
+        return name
 
 
-def _constants(config: RunConfig, portable: bool) -> str:
-    """MODEL, DATA and OUTPUT, on top, where they are changed."""
-    from phi3lora.models.base import portable_name, resolve_path
-    from phi3lora.models.hardware import detect_hardware
+def _base(path: str, portable: bool) -> str:
+    """The base as source; the template's comment says what it may be."""
+    from phi3lora.models.base import portable_name
 
-    path = resolve_path(config.model.path, detect_hardware(config.model.device))
-    note = "a Hub id, or a folder"
-    if portable_name(path) == POCKET:
-        note = "the folder phi3lora/models/pocket/checkpoint of phi3lora"
+    pocket = portable_name(path) == POCKET
     if portable and Path(path).expanduser().exists():
         path = Path(path).expanduser().resolve().name
-    file, data = local_file(config.data.path), config.data.path
-    if file is not None:
-        data = file.name if portable else str(file)
-    about = "a file of rows" if file else "a dataset of the Hub"
-    return "\n".join(
-        [
-            f"MODEL = {code(path)}  # {note}",
-            f"DATA = {code(data)}  # {about}",
-            f"OUTPUT = {code(OUTPUT)}",
-        ]
-    )
+    note = "the folder phi3lora/models/pocket/checkpoint of phi3lora"
+    return f"{code(path)}  # {note if pocket else 'a Hub id, or a folder'}"

@@ -1,4 +1,4 @@
-"""A configuration as plain code to download: one Python file, or a notebook.
+"""A configuration as plain code to download: a Python file or a notebook, zipped with its rows.
 
 code = PlainCode(core)                        two buttons, and the download that follows
 code.wire(config_of, inputs)                  `config_of(request, *values)` → RunConfig
@@ -14,7 +14,7 @@ from typing import Any
 import gradio as gr
 
 from phi3lora.config import RunConfig
-from phi3lora.runs.export import CODE, Kind
+from phi3lora.runs.export import ARCHIVE, Kind
 from phi3lora.ui.core import Core
 from phi3lora.ui.widgets import shown
 
@@ -51,7 +51,7 @@ class PlainCode:
         def make(request: gr.Request, *values: Any) -> Any:
             folder = Path(tempfile.mkdtemp(prefix="phi3lora-"))
             config, caller = config_of(request, *values), self.core.caller(request)
-            file = self.core.code(config, kind, folder / CODE[kind], caller)
+            file = self.core.code(config, kind, folder / ARCHIVE[kind], caller)
             return gr.update(value=str(file), label=f"Download {file.name}", visible=True)
 
         return make

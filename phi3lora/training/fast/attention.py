@@ -13,6 +13,8 @@ transformers' own `sdpa`.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
@@ -30,6 +32,18 @@ def register() -> None:
     """Make `PACKED` a name that transformers knows."""
     AttentionInterface.register(PACKED, packed_attention_forward)
     AttentionMaskInterface.register(PACKED, _mask)
+
+
+@contextmanager
+def packed_attention(base: Any) -> Iterator[None]:
+    """A Phi-3 attends document by document inside the block."""
+    register()
+    before = base.config._attn_implementation
+    base.config._attn_implementation = PACKED
+    try:
+        yield
+    finally:
+        base.config._attn_implementation = before
 
 
 def _mask(*args: Any, **kwargs: Any) -> Tensor | None:

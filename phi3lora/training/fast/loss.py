@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import functools
 import types
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -81,6 +83,27 @@ def add_supervised_head(model: Any) -> None:
         return sum_loss(hidden, head.weight, labels, head.bias)
 
     model.forward = types.MethodType(forward, model)
+
+
+@contextmanager
+def supervised_head(model: Any) -> Iterator[None]:
+    """`add_supervised_head` for the block.
+
+    Inside it, accelerate may put its own function around `forward` for the model's whole life.
+    What lies below that cannot be taken out, and stays: without its argument it changes nothing.
+    """
+    mine = "forward" in vars(model)
+    before = model.forward
+    add_supervised_head(model)
+    added = model.forward
+    try:
+        yield
+    finally:
+        if model.forward == added:
+            if mine:
+                model.forward = before
+            else:
+                del model.forward
 
 
 class _HeadLoss(torch.autograd.Function):

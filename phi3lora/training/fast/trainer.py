@@ -9,24 +9,21 @@ keeps its meaning; `fast=False` computes exactly what TRL computes.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from accelerate.utils import is_peft_model
 from transformers.trainer_callback import ExportableState
 from trl import SFTTrainer
 from trl.data_utils import pack_dataset
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from phi3lora.training.callbacks import Progress
-from phi3lora.training.fast.attention import PACKED, register
-from phi3lora.training.fast.layers import fast_layers
-from phi3lora.training.fast.loss import add_supervised_head
+from phi3lora.training.fast.attention import PACKED
+from phi3lora.training.fast.patches import base_of, patched, patches
 
 COLUMNS = ["input_ids", "labels"]
-# Who asks for another implementation gets it, and padded batches with it.
-REPLACED_ATTENTION = {"sdpa"}
 
 
 class FastTrainer(SFTTrainer):
@@ -56,12 +53,10 @@ class FastTrainer(SFTTrainer):
         self._loraplus_lr_ratio = loraplus_lr_ratio
         self._bad_loss = bad_loss
         super().__init__(*args, **kwargs)
-        # Label smoothing needs whole logits, so its loss stays TRL's.
-        self._fast_loss = fast and self.label_smoother is None
-        if self._fast_loss:
-            add_supervised_head(self._base_model())
-        if fast and self._base_model().config._attn_implementation in REPLACED_ATTENTION:
-            self._use_packed_attention()
+        self._replaced = {patch.name for patch in patches(self.model, self.args)} if fast else set()
+        self._inside = False
+        if "attention" in self._replaced:
+            self._lay_end_to_end()
         if self.args.fp16:
             # TRL has put a quantized base's adapter into bfloat16, which a GPU without it, and
             # the scaling of float16 gradients, cannot use.
@@ -72,12 +67,27 @@ class FastTrainer(SFTTrainer):
             self.add_callback(progress)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Train, and evaluate in between, with our layers where `fast` is set."""
-        # A compiled model sees through PEFT's layers better than through ours.
-        if not self.fast or self.args.torch_compile:
+        """Train, and evaluate in between, with our parts where `fast` is set."""
+        with self._patched():
             return super().train(*args, **kwargs)
-        with fast_layers(self.model):
-            return super().train(*args, **kwargs)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        """Evaluate with our parts where `fast` is set, within a training and after it."""
+        with self._patched():
+            return super().evaluate(*args, **kwargs)
+
+    @contextmanager
+    def _patched(self) -> Iterator[None]:
+        """What `patches.py` lists, put in once: an evaluation lies inside a training."""
+        if not self.fast or self._inside:
+            yield
+            return
+        with patched(self.model, self.args):
+            self._inside = True
+            try:
+                yield
+            finally:
+                self._inside = False
 
     def _load_from_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         """The adapter goes on in the precision it had: PEFT loads a bfloat16 one as float32."""
@@ -90,16 +100,12 @@ class FastTrainer(SFTTrainer):
     @property
     def attention(self) -> str:
         """The attention that is computed, by its name."""
-        return str(self._base_model().config._attn_implementation)
+        if "attention" in self._replaced:
+            return PACKED
+        return str(base_of(self.model).config._attn_implementation)
 
-    def _base_model(self) -> Any:
-        """The Phi-3 below the adapter."""
-        return self.model.get_base_model() if is_peft_model(self.model) else self.model
-
-    def _use_packed_attention(self) -> None:
+    def _lay_end_to_end(self) -> None:
         """Rows of a batch are laid end to end, without padding, and attend within themselves."""
-        register()
-        self._base_model().config._attn_implementation = PACKED
         self.padding_free = True
         self.data_collator = DataCollatorForLanguageModeling(
             pad_token_id=self._tokenizer.pad_token_id, padding_free=True
@@ -113,7 +119,7 @@ class FastTrainer(SFTTrainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
         """The mean loss over supervised tokens, as TRL's, from sums made by our head."""
-        if not self._fast_loss or return_outputs:
+        if "loss" not in self._replaced or return_outputs:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         sums = model(**inputs, use_cache=False, supervised_loss=True)
         count = sums.supervised if num_items_in_batch is None else num_items_in_batch

@@ -1,0 +1,47 @@
+"""The rows of an exported script: conversations, as the run's own reader reads them.
+
+    write_rows(config, Path("."), tokenizer)        # [train.jsonl, test.jsonl]
+
+Whatever format the data is in, the script reads one: `{"messages": [...]}` a line. What the run
+drops is not there, and what it holds out stands in a file of its own.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from phi3lora.config import RunConfig
+from phi3lora.data.preparation import prepare
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+TRAIN, TEST = "train.jsonl", "test.jsonl"
+
+
+def write_rows(
+    config: RunConfig,
+    folder: Path,
+    tokenizer: Any,
+    *,
+    token: str | None = None,
+    cache_folder: Path | None = None,
+) -> list[Path]:
+    """Write what is trained, and what is held out if anything is; returns the files.
+
+    Raises what `prepare` raises.
+    """
+    prepared = prepare(config, tokenizer, token=token, cache_folder=cache_folder)
+    files = [_write(prepared.conversations, folder / TRAIN)]
+    if prepared.test is not None:
+        files.append(_write(prepared.test, folder / TEST))
+    return files
+
+
+def _write(rows: Dataset, file: Path) -> Path:
+    with file.open("w", encoding="utf-8") as lines:
+        for row in rows.select_columns(["messages"]):
+            lines.write(json.dumps(row, ensure_ascii=False) + "\n")
+    return file

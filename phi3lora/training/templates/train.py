@@ -1,0 +1,403 @@
+"""Train a LoRA on Phi-3: the template of exported scripts, which phi3lora.training.script fills in.
+
+Names assigned on the left margin may get other values, what stands between `if:` and `end` is
+kept where the run needs it, and imports that nobody uses go.
+"""
+
+import glob
+import importlib.util
+import json
+import logging
+import os
+import sys
+from functools import partial
+
+import datasets
+import loralib as lora
+import torch
+import transformers
+from bitsandbytes.functional import dequantize_4bit
+from datasets import Dataset
+from huggingface_hub import snapshot_download
+from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+from peft.optimizers import create_loraplus_optimizer
+from safetensors import safe_open
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer, BitsAndBytesConfig, EarlyStoppingCallback, Phi3ForCausalLM
+from transformers.utils import is_flash_attn_2_available
+from trl import SFTConfig, SFTTrainer
+
+MODEL = "microsoft/Phi-3-mini-4k-instruct"
+# if: revision
+REVISION = None
+# end
+TRAIN = "train.jsonl"  # rows to train on, {"messages": [...]} a line
+# if: held_out
+TEST = "test.jsonl"  # rows that are held out
+# end
+OUTPUT = "./checkpoint_dir"
+
+
+####################
+# Hyper-parameters #
+####################
+# One GPU, unless a launcher such as torchrun gives each process its own.
+if torch.cuda.device_count() > 1 and "LOCAL_RANK" not in os.environ:
+    os.environ["CUDA_VISIBLE_DEVICES"] = "0"
+# In which precision this machine computes.
+cuda = torch.cuda.is_available()
+ampere = not cuda or torch.cuda.get_device_capability() >= (8, 0)  # older ones lack bfloat16
+dtype = torch.float32
+# if: four_bits
+compute_dtype = dtype
+# end
+
+training_config = {"output_dir": OUTPUT}
+
+# if: adapter
+peft_config = {"r": 16}
+
+# end
+# if: package
+
+
+def installed(package):
+    """Whether a package can be imported; a mere folder of its name cannot."""
+    spec = importlib.util.find_spec(package)
+    return spec is not None and spec.origin is not None
+
+
+# end
+# if: tracker
+TRACKER = "tensorboard"
+if not installed(TRACKER):
+    training_config["report_to"] = "none"
+# end
+# if: bitsandbytes_optimizer
+if not installed("bitsandbytes"):
+    training_config["optim"] = "adamw_torch"
+# end
+train_conf = SFTConfig(**training_config)
+# if: peft
+peft_conf = LoraConfig(**peft_config)
+# end
+
+
+###########
+# Logging #
+###########
+logger = logging.getLogger(__name__)
+logging.basicConfig(
+    format="%(asctime)s - %(levelname)s - %(name)s - %(message)s",
+    datefmt="%Y-%m-%d %H:%M:%S",
+    handlers=[logging.StreamHandler(sys.stdout)],
+)
+log_level = train_conf.get_process_log_level()
+logger.setLevel(log_level)
+datasets.utils.logging.set_verbosity(log_level)
+transformers.utils.logging.set_verbosity(log_level)
+logger.info("Training: %s", training_config)
+
+
+#########
+# Model #
+#########
+tokenizer = AutoTokenizer.from_pretrained(
+    MODEL,
+    # if: revision
+    revision=REVISION,
+    # end
+)
+PAD = "<unk>"
+tokenizer.pad_token = PAD  # never a token that must be learnt, such as <|endoftext|>
+tokenizer.padding_side = "right"
+attention = "flash_attention_2" if is_flash_attn_2_available() else "sdpa"
+# if: quantized
+quantization = BitsAndBytesConfig(load_in_4bit=True)
+# end
+model = Phi3ForCausalLM.from_pretrained(
+    MODEL,
+    # if: revision
+    revision=REVISION,
+    # end
+    dtype=dtype,
+    attn_implementation=attention,
+    device_map={"": f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if cuda else "cpu"},
+    # if: quantized
+    quantization_config=quantization,
+    # end
+)
+model.config.use_cache = False  # of use in chat, not in training
+# if: four_bits
+
+# On some CPUs bitsandbytes repacks 4-bit weights at an evaluation, and blocks the gradient.
+for module in model.modules():
+    if type(module).__name__ == "Linear4bit":
+        module.support_avx512bf16_for_cpu = False
+# end
+# if: quantized
+model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+# end
+
+
+# if: adapter
+###########
+# Adapter #
+###########
+torch.manual_seed(train_conf.seed)  # initial weights depend on it alone
+# end
+# if: peft
+model = get_peft_model(model, peft_conf)
+# The base's embedding is not saved beside an adapter on it.
+model.save_pretrained = partial(model.save_pretrained, save_embedding_layers=False)
+# end
+# if: slices
+
+# Separate adapters for the slices of the fused projections: each block of B's columns serves the
+# rows of one slice. B starts at zero, so what gets no gradient stays exactly zero.
+SLICES = {"qkv_proj": [True, False, True]}  # on or off
+ROWS = {"qkv_proj": [3072, 3072, 3072]}  # of each slice
+
+
+def inside(mask):
+    """A gradient hook: zero outside the mask."""
+    return lambda gradient: gradient.masked_fill(~mask, 0)
+
+
+for name, module in model.named_modules():
+    projection = name.rpartition(".")[2]
+    if projection not in SLICES or not hasattr(module, "lora_B"):
+        continue
+    weight = module.lora_B["default"].weight  # (rows of all slices, slices that are on * rank)
+    rank = weight.shape[1] // sum(SLICES[projection])
+    mask = torch.zeros_like(weight, dtype=torch.bool)
+    row = column = 0
+    for height, on in zip(ROWS[projection], SLICES[projection], strict=True):
+        if on:
+            mask[row : row + height, column : column + rank] = True
+            column += rank
+        row += height
+    weight.register_hook(inside(mask))
+    # if: gaussian
+    module.lora_A["default"].weight.data *= sum(SLICES[projection])  # a spread of 1 / rank
+    # end
+# end
+# if: loftq
+
+# LoftQ: A and B begin as the best repair, of their rank, of what 4 bits rounded off.
+folder = MODEL if os.path.isdir(MODEL) else snapshot_download(MODEL)
+files = [safe_open(file, framework="pt") for file in sorted(glob.glob(f"{folder}/*.safetensors"))]
+exact = {name: file for file in files for name in file.keys()}  # noqa: SIM118 - it is no dict
+for name, module in model.named_modules():
+    weight = getattr(getattr(module, "base_layer", None), "weight", None)
+    if getattr(weight, "quant_state", None) is None:
+        continue
+    key = name.removeprefix("base_model.model.") + ".weight"
+    rounded = dequantize_4bit(weight.data, weight.quant_state).float()  # (out, in)
+    lost = exact[key].get_tensor(key).to(rounded) - rounded
+    a, b = module.lora_A["default"].weight, module.lora_B["default"].weight
+    rank = a.shape[0]
+    if cuda:  # the first directions alone, which takes seconds instead of minutes
+        u, s, v = torch.svd_lowrank(lost, q=min(rank + 32, *lost.shape), niter=8)
+        v = v.t()
+    else:
+        u, s, v = torch.linalg.svd(lost, full_matrices=False)
+    root = (s[:rank] / module.scaling["default"]).sqrt()
+    a.data = (root[:, None] * v[:rank]).to(a).contiguous()
+    b.data = (u[:, :rank] * root).to(b).contiguous()
+# end
+# if: replaced
+
+# These initial weights are taken out of the base. Kept here, they can be taken off at the end, so
+# that the saved adapter fits the base as it is.
+INITIAL = "pissa"
+model.peft_config["default"].init_lora_weights = True
+model.save_pretrained(f"{OUTPUT}/initial")
+# end
+# if: peft
+model.print_trainable_parameters()
+# end
+# if: loralib
+LAYERS = None  # numbers of the decoder layers that are adapted; None for all
+ENABLED = {}  # which equal parts of a fused projection are adapted
+
+
+def adapted(name):
+    """Whether a module's path names a target, in one of the layers."""
+    layer = next((int(part) for part in name.split(".") if part.isdecimal()), None)
+    targets = [f".{target}" for target in peft_config["target_modules"]]
+    return any(f".{name}".endswith(end) for end in targets) and (LAYERS is None or layer in LAYERS)
+
+
+def with_lora(module, enabled):
+    """loralib's layer in place of a plain one, with the very same weight."""
+    options = {"r": peft_config["r"], "lora_alpha": peft_config["lora_alpha"]}
+    options |= {"device": module.weight.device, "dtype": module.weight.dtype}
+    options |= {"merge_weights": False}  # else every change between train and eval rounds the base
+    if isinstance(module, torch.nn.Embedding):
+        sizes = module.num_embeddings, module.embedding_dim
+        made = lora.Embedding(*sizes, padding_idx=module.padding_idx, **options)
+    else:
+        options |= {"lora_dropout": peft_config["lora_dropout"], "bias": module.bias is not None}
+        sizes = module.in_features, module.out_features
+        if enabled is None:
+            made = lora.Linear(*sizes, **options)
+        else:
+            made = lora.MergedLinear(*sizes, enable_lora=enabled, **options)
+        made.bias = module.bias
+    made.weight = module.weight
+    return made
+
+
+for name, module in list(model.named_modules()):
+    parent, _, last = name.rpartition(".")
+    if adapted(name) and any(ENABLED.get(last, [True])):
+        setattr(model.get_submodule(parent), last, with_lora(module, ENABLED.get(last)))
+lora.mark_only_lora_as_trainable(model, bias=peft_config["bias"])
+
+
+def save_lora(folder, **_):
+    """The LoRA entries alone, at checkpoints too."""
+    os.makedirs(folder, exist_ok=True)
+    torch.save(lora.lora_state_dict(model, bias=peft_config["bias"]), f"{folder}/lora.pt")
+
+
+model.save_pretrained = save_lora
+# end
+
+
+########
+# Data #
+########
+# How this base writes a conversation: CLOSE ends each turn, and LAST the whole.
+START = ""
+OPEN = {"user": "<|user|>\n"}
+CLOSE, LAST = "<|end|>\n", "<|endoftext|>"
+
+
+def without_control_tokens(tokenizer):
+    """The same vocabulary, in which <|end|> inside a message is text and ends nothing."""
+    values = json.loads(tokenizer.backend_tokenizer.to_str())
+    values["added_tokens"] = [t for t in values["added_tokens"] if t["content"][0] != "<"]
+    values["post_processor"] = None
+    return Tokenizer.from_str(json.dumps(values))
+
+
+plain = without_control_tokens(tokenizer)
+
+
+def tokenize(messages):
+    """Ids and labels: loss is on each answer and the token that ends it, on nothing else."""
+    ids = tokenizer.encode(START, add_special_tokens=False)
+    labels = [-100] * len(ids)
+    for message in messages:
+        text = message["content"]
+        # if: strip
+        text = text.lstrip()
+        # end
+        opening = tokenizer.encode(OPEN[message["role"]], add_special_tokens=False)
+        content = plain.encode(text, add_special_tokens=False).ids
+        closing = tokenizer.encode(CLOSE, add_special_tokens=False)
+        learnt = [*content, closing[0]] if message["role"] == "assistant" else []
+        ids += [*opening, *content, *closing]
+        labels += [-100] * len(opening) + learnt
+        labels += [-100] * (len(ids) - len(labels))
+    last = tokenizer.encode(LAST, add_special_tokens=False)
+    ids, labels = ids + last, labels + [-100] * len(last)
+    return {"input_ids": ids[: train_conf.max_length], "labels": labels[: train_conf.max_length]}
+
+
+def read(file):
+    """Tokens of the conversations of a file, without those that leave nothing to learn."""
+    if not os.path.exists(file):
+        raise FileNotFoundError(
+            f"{file} is not here. Rows are not published with an adapter: `phi3lora export "
+            "config.yaml --to script` writes them where the data is at hand. Yours will do as "
+            'well, a line each: {"messages": [{"role": "user", "content": "..."}, ...]}'
+        )
+    with open(file, encoding="utf-8") as lines:
+        rows = [tokenize(json.loads(line)["messages"]) for line in lines if line.strip()]
+    return [row for row in rows if set(row["labels"]) != {-100}]
+
+
+train_rows = read(TRAIN)
+# if: held_out
+test_rows = read(TEST)
+# end
+
+
+############
+# Training #
+############
+# if: loraplus
+# LoRA+: B learns faster than A.
+RATIO = 16.0
+optimizer_class, arguments = SFTTrainer.get_optimizer_cls_and_kwargs(train_conf, model)
+optimizer = create_loraplus_optimizer(
+    model,
+    optimizer_class,
+    loraplus_lr_ratio=RATIO,
+    loraplus_weight_decay=train_conf.weight_decay,
+    **arguments,
+)
+# end
+# if: patience
+PATIENCE = 3
+# end
+trainer = SFTTrainer(
+    model=model,
+    args=train_conf,
+    train_dataset=Dataset.from_list(train_rows),
+    # if: held_out
+    eval_dataset=Dataset.from_list(test_rows),
+    # end
+    processing_class=tokenizer,
+    # if: patience
+    callbacks=[EarlyStoppingCallback(PATIENCE)],
+    # end
+    # if: loraplus
+    optimizers=(optimizer, None),
+    # end
+)
+# if: float16
+if train_conf.fp16:  # the scaling of float16's gradients needs float32 weights
+    for parameter in trainer.model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+# end
+result = trainer.train()
+trainer.log_metrics("train", result.metrics)
+trainer.save_metrics("train", result.metrics)
+trainer.save_state()
+
+
+# if: held_out
+##############
+# Evaluation #
+##############
+metrics = trainer.evaluate()
+metrics["eval_samples"] = len(test_rows)
+trainer.log_metrics("eval", metrics)
+trainer.save_metrics("eval", metrics)
+
+
+# end
+##########
+# Saving #
+##########
+if trainer.is_world_process_zero():  # of several processes, one saves
+    # if: replaced
+    model.peft_config["default"].init_lora_weights = INITIAL
+    initial = f"{OUTPUT}/initial"
+    model.save_pretrained(OUTPUT, path_initial_model_for_weight_conversion=initial)
+    # end
+    # if: not replaced
+    model.save_pretrained(OUTPUT)
+    # end
+    tokenizer.save_pretrained(OUTPUT)
+# if: peft
+
+# Afterwards, to chat with it:
+#     base = Phi3ForCausalLM.from_pretrained(MODEL)
+#     tuned = PeftModel.from_pretrained(base, OUTPUT)
+# end
