@@ -67,8 +67,13 @@ def export_code(
     beside = [] if output.suffix == ".zip" else [TRAIN, TEST]
     for path in (output, *(output.parent / name for name in beside)):
         _check_new(path)
-    made = "notebook" if kind == "notebook" else "script"
-    write_code(config, made, output, token=token, portable=portable)
+    write_code(
+        config,
+        "notebook" if kind == "notebook" else "script",
+        output,
+        token=token,
+        portable=portable,
+    )
     return output
 
 
