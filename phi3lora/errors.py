@@ -11,7 +11,8 @@ notice, the command line as one line; a traceback is for our own faults alone.
     ├── HubError                 the Hub said no, or said nothing
     ├── AccessError              the caller may not do this with that run
     ├── RunError                 a run that is missing, or in the wrong state for the request
-    └── TrainingError            exit status 1: training began and could not go on
+    ├── TrainingError            exit status 1: training began and could not go on
+    └── UnexpectedError          exit status 1: a fault of ours or of a library, told in words
 """
 
 from __future__ import annotations
@@ -70,5 +71,11 @@ class RunError(Phi3LoraError):
 
 class TrainingError(Phi3LoraError):
     """Training began and could not go on: out of memory, disk full, a loss that is not a number."""
+
+    exit_status = 1
+
+
+class UnexpectedError(Phi3LoraError):
+    """What nobody foresaw, told in words; its cause is the exception that was raised."""
 
     exit_status = 1

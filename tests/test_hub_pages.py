@@ -11,6 +11,8 @@ from typing import Any
 import gradio as gr
 import pytest
 
+from phi3lora.app.application import Application
+from phi3lora.app.callers import ANONYMOUS, Caller
 from phi3lora.config import RunConfig
 from phi3lora.errors import AccessError, HubError
 from phi3lora.hub import access, sending
@@ -18,7 +20,8 @@ from phi3lora.hub.backup import Backup, RunNote
 from phi3lora.runs.store import Run, RunState, open_run, write_state
 from phi3lora.settings import Settings
 from phi3lora.ui import account, publish, runs_page
-from phi3lora.ui.core import ANONYMOUS, BROWSER, Caller, Core
+from phi3lora.ui.app import pulse
+from phi3lora.ui.sessions import BROWSER, session_of
 from tests.hub import LoopbackHub
 from tests.published import make_run
 
@@ -36,8 +39,8 @@ def ann(hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> LoopbackHub:
 
 
 @pytest.fixture
-def space(settings: Settings) -> Core:
-    return Core(Settings(home=settings.home, space_id="ann/space"))
+def space(settings: Settings) -> Application:
+    return Application.open(Settings(home=settings.home, space_id="ann/space"))
 
 
 def visit(token: str | None = None, seconds: float = 600, browser: str = "") -> Any:
@@ -49,9 +52,9 @@ def visit(token: str | None = None, seconds: float = 600, browser: str = "") -> 
     return SimpleNamespace(request=connection, query_params={}, session_hash="tab")
 
 
-def put(core: Core, owner: str) -> Run:
+def put(app: Application, owner: str) -> Run:
     """A finished run of somebody's, with a real adapter."""
-    folder = make_run(core.settings.runs_folder / RUN)
+    folder = make_run(app.settings.runs_folder / RUN)
     write_state(folder, RunState(id=RUN, owner=owner, title="Pirate, 2", status="finished"))
     return open_run(folder)
 
@@ -59,45 +62,47 @@ def put(core: Core, owner: str) -> Run:
 # ---------------------------------------------------------------------------------------- Who
 
 
-def test_on_a_space_the_hub_says_who_it_is(ann: LoopbackHub, space: Core) -> None:
-    assert space.caller(visit("hf_ann")) == Caller("ann", "hf_ann")
-    assert space.caller(visit("hf_nobody")) == Caller(ANONYMOUS)
-    assert space.caller(visit("hf_ann", seconds=-1)) == Caller(ANONYMOUS)
-    assert space.caller(visit(browser="b")) == Caller(ANONYMOUS)
+def test_on_a_space_the_hub_says_who_it_is(ann: LoopbackHub, space: Application) -> None:
+    assert space.callers.caller(session_of(visit("hf_ann"))) == Caller("ann", "hf_ann")
+    assert space.callers.caller(session_of(visit("hf_nobody"))) == Caller(ANONYMOUS)
+    assert space.callers.caller(session_of(visit("hf_ann", seconds=-1))) == Caller(ANONYMOUS)
+    assert space.callers.caller(session_of(visit(browser="b"))) == Caller(ANONYMOUS)
     with pytest.raises(AccessError):
-        space.sign_in("hf_ann", visit(browser="b"))
+        space.callers.sign_in("hf_ann", session_of(visit(browser="b")))
 
 
-def test_while_the_hub_is_down_those_it_knew_are_known(ann: LoopbackHub, space: Core) -> None:
-    space.caller(visit("hf_ann"))
+def test_while_the_hub_is_down_those_it_knew_are_known(
+    ann: LoopbackHub, space: Application
+) -> None:
+    space.callers.caller(session_of(visit("hf_ann")))
     access._IDENTITIES.clear()
     ann.fail("/api/whoami", 503)
-    assert space.caller(visit("hf_ann")).name == "ann"
+    assert space.callers.caller(session_of(visit("hf_ann"))).name == "ann"
     with pytest.raises(HubError, match="down"):
-        space.caller(visit("hf_bob"))
-    assert space.pulse(SimpleNamespace(**vars(visit("hf_bob").request))) == "waiting for the Hub"  # type: ignore[arg-type]
+        space.callers.caller(session_of(visit("hf_bob")))
+    assert pulse(space, SimpleNamespace(**vars(visit("hf_bob").request))) == "waiting for the Hub"  # type: ignore[arg-type]
 
 
 def test_a_token_of_a_browser_stays_in_memory_and_with_it(
     ann: LoopbackHub, settings: Settings
 ) -> None:
-    core = Core(settings)
+    app = Application.open(settings)
     mine, other = visit(browser="mine"), visit(browser="other")
-    assert core.sign_in("hf_ann", mine) == "ann"
-    assert core.caller(mine) == Caller("local", "hf_ann")
-    assert core.caller(other).token is None
-    assert "hf_ann" not in repr(core.caller(mine))
+    assert app.callers.sign_in("hf_ann", session_of(mine)) == "ann"
+    assert app.callers.caller(session_of(mine)) == Caller("local", "hf_ann")
+    assert app.callers.caller(session_of(other)).token is None
+    assert "hf_ann" not in repr(app.callers.caller(session_of(mine)))
     with pytest.raises(HubError, match="wrong or expired"):
-        core.sign_in("hf_wrong", other)
-    core.sign_out(mine)
-    assert core.caller(mine).token is None
+        app.callers.sign_in("hf_wrong", session_of(other))
+    app.callers.sign_out(session_of(mine))
+    assert app.callers.caller(session_of(mine)).token is None
     files = [path for path in settings.home.rglob("*") if path.is_file()]
     assert not any(b"hf_ann" in path.read_bytes() for path in files)
 
 
 def test_the_drawer_says_who_is_signed_in(ann: LoopbackHub, settings: Settings) -> None:
     with gr.Blocks():
-        drawer = account.Drawer(Core(settings))
+        drawer = account.Drawer(Application.open(settings))
     here = visit(browser="here")
     assert "Nobody is signed in" in drawer.on_open(here)[1]
     emptied, who = drawer.on_use(" hf_ann ", here)
@@ -111,12 +116,14 @@ def test_the_drawer_says_who_is_signed_in(ann: LoopbackHub, settings: Settings) 
 # --------------------------------------------------------------------------------- Publishing
 
 
-def card_of(core: Core) -> publish.PublishCard:
+def card_of(app: Application) -> publish.PublishCard:
     with gr.Blocks():
-        return publish.PublishCard(core, gr.Textbox())
+        return publish.PublishCard(app, gr.Textbox())
 
 
-def test_publishing_says_how_far_it_is_and_what_came_of_it(ann: LoopbackHub, space: Core) -> None:
+def test_publishing_says_how_far_it_is_and_what_came_of_it(
+    ann: LoopbackHub, space: Application
+) -> None:
     card, run = card_of(space), put(space, "ann")
     _, repo, text, draft, *_ = card.on_open(run.id, visit("hf_ann"))
     assert repo == "ann/pirate-2"
@@ -137,7 +144,7 @@ def test_publishing_says_how_far_it_is_and_what_came_of_it(ann: LoopbackHub, spa
     assert ann.repo("model", "ann/parrot").private
 
 
-def test_publishing_is_for_owners_who_signed_in(ann: LoopbackHub, space: Core) -> None:
+def test_publishing_is_for_owners_who_signed_in(ann: LoopbackHub, space: Application) -> None:
     card, run = card_of(space), put(space, "ann")
     for who in (visit("hf_bob"), visit()):
         with pytest.raises(gr.Error, match="There is no run"):
@@ -152,16 +159,16 @@ def test_publishing_is_for_owners_who_signed_in(ann: LoopbackHub, space: Core) -
 
 
 def test_without_an_account_the_card_says_what_to_do(ann: LoopbackHub, settings: Settings) -> None:
-    core = Core(settings)
-    run = put(core, "local")
-    assert "Sign in" in card_of(core).on_open(run.id, visit())[4]
+    app = Application.open(settings)
+    run = put(app, "local")
+    assert "Sign in" in card_of(app).on_open(run.id, visit())[4]
 
 
 # -------------------------------------------------------------------------------- Coming back
 
 
 def test_after_a_wipe_ones_backed_up_runs_are_listed_and_come_back(
-    ann: LoopbackHub, space: Core, tmp_path: Path
+    ann: LoopbackHub, space: Application, tmp_path: Path
 ) -> None:
     folder = make_run(tmp_path / "run", {"hub.backup": True})
     config, _ = RunConfig.from_yaml(folder / "config.yaml")
@@ -178,15 +185,15 @@ def test_after_a_wipe_ones_backed_up_runs_are_listed_and_come_back(
         with pytest.raises(gr.Error):
             page.on_bring(who, pick)
     assert page.on_bring(visit("hf_ann"), pick) == RUN
-    assert space.store.get(RUN, "ann").title == "Galleon"
+    assert space.launching.store.get(RUN, "ann").title == "Galleon"
     assert page.on_kept(visit("hf_ann")) == ""
 
 
 def test_why_the_hub_does_not_list_them_is_said_beside_the_list(
-    ann: LoopbackHub, space: Core
+    ann: LoopbackHub, space: Application
 ) -> None:
     with gr.Blocks() as demo:
         page = runs_page.build(space, demo)
-    space.caller(visit("hf_ann"))
+    space.callers.caller(session_of(visit("hf_ann")))
     ann.fail("/api/models", 403)
     assert "The token may not list" in page.on_kept(visit("hf_ann"))

@@ -14,6 +14,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from phi3lora.app.application import Application
+from phi3lora.app.callers import Caller
 from phi3lora.config import RunConfig
 from phi3lora.errors import AccessError, HubError, RunError
 from phi3lora.hub import sending
@@ -25,7 +27,6 @@ from phi3lora.runs.queue import Queue
 from phi3lora.runs.store import RunStore, changed
 from phi3lora.settings import Settings
 from phi3lora.training.checkpoints import keep_within
-from phi3lora.ui.core import Caller, Core
 from tests.fake_training import config as quick
 from tests.fake_training import install, wait_for
 from tests.hub import LoopbackHub
@@ -77,18 +78,18 @@ def test_a_link_among_the_uploads_leads_nowhere(space: Settings) -> None:
 
 
 def test_queue_and_resume_refuse_what_was_written_into_a_run(space: Settings) -> None:
-    core = Core(space)
-    run = core.store.create(RunConfig(), owner="eve")
+    launching = Application.open(space).launching
+    run = launching.store.create(RunConfig(), owner="eve")
     run = changed(run, status="stopped")
     stolen = with_path("data.path", "/proc/1/environ")
     (run.folder / "config.yaml").write_text(stolen.to_yaml())
     for attempt in (
-        lambda: core.resume(run.id, Caller("eve", "hf_eve")),
-        lambda: core.queue.submit(core.store.get(run.id, "eve")),
+        lambda: launching.resume(launching.store.get(run.id, "eve"), Caller("eve", "hf_eve")),
+        lambda: launching.queue.submit(launching.store.get(run.id, "eve")),
     ):
         with pytest.raises(AccessError, match="files of this machine"):
             attempt()
-    assert rows_to_send(core.store.get(run.id, "eve"), space) is None
+    assert rows_to_send(launching.store.get(run.id, "eve"), space) is None
 
 
 def test_the_worker_refuses_too(

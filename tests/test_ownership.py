@@ -11,65 +11,109 @@ import json
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import gradio as gr
 import pytest
 
-from phi3lora.chat.options import Pair
+from phi3lora.app.application import Application
+from phi3lora.app.callers import Caller, Callers, Session
+from phi3lora.app.comparing import Comparing, Subject
+from phi3lora.app.datasets import Datasets
+from phi3lora.app.launching import Launching
+from phi3lora.chat.options import Options, Pair
 from phi3lora.config import ModelConfig
 from phi3lora.errors import HubError
 from phi3lora.models.pocket import CHECKPOINT
-from phi3lora.runs.store import Run
+from phi3lora.runs.store import Run, RunStore
 from phi3lora.settings import Settings
 from phi3lora.training.preflight import Preflight
 from phi3lora.ui.app import build, serve
-from phi3lora.ui.core import Caller, Core
 from tests import stage
 from tests.hub import LoopbackHub
 
 SECRET = "The hidden galleon"
 
 
-class Visited(Core):
-    """The real thing for whoever the header names."""
+class Visited(Callers):
+    """Whoever the header names."""
 
-    def caller(self, request: Any) -> Caller:
-        return Caller(getattr(request, "headers", {}).get("x-visitor", ""))
+    def caller(self, session: Any = None) -> Caller:
+        return Caller(session.browser)
 
-    def look(self, config: Any, caller: Caller) -> Preflight:
-        self._check_leave(caller)
+
+class NoPreflights:
+    """Finds nothing, at once."""
+
+    def preflight(self, *_: Any) -> Preflight:
         return Preflight([])
 
     def parts(self, *_: Any) -> tuple[list[str], list[str]]:
         return [], ["train"]
 
-    def search(self, *_: Any) -> list[tuple[str, str]]:
-        return []
+    def close(self) -> None: ...
 
-    def load(self, base: Any, adapter: Path | None, caller: Caller) -> Iterator[str]:
-        yield f"loading {adapter}"
 
-    def reply(self, subject: Any, *_: Any) -> Iterator[Any]:
-        assert subject.adapter is None
+class Silent(Comparing):
+    """Real subjects; nothing is loaded."""
+
+    def load(self, subject: Subject, caller: Caller) -> Iterator[str]:
+        yield f"loading {subject.result}"
+
+    def reply(self, subject: Subject, *_: Any, **__: Any) -> Iterator[Any]:  # type: ignore[override]
+        assert subject.result is None
         return iter(())
 
 
+class Quiet(Datasets):
+    """No Hub is asked."""
+
+    def search(self, *_: Any) -> list[Any]:
+        return []
+
+
+def visited(settings: Settings) -> Application:
+    """The real thing for whoever the header names."""
+    real = Application.open(settings)
+    callers, preflights = Visited(settings), NoPreflights()
+    store, queue = real.launching.store, real.launching.queue
+    return replace(
+        real,
+        callers=callers,
+        datasets=Quiet(settings, store, preflights),
+        launching=Launching(settings, store, queue, real.views, preflights),
+        comparing=Silent(settings, store, real.views, callers),
+    )
+
+
 @pytest.fixture(scope="module")
-def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[gr.Blocks, Core, str]]:
+def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[gr.Blocks, RunStore, str]]:
     home = tmp_path_factory.mktemp("home")
-    core = Visited(Settings(home=home, space_id="ann/space", who_may_train="signed-in"))
-    demo = serve(build(core.settings, core), core, "127.0.0.1", None, block=False)
-    yield demo, core, demo.local_url.rstrip("/")
-    demo.close()
-    core.preflights.close()
+    here = visited(Settings(home=home, space_id="ann/space", who_may_train="signed-in"))
+
+    def header(request: Any) -> Session:
+        return Session(getattr(request, "headers", {}).get("x-visitor", ""))
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in (
+            "app",
+            "account",
+            "code",
+            "compare_page",
+            "publish",
+            "runs_page",
+            "train_page",
+        ):
+            patch.setattr(f"phi3lora.ui.{name}.session_of", header)
+        demo = serve(build(here), here, "127.0.0.1", None, block=False)
+        yield demo, here.launching.store, demo.local_url.rstrip("/")
+        demo.close()
+    here.close()
 
 
-def anns(core: Core) -> list[Run]:
+def anns(store: RunStore) -> list[Run]:
     """A run in each state, all of them ann's."""
-    made = list(stage.fill(core.store).values())
+    made = list(stage.fill(store).values())
     runs = []
     for run in made:
         state = run.state.model_copy(update={"owner": "ann", "title": SECRET})
@@ -126,10 +170,10 @@ def arguments(fn: Any, run: Run) -> list[Any]:
 
 @pytest.mark.parametrize("who", ["eve", ""])
 def test_nobody_else_reaches_a_run_by_any_endpoint(
-    app: tuple[gr.Blocks, Core, str], who: str
+    app: tuple[gr.Blocks, RunStore, str], who: str
 ) -> None:
-    demo, core, address = app
-    runs = anns(core)
+    demo, store, address = app
+    runs = anns(store)
     before, called = snapshot(runs), 0
     with_run = [fn for fn in demo.fns.values() if callable(fn.fn)]
     assert len(with_run) > 30
@@ -141,12 +185,12 @@ def test_nobody_else_reaches_a_run_by_any_endpoint(
             called += 1
     assert called > 40
     assert snapshot(runs) == before
-    assert {run.id for run in core.store.list("ann")} >= {run.id for run in runs}
+    assert {run.id for run in store.list("ann")} >= {run.id for run in runs}
 
 
-def test_ann_reaches_her_own_by_the_same_call(app: tuple[gr.Blocks, Core, str]) -> None:
-    demo, core, address = app
-    run = anns(core)[2]
+def test_ann_reaches_her_own_by_the_same_call(app: tuple[gr.Blocks, RunStore, str]) -> None:
+    demo, store, address = app
+    run = anns(store)[2]
     shows = next(fn for fn in demo.fns.values() if getattr(fn.fn, "__name__", "") == "on_show")
     assert SECRET in ask(address, shows, [run.id], "ann")
     pulse = urllib.request.Request(f"{address}/pulse?run={run.id}", headers={"x-visitor": "eve"})
@@ -167,12 +211,12 @@ def test_a_gated_base_that_somebody_loaded_answers_nobody_else(
     hub.add_user("bob", token="hf_bob")
     files = {file.name: file.read_bytes() for file in CHECKPOINT.iterdir()}
     hub.add_repo("model", "ann/gated", files, gated=True, allowed=["ann"])
-    core = Core(settings)
-    core._engine = Loaded()
-    subject = SimpleNamespace(base=ModelConfig(path="ann/gated"), adapter=None)
+    comparing = Application.open(settings).comparing
+    comparing._engines["ChatEngine"] = Loaded()  # type: ignore[assignment]
+    subject = Subject(ModelConfig(path="ann/gated"))
 
     def ask(name: str, token: str | None) -> list[Any]:
-        return list(core.reply(subject, [], [], None, lambda: False, Caller(name, token)))
+        return list(comparing.reply(subject, [], [], Options(), caller=Caller(name, token)))
 
     assert [pair.base for pair in ask("ann", "hf_ann")] == ["Yes."]
     for name, token in (("bob", "hf_bob"), ("", None)):

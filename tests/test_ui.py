@@ -8,6 +8,7 @@ import threading
 import zipfile
 from array import array
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,11 +16,18 @@ from typing import Any
 import gradio as gr
 import pytest
 
+from phi3lora.app.application import Application
+from phi3lora.app.callers import Caller, Callers, Session, check_may_train
+from phi3lora.app.comparing import Comparing, Subject
+from phi3lora.app.datasets import Datasets, Suggestion
+from phi3lora.app.launching import Launching
+from phi3lora.app.publishing import Publishing
 from phi3lora.app.views import RunView
 from phi3lora.chat.options import Options, Pair
 from phi3lora.config import RunConfig
 from phi3lora.errors import AccessError
 from phi3lora.events import EventLog, Resumed, Stage, Step
+from phi3lora.hub.access import Found
 from phi3lora.recipes import load_recipe
 from phi3lora.runs.permission import check_paths
 from phi3lora.settings import Settings
@@ -27,7 +35,6 @@ from phi3lora.training.preflight import Check, Preflight
 from phi3lora.ui import compare_page, runs_page, show, train_page
 from phi3lora.ui.app import build
 from phi3lora.ui.compare_page import Match
-from phi3lora.ui.core import Caller, Core
 from phi3lora.ui.watch import OriginGuard
 from tests import stage
 
@@ -54,31 +61,46 @@ INSPECTION = SimpleNamespace(
 GREEN = Preflight([Check("Data", "green", "3 rows.")], INSPECTION, None)
 
 
-class FakeCore(Core):
-    """The real store and follower; looking, queueing and answering are made up."""
+class FakeCallers(Callers):
+    """Everybody is `name`."""
 
-    found = GREEN
     name = "local"
 
-    def caller(self, request: Any) -> Caller:
+    def caller(self, session: Session = Session()) -> Caller:  # noqa: B008 - frozen
         return Caller(self.name)
 
-    def look(self, config: RunConfig, caller: Caller) -> Preflight:
+
+class FakePreflights:
+    """Finds what the test puts here."""
+
+    found = GREEN
+
+    def preflight(self, *_: Any) -> Preflight:
         return self.found
 
-    def load(self, base: Any, adapter: Path | None, caller: Caller) -> Iterator[str]:
+    def parts(self, *_: Any) -> tuple[list[str], list[str]]:
+        return [], ["train"]
+
+    def close(self) -> None: ...
+
+
+class FakeComparing(Comparing):
+    """Real subjects and votes; the answers are made up."""
+
+    def load(self, subject: Subject, caller: Caller) -> Iterator[str]:
         yield "loading the model"
 
-    def suggestions(self, run_id: str, caller: Caller) -> list[str]:
+    def suggestions(self, name: str, caller: Caller) -> list[str]:
         return ['Say "hi" <now>']
 
-    def reply(
+    def reply(  # type: ignore[override]
         self,
-        subject: Any,
+        subject: Subject,
         base: Any,
         tuned: Any,
         options: Options,
         should_stop: Any,
+        *,
         caller: Caller,
     ) -> Iterator[Pair]:
         self.asked = (subject, base, tuned, options)
@@ -88,14 +110,29 @@ class FakeCore(Core):
             yield Pair("The end.", "Arr, the end!", True, True, True, False, 3, 5)
 
 
+def fake(settings: Settings) -> Any:
+    """An application with a real store and views; nothing is read, queued or answered."""
+    real = Application.open(settings)
+    callers, preflights = FakeCallers(settings), FakePreflights()
+    store = real.launching.store
+    return replace(
+        real,
+        callers=callers,
+        preflights=preflights,
+        datasets=Datasets(settings, store, preflights),
+        launching=Launching(settings, store, real.launching.queue, real.views, preflights),
+        comparing=FakeComparing(settings, store, real.views, callers),
+    )
+
+
 @pytest.fixture
-def core(settings: Settings) -> FakeCore:
-    return FakeCore(settings)
+def app(settings: Settings) -> Any:
+    return fake(settings)
 
 
-def page_of(module: Any, core: Core) -> Any:
+def page_of(module: Any, app: Any) -> Any:
     with gr.Blocks() as demo:
-        return module.build(core, demo)
+        return module.build(app, demo)
 
 
 def request(session: str = "tab", **query: str) -> Any:
@@ -111,15 +148,15 @@ def form_values(page: Any, **changes: Any) -> list[Any]:
 # ------------------------------------------------------------------------------------- Train
 
 
-def test_the_form_starts_as_the_pocket_recipe(core: FakeCore) -> None:
-    page = page_of(train_page, core)
+def test_the_form_starts_as_the_pocket_recipe(app: Any) -> None:
+    page = page_of(train_page, app)
     if page.start == "pocket":
         config, _ = page.fields.config(form_values(page))
         assert config == load_recipe("pocket")[0].model_copy(update={"title": ""})
 
 
-def test_look_says_that_it_reads_then_shows(core: FakeCore) -> None:
-    page = page_of(train_page, core)
+def test_look_says_that_it_reads_then_shows(app: Any) -> None:
+    page = page_of(train_page, app)
     waiting, shown = list(page.on_look(request(), *form_values(page)))
     assert "Reading" in waiting[1]
     summary, checks, estimate = shown
@@ -130,8 +167,8 @@ def test_look_says_that_it_reads_then_shows(core: FakeCore) -> None:
     assert estimate == ""
 
 
-def test_a_slow_look_does_not_replace_a_later_one(core: FakeCore) -> None:
-    page = page_of(train_page, core)
+def test_a_slow_look_does_not_replace_a_later_one(app: Any) -> None:
+    page = page_of(train_page, app)
     slow, later = (page.on_look(request(), *form_values(page)) for _ in range(2))
     other = page.on_look(request("another tab"), *form_values(page))
     for look in (slow, later, other):
@@ -141,8 +178,8 @@ def test_a_slow_look_does_not_replace_a_later_one(core: FakeCore) -> None:
     assert "3 rows." in next(other)[1]
 
 
-def test_batch_scaling_and_yaml_follow_the_form_at_once(core: FakeCore) -> None:
-    page = page_of(train_page, core)
+def test_batch_scaling_and_yaml_follow_the_form_at_once(app: Any) -> None:
+    page = page_of(train_page, app)
     changes = {"peft_config.r": 4, "training_config.gradient_accumulation_steps": 3}
     derived, yaml, drawn = page.on_live("", *form_values(page, **changes))
     assert "Effective batch <b>24</b> (8 × 3)" in derived
@@ -153,18 +190,18 @@ def test_batch_scaling_and_yaml_follow_the_form_at_once(core: FakeCore) -> None:
     assert "Rank" in page.on_live("", *form_values(page, **{"peft_config.r": 0}))[0]
 
 
-def test_search_follows_the_typing_and_forgets_what_was_overtaken(core: FakeCore) -> None:
-    page, asked = page_of(train_page, core), []
+def test_search_follows_the_typing_and_forgets_what_was_overtaken(app: Any) -> None:
+    page, asked = page_of(train_page, app), []
 
-    def search(query: str, caller: Caller) -> list[tuple[str, str]]:
+    def search(query: str, caller: Caller) -> list[Suggestion]:
         asked.append(query)
         if query == "pir":  # somebody types on while the Hub is asked
             page._typed["page"] = object()
-        return [(f"{query} · 3 rows", query)]
+        return [Suggestion(Found(query, rows="3"))]
 
-    core.search = search  # type: ignore[method-assign]
+    app.datasets.search = search
     visitor = request(session="page")
-    assert page.on_type("", visitor)["choices"] == [(" · 3 rows", "")]
+    assert page.on_type("", visitor)["choices"] == [("3 rows", "")]
     assert page.on_type("pir", visitor) == gr.skip()
     found = page.on_type("https://huggingface.co/datasets/ann/pirates", visitor)
     assert found["choices"] == [("ann/pirates · 3 rows", "ann/pirates")]
@@ -177,42 +214,44 @@ def test_search_follows_the_typing_and_forgets_what_was_overtaken(core: FakeCore
     assert asked == ["", "pir", "ann/pirates", "pi"]
 
 
-def test_dataset_text_is_escaped_and_supervised_text_is_tinted(core: FakeCore) -> None:
-    page = page_of(train_page, core)
+def test_dataset_text_is_escaped_and_supervised_text_is_tinted(app: Any) -> None:
+    page = page_of(train_page, app)
     *_, (summary, *_) = page.on_look(request(), *form_values(page))
     assert "<script>" not in summary
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in summary
     assert "<mark>&lt;b&gt;Arr&lt;/b&gt;&lt;|end|&gt;</mark>" in summary
 
 
-def test_a_broken_form_is_named_and_not_looked_at(core: FakeCore) -> None:
-    core.found = None  # type: ignore[assignment]
-    page = page_of(train_page, core)
+def test_a_broken_form_is_named_and_not_looked_at(app: Any) -> None:
+    app.preflights.found = None  # type: ignore[assignment]
+    page = page_of(train_page, app)
     *_, shown = page.on_look(request(), *form_values(page, **{"peft_config.r": 0}))
     assert "Rank" in shown[1]
     assert shown[0] == gr.skip()
 
 
-def test_launch_makes_a_run_of_the_caller(core: FakeCore, monkeypatch: Any) -> None:
+def test_launch_makes_a_run_of_the_caller(app: Any, monkeypatch: Any) -> None:
     submitted = []
-    monkeypatch.setattr(core.queue, "submit", lambda run, token: submitted.append(run) or run)
-    core.name = "ann"
-    page = page_of(train_page, core)
+    monkeypatch.setattr(
+        app.launching.queue, "submit", lambda run, token: submitted.append(run) or run
+    )
+    app.callers.name = "ann"
+    page = page_of(train_page, app)
     run_id = page.on_launch(request(), *form_values(page, title="Mine"))
-    assert core.store.get(run_id, "ann").title == "Mine"
+    assert app.launching.store.get(run_id, "ann").title == "Mine"
     assert [run.id for run in submitted] == [run_id]
 
 
-def test_red_checks_keep_a_run_from_launching(core: FakeCore) -> None:
-    core.found = Preflight([Check("Disk", "red", "No <room>.", "Make room.")])
-    page = page_of(train_page, core)
+def test_red_checks_keep_a_run_from_launching(app: Any) -> None:
+    app.preflights.found = Preflight([Check("Disk", "red", "No <room>.", "Make room.")])
+    page = page_of(train_page, app)
     with pytest.raises(gr.Error, match=r"Disk: No &lt;room&gt;. Make room\."):
         page.on_launch(request(), *form_values(page))
-    assert core.store.list("local") == []
+    assert app.launching.store.list("local") == []
 
 
-def test_a_recipe_keeps_the_data_and_the_title(core: FakeCore) -> None:
-    page = page_of(train_page, core)
+def test_a_recipe_keeps_the_data_and_the_title(app: Any) -> None:
+    page = page_of(train_page, app)
     notes, *values = page.on_recipe("sample-lora-python")
     filled = dict(zip(page.fields.by_name, values, strict=True))
     assert filled["data.path"] == filled["title"] == gr.skip()
@@ -220,8 +259,8 @@ def test_a_recipe_keeps_the_data_and_the_title(core: FakeCore) -> None:
     assert "Your data is kept" in notes["value"]
 
 
-def test_yaml_fills_the_form_or_says_why_not(core: FakeCore) -> None:
-    page = page_of(train_page, core)
+def test_yaml_fills_the_form_or_says_why_not(app: Any) -> None:
+    page = page_of(train_page, app)
     _, *values = page.on_yaml("peft_config: {r: 4}\ndata: {path: a.jsonl}")
     filled = dict(zip(page.fields.by_name, values, strict=True))
     assert (filled["peft_config.r"], filled["data.path"]) == (4, "a.jsonl")
@@ -231,32 +270,32 @@ def test_yaml_fills_the_form_or_says_why_not(core: FakeCore) -> None:
         page.on_yaml("a: [1")
 
 
-def test_a_dropped_file_is_kept_under_its_content(core: FakeCore, tmp_path: Path) -> None:
-    page = page_of(train_page, core)
+def test_a_dropped_file_is_kept_under_its_content(app: Any, tmp_path: Path) -> None:
+    page = page_of(train_page, app)
     dropped = tmp_path / "chat.jsonl"
     dropped.write_text('{"messages": []}\n')
     kept = Path(page.on_file(str(dropped), request()))
     assert kept.read_text() == '{"messages": []}\n'
-    assert kept.is_relative_to(core.settings.home)
+    assert kept.is_relative_to(app.settings.home)
     assert page.on_file(str(dropped), request()) == str(kept)
 
 
 def test_on_a_space_only_uploads_can_be_named(tmp_path: Path) -> None:
-    core = Core(Settings(home=tmp_path / "home", space_id="ann/space"))
+    app = Application.open(Settings(home=tmp_path / "home", space_id="ann/space"))
     secret = tmp_path / "secret.jsonl"
     secret.write_text("{}")
     for field in ("data.path", "model.path"):
         config = RunConfig().with_values({field: str(secret)})
         with pytest.raises(AccessError, match=field):
-            core.look(config, Caller("bob"))
+            app.launching.preflight(config, Caller("bob"))
     (tmp_path / "chat.jsonl").write_text("{}")
-    kept = core.keep_upload(tmp_path / "chat.jsonl", Caller("bob"))
+    kept = app.datasets.keep_upload(tmp_path / "chat.jsonl", Caller("bob"))
     config = RunConfig().with_values({"data.path": str(kept)})
-    check_paths(config, "bob", core.settings)
+    check_paths(config, "bob", app.settings)
     with pytest.raises(AccessError, match="files of this machine"):
-        check_paths(config, "eve", core.settings)
+        check_paths(config, "eve", app.settings)
     with pytest.raises(AccessError, match="sign in"):
-        core.keep_upload(tmp_path / "chat.jsonl", Caller(""))
+        app.datasets.keep_upload(tmp_path / "chat.jsonl", Caller(""))
 
 
 @pytest.mark.parametrize(
@@ -269,12 +308,12 @@ def test_on_a_space_only_uploads_can_be_named(tmp_path: Path) -> None:
     ],
 )
 def test_who_may_train(tmp_path: Path, who: str, allowed: Any, fine: bool) -> None:
-    core = Core(Settings(home=tmp_path, space_id="ann/space", who_may_train=allowed))
+    settings = Settings(home=tmp_path, space_id="ann/space", who_may_train=allowed)
     if fine:
-        core._check_leave(Caller(who))
+        check_may_train(Caller(who), settings)
     else:
         with pytest.raises(AccessError):
-            core._check_leave(Caller(who))
+            check_may_train(Caller(who), settings)
 
 
 # -------------------------------------------------------------------------------------- Runs
@@ -288,8 +327,8 @@ def visible(value: Any) -> bool:
     return not isinstance(value, dict) or value.get("visible", True)
 
 
-def test_no_runs_says_what_to_do(core: FakeCore) -> None:
-    page = page_of(runs_page, core)
+def test_no_runs_says_what_to_do(app: Any) -> None:
+    page = page_of(runs_page, app)
     run_id, *values = page.on_open(request())
     shown = parts(page, values)
     assert run_id == ""
@@ -297,10 +336,10 @@ def test_no_runs_says_what_to_do(core: FakeCore) -> None:
     assert not visible(shown["actions"])
 
 
-def test_the_address_names_the_run_and_the_newest_is_first(core: FakeCore) -> None:
-    page = page_of(runs_page, core)
-    runs = stage.fill(core.store)
-    newest = core.store.list("local")[0].id
+def test_the_address_names_the_run_and_the_newest_is_first(app: Any) -> None:
+    page = page_of(runs_page, app)
+    runs = stage.fill(app.launching.store)
+    newest = app.launching.store.list("local")[0].id
     assert page.on_open(request())[0] == newest
     chosen = runs["failed"].id
     run_id, *values = page.on_open(request(run=chosen))
@@ -308,7 +347,7 @@ def test_the_address_names_the_run_and_the_newest_is_first(core: FakeCore) -> No
     assert run_id == chosen
     assert "The loss is not a number since step 12" in shown["head"]
     assert re.findall(r'data-run="([^"]+)"', shown["list"]) == [
-        run.id for run in core.store.list("local")
+        run.id for run in app.launching.store.list("local")
     ]
     assert shown["list"].count("aria-current") == 1
 
@@ -323,32 +362,32 @@ def test_the_address_names_the_run_and_the_newest_is_first(core: FakeCore) -> No
         ("finished", {"compare", "prepare", "delete"}),
     ],
 )
-def test_buttons_fit_the_status(core: FakeCore, kind: str, buttons: set[str]) -> None:
-    page = page_of(runs_page, core)
-    run = getattr(stage, kind)(core.store)
+def test_buttons_fit_the_status(app: Any, kind: str, buttons: set[str]) -> None:
+    page = page_of(runs_page, app)
+    run = getattr(stage, kind)(app.launching.store)
     shown = parts(page, page.on_show(run.id, request()))
     names = ("stop", "resume", "cancel", "compare", "prepare", "delete")
     assert {name for name in names if visible(shown[name])} == buttons
     assert run.title in shown["head"]
 
 
-def test_somebody_elses_run_is_not_there(core: FakeCore, monkeypatch: Any) -> None:
-    page = page_of(runs_page, core)
-    run = stage.finished(core.store)
-    core.name = "eve"
+def test_somebody_elses_run_is_not_there(app: Any, monkeypatch: Any) -> None:
+    page = page_of(runs_page, app)
+    run = stage.finished(app.launching.store)
+    app.callers.name = "eve"
     shown = parts(page, page.on_show(run.id, request()))
     assert "This run is not here" in shown["head"]["value"]
     assert run.title not in shown["list"]
     for handler in (page.on_stop, page.on_cancel, page.on_resume, page.on_delete, page.on_download):
         with pytest.raises(gr.Error, match="There is no run"):
             handler(run.id, request())
-    assert core.follower.pulse("eve", run.id).endswith("gone")
+    assert app.views.pulse("eve", run.id).endswith("gone")
     assert run.folder.exists()
 
 
-def test_running_shows_progress_figures_and_curves(core: FakeCore) -> None:
-    page = page_of(runs_page, core)
-    run = stage.running(core.store)
+def test_running_shows_progress_figures_and_curves(app: Any) -> None:
+    page = page_of(runs_page, app)
+    run = stage.running(app.launching.store)
     shown = parts(page, page.on_show(run.id, request()))
     assert "step 80 of 135" in shown["head"]
     assert "23 s left" in shown["head"]
@@ -359,9 +398,9 @@ def test_running_shows_progress_figures_and_curves(core: FakeCore) -> None:
     assert "step 80 of 135" in shown["log"]["value"]
 
 
-def test_a_second_visitor_sees_the_same(core: FakeCore) -> None:
-    page = page_of(runs_page, core)
-    run = stage.finished(core.store)
+def test_a_second_visitor_sees_the_same(app: Any) -> None:
+    page = page_of(runs_page, app)
+    run = stage.finished(app.launching.store)
     first = parts(page, page.on_show(run.id, request()))
     for value in first.values():  # as Gradio does with what it is given
         if isinstance(value, dict):
@@ -371,79 +410,79 @@ def test_a_second_visitor_sees_the_same(core: FakeCore) -> None:
     assert len(second["loss"]["value"]) == stage.STEPS + 3
 
 
-def test_a_finished_run_says_how_long_it_took(core: FakeCore) -> None:
-    run = stage.finished(core.store)
+def test_a_finished_run_says_how_long_it_took(app: Any) -> None:
+    run = stage.finished(app.launching.store)
     with EventLog(run.folder / "events.jsonl") as log:
         log.emit(Stage(name="the base answers", fraction=1.0))
-    bar = runs_page.progress_bar("finished", core.follower.view(run), None)
+    bar = runs_page.progress_bar("finished", app.views.view(run), None)
     assert "took 58 s" in bar
 
 
-def test_the_report_is_shown_with_its_verdict(core: FakeCore) -> None:
-    page = page_of(runs_page, core)
-    run = stage.finished(core.store)
+def test_the_report_is_shown_with_its_verdict(app: Any) -> None:
+    page = page_of(runs_page, app)
+    run = stage.finished(app.launching.store)
     report = parts(page, page.on_show(run.id, request()))["report"]["value"]
     assert "Better than its base" in report
     assert "−3.094" in report
     assert "Arr, the capital of Ukraine be Kyiv, matey!" in report
 
 
-def test_titles_and_logs_are_escaped(core: FakeCore) -> None:
-    page = page_of(runs_page, core)
-    run = stage.running(core.store, "<img src=x>")
+def test_titles_and_logs_are_escaped(app: Any) -> None:
+    page = page_of(runs_page, app)
+    run = stage.running(app.launching.store, "<img src=x>")
     (run.folder / "log.txt").write_text("<script>1</script>")
     shown = parts(page, page.on_show(run.id, request()))
     assert "<img" not in shown["head"] + shown["list"]
     assert "<script>" not in shown["log"]["value"]
 
 
-def test_the_pulse_beats_when_something_happens_and_only_then(core: FakeCore) -> None:
-    run = stage.running(core.store)
-    before = core.follower.pulse("local", run.id)
-    assert core.follower.pulse("local", run.id) == before
+def test_the_pulse_beats_when_something_happens_and_only_then(app: Any) -> None:
+    run = stage.running(app.launching.store)
+    before = app.views.pulse("local", run.id)
+    assert app.views.pulse("local", run.id) == before
     with EventLog(run.folder / "events.jsonl") as log:
         log.emit(Step(step=81, total_steps=135, loss=0.3))
-    assert core.follower.pulse("local", run.id) != before
+    assert app.views.pulse("local", run.id) != before
 
 
-def test_new_events_are_added_and_a_resumed_run_rewinds(core: FakeCore) -> None:
-    run = stage.interrupted(core.store)
-    assert [step for step, _ in core.follower.view(run).losses] == list(range(1, 41))
+def test_new_events_are_added_and_a_resumed_run_rewinds(app: Any) -> None:
+    run = stage.interrupted(app.launching.store)
+    assert [step for step, _ in app.views.view(run).losses] == list(range(1, 41))
     with EventLog(run.folder / "events.jsonl") as log:
         log.emit(Resumed(step=30))
         log.emit(Step(step=31, total_steps=135, loss=9.0))
-    view = core.follower.view(run)
+    view = app.views.view(run)
     assert view.losses[-2][0] == 30
     assert view.losses[-1] == (31, 9.0)
     assert view.step is not None
     assert view.step.step == 31
 
 
-def test_delete_removes_the_run_and_chooses_another(core: FakeCore) -> None:
-    page = page_of(runs_page, core)
-    kept, doomed = stage.finished(core.store), stage.failed(core.store)
+def test_delete_removes_the_run_and_chooses_another(app: Any) -> None:
+    page = page_of(runs_page, app)
+    kept, doomed = stage.finished(app.launching.store), stage.failed(app.launching.store)
     assert page.on_delete(doomed.id, request())[0] == kept.id
     assert not doomed.folder.exists()
 
 
-def test_a_running_run_is_not_deleted(core: FakeCore) -> None:
-    page = page_of(runs_page, core)
-    run = stage.running(core.store)
+def test_a_running_run_is_not_deleted(app: Any) -> None:
+    page = page_of(runs_page, app)
+    run = stage.running(app.launching.store)
     with pytest.raises(gr.Error, match="stop it first"):
         page.on_delete(run.id, request())
     assert run.folder.exists()
 
 
-def test_the_download_holds_the_adapter_and_nothing_else(core: FakeCore) -> None:
-    page = page_of(runs_page, core)
-    run = stage.finished(core.store)
+def test_the_download_holds_the_adapter_and_nothing_else(app: Any) -> None:
+    page = page_of(runs_page, app)
+    run = stage.finished(app.launching.store)
     archive = page.on_download(run.id, request())["value"]
     assert zipfile.ZipFile(archive).namelist() == ["adapter_config.json"]
 
 
 @pytest.mark.parametrize(("kind", "name"), [("script", "train.py"), ("notebook", "train.ipynb")])
-def test_the_form_and_a_run_are_downloaded_as_code(core: FakeCore, kind: Any, name: str) -> None:
-    page = page_of(train_page, core)
+def test_the_form_and_a_run_are_downloaded_as_code(app: Any, kind: Any, name: str) -> None:
+    page = page_of(train_page, app)
     config, _ = page.fields.config(form_values(page, **{"peft_config.r": 4}))
     make = page.code._maker(kind, lambda request: config)
     archive = zipfile.ZipFile(make(request())["value"])
@@ -452,8 +491,9 @@ def test_the_form_and_a_run_are_downloaded_as_code(core: FakeCore, kind: Any, na
 
 
 def test_code_made_on_a_space_names_no_path_of_the_machine(tmp_path: Path) -> None:
-    core = FakeCore(Settings(home=tmp_path, space_id="ann/app"))
-    file = core.code(load_recipe("pocket")[0], "script", tmp_path / "train.py", Caller("ann"))
+    publishing = Publishing(Settings(home=tmp_path, space_id="ann/app"))
+    recipe = load_recipe("pocket")[0]
+    file = publishing.code(recipe, "script", tmp_path / "train.py", Caller("ann"))
     assert str(Path(__file__).parent.parent) not in file.read_text()
 
 
@@ -510,9 +550,9 @@ def ask(
     return [dict(zip(names, frame, strict=True)) for frame in frames]
 
 
-def test_both_columns_stream_and_end(core: FakeCore) -> None:
-    page = page_of(compare_page, core)
-    run = stage.finished(core.store)
+def test_both_columns_stream_and_end(app: Any) -> None:
+    page = page_of(compare_page, app)
+    run = stage.finished(app.launching.store)
     frames = ask(page, run.id)
     assert [frame["left"][-1]["content"] for frame in frames] == [
         "…",
@@ -529,50 +569,50 @@ def test_both_columns_stream_and_end(core: FakeCore) -> None:
     assert "3 tokens" in last["status"]
     assert "5 tokens, cut" in last["status"]
     assert [visible(frames[1]["stop"]), visible(last["stop"])] == [True, False]
-    subject, base, tuned, options = core.asked
-    assert subject.adapter == run.adapter_folder
+    subject, base, tuned, options = app.comparing.asked
+    assert subject.result == run.adapter_folder
     assert subject.base.path == "pocket"
     assert options == Options("Be brief.", 0.5, 0.9, 64, 7)
     assert base == tuned == [{"role": "user", "content": "Who?"}]
 
 
 def test_who_asks_before_the_page_has_loaded_gets_the_adapter_of_the_address(
-    core: FakeCore,
+    app: Any,
 ) -> None:
-    page = page_of(compare_page, core)
-    run = stage.finished(core.store)
-    stage.finished(core.store, "Newer")
+    page = page_of(compare_page, app)
+    run = stage.finished(app.launching.store)
+    stage.finished(app.launching.store, "Newer")
     values = ("Who?", [], [], None, False, Match(), "", 0.0, 1.0, 64, 0)
     list(page.on_ask(request(adapter=run.id), *values))
-    assert core.asked[0].name == "Pirate"
+    assert app.comparing.asked[0].name == "Pirate"
     list(page.on_ask(request(), *values))
-    assert core.asked[0].name == "Newer"
+    assert app.comparing.asked[0].name == "Newer"
 
 
-def test_each_column_keeps_its_own_conversation(core: FakeCore) -> None:
-    page = page_of(compare_page, core)
-    run = stage.finished(core.store)
+def test_each_column_keeps_its_own_conversation(app: Any) -> None:
+    page = page_of(compare_page, app)
+    run = stage.finished(app.launching.store)
     left = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
     right = [
         {"role": "user", "content": [{"type": "text", "text": "Hi"}]},
         {"role": "assistant", "content": [{"type": "text", "text": "Ahoy"}]},
     ]
     ask(page, run.id, left=left, right=right)
-    _, base, tuned, _ = core.asked
+    _, base, tuned, _ = app.comparing.asked
     assert [turn["content"] for turn in base] == ["Hi", "Hello", "Who?"]
     assert [turn["content"] for turn in tuned] == ["Hi", "Ahoy", "Who?"]
 
 
-def test_without_an_adapter_the_base_answers_alone(core: FakeCore) -> None:
-    page = page_of(compare_page, core)
+def test_without_an_adapter_the_base_answers_alone(app: Any) -> None:
+    page = page_of(compare_page, app)
     last = ask(page, "")[-1]
     assert last["left"][-1]["content"] == "The end."
     assert last["right"] == []
 
 
-def test_blind_hides_the_names_until_the_vote(core: FakeCore, monkeypatch: Any) -> None:
-    page = page_of(compare_page, core)
-    run = stage.finished(core.store)
+def test_blind_hides_the_names_until_the_vote(app: Any, monkeypatch: Any) -> None:
+    page = page_of(compare_page, app)
+    run = stage.finished(app.launching.store)
     monkeypatch.setattr("phi3lora.ui.compare_page.random.choice", lambda sides: "tuned")
     last = ask(page, run.id, blind=True)[-1]
     assert "Base" not in last["left_title"] + last["right_title"]
@@ -589,9 +629,9 @@ def test_blind_hides_the_names_until_the_vote(core: FakeCore, monkeypatch: Any) 
         page.on_vote("Tie", last["left"], last["match"], run.id, request())
 
 
-def test_sides_stay_while_a_blind_conversation_goes_on(core: FakeCore, monkeypatch: Any) -> None:
-    page = page_of(compare_page, core)
-    run = stage.finished(core.store)
+def test_sides_stay_while_a_blind_conversation_goes_on(app: Any, monkeypatch: Any) -> None:
+    page = page_of(compare_page, app)
+    run = stage.finished(app.launching.store)
     monkeypatch.setattr("phi3lora.ui.compare_page.random.choice", lambda sides: "base")
     turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ahoy"}]
     last = ask(page, run.id, blind=True, match=Match("tuned", "one"), left=turns, right=turns)[-1]
@@ -599,43 +639,47 @@ def test_sides_stay_while_a_blind_conversation_goes_on(core: FakeCore, monkeypat
     assert last["match"].pair not in ("", "one")
 
 
-def test_stop_reaches_this_session_alone(core: FakeCore) -> None:
-    page = page_of(compare_page, core)
+def test_stop_reaches_this_session_alone(app: Any) -> None:
+    page = page_of(compare_page, app)
     mine, theirs = page.stops.begin("mine"), page.stops.begin("theirs")
     page.on_stop(request("mine"))
     assert mine.is_set()
     assert not theirs.is_set()
 
 
-def test_somebody_elses_adapter_cannot_be_asked(core: FakeCore, settings: Settings) -> None:
-    page = page_of(compare_page, core)
-    run = stage.finished(core.store)
-    core.name = "eve"
-    core.settings = Settings(home=settings.home, space_id="ann/space")
+def test_somebody_elses_adapter_cannot_be_asked(app: Any, settings: Settings) -> None:
+    page = page_of(compare_page, app)
+    run = stage.finished(app.launching.store)
+    app.callers.name = "eve"
+    app.comparing.settings = Settings(home=settings.home, space_id="ann/space")
     with pytest.raises(gr.Error, match="one of your finished runs"):
         ask(page, run.id)
     with pytest.raises(gr.Error, match="one of your finished runs"):
         ask(page, str(run.adapter_folder))
 
 
-def test_a_folder_can_be_named_on_ones_own_machine(core: FakeCore) -> None:
-    page = page_of(compare_page, core)
-    folder = stage.finished(core.store).adapter_folder
-    assert page.subject(str(folder), Caller()).base.path == "pocket"
-    with pytest.raises(gr.Error, match="expected a PEFT folder"):
+def test_a_folder_can_be_named_on_ones_own_machine(app: Any) -> None:
+    page = page_of(compare_page, app)
+    folder = stage.finished(app.launching.store).folder / "adapter"
+    (folder / "adapter_model.safetensors").touch()
+    assert app.comparing.subject(str(folder), Caller()).base.path == "pocket"
+    with pytest.raises(gr.Error, match="no folder of that name"):
         ask(page, "/nowhere")
 
 
-def test_finished_runs_are_offered_without_a_restart(core: FakeCore) -> None:
-    page = page_of(compare_page, core)
+def test_finished_runs_are_offered_without_a_restart(app: Any) -> None:
+    page = page_of(compare_page, app)
     assert [value for _, value in page.on_pulse("", request())[0]["choices"]] == [""]
-    run = stage.finished(core.store)
+    run = stage.finished(app.launching.store)
     assert [value for _, value in page.on_pulse("", request())[0]["choices"]] == ["", run.id]
 
 
-def test_opening_takes_the_adapter_from_the_address_and_loads(core: FakeCore) -> None:
-    page = page_of(compare_page, core)
-    first, second = stage.finished(core.store), stage.finished(core.store, "Second")
+def test_opening_takes_the_adapter_from_the_address_and_loads(app: Any) -> None:
+    page = page_of(compare_page, app)
+    first, second = (
+        stage.finished(app.launching.store),
+        stage.finished(app.launching.store, "Second"),
+    )
     frames = list(page.on_open(request(adapter=first.id)))
     assert frames[0][0]["value"] == first.id
     assert 'data-prompt="Say &quot;hi&quot; &lt;now&gt;"' in frames[0][1]
@@ -643,8 +687,8 @@ def test_opening_takes_the_adapter_from_the_address_and_loads(core: FakeCore) ->
     assert next(iter(page.on_open(request())))[0]["value"] == second.id
 
 
-def test_retry_takes_the_last_question_back(core: FakeCore) -> None:
-    page = page_of(compare_page, core)
+def test_retry_takes_the_last_question_back(app: Any) -> None:
+    page = page_of(compare_page, app)
     turns = [
         {"role": role, "content": text}
         for role, text in (("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"))
@@ -652,8 +696,8 @@ def test_retry_takes_the_last_question_back(core: FakeCore) -> None:
     assert page.on_retry(turns, turns) == ["c", turns[:2], turns[:2]]
 
 
-def test_an_empty_question_is_not_asked(core: FakeCore) -> None:
-    page = page_of(compare_page, core)
+def test_an_empty_question_is_not_asked(app: Any) -> None:
+    page = page_of(compare_page, app)
     with pytest.raises(gr.Error, match="Type a question"):
         list(page.on_ask(request(), "  ", [], [], "", False, Match(), "", 0, 1, 64, 0))
 
@@ -661,8 +705,8 @@ def test_an_empty_question_is_not_asked(core: FakeCore) -> None:
 # ------------------------------------------------------------------------------- the whole app
 
 
-def test_three_pages_and_no_outside_address(core: FakeCore) -> None:
-    demo = build(core.settings, core)
+def test_three_pages_and_no_outside_address(app: Any) -> None:
+    demo = build(app)
     assert [path for path, *_ in demo.pages] == ["", "runs", "compare"]
     assert demo.analytics_enabled is False
     style = (Path(train_page.__file__).parent / "style.css").read_text()
@@ -670,8 +714,8 @@ def test_three_pages_and_no_outside_address(core: FakeCore) -> None:
     assert "@import" not in style
 
 
-def test_every_handler_is_hidden_from_the_api(core: FakeCore) -> None:
-    demo = build(core.settings, core)
+def test_every_handler_is_hidden_from_the_api(app: Any) -> None:
+    demo = build(app)
     public = [fn for fn in demo.fns.values() if fn.fn and fn.api_visibility == "public"]
     assert public == []
 

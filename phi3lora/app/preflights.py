@@ -1,10 +1,11 @@
-"""A look at data and machine before launch, in a process of its own.
+"""Preflights for many: data, machine and Hub are checked before launch, in a helper process.
 
     pool = PreflightPool(settings)
-    look = pool.look(config, token)       look.inspection, look.checks, look.estimate
+    done = pool.preflight(config, token)       done.inspection, done.checks, done.estimate
 
 The process that serves the pages stays small and quick: transformers, tokenizing and a GPU's
-context live in this helper, which starts with the first look and ends with the app.
+context live in this helper, which starts with the first preflight and ends with the app. A
+command runs them in its own process: `HerePreflights`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from collections import OrderedDict
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from phi3lora.config import RunConfig
 from phi3lora.errors import Phi3LoraError
@@ -25,12 +26,45 @@ from phi3lora.isolation import hide_process, inherited
 from phi3lora.settings import Settings
 from phi3lora.training.preflight import Preflight, preflight
 
-WORKERS = 2  # a long look of one visitor leaves room for another's
-KEPT = 32
+WORKERS = 2  # a long preflight of one visitor leaves room for another's
+KEPT = 32  # inspections that are remembered
+
+
+class Preflights(Protocol):
+    """Where preflights are run."""
+
+    def preflight(
+        self, config: RunConfig, token: str | None = None, tokens_per_second: float | None = None
+    ) -> Preflight:
+        """Inspect the data and run the checks. What is wrong is in the result, not raised."""
+
+    def parts(self, path: str, name: str | None, token: str | None) -> tuple[list[str], list[str]]:
+        """Configurations and splits of a Hub dataset. Raises DataError or HubError."""
+
+    def close(self) -> None:
+        """End what was started for it."""
+
+
+class HerePreflights:
+    """In this process, one at a time, remembering nothing: for a command."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+
+    def preflight(
+        self, config: RunConfig, token: str | None = None, tokens_per_second: float | None = None
+    ) -> Preflight:
+        return preflight(config, self._settings, token, None, tokens_per_second)
+
+    def parts(self, path: str, name: str | None, token: str | None) -> tuple[list[str], list[str]]:
+        return _parts(path, name, token)
+
+    def close(self) -> None:
+        """Nothing was started."""
 
 
 class PreflightPool:
-    """Looks, and remembers the last few looks for as long as their data is the same."""
+    """In a helper process, remembering the last inspections while their data is the same."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -38,29 +72,29 @@ class PreflightPool:
         self._pool: ProcessPoolExecutor | None = None
         self._kept: OrderedDict[str, Any] = OrderedDict()
 
-    def look(
+    def preflight(
         self, config: RunConfig, token: str | None = None, tokens_per_second: float | None = None
     ) -> Preflight:
-        """Inspect the data and run the checks. What is wrong is in the look, not raised.
+        """Inspect the data and run the checks. What is wrong is in the result, not raised.
 
         Data that was inspected lately, with the same settings, is not read again.
         """
         key = _data_key(config, token)
-        known = self._kept.get(key)
-        look = self._ask(config, self._settings, token, known, tokens_per_second)
-        if look.inspection is not None:
+        cached = self._kept.get(key)
+        done = self._run(config, self._settings, token, cached, tokens_per_second)
+        if done.inspection is not None:
             with self._lock:
-                self._kept[key] = look.inspection
+                self._kept[key] = done.inspection
                 while len(self._kept) > KEPT:
                     self._kept.popitem(last=False)
-        return look
+        return done
 
     def parts(self, path: str, name: str | None, token: str | None) -> tuple[list[str], list[str]]:
         """Configurations and splits of a Hub dataset. Raises DataError or HubError."""
         return self._ready().submit(_parts, path, name, token).result()
 
-    def _ask(self, *arguments: Any) -> Preflight:
-        """Have the helper look; a helper that was killed is replaced once."""
+    def _run(self, *arguments: Any) -> Preflight:
+        """Have the helper do it; a helper that was killed is replaced once."""
         for attempt in (1, 2):
             pool = self._ready()
             try:
@@ -69,8 +103,8 @@ class PreflightPool:
                 self._replace(pool)
                 if attempt == 2:
                     raise Phi3LoraError(
-                        "Looking at the data ended without an answer, most likely for want of "
-                        "memory. Set a row limit (data.max_rows) and look again."
+                        "Reading the data ended without an answer, most likely for want of "
+                        "memory. Set a row limit (data.max_rows) and try again."
                     ) from None
         raise AssertionError("unreachable")
 

@@ -1,1 +1,1 @@
-"""The pages. Each translates: read the input, call the core, show what it returns."""
+"""The pages. Each translates: read the input, call the application, show what it returns."""

@@ -11,10 +11,10 @@ from typing import Any
 
 import gradio as gr
 
+from phi3lora.app.application import Application
 from phi3lora.errors import HubError
-from phi3lora.hub.access import cached_identity
 from phi3lora.ui import show
-from phi3lora.ui.core import Core
+from phi3lora.ui.sessions import session_of
 from phi3lora.ui.widgets import shown
 
 NOBODY = (
@@ -23,9 +23,9 @@ NOBODY = (
 )
 
 
-def build(core: Core) -> None:
+def build(app: Application) -> None:
     """What the top of a page has for the account: nothing where there is no way to sign in."""
-    if core.settings.sign_in:
+    if app.settings.sign_in:
         gr.LoginButton(
             "Sign in with Hugging Face",
             logout_value="Sign out, {}",
@@ -34,15 +34,15 @@ def build(core: Core) -> None:
             elem_classes="account",
             elem_id="sign-in",
         )
-    elif not core.settings.on_space:
-        Drawer(core)
+    elif not app.settings.on_space:
+        Drawer(app)
 
 
 class Drawer:
     """The account on one's own machine."""
 
-    def __init__(self, core: Core) -> None:
-        self.core = core
+    def __init__(self, app: Application) -> None:
+        self.app = app
         self.open = gr.Button("Hub account", size="sm", elem_classes="account", elem_id="account")
         with gr.Column(visible=False, elem_classes="card drawer", elem_id="drawer") as self.drawer:
             self.who = gr.HTML(elem_id="whoami")
@@ -67,22 +67,21 @@ class Drawer:
     @shown
     def on_use(self, token: str, request: gr.Request) -> tuple[str, str]:
         """Take a token; the field is emptied whatever comes."""
-        self.core.sign_in(token.strip(), request)
+        self.app.callers.sign_in(token.strip(), session_of(request))
         return "", self._who(request)
 
     def on_forget(self, request: gr.Request) -> tuple[str, str]:
         """Forget the token that was given here."""
-        self.core.sign_out(request)
+        self.app.callers.sign_out(session_of(request))
         return "", self._who(request)
 
     def _who(self, request: gr.Request) -> str:
-        token = self.core.caller(request).token
-        if token is None:
-            return show.notice(NOBODY, "grey")
         try:
-            who = cached_identity(token)
+            who = self.app.callers.caller(session_of(request)).identity()
         except HubError as error:
             return show.notice(str(error), "amber")
+        if who is None:
+            return show.notice(NOBODY, "grey")
         rights = " Its token may only read." if who.can_write is False else ""
         return show.notice(f"{who.name} is signed in.{rights}", "amber" if rights else "green")
 

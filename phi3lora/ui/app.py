@@ -1,18 +1,23 @@
 """The interface whole: three pages, one header, and how they are served.
 
-demo = build(settings)
+demo = build(Application.open(settings))
 launch(settings, host="127.0.0.1", port=7860)
 """
 
 from __future__ import annotations
 
+from functools import partial
+
 import gradio as gr
 from gradio import http_server
+from starlette.requests import Request
 
+from phi3lora.app.application import Application
+from phi3lora.errors import HubError
 from phi3lora.isolation import hide_process
 from phi3lora.settings import Settings
 from phi3lora.ui import account, compare_page, runs_page, train_page
-from phi3lora.ui.core import Core
+from phi3lora.ui.sessions import session_of
 from phi3lora.ui.theme import SCRIPT, STYLE, theme
 from phi3lora.ui.watch import beside, own_hosts
 
@@ -23,22 +28,21 @@ LOOK_INTO_QUEUE = 0.02  # seconds
 PAGES = (("Train", "./"), ("Runs", "./runs"), ("Compare", "./compare"))
 
 
-def build(settings: Settings, core: Core | None = None) -> gr.Blocks:
-    """The three pages; `core` stands in for the real one in tests."""
-    core = core or Core(settings)
+def build(app: Application) -> gr.Blocks:
+    """The three pages."""
     with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True) as demo:
-        header("Train", core)
-        train_page.build(core, demo)
+        header("Train", app)
+        train_page.build(app, demo)
     with demo.route("Runs", "/runs"):
-        header("Runs", core)
-        runs_page.build(core, demo)
+        header("Runs", app)
+        runs_page.build(app, demo)
     with demo.route("Compare", "/compare"):
-        header("Compare", core)
-        compare_page.build(core, demo)
+        header("Compare", app)
+        compare_page.build(app, demo)
     return demo
 
 
-def header(active: str, core: Core) -> None:
+def header(active: str, app: Application) -> None:
     """Name, pages and account; Gradio's own bar is hidden."""
     gr.Navbar(visible=False)
     links = "".join(
@@ -52,25 +56,34 @@ def header(active: str, core: Core) -> None:
         js_on_load=None,
         apply_default_css=False,
     )
-    account.build(core)
+    account.build(app)
 
 
 def launch(
     settings: Settings, host: str = "127.0.0.1", port: int | None = None, block: bool = True
 ) -> gr.Blocks:
     """Serve the pages until interrupted; with `block=False` return at once, for tests."""
-    core = Core(settings)
-    return serve(build(settings, core), core, host, port, block)
+    app = Application.open(settings)
+    return serve(build(app), app, host, port, block)
 
 
-def serve(demo: gr.Blocks, core: Core, host: str, port: int | None, block: bool) -> gr.Blocks:
+def pulse(app: Application, request: Request) -> str:
+    """A fingerprint of what a page about a run shows its visitor; it changes when that does."""
+    try:
+        owner = app.callers.caller(session_of(request)).name
+    except HubError:
+        return "waiting for the Hub"
+    return app.views.pulse(owner, request.query_params.get("run", ""))
+
+
+def serve(demo: gr.Blocks, app: Application, host: str, port: int | None, block: bool) -> gr.Blocks:
     """Serve pages that were built, with everything that keeps them safe and looking alike."""
     demo.queue(default_concurrency_limit=16, max_size=WAITING, api_open=False)
     # Gradio looks into its empty queue a thousand times a second: 3 % of a core for nothing.
     demo._queue.sleep_when_free = LOOK_INTO_QUEUE
     demo._queue.progress_update_sleep_when_free = 10 * LOOK_INTO_QUEUE
     _without_reloading()
-    if core.settings.on_space:
+    if app.settings.on_space:
         hide_process()
     demo.launch(
         server_name=host,
@@ -87,7 +100,7 @@ def serve(demo: gr.Blocks, core: Core, host: str, port: int | None, block: bool)
         show_error=False,
         ssr_mode=False,
         enable_monitoring=False,
-        app_kwargs=beside(core.pulse, own_hosts(), tell_apart=not core.settings.on_space),
+        app_kwargs=beside(partial(pulse, app), own_hosts(), tell_apart=not app.settings.on_space),
     )
     return demo
 

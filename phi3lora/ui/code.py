@@ -1,6 +1,6 @@
 """A configuration as plain code to download: a Python file or a notebook, zipped with its rows.
 
-code = PlainCode(core)                        two buttons, and the download that follows
+code = PlainCode(app)                         two buttons, and the download that follows
 code.wire(config_of, inputs)                  `config_of(request, *values)` → RunConfig
 """
 
@@ -13,9 +13,10 @@ from typing import Any
 
 import gradio as gr
 
+from phi3lora.app.application import Application
 from phi3lora.config import RunConfig
 from phi3lora.runs.export import ARCHIVE, Kind
-from phi3lora.ui.core import Core
+from phi3lora.ui.sessions import session_of
 from phi3lora.ui.widgets import shown
 
 ConfigOf = Callable[..., RunConfig]
@@ -24,8 +25,8 @@ ConfigOf = Callable[..., RunConfig]
 class PlainCode:
     """Before training for what the form says, after it for what a run did."""
 
-    def __init__(self, core: Core) -> None:
-        self.core = core
+    def __init__(self, app: Application) -> None:
+        self.app = app
         with gr.Row(elem_classes="actions"):
             self.buttons: dict[Kind, gr.Button] = {
                 "script": gr.Button("As a Python script", size="md", elem_id="to-script"),
@@ -50,8 +51,9 @@ class PlainCode:
         @shown
         def make(request: gr.Request, *values: Any) -> Any:
             folder = Path(tempfile.mkdtemp(prefix="phi3lora-"))
-            config, caller = config_of(request, *values), self.core.caller(request)
-            file = self.core.code(config, kind, folder / ARCHIVE[kind], caller)
+            caller = self.app.callers.caller(session_of(request))
+            config = config_of(request, *values)
+            file = self.app.publishing.code(config, kind, folder / ARCHIVE[kind], caller)
             return gr.update(value=str(file), label=f"Download {file.name}", visible=True)
 
         return make

@@ -7,27 +7,25 @@ visitor has their own; the one engine answers everybody.
 
 from __future__ import annotations
 
-import json
 import random
 import secrets
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
+from phi3lora.app.application import Application
+from phi3lora.app.callers import Caller
+from phi3lora.app.comparing import Subject
 from phi3lora.chat.options import Options, Pair
 from phi3lora.chat.votes import Choice, Side, Tally, Vote
-from phi3lora.config import POCKET, ModelConfig
-from phi3lora.errors import AccessError, AdapterError, DataError, Phi3LoraError
-from phi3lora.hub.adapters import fetch_adapter
-from phi3lora.hub.client import is_hub_id
+from phi3lora.errors import DataError, Phi3LoraError
 from phi3lora.runs.store import Run
 from phi3lora.ui import show
-from phi3lora.ui.core import Caller, Core
 from phi3lora.ui.runs_page import EVERY, PULSE
+from phi3lora.ui.sessions import session_of
 from phi3lora.ui.widgets import shown
 
 BASE_ONLY = ""
@@ -49,15 +47,6 @@ element.addEventListener('click', (event) => {
 """
 Message = dict[str, Any]
 Columns = tuple[list[Message], list[Message]]
-
-
-@dataclass(frozen=True)
-class Subject:
-    """What is compared: the base as it is loaded, and the adapter beside it."""
-
-    base: ModelConfig
-    adapter: Path | None
-    name: str
 
 
 @dataclass(frozen=True)
@@ -131,8 +120,8 @@ class Stops:
 class ComparePage:
     """The page's components and handlers."""
 
-    def __init__(self, core: Core) -> None:
-        self.core = core
+    def __init__(self, app: Application) -> None:
+        self.app = app
         self.stops = Stops()
         self.match = gr.State(Match())
         self.pulse = gr.Textbox(visible="hidden")
@@ -165,7 +154,7 @@ class ComparePage:
                 filterable=True,
                 allow_custom_value=True,
                 info="A finished run, or an adapter on the Hub: USER/NAME"
-                + ("" if self.core.settings.on_space else ", or a folder's path"),
+                + ("" if self.app.settings.on_space else ", or a folder's path"),
             )
 
     def _column(self, side: str) -> tuple[gr.HTML, gr.Chatbot]:
@@ -272,7 +261,7 @@ class ComparePage:
     @shown
     def on_open(self, request: gr.Request) -> Iterator[list[Any]]:
         """Take the adapter from the address, load the base once, and say how far it is."""
-        caller = self.core.caller(request)
+        caller = self.app.callers.caller(session_of(request))
         choices = self.choices(caller)
         chosen = first_choice(request.query_params.get("adapter"), choices)
         yield [gr.update(choices=choices, value=chosen), *self._about(chosen, caller), gr.skip()]
@@ -282,21 +271,22 @@ class ComparePage:
     @shown
     def on_adapter(self, chosen: str | None, request: gr.Request) -> Iterator[list[Any]]:
         """Another adapter: a fresh conversation, its prompts, and loading with progress."""
-        caller = self.core.caller(request)
+        caller = self.app.callers.caller(session_of(request))
         yield [[], [], *self._about(chosen or "", caller), gr.skip()]
         for status in self._loading(chosen or "", caller):
             yield [gr.skip()] * 4 + [status]
 
     def _about(self, chosen: str, caller: Caller) -> list[Any]:
         """Suggested prompts and the tally of an adapter."""
-        prompts = self.core.suggestions(chosen, caller)
-        return [prompt_chips(prompts), tally_line(self.core.tally(chosen))]
+        comparing = self.app.comparing
+        prompts = comparing.suggestions(chosen, caller)
+        return [prompt_chips(prompts), tally_line(comparing.tally(chosen))]
 
     def _loading(self, chosen: str, caller: Caller) -> Iterator[str]:
         """What is being loaded, as it goes; a mistake is said in its place."""
         try:
-            subject = self.subject(chosen, caller)
-            for note in self.core.load(subject.base, subject.adapter, caller):
+            subject = self.app.comparing.subject(chosen, caller)
+            for note in self.app.comparing.load(subject, caller):
                 yield status_line(note)
             yield ""
         except Phi3LoraError as error:
@@ -305,39 +295,14 @@ class ComparePage:
     @shown
     def on_pulse(self, chosen: str | None, request: gr.Request) -> list[Any]:
         """Runs that have finished since are in the list; memory may be short or free again."""
-        caller = self.core.caller(request)
+        caller = self.app.callers.caller(session_of(request))
         choices = self.choices(caller)
-        return [gr.update(choices=choices), self.core.room_message()]
+        room = self.app.comparing.room_message()
+        return [gr.update(choices=choices), show.notice(room) if room else ""]
 
     def choices(self, caller: Caller) -> list[tuple[str, str]]:
         """What the list of adapters offers to this caller."""
-        return adapter_choices(self.core.store.list(caller.name))
-
-    def subject(self, chosen: str, caller: Caller) -> Subject:
-        """Base and adapter of what was chosen: a run of the caller's, or an adapter on the Hub.
-
-        Raises RunError, AdapterError, HubError or AccessError.
-        """
-        if not chosen:
-            return Subject(ModelConfig(), None, "base")
-        run = next((run for run in self.core.store.list(caller.name) if run.id == chosen), None)
-        if run is not None:
-            if run.adapter_folder is None:
-                raise AdapterError(f"{run.title} has no adapter yet; let the run finish first.")
-            return Subject(run.config.model, run.adapter_folder, run.title)
-        folder = Path(chosen).expanduser()
-        local = not self.core.settings.on_space
-        if is_hub_id(chosen) and not (local and folder.is_dir()):
-            found = fetch_adapter(chosen, caller.token, self.core.settings.cache_folder)
-            return Subject(
-                ModelConfig(path=found.base, revision=found.revision), found.folder, chosen
-            )
-        if not local:
-            raise AccessError(
-                "Choose one of your finished runs, or an adapter on the Hub, USER/NAME; folders "
-                "cannot be named here."
-            )
-        return Subject(ModelConfig(path=base_of(folder)), folder, folder.name)
+        return adapter_choices(self.app.comparing.runs(caller))
 
     @shown
     def on_ask(self, request: gr.Request, *values: Any) -> Iterator[list[Any]]:
@@ -345,13 +310,13 @@ class ComparePage:
         ask = Ask(*values)
         if not ask.message.strip():
             raise DataError("Type a question first.")
-        caller = self.core.caller(request)
-        subject = self.subject(self._chosen(ask.adapter, request), caller)
+        caller = self.app.callers.caller(session_of(request))
+        subject = self.app.comparing.subject(self._chosen(ask.adapter, request), caller)
         match = ask.match()
         question = {"role": "user", "content": ask.message}
         columns = (
             [*plain(ask.left), question],
-            [*plain(ask.right), question] if subject.adapter else [],
+            [*plain(ask.right), question] if subject.result else [],
         )
         yield self._frame(columns, Pair(), match, subject, ask.blind, "asking")
         pair = Pair()
@@ -363,7 +328,7 @@ class ComparePage:
         """The chosen adapter; of a page that has not finished loading, what it will choose."""
         if chosen is not None:
             return chosen
-        choices = self.choices(self.core.caller(request))
+        choices = self.choices(self.app.callers.caller(session_of(request)))
         return first_choice(request.query_params.get("adapter"), choices)
 
     def _answers(
@@ -373,9 +338,11 @@ class ComparePage:
         base, tuned = columns if match.left == "base" else (columns[1], columns[0])
         session = str(request.session_hash)
         flag = self.stops.begin(session)
-        caller = self.core.caller(request)
+        caller = self.app.callers.caller(session_of(request))
         try:
-            yield from self.core.reply(subject, base, tuned, options, flag.is_set, caller)
+            yield from self.app.comparing.reply(
+                subject, base, tuned, options, flag.is_set, caller=caller
+            )
         finally:
             self.stops.end(session, flag)
 
@@ -383,7 +350,7 @@ class ComparePage:
         self, columns: Columns, pair: Pair, match: Match, subject: Subject, blind: bool, phase: str
     ) -> list[Any]:
         """Values for what an answer changes, in the order of `answering`."""
-        busy, hidden = phase != "done", blind and subject.adapter is not None
+        busy, hidden = phase != "done", blind and subject.result is not None
         answers = [
             with_answer(column, getattr(pair, side), waiting=not getattr(pair, f"done_{side}"))
             if column
@@ -434,11 +401,15 @@ class ComparePage:
         questions = [turn["content"] for turn in plain(left) if turn["role"] == "user"]
         if not questions or not match.pair:
             raise DataError("Ask both something first.")
-        caller = self.core.caller(request)
-        self.subject(chosen or "", caller)  # only on what one may compare
-        self.core.vote(Vote(chosen or "", match.pair, VOTES[label], match.left, questions[-1]))
+        caller = self.app.callers.caller(session_of(request))
+        vote = Vote(chosen or "", match.pair, VOTES[label], match.left, questions[-1])
+        self.app.comparing.vote(vote, caller)
         names = [column_title(TITLES[side]) for side in match.sides]
-        return [*names, gr.update(visible=False), tally_line(self.core.tally(chosen or ""))]
+        return [
+            *names,
+            gr.update(visible=False),
+            tally_line(self.app.comparing.tally(chosen or "")),
+        ]
 
     @property
     def titles(self) -> list[Any]:
@@ -509,9 +480,9 @@ class ComparePage:
             )
 
 
-def build(core: Core, demo: gr.Blocks) -> ComparePage:
+def build(app: Application, demo: gr.Blocks) -> ComparePage:
     """Put the page into the Blocks that are open, wired."""
-    page = ComparePage(core)
+    page = ComparePage(app)
     page.wire(demo)
     return page
 
@@ -526,9 +497,8 @@ def on_suggestion(event: gr.EventData) -> str:
 
 def adapter_choices(runs: list[Run]) -> list[tuple[str, str]]:
     """The base alone, then finished runs, newest first."""
-    finished = [run for run in runs if run.adapter_folder is not None]
     return [("No adapter: the base alone", BASE_ONLY)] + [
-        (f"{run.title} · {run.id[:8]}-{run.id[9:13]}", run.id) for run in finished
+        (f"{run.title} · {run.id[:8]}-{run.id[9:13]}", run.id) for run in runs
     ]
 
 
@@ -538,18 +508,6 @@ def first_choice(wanted: str | None, choices: list[tuple[str, str]]) -> str:
         return wanted
     newest = [value for _, value in choices if value != BASE_ONLY]
     return newest[0] if newest else BASE_ONLY
-
-
-def base_of(folder: Path) -> str:
-    """The base an adapter folder names. AdapterError where it names none."""
-    try:
-        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-        return str(config["base_model_name_or_path"] or POCKET)
-    except (OSError, ValueError, KeyError):
-        raise AdapterError(
-            f"{folder}: expected a PEFT folder with adapter_config.json and "
-            "adapter_model.safetensors; name the folder that holds them."
-        ) from None
 
 
 def plain(messages: list[Message] | None) -> list[Message]:

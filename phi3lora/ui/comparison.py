@@ -6,51 +6,35 @@ launch("ann/pirate")
 
 from __future__ import annotations
 
-import threading
+from dataclasses import replace
 
 import gradio as gr
 
-from phi3lora.config import ModelConfig
-from phi3lora.hub.access import stored_token
-from phi3lora.hub.adapters import fetch_adapter
+from phi3lora.app.application import Application
+from phi3lora.app.callers import Caller
+from phi3lora.app.comparing import ComparingOne
 from phi3lora.settings import Settings
 from phi3lora.ui.app import TITLE, serve
-from phi3lora.ui.compare_page import ComparePage, Subject
-from phi3lora.ui.core import Caller, Core
+from phi3lora.ui.compare_page import ComparePage
 
 
 class OneAdapter(ComparePage):
     """The Compare page with its adapter settled."""
 
-    def __init__(self, core: Core, repo: str, revision: str | None) -> None:
-        self._repo, self._revision = repo, revision
-        self._contest: Subject | None = None
-        self._lock = threading.Lock()
-        super().__init__(core)
+    def __init__(self, app: Application, repo: str) -> None:
+        self._repo = repo
+        super().__init__(app)
 
     def choices(self, caller: Caller) -> list[tuple[str, str]]:
         """The one adapter."""
         return [(self._repo, self._repo)]
 
-    def subject(self, chosen: str, caller: Caller) -> Subject:
-        """The adapter and its base, whatever was chosen; fetched once.
 
-        It is read with the token that its owner gave to the Space, if there is one: whoever may
-        open the Space may ask the adapter.
-        """
-        with self._lock:
-            if self._contest is None:
-                cache = self.core.settings.cache_folder
-                found = fetch_adapter(self._repo, stored_token(), cache, self._revision)
-                base = ModelConfig(path=found.base, revision=found.revision)
-                self._contest = Subject(base, found.folder, self._repo)
-            return self._contest
-
-
-def build(core: Core, repo: str, revision: str | None = None) -> gr.Blocks:
+def build(app: Application, repo: str, revision: str | None = None) -> gr.Blocks:
     """The page of one adapter."""
+    app = replace(app, comparing=ComparingOne(app.comparing, repo, revision))
     with gr.Blocks(title=f"{repo} · {TITLE}", analytics_enabled=False, fill_width=True) as demo:
-        OneAdapter(core, repo, revision).wire(demo)
+        OneAdapter(app, repo).wire(demo)
     return demo
 
 
@@ -59,6 +43,6 @@ def launch(
 ) -> gr.Blocks:
     """Serve the page until interrupted; on a Space to everybody, else to this machine alone."""
     settings = Settings.from_environment()
-    core = Core(settings)
+    app = Application.open(settings)
     host = "0.0.0.0" if settings.on_space else "127.0.0.1"
-    return serve(build(core, repo, revision), core, host, port, block)
+    return serve(build(app, repo, revision), app, host, port, block)

@@ -1,6 +1,6 @@
 """Publishing a run from its page: name it, read the card and change it, send it, show it around.
 
-    card = PublishCard(core, run_id)      the components, hidden until they are asked for
+    card = PublishCard(app, run_id)      the components, hidden until they are asked for
     card.wire(open_button)
 
 Sending runs in a thread of its own and goes on where the page is closed meanwhile.
@@ -8,36 +8,30 @@ Sending runs in a thread of its own and goes on where the page is closed meanwhi
 
 from __future__ import annotations
 
-import re
-import threading
-import time
-from collections.abc import Callable, Iterator
-from queue import SimpleQueue
+from collections.abc import Iterator
 from typing import Any
 
 import gradio as gr
 
-from phi3lora.errors import AccessError, HubError, Phi3LoraError, RunError
-from phi3lora.hub.access import cached_identity
-from phi3lora.hub.space import Deployed
+from phi3lora.app.application import Application
+from phi3lora.app.callers import SIGN_IN, Caller
+from phi3lora.app.publishing import Publication, check_publishable
+from phi3lora.app.working import Put, in_thread
+from phi3lora.hub.space import Deployed, SpaceSettings
 from phi3lora.hub.upload import Published
-from phi3lora.runs.store import ACTIVE, Run
+from phi3lora.runs.store import Run
 from phi3lora.ui import show
-from phi3lora.ui.core import Caller, Core
+from phi3lora.ui.sessions import session_of
 from phi3lora.ui.widgets import shown
 
-FRAME = 0.2  # seconds between two looks at the progress
-LONGEST_NAME = 60
 WHAT = "On the Hub: safetensors, tokenizer, configuration, script, and a card with the evidence."
-SIGN_IN = "Sign in with a Hugging Face account first, at the top of the page."
-Put = Callable[[Any], None]
 
 
 class PublishCard:
     """The card on the Runs page."""
 
-    def __init__(self, core: Core, run_id: gr.Textbox) -> None:
-        self.core, self.run_id = core, run_id
+    def __init__(self, app: Application, run_id: gr.Textbox) -> None:
+        self.app, self.run_id = app, run_id
         with gr.Column(elem_classes="card", visible=False, elem_id="publish-card") as self.card:
             gr.HTML(show.heading("Publish", WHAT))
             self.repo = gr.Textbox(
@@ -87,13 +81,13 @@ class PublishCard:
     @shown
     def on_open(self, run_id: str, request: gr.Request) -> list[Any]:
         """Show the card with a name and a draft of the model card."""
-        caller = self.core.caller(request)
-        run = finished(self.core, run_id, caller)
+        caller = self.app.callers.caller(session_of(request))
+        run = self._finished(run_id, caller)
         if caller.token is None:
             note = show.notice(SIGN_IN, "amber")
             return [gr.update(visible=True), "", "", "", note, gr.update(visible=False), ""]
-        repo = f"{cached_identity(caller.token).name}/{slug(run.title)}"
-        draft = draft_of(run, repo, caller)
+        repo = self.app.publishing.name(run, caller)
+        draft = self.app.publishing.draft(run, repo, caller)
         return [gr.update(visible=True), repo, draft, draft, "", gr.update(visible=False), ""]
 
     @shown
@@ -101,11 +95,11 @@ class PublishCard:
         self, run_id: str, repo: str, text: str, draft: str, request: gr.Request
     ) -> list[Any]:
         """Another name: a card that nobody edited names it, too."""
-        caller = self.core.caller(request)
-        run = finished(self.core, run_id, caller)
+        caller = self.app.callers.caller(session_of(request))
+        run = self._finished(run_id, caller)
         if not repo.strip() or same(text, draft) is False or caller.token is None:
             return [gr.skip(), gr.skip()]
-        draft = draft_of(run, repo.strip(), caller)
+        draft = self.app.publishing.draft(run, repo.strip(), caller)
         return [draft, draft]
 
     @shown
@@ -120,28 +114,13 @@ class PublishCard:
         request: gr.Request,
     ) -> Iterator[list[Any]]:
         """Publish, and say how far it is; then the link, the snippet, and what comes next."""
-        caller = self.core.caller(request)
-        run = finished(self.core, run_id, caller)
-        token = token_of(caller)
-        if not repo.strip():
-            raise HubError("Name the repository first: USER/NAME.")
+        caller = self.app.callers.caller(session_of(request))
+        run = self._finished(run_id, caller)
         card = None if same(text, draft) else text
+        what = Publication(repo, bool(private), bool(proposal), card=card)
 
         def work(put: Put) -> Published:
-            from phi3lora.hub.upload import push
-
-            put("Writing the card")
-            return push(
-                run.folder,
-                repo.strip(),
-                token,
-                private=bool(private),
-                pull_request=bool(proposal),
-                card=card,
-                script=script_of(run, token),
-                progress=put,
-                tell=put,
-            )
+            return self.app.publishing.push(run, what, caller, progress=put, tell=put)
 
         for told in in_thread(work):
             if isinstance(told, Published):
@@ -153,21 +132,22 @@ class PublishCard:
     @shown
     def on_deploy(self, repo: str, space: str, private: bool, request: gr.Request) -> Iterator[str]:
         """Make the comparison Space, and say how far it is; then the link."""
-        token = token_of(self.core.caller(request))
-        if not space.strip():
-            raise HubError("Name the Space first: USER/NAME.")
+        caller = self.app.callers.caller(session_of(request))
+        wanted = SpaceSettings(private=bool(private))
 
         def work(put: Put) -> Deployed:
-            from phi3lora.hub.space import SpaceSettings, deploy_comparison
-
-            put("Making the Space")
-            wanted = SpaceSettings(private=bool(private))
-            return deploy_comparison(
-                repo.strip(), space.strip(), token, wanted, progress=put, tell=put
+            return self.app.publishing.deploy(
+                space, caller, wanted, compare=repo, progress=put, tell=put
             )
 
         for told in in_thread(work):
             yield deployed(told) if isinstance(told, Deployed) else sending(told)
+
+    def _finished(self, run_id: str, caller: Caller) -> Run:
+        """The caller's run, which has something to publish. Raises RunError."""
+        run = self.app.launching.run(run_id, caller)
+        check_publishable(run)
+        return run
 
     def wire(self, button: gr.Button) -> None:
         """Connect the components, and the button that opens the card."""
@@ -201,73 +181,9 @@ class PublishCard:
         )
 
 
-def finished(core: Core, run_id: str, caller: Caller) -> Run:
-    """The caller's run, which has something to publish. Raises RunError."""
-    run = core.run(run_id, caller)
-    if run.adapter_folder is None or run.status in ACTIVE:
-        raise RunError("This run has no adapter to publish yet; let it finish first.")
-    return run
-
-
-def token_of(caller: Caller) -> str:
-    """The caller's token. Raises AccessError where nobody is signed in."""
-    if caller.token is None:
-        raise AccessError(SIGN_IN)
-    return caller.token
-
-
-def draft_of(run: Run, repo: str, caller: Caller) -> str:
-    """The card as it would be published."""
-    from phi3lora.hub.upload import draft_card
-
-    return draft_card(run.folder, repo, caller.token)
-
-
-def script_of(run: Run, token: str) -> str | None:
-    """What trains the same, to lay beside it; None where it cannot be written."""
-    from phi3lora.training.script import script
-
-    try:
-        return script(run.config, portable=True, token=token)
-    except Phi3LoraError:
-        return None
-
-
 def same(text: str, draft: str) -> bool:
     """Whether a card is as it was drafted; an empty one is to be written."""
     return not text.strip() or text.split() == draft.split()
-
-
-def slug(title: str) -> str:
-    """A repository's name: `Pirate, rank 32` → `pirate-rank-32`."""
-    name = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
-    return name[:LONGEST_NAME].strip("-") or "adapter"
-
-
-def in_thread(work: Callable[[Put], Any]) -> Iterator[Any]:
-    """What `work` puts, the last of each moment, then what it returns.
-
-    Raises what it raises. It goes on where nobody listens any more.
-    """
-    notes: SimpleQueue[tuple[str, Any]] = SimpleQueue()
-
-    def run() -> None:
-        try:
-            notes.put(("done", work(lambda note: notes.put(("note", note)))))
-        except Exception as error:  # noqa: BLE001 - raised again where it is listened to
-            notes.put(("failed", error))
-
-    threading.Thread(target=run, daemon=True).start()
-    while True:
-        kind, value = notes.get()
-        while kind == "note" and not notes.empty():
-            kind, value = notes.get()
-        if kind == "failed":
-            raise value
-        yield value
-        if kind == "done":
-            return
-        time.sleep(FRAME)
 
 
 # ---------------------------------------------------------------------- values into what is shown

@@ -8,8 +8,6 @@ by plain functions from a Run and its RunView.
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 import time
 from copy import copy
 from pathlib import Path
@@ -17,14 +15,16 @@ from typing import Any
 
 import gradio as gr
 
+from phi3lora.app.application import Application
+from phi3lora.app.comparing import result_of
 from phi3lora.app.views import RunView
 from phi3lora.errors import HubError, Phi3LoraError, RunError
 from phi3lora.hub.backup import RunRepo
 from phi3lora.runs.store import ACTIVE, RESUMABLE, Run
 from phi3lora.ui import show
 from phi3lora.ui.code import PlainCode
-from phi3lora.ui.core import ANONYMOUS, Core
 from phi3lora.ui.publish import PublishCard
+from phi3lora.ui.sessions import session_of
 from phi3lora.ui.theme import HELD_OUT, TRAIN
 from phi3lora.ui.widgets import shown
 
@@ -74,8 +74,8 @@ LEGEND = (
 class RunsPage:
     """The page's components and handlers."""
 
-    def __init__(self, core: Core) -> None:
-        self.core = core
+    def __init__(self, app: Application) -> None:
+        self.app = app
         self._made: dict[str, tuple[str, dict[str, Any]]] = {}
         self.run_id = gr.Textbox(visible="hidden", elem_id="run-id")
         self.pulse = gr.Textbox(visible="hidden", elem_id="pulse")
@@ -117,12 +117,12 @@ class RunsPage:
                 y_axis_format=".1e",
                 color_map={"all": TRAIN},
             )
-        self.publish_card = PublishCard(self.core, self.run_id)
+        self.publish_card = PublishCard(self.app, self.run_id)
         with gr.Column(elem_classes="card", visible=False) as self.report_card:
             self.report = gr.HTML(elem_id="report", apply_default_css=False)
         with gr.Column(elem_classes="card", visible=False) as self.more_card:
             self.download = gr.DownloadButton(
-                "Download the adapter", size="md", visible=False, elem_id="download"
+                "Download", size="md", visible=False, elem_id="download"
             )
             with gr.Accordion("Log", open=False, elem_classes="fold", elem_id="log-fold"):
                 self.log = gr.HTML(elem_id="log", autoscroll=True, max_height=420)
@@ -136,7 +136,7 @@ class RunsPage:
                     elem_classes="mono",
                     elem_id="run-config",
                 )
-                self.code = PlainCode(self.core)
+                self.code = PlainCode(self.app)
 
     def _buttons(self) -> None:
         with gr.Row(elem_classes="actions", visible=False) as self.actions:
@@ -192,30 +192,31 @@ class RunsPage:
         """What the address says: a run, or the newest one."""
         run_id = request.query_params.get("run", "")
         if not run_id:
-            runs = self.core.store.list(self.core.caller(request).name)
+            caller = self.app.callers.caller(session_of(request))
+            runs = self.app.launching.runs(caller)
             run_id = runs[0].id if runs else ""
         return [run_id, *self.on_show(run_id, request)]
 
     @shown
     def on_show(self, run_id: str, request: gr.Request) -> list[Any]:
         """Everything about the chosen run as it is now."""
-        caller = self.core.caller(request)
-        runs = self.core.store.list(caller.name)
+        caller = self.app.callers.caller(session_of(request))
+        runs = self.app.launching.runs(caller)
         try:
-            values = self._values(self.core.run(run_id, caller))
+            values = self._values(self.app.launching.run(run_id, caller))
         except RunError as error:
-            reason = "" if caller.name == ANONYMOUS else str(error)
+            reason = "" if caller.anonymous else str(error)
             values = {"head": gr.update(value=nothing_chosen(runs, run_id, reason))}
         hidden = gr.update(visible=False)
         return [run_list(runs, run_id), *(values.get(name, hidden) for name in self.parts)]
 
     def _values(self, run: Run) -> dict[str, Any]:
         """What to show of a run; made once for all who watch it."""
-        position = self.core.queue.position(run)
-        pulse = f"{run.status} {position} {self.core.follower.run_pulse(run)}"
+        position = self.app.launching.position(run)
+        pulse = f"{run.status} {position} {self.app.views.run_pulse(run)}"
         known = self._made.get(run.id)
         if known is None or known[0] != pulse:
-            known = (pulse, show_run(run, self.core.follower.view(run), position))
+            known = (pulse, show_run(run, self.app.views.view(run), position))
             self._made.pop(run.id, None)
             self._made[run.id] = known
             while len(self._made) > MADE:
@@ -226,16 +227,18 @@ class RunsPage:
     def on_kept(self, request: gr.Request) -> str:
         """Runs that are on the Hub and no more here; why they cannot be listed, on a Space."""
         try:
-            return kept_list(self.core.kept_runs(self.core.caller(request)))
+            caller = self.app.callers.caller(session_of(request))
+            return kept_list(self.app.launching.missing(caller))
         except HubError as error:
-            on_space = self.core.settings.on_space
+            on_space = self.app.settings.on_space
             return show.notice(f"Backed-up runs: {error}", "grey") if on_space else ""
 
     @shown
     def on_bring(self, request: gr.Request, event: gr.EventData) -> str:
         """Fetch a backed-up run; its id, by which it is shown."""
         repo = str(event._data.get("repo", ""))
-        return self.core.bring_back(repo, self.core.caller(request)).id
+        caller = self.app.callers.caller(session_of(request))
+        return self.app.launching.restore(repo, caller).id
 
     def on_pick(self, event: gr.EventData) -> str:
         """A run was clicked in the list."""
@@ -244,38 +247,36 @@ class RunsPage:
     @shown
     def on_stop(self, run_id: str, request: gr.Request) -> None:
         """Ask it to save and stop."""
-        self.core.queue.stop(self._own(run_id, request))
+        self.app.launching.stop(self._own(run_id, request))
 
     @shown
     def on_cancel(self, run_id: str, request: gr.Request) -> None:
         """Take it out of the line."""
-        self.core.queue.cancel(self._own(run_id, request))
+        self.app.launching.cancel(self._own(run_id, request))
 
     @shown
     def on_resume(self, run_id: str, request: gr.Request) -> None:
         """Go on from the last whole checkpoint."""
-        self.core.resume(run_id, self.core.caller(request))
+        caller = self.app.callers.caller(session_of(request))
+        self.app.launching.resume(self.app.launching.run(run_id, caller), caller)
 
     @shown
     def on_delete(self, run_id: str, request: gr.Request) -> tuple[str, Any]:
         """Remove it, and choose the newest of those that are left."""
-        caller = self.core.caller(request)
-        self.core.store.delete(self.core.run(run_id, caller))
-        left = self.core.store.list(caller.name)
+        caller = self.app.callers.caller(session_of(request))
+        self.app.launching.delete(self.app.launching.run(run_id, caller))
+        left = self.app.launching.runs(caller)
         return left[0].id if left else "", gr.update(visible=False)
 
     @shown
     def on_download(self, run_id: str, request: gr.Request) -> Any:
         """The adapter as one zip file."""
         run = self._own(run_id, request)
-        if run.adapter_folder is None:
-            raise RunError("This run has no adapter yet; let it finish first.")
-        folder = Path(tempfile.mkdtemp(prefix="phi3lora-"))
-        archive = shutil.make_archive(str(folder / f"adapter-{run.id}"), "zip", run.adapter_folder)
-        return gr.update(value=archive, visible=True)
+        return gr.update(value=str(self.app.publishing.download(run)), visible=True)
 
     def _own(self, run_id: str, request: gr.Request) -> Run:
-        return self.core.run(run_id, self.core.caller(request))
+        caller = self.app.callers.caller(session_of(request))
+        return self.app.launching.run(run_id, caller)
 
     def wire(self, demo: gr.Blocks) -> None:
         """Connect components and handlers."""
@@ -326,9 +327,9 @@ class RunsPage:
 OPEN_COMPARE = "(run) => { window.location.href = 'compare?adapter=' + encodeURIComponent(run); }"
 
 
-def build(core: Core, demo: gr.Blocks) -> RunsPage:
+def build(app: Application, demo: gr.Blocks) -> RunsPage:
     """Put the page into the Blocks that are open, wired."""
-    page = RunsPage(core)
+    page = RunsPage(app)
     page.wire(demo)
     return page
 
@@ -396,7 +397,7 @@ def nothing_chosen(runs: list[Run], run_id: str, reason: str) -> str:
 def show_run(run: Run, view: RunView, position: int | None) -> dict[str, Any]:
     """Values for every part of the page that depends on the run."""
     status, report = run.status, read_report(run)
-    usable = run.adapter_folder is not None and status not in ACTIVE
+    usable = result_of(run) is not None and status not in ACTIVE
     visible = {
         "stop": status == "running",
         "resume": status in RESUMABLE,

@@ -1,7 +1,7 @@
 """The Train page: pick data and see what will be trained, pick a recipe, check, launch.
 
     with gr.Blocks() as demo:
-        build(core, demo)
+        build(app, demo)
 
 Every change goes the same way: read the form, look (in the helper process), show. What the page
 shows is made by plain functions from a `Preflight`, so that tests need no browser.
@@ -18,16 +18,17 @@ from typing import Any
 import gradio as gr
 import yaml
 
+from phi3lora.app.application import Application
+from phi3lora.app.datasets import NO_PARTS, Suggestion
 from phi3lora.config import POCKET, RunConfig
-from phi3lora.data.sources import EXAMPLES, is_local
+from phi3lora.data.sources import EXAMPLES
 from phi3lora.errors import AccessError, ConfigError, DataError, Phi3LoraError, Problem
 from phi3lora.hub.access import SUGGESTED_MODELS
 from phi3lora.recipes import describe, load_recipe, recipes
-from phi3lora.runs.permission import check_path
 from phi3lora.training.preflight import Check, Preflight
 from phi3lora.ui import form, show
 from phi3lora.ui.code import PlainCode
-from phi3lora.ui.core import Core
+from phi3lora.ui.sessions import session_of
 from phi3lora.ui.widgets import Fields, shown
 
 EXAMPLE, FILE, HUB = "Example", "Your file", "Hub"
@@ -51,8 +52,8 @@ LIVE = (
 class TrainPage:
     """The page's components, and the handlers that fill them."""
 
-    def __init__(self, core: Core) -> None:
-        self.core = core
+    def __init__(self, app: Application) -> None:
+        self.app = app
         self._looks: dict[str, object] = {}  # the latest look of each page that is being served
         self._typed: dict[str, object] = {}  # likewise what is typed into the search
         self.start = first_recipe()
@@ -176,7 +177,7 @@ class TrainPage:
             self.drawn = gr.State("")
             self.use_yaml = gr.Button("Use this configuration", size="md")
         with gr.Accordion("As plain code", open=False, elem_classes="fold", elem_id="as-code"):
-            self.code = PlainCode(self.core)
+            self.code = PlainCode(self.app)
 
     def _advanced(self) -> None:
         for section, name in form.SECTIONS.items():
@@ -231,7 +232,8 @@ class TrainPage:
         except ConfigError as error:
             return [gr.skip(), broken_form(error), ""]
         try:
-            look = self.core.look(config, self.core.caller(request))
+            caller = self.app.callers.caller(session_of(request))
+            look = self.app.launching.preflight(config, caller)
         except Phi3LoraError as error:
             name = "Access" if isinstance(error, AccessError) else "Data"
             look = Preflight([Check(name, "red", str(error))])
@@ -259,7 +261,8 @@ class TrainPage:
         """Keep the dropped file and make it the data."""
         if not file:
             return gr.skip()
-        return str(self.core.keep_upload(Path(file), self.core.caller(request)))
+        caller = self.app.callers.caller(session_of(request))
+        return str(self.app.datasets.keep_upload(Path(file), caller))
 
     def on_type(self, query: str, request: gr.Request) -> Any:
         """What matches the words so far, once the typing rests; errors wait for Enter."""
@@ -269,7 +272,7 @@ class TrainPage:
         if self._typed.get(session) is not typed:
             return gr.skip()
         try:
-            found = self.core.search(named_dataset(query), self.core.caller(request))
+            found = self._search(named_dataset(query), request)
         except Phi3LoraError:
             return gr.skip()
         if self._typed.get(session) is not typed:  # overtaken while the Hub was asked
@@ -284,17 +287,24 @@ class TrainPage:
         if not query:
             raise DataError("Type a few words, or a dataset's id, then press Enter.")
         self._typed.pop(str(request.session_hash), None)
-        found = self.core.search(query, self.core.caller(request))
+        found = self._search(query, request)
         if query in [dataset for _, dataset in found] or (not found and "/" in query):
             return gr.update(visible=False, choices=[]), query
         if not found:
             raise DataError(f"The Hub has no dataset like {query!r}; try fewer or other words.")
         return gr.update(choices=found, value=None, visible=True), gr.skip()
 
+    def _search(self, query: str, request: gr.Request) -> list[tuple[str, str]]:
+        """Suggested datasets as (what to show, id)."""
+        caller = self.app.callers.caller(session_of(request))
+        found = self.app.datasets.search(query, caller)
+        return [(dataset_line(one), one.found.id) for one in found]
+
     def on_bases(self, request: gr.Request) -> Any:
         """More bases to choose from; without the Hub those that were there."""
         try:
-            return gr.update(choices=self.core.bases(self.core.caller(request)))
+            caller = self.app.callers.caller(session_of(request))
+            return gr.update(choices=self.app.datasets.bases(caller))
         except Phi3LoraError:
             return gr.skip()
 
@@ -307,18 +317,15 @@ class TrainPage:
         yield [*self._parts(path, name, request), gr.skip()]
 
     def _parts(self, path: str, name: str | None, request: gr.Request) -> list[Any]:
-        none = [gr.update(choices=[], value=None), gr.update(choices=["train"], value="train")]
         try:
-            caller = self.core.caller(request)
-            check_path("data.path", path, caller.name, self.core.settings)
-            if is_local(path):
-                return none
-            names, splits = self.core.parts(path, name, caller)
+            caller = self.app.callers.caller(session_of(request))
+            parts = self.app.datasets.parts(path, name, caller)
         except Phi3LoraError:
-            return none
-        chosen = name if name in names else (names[0] if len(names) > 1 else None)
-        split = next((each for each in splits if each.startswith("train")), splits[0])
-        return [gr.update(choices=names, value=chosen), gr.update(choices=splits, value=split)]
+            parts = NO_PARTS
+        return [
+            gr.update(choices=parts.names, value=parts.name),
+            gr.update(choices=parts.splits, value=parts.split),
+        ]
 
     @shown
     def on_recipe(self, name: str) -> list[Any]:
@@ -346,7 +353,8 @@ class TrainPage:
     def on_launch(self, request: gr.Request, *shown_values: Any) -> str:
         """Launch; the id of the run, which the browser then opens."""
         config, _ = self.fields.config(shown_values)
-        return self.core.launch(config, self.core.caller(request)).id
+        caller = self.app.callers.caller(session_of(request))
+        return self.app.launching.launch(config, caller).id
 
     def wire(self, demo: gr.Blocks) -> None:
         """Connect components and handlers."""
@@ -421,9 +429,9 @@ class TrainPage:
 OPEN_RUN = "(run) => { if (run) window.location.href = 'runs?run=' + encodeURIComponent(run); }"
 
 
-def build(core: Core, demo: gr.Blocks) -> TrainPage:
+def build(app: Application, demo: gr.Blocks) -> TrainPage:
     """Put the page into the Blocks that are open, wired."""
-    page = TrainPage(core)
+    page = TrainPage(app)
     page.wire(demo)
     return page
 
@@ -434,6 +442,23 @@ def _settled(component: Any) -> Any:
 
 
 # ---------------------------------------------------------------------- values into what is shown
+
+
+def dataset_line(suggestion: Suggestion) -> str:
+    """A dataset to pick, in a line."""
+    found = suggestion.found
+    facts = [
+        found.id,
+        "used lately" if suggestion.used_lately else "",
+        found.rows and f"{found.rows} rows",
+        found.downloads and f"{show.short_count(found.downloads)} downloads",
+        found.likes and f"{show.short_count(found.likes)} likes",
+        found.size and show.size(found.size),
+        found.licence,
+        "gated" if found.gated else "",
+        "private" if found.private else "",
+    ]
+    return " · ".join(fact for fact in facts if fact)
 
 
 def named_dataset(query: str) -> str:

@@ -1,6 +1,6 @@
 """What the server does beside Gradio: refuse foreign requests, and say cheaply what changed.
 
-    launch(app_kwargs=beside(core.pulse, own_hosts()))
+    launch(app_kwargs=beside(pulse, own_hosts()))
 
 An idle page asks `/pulse` every few seconds. The answer is a short fingerprint; only when it
 differs does the page call Gradio, so that a hundred open pages cost next to nothing.
@@ -23,7 +23,7 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from phi3lora.ui.core import BROWSER, session_token
+from phi3lora.ui.sessions import BROWSER, session_token
 
 Pulse = Callable[[Request], str]
 FRESH = 0.8  # seconds for which an answer serves everybody who asks the same

@@ -1,0 +1,61 @@
+"""The application without a face: its parts, made once and handed to whoever shows them.
+
+    app = Application.open(settings)
+    app.launching.launch(config, app.callers.caller(session))
+
+A test replaces a part: `dataclasses.replace(app, comparing=...)`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from phi3lora.app.callers import Callers
+from phi3lora.app.comparing import Comparing
+from phi3lora.app.datasets import Datasets
+from phi3lora.app.launching import Launching
+from phi3lora.app.preflights import HerePreflights, PreflightPool, Preflights
+from phi3lora.app.publishing import Publishing
+from phi3lora.app.views import Follower
+from phi3lora.runs.queue import Queue
+from phi3lora.runs.store import RunStore
+from phi3lora.settings import Settings
+
+
+@dataclass(frozen=True)
+class Application:
+    """What a door has: who asks, and all that can be done."""
+
+    settings: Settings
+    callers: Callers
+    datasets: Datasets
+    launching: Launching
+    comparing: Comparing
+    publishing: Publishing
+    views: Follower
+    preflights: Preflights
+
+    @classmethod
+    def open(cls, settings: Settings, *, helper: bool = True) -> Application:
+        """All parts, over one store. Nothing is loaded or asked yet.
+
+        Args:
+            helper: run preflights in a process of their own, as whoever serves many should.
+        """
+        store = RunStore(settings)
+        views, callers = Follower(store), Callers(settings)
+        preflights = PreflightPool(settings) if helper else HerePreflights(settings)
+        return cls(
+            settings,
+            callers,
+            Datasets(settings, store, preflights),
+            Launching(settings, store, Queue(settings, store), views, preflights),
+            Comparing(settings, store, views, callers),
+            Publishing(settings),
+            views,
+            preflights,
+        )
+
+    def close(self) -> None:
+        """End the helper process, if one was started."""
+        self.preflights.close()

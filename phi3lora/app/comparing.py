@@ -1,0 +1,300 @@
+"""Base against tuned: a name becomes one `Subject`, which is loaded, asked and voted on.
+
+comparing = Comparing(settings, store, views, callers)
+subject = comparing.subject("ann/pirate", caller)      run, folder, Hub id, whole model, or ""
+for note in comparing.load(subject, caller): ...
+for pair in comparing.reply(subject, base, tuned, options, caller=caller): ...
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from phi3lora.app.callers import Caller, Callers
+from phi3lora.app.views import Follower
+from phi3lora.app.working import Put, in_thread
+from phi3lora.chat.options import Options, Pair
+from phi3lora.chat.votes import Tally, Vote, VoteBook
+from phi3lora.config import POCKET, ModelConfig
+from phi3lora.errors import AccessError, AdapterError, Phi3LoraError, RunError
+from phi3lora.hub.access import stored_token
+from phi3lora.hub.adapters import fetch_adapter
+from phi3lora.hub.client import is_hub_id
+from phi3lora.lora.folder import read_adapter_config
+from phi3lora.models import pocket
+from phi3lora.runs.store import ID, Run, RunStore, open_run
+from phi3lora.settings import Settings
+
+if TYPE_CHECKING:
+    from phi3lora.chat.engine import ChatEngine
+    from phi3lora.chat.whole import WholeModels
+
+Kind = Literal["base", "adapter", "model"]
+ANSWER_FRAME = 0.08  # seconds between two looks at a growing answer
+FEW = 3  # prompts of a report, below which the pocket model's are suggested too
+LONGEST_PROMPT = 160
+SETTLED = 3  # steps after which a run takes no more memory
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is compared.
+
+    Attributes:
+        base: as it is loaded.
+        result: the folder beside it: an adapter, or a whole model; None for the base alone.
+        kind: what the result is.
+        name: what to call it.
+    """
+
+    base: ModelConfig
+    result: Path | None = None
+    kind: Kind = "base"
+    name: str = "base"
+
+
+BASE_ALONE = Subject(ModelConfig())
+
+
+class Comparing:
+    """Names into subjects, subjects into answers, answers into votes."""
+
+    def __init__(
+        self, settings: Settings, store: RunStore, views: Follower, callers: Callers
+    ) -> None:
+        self.settings = settings
+        self._store, self._views, self._callers = store, views, callers
+        self._book = VoteBook(settings.home / "votes.jsonl")
+        self._engines: dict[str, ChatEngine | WholeModels] = {}
+        self._lock = threading.Lock()
+
+    # What a name means
+
+    def subject(self, name: str, caller: Caller, revision: str | None = None) -> Subject:
+        """What this caller means by a name.
+
+        A run of theirs by its id; on one's own machine a folder: of a run, an adapter, or a whole
+        model; an adapter on the Hub, `USER/NAME`; the base alone by an empty name. Raises
+        RunError, AdapterError, HubError or AccessError.
+        """
+        if not name:
+            return BASE_ALONE
+        if ID.fullmatch(name) and (run := self._own(name, caller)):
+            return subject_of(run)
+        local = not self.settings.on_space
+        folder = Path(name).expanduser()
+        if local and folder.is_dir():
+            return _in_folder(folder)
+        if is_hub_id(name):
+            found = fetch_adapter(name, caller.token, self.settings.cache_folder, revision)
+            base = ModelConfig(path=found.base, revision=found.revision)
+            return Subject(base, found.folder, "adapter", name)
+        if local:
+            raise RunError(
+                f"There is no run {name!r}, and no folder of that name with a result in it; "
+                "`phi3lora runs list` names the runs, and USER/NAME an adapter on the Hub."
+            )
+        raise AccessError(
+            "Choose one of your finished runs, or an adapter on the Hub, USER/NAME; folders "
+            "cannot be named here."
+        )
+
+    def _own(self, run_id: str, caller: Caller) -> Run | None:
+        return next((run for run in self._store.list(caller.name) if run.id == run_id), None)
+
+    def runs(self, caller: Caller) -> list[Run]:
+        """The caller's runs that can be compared, newest first."""
+        return [run for run in self._store.list(caller.name) if result_of(run) is not None]
+
+    def suggestions(self, name: str, caller: Caller) -> list[str]:
+        """Prompts to try: held-out ones of the run's report, else of the pocket world."""
+        run = self._own(name, caller)
+        prompts = held_out_prompts(run.folder / "report.json") if run else []
+        if len(prompts) < FEW:
+            prompts += pocket.prompts()
+        return prompts
+
+    # Answers
+
+    def load(self, subject: Subject, caller: Caller) -> Iterator[str]:
+        """Load base and result; says what it does while it does it, then what fell back.
+
+        Raises Phi3LoraError: whatever stops the loading is told.
+        """
+        self._callers.check_base(subject.base, caller)
+
+        def work(put: Put) -> list[str]:
+            engine = self.engine(subject.kind)
+            return engine.load(subject.base, subject.result, token=caller.token, progress=put)
+
+        for told in in_thread(work, ANSWER_FRAME):
+            yield from told if isinstance(told, list) else [told]
+
+    def reply(
+        self,
+        subject: Subject,
+        base: list[dict[str, Any]],
+        tuned: list[dict[str, Any]],
+        options: Options,
+        should_stop: Callable[[], bool] = lambda: False,
+        *,
+        caller: Caller,
+    ) -> Iterator[Pair]:
+        """Both answers as they grow, a dozen times a second at most. Raises Phi3LoraError."""
+        self._callers.check_base(subject.base, caller)
+        pairs = self.engine(subject.kind).reply(
+            base,
+            tuned,
+            options,
+            should_stop,
+            base=subject.base,
+            adapter=subject.result,
+            token=caller.token,
+        )
+        last = 0.0
+        for pair in pairs:
+            if pair.done or time.monotonic() - last > ANSWER_FRAME:
+                last = time.monotonic()
+                yield pair
+
+    def engine(self, kind: Kind) -> Any:
+        """The chat of this kind, shared by everybody; it loads nothing before it is asked."""
+        from phi3lora.chat.engine import ChatEngine
+        from phi3lora.chat.whole import WholeModels
+
+        engine = WholeModels if kind == "model" else ChatEngine
+        with self._lock:
+            if engine.__name__ not in self._engines:
+                self._engines[engine.__name__] = engine(self.settings, self._training_needs)
+            return self._engines[engine.__name__]
+
+    def room_message(self) -> str:
+        """Why there is no room for the chat beside a training; empty where there is."""
+        engine = self._engines.get("ChatEngine")
+        if engine is None:
+            return ""
+        room = engine.fits()  # type: ignore[union-attr]
+        return "" if room.fits else room.message
+
+    def _training_needs(self) -> int | None:
+        """Bytes that a run may yet take; None where none computes. Asked once a second.
+
+        A run that has made a few steps has been at its peak, and what is free stays free.
+        """
+        from phi3lora.models.hardware import detect_hardware
+        from phi3lora.training.estimate import estimate
+
+        running = [run for run in self._store.all() if run.status in ("running", "stopping")]
+        if not running:
+            return None
+        needs = 0
+        for run in running:
+            step = self._views.view(run).step
+            if step is not None and step.step >= SETTLED:
+                continue
+            try:
+                hardware = detect_hardware(run.config.model.device)
+                needs += estimate(run.config, hardware).memory_bytes
+            except Phi3LoraError:
+                continue  # the run itself will say so
+        return needs
+
+    # Votes
+
+    def vote(self, vote: Vote, caller: Caller) -> None:
+        """Write a blind vote down. RunError if this pair of answers has one.
+
+        Only on what the caller may compare: raises what `subject` does.
+        """
+        self.subject(vote.adapter, caller)
+        self._book.record(vote)
+
+    def tally(self, adapter: str) -> Tally:
+        """Blind votes on an adapter."""
+        return self._book.tally(adapter)
+
+
+class ComparingOne(Comparing):
+    """One adapter and nothing else, whatever is named: for a comparison Space.
+
+    It is read with the token that its owner gave to the Space, if there is one: whoever may open
+    the Space may ask the adapter.
+    """
+
+    def __init__(self, other: Comparing, repo: str, revision: str | None = None) -> None:
+        super().__init__(other.settings, other._store, other._views, other._callers)
+        self.repo, self._revision = repo, revision
+        self._subject: Subject | None = None
+        self._fetching = threading.Lock()
+
+    def subject(self, name: str, caller: Caller, revision: str | None = None) -> Subject:
+        """The adapter and its base, fetched once."""
+        with self._fetching:
+            if self._subject is None:
+                owner = Caller(caller.name, stored_token())
+                self._subject = super().subject(self.repo, owner, self._revision)
+            return self._subject
+
+
+def result_of(run: Run) -> Path | None:
+    """The folder of what a run made, once there is one."""
+    try:
+        folder = run.folder / run.config.result
+    except Phi3LoraError:
+        return None
+    return folder if folder.is_dir() else None
+
+
+def subject_of(run: Run) -> Subject:
+    """What a run made, beside its base. RunError while there is nothing."""
+    result = result_of(run)
+    if result is None:
+        raise RunError(f"{run.title} has no {run.config.result} yet; it is {run.status}.")
+    kind: Kind = "model" if run.config.adapter == "none" else "adapter"
+    return Subject(run.config.model, result, kind, run.title)
+
+
+def _in_folder(folder: Path) -> Subject:
+    """A run, an adapter or a whole model that lies in a folder of this machine."""
+    if (folder / "state.json").exists():
+        return subject_of(open_run(folder))
+    if (folder / "config.json").is_file() and not (folder / "adapter_config.json").is_file():
+        return Subject(ModelConfig(path=_base_on_card(folder)), folder, "model", folder.name)
+    base = read_adapter_config(folder).get("base_model_name_or_path") or POCKET
+    return Subject(ModelConfig(path=str(base)), folder, "adapter", folder.name)
+
+
+def _base_on_card(folder: Path) -> str:
+    """The base that the card beside a whole model names. AdapterError where it names none."""
+    import yaml
+
+    try:
+        _, front, _ = (folder / "README.md").read_text(encoding="utf-8").split("---\n", 2)
+        named = (yaml.safe_load(front) or {}).get("base_model")
+    except (OSError, ValueError, AttributeError, yaml.YAMLError):
+        named = None
+    if isinstance(named, list):
+        named = named[0] if named else None
+    if not named:
+        raise AdapterError(
+            f"{folder} holds a whole model that does not say what it was trained from; name its "
+            "run instead, or write `base_model` into the head of its README.md."
+        )
+    return str(named)
+
+
+def held_out_prompts(report: Path) -> list[str]:
+    """Prompts of a report's samples, short ones of one turn."""
+    try:
+        values = json.loads(report.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return []
+    samples = [*values.get("gained", []), *values.get("lost", [])]
+    prompts = [str(sample.get("prompt", "")) for sample in samples]
+    return [prompt for prompt in dict.fromkeys(prompts) if 0 < len(prompt) <= LONGEST_PROMPT]

@@ -1,0 +1,245 @@
+"""From a config to a run and its end: preflight → gate → create → queue; then what is done to it.
+
+launching = Launching(settings, store, queue, views, preflights)
+launching.preflight(config, caller)         checks and estimate; nothing is made
+run = launching.launch(config, caller)      Phi3LoraError, and no run, where a check is red
+launching.stop(run); launching.resume(run, caller); launching.delete(run)
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from phi3lora.app.callers import Caller, check_may_train
+from phi3lora.app.preflights import Preflights
+from phi3lora.app.views import Follower
+from phi3lora.config import RunConfig
+from phi3lora.errors import Phi3LoraError, RunError
+from phi3lora.hub.backup import RunRepo, list_runs
+from phi3lora.runs.copies import restore
+from phi3lora.runs.permission import check_paths
+from phi3lora.runs.queue import Queue
+from phi3lora.runs.store import ACTIVE, LOCAL, Run, RunStore, open_run, with_whole_paths
+from phi3lora.settings import Settings
+from phi3lora.training.preflight import Preflight, blocking
+
+if TYPE_CHECKING:
+    from phi3lora.evaluation.report import Report
+    from phi3lora.events import Emit
+
+LATELY = 20  # runs among which one like the next is looked for
+
+
+class Launching:
+    """The life of runs, for everybody who asks."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        store: RunStore,
+        queue: Queue,
+        views: Follower,
+        preflights: Preflights,
+    ) -> None:
+        self.settings, self.store, self.queue = settings, store, queue
+        self._views = views
+        self._preflights = preflights
+
+    # Runs there are
+
+    def runs(self, caller: Caller) -> list[Run]:
+        """The caller's runs, newest first."""
+        return self.store.list(caller.name)
+
+    def run(self, run_id: str, caller: Caller) -> Run:
+        """The caller's run. RunError if it is not theirs, or is not at all."""
+        return self.store.get(run_id, caller.name)
+
+    def find(self, name: str, caller: Caller) -> Run:
+        """A run by its id, or on one's own machine by its folder. Raises RunError."""
+        folder = Path(name).expanduser()
+        if caller.name == LOCAL and folder.is_dir():
+            return open_run(folder)
+        return self.run(name, caller)
+
+    def position(self, run: Run) -> int | None:
+        """Its place in the queue, from 1; None if it does not wait."""
+        return self.queue.position(run)
+
+    # Before a run, and its beginning
+
+    def preflight(self, config: RunConfig, caller: Caller) -> Preflight:
+        """The data as it will be trained, the checks before launch, and the estimate.
+
+        Raises AccessError for who may not train here, or may not name such a file.
+        """
+        check_may_train(caller, self.settings)
+        check_paths(config, caller.name, self.settings)
+        return self._preflights.preflight(config, caller.token, self._speed(config, caller))
+
+    def _speed(self, config: RunConfig, caller: Caller) -> float | None:
+        """Tokens per second of the caller's last finished run with the same base, if there is."""
+        for run in self.runs(caller)[:LATELY]:
+            if run.status == "finished" and _same_base(run, config):
+                step = self._views.view(run).step
+                return step.tokens_per_second if step else None
+        return None
+
+    def launch(
+        self,
+        config: RunConfig,
+        caller: Caller,
+        folder: Path | None = None,
+        *,
+        force: bool = False,
+    ) -> Run:
+        """Check, make a run, and put it into the queue.
+
+        Args:
+            folder: becomes the run's; new or empty.
+            force: launch over red checks, too.
+
+        Raises Phi3LoraError with every red check, and RunError as the queue does.
+        """
+        if force:
+            check_may_train(caller, self.settings)
+        elif red := blocking(self.preflight(config, caller)):
+            raise Phi3LoraError("Not launched.\n" + "\n".join(red))
+        check_paths(config, caller.name, self.settings)
+        title = config.title or default_title(config)
+        run = self.store.create(config, owner=caller.name, title=title, folder=folder)
+        return self.queue.submit(run, caller.token)
+
+    def launch_in(
+        self, folder: Path, config: RunConfig, caller: Caller, *, force: bool = False
+    ) -> Run:
+        """Launch in a folder, or go on with the run that it holds if that is the same.
+
+        A run that is finished, or computes already, is returned as it is. Raises RunError where
+        the folder holds another run.
+        """
+        if not (folder / "state.json").exists():
+            return self.launch(config, caller, folder, force=force)
+        run = open_run(folder)
+        if different := differences(run.config, with_whole_paths(config)):
+            raise RunError(
+                f"{folder} holds another run: it differs in {', '.join(different)}. Name another "
+                f"folder, or delete that run with `phi3lora runs delete {folder}`."
+            )
+        if run.status in ACTIVE or run.status == "finished":
+            return run
+        return self.queue.submit(run, caller.token)
+
+    # What is done to a run
+
+    def stop(self, run: Run) -> Run:
+        """Ask it to save and stop."""
+        return self.queue.stop(run)
+
+    def cancel(self, run: Run) -> Run:
+        """Take it out of the queue before it has begun."""
+        return self.queue.cancel(run)
+
+    def resume(self, run: Run, caller: Caller) -> Run:
+        """Put the caller's run into the queue again; it goes on from its last checkpoint."""
+        check_may_train(caller, self.settings)
+        check_paths(run.config, run.owner, self.settings, run.folder)
+        return self.queue.resume(run, caller.token)
+
+    def delete(self, run: Run) -> None:
+        """Remove it with all its files. RunError while it computes or waits."""
+        self.store.delete(run)
+
+    def backed_up(self, caller: Caller) -> list[RunRepo]:
+        """The caller's runs that are on the Hub, newest first. Raises HubError, AccessError."""
+        return list_runs(caller.needed_token())
+
+    def missing(self, caller: Caller) -> list[RunRepo]:
+        """Those of them that are not here; none where nobody is signed in. Raises HubError."""
+        if caller.token is None:
+            return []
+        here = {run.id for run in self.runs(caller)}
+        return [copy for copy in self.backed_up(caller) if copy.id not in here]
+
+    def restore(self, repo: str, caller: Caller) -> Run:
+        """Fetch a run that was backed up. Raises RunError, HubError, or AccessError."""
+        check_may_train(caller, self.settings)
+        token = caller.needed_token("Sign in first; runs are backed up to one's own account.")
+        return restore(self.store, repo, token, caller.name)
+
+    def evaluate(
+        self,
+        run: Run,
+        rows: int | None,
+        caller: Caller,
+        emit: Emit = lambda event: None,
+    ) -> Report:
+        """Score base and tuned on the run's held-out rows, and write its report.
+
+        Raises RunError while it computes or its device is in use.
+        """
+        from phi3lora.evaluation.report import evaluate
+
+        if run.status in ACTIVE:
+            raise RunError(f"Run {run.id} is {run.status}; wait for its end, or stop it, first.")
+        cache = self.settings.cache_folder / run.owner
+        with self._device(run):
+            return evaluate(
+                run.config, run.folder, rows, emit=emit, token=caller.token, cache_folder=cache
+            )
+
+    @contextmanager
+    def _device(self, run: Run) -> Iterator[None]:
+        """Hold the run's device: a training beside it would take memory, both might fail."""
+        from phi3lora.runs.backends.local import device_kind, devices
+        from phi3lora.runs.worker import lock_one, take
+
+        self.settings.home.mkdir(parents=True, exist_ok=True)
+        kind = device_kind(run.config)
+        held = lock_one(self.settings, devices(kind))
+        if held is None:
+            busy = [other for other in self.store.all() if other.status in ("running", "stopping")]
+            who = ", ".join(other.id for other in busy if other.state.device == kind)
+            raise RunError(
+                f"The device is in use by {who or 'another run'}; wait for its end, or stop it, "
+                "first."
+            )
+        name, descriptor = held
+        try:
+            take(name)
+            yield
+        finally:
+            os.close(descriptor)
+
+
+def default_title(config: RunConfig) -> str:
+    """What a run without a title is called: its data's name."""
+    return Path(config.data.path.removeprefix("example:")).stem.capitalize()
+
+
+def differences(old: RunConfig, new: RunConfig) -> list[str]:
+    """Dotted names of the options that differ."""
+    return list(_differences(old.model_dump(), new.model_dump()))
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    for name in new:
+        before, after = old.get(name), new[name]
+        if isinstance(before, dict) and isinstance(after, dict):
+            yield from _differences(before, after, f"{prefix}{name}.")
+        elif before != after:
+            yield prefix + name
+
+
+def _same_base(run: Run, config: RunConfig) -> bool:
+    """Whether a run's speed says something about this config's."""
+    try:
+        theirs = run.config.model
+    except Phi3LoraError:
+        return False
+    ours = config.model
+    return (theirs.path, theirs.quantization) == (ours.path, ours.quantization)

@@ -1,0 +1,225 @@
+"""What becomes of a result: card, push, Space, export, download, and a loralib file read back.
+
+publishing = Publishing(settings)
+publishing.name(run, caller)                                "ann/pirate-rank-32"
+publishing.push(run, Publication("ann/pirate"), caller)     Published
+publishing.deploy("ann/pirate-chat", caller, compare="ann/pirate")
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from phi3lora.app.callers import SIGN_IN, Caller, check_may_train
+from phi3lora.app.comparing import result_of
+from phi3lora.config import RunConfig
+from phi3lora.errors import ConfigError, HubError, Phi3LoraError, Problem, RunError
+from phi3lora.runs.export import CODE, Kind, default_output, export, export_code
+from phi3lora.runs.permission import check_paths
+from phi3lora.runs.store import ACTIVE, Run
+from phi3lora.settings import Settings
+
+if TYPE_CHECKING:
+    from phi3lora.hub.space import Deployed, SpaceSettings
+    from phi3lora.hub.upload import Published
+
+Tell = Callable[[str], None]
+Progress = Callable[[float], None]
+LONGEST_NAME = 60
+TERMINAL_SIGN_IN = (
+    "Nobody is signed in to the Hub here. Sign in with `hf auth login`, or set HF_TOKEN."
+)
+
+
+@dataclass(frozen=True)
+class Publication:
+    """What is published, and where.
+
+    Attributes:
+        repo: `USER/NAME`, or a name of one's own.
+        private: of a new repository.
+        pull_request: propose it instead of committing it.
+        merged: the whole model, base and update in one.
+        card: the card as it was edited; None to write it.
+    """
+
+    repo: str
+    private: bool = False
+    pull_request: bool = False
+    merged: bool = False
+    card: str | None = None
+
+
+class Publishing:
+    """Results on their way out."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+
+    def name(self, run: Run, caller: Caller) -> str:
+        """A repository to propose for a run. Raises AccessError, HubError."""
+        caller.needed_token(SIGN_IN)
+        who = caller.identity()
+        return f"{who.name if who else caller.name}/{slug(run.title)}"
+
+    def draft(self, run: Run, repo: str, caller: Caller, merged: bool = False) -> str:
+        """The card as it would be published."""
+        from phi3lora.hub.upload import draft_card
+
+        return draft_card(run.folder, repo, caller.token, merged)
+
+    def push(
+        self,
+        run: Run,
+        what: Publication,
+        caller: Caller,
+        *,
+        progress: Progress | None = None,
+        tell: Tell = lambda message: None,
+    ) -> Published:
+        """Publish a run's result with its evidence.
+
+        Args:
+            progress: told how much has arrived, 0 to 1.
+            tell: told what is done, what is waited for, and what was left out.
+
+        Raises RunError while it has no result, AccessError without a token, HubError.
+        """
+        from phi3lora.hub.upload import push
+
+        check_publishable(run)
+        token = caller.needed_token(SIGN_IN)
+        if not what.repo.strip():
+            raise HubError("Name the repository first: USER/NAME.")
+        tell("Writing the card")
+        return push(
+            run.folder,
+            what.repo.strip(),
+            token,
+            private=what.private,
+            pull_request=what.pull_request,
+            merged=what.merged,
+            card=what.card,
+            script=_training_script(run, token, tell),
+            progress=progress,
+            tell=tell,
+        )
+
+    def deploy(
+        self,
+        space: str,
+        caller: Caller,
+        wanted: SpaceSettings | None = None,
+        *,
+        compare: str | None = None,
+        progress: Progress | None = None,
+        tell: Tell = lambda message: None,
+    ) -> Deployed:
+        """Make or update a Space: this application, or a page that compares one adapter.
+
+        Raises AccessError without a token, HubError.
+        """
+        from phi3lora.hub import space as spaces
+
+        token = caller.needed_token(SIGN_IN)
+        if not space.strip():
+            raise HubError("Name the Space first: USER/NAME.")
+        tell("Making the Space")
+        if compare is None:
+            return spaces.deploy(space.strip(), token, wanted, progress=progress, tell=tell)
+        return spaces.deploy_comparison(
+            compare.strip(), space.strip(), token, wanted, progress=progress, tell=tell
+        )
+
+    def export(
+        self,
+        run: Run,
+        kind: Kind,
+        output: Path | None,
+        caller: Caller,
+        *,
+        portable: bool = False,
+    ) -> Path:
+        """Write a merged model, a loralib checkpoint or plain code of a run; returns where."""
+        place = output or default_output(kind, run.id)
+        return export(run, kind, place, token=caller.token, portable=portable)
+
+    def code(
+        self,
+        config: RunConfig,
+        kind: Kind,
+        output: Path | None,
+        caller: Caller,
+        *,
+        portable: bool = False,
+    ) -> Path:
+        """Write a config as a script or a notebook. On a Space it names no path of the machine."""
+        check_may_train(caller, self.settings)
+        check_paths(config, caller.name, self.settings)
+        if kind not in CODE:
+            raise ConfigError([Problem("--to", f"a config has no {kind}; train it first.")])
+        place = output or default_output(kind, "")
+        portable = portable or self.settings.on_space
+        return export_code(config, kind, place, token=caller.token, portable=portable)
+
+    def download(self, run: Run) -> Path:
+        """The run's result as one zip file, in a folder of its own. Raises RunError."""
+        result = check_publishable(run)
+        folder = Path(tempfile.mkdtemp(prefix="phi3lora-"))
+        return Path(shutil.make_archive(str(folder / f"{result.name}-{run.id}"), "zip", result))
+
+    def import_loralib(
+        self,
+        file: Path,
+        output: Path | None,
+        caller: Caller,
+        *,
+        base: str | None = None,
+        alpha: float | None = None,
+        enable_lora: Mapping[str, Sequence[bool]] | None = None,
+        tell: Tell = lambda message: None,
+    ) -> Path:
+        """Write a loralib checkpoint as a PEFT adapter; returns its folder, which must be new."""
+        from phi3lora.lora.loralib.interchange import import_loralib, recorded_base
+        from phi3lora.models.base import check_base
+
+        folder = output or Path(f"{file.stem}-adapter")
+        if folder.exists():
+            raise RunError(f"{folder} exists already; name another folder with --output.")
+        if (name := base or recorded_base(file)) is None:
+            raise ConfigError([Problem("--base", "the file does not say its base; name it.")])
+        info = check_base(name, token=caller.token)
+        for notice in import_loralib(file, folder, info, alpha=alpha, enable_lora=enable_lora):
+            tell(notice)
+        return folder
+
+
+def check_publishable(run: Run) -> Path:
+    """The folder of a run's result. RunError while it has none, or still computes."""
+    result = result_of(run)
+    if result is None or run.status in ACTIVE:
+        raise RunError("This run has no result to give away yet; let it finish first.")
+    return result
+
+
+def slug(title: str) -> str:
+    """A repository's name: `Pirate, rank 32` → `pirate-rank-32`."""
+    name = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
+    return name[:LONGEST_NAME].strip("-") or "adapter"
+
+
+def _training_script(run: Run, token: str, tell: Tell) -> str | None:
+    """What trains the same, to lay beside it; None, and why, where it cannot be written."""
+    from phi3lora.training.script import script
+
+    try:
+        return script(run.config, portable=True, token=token)
+    except Phi3LoraError as error:
+        tell(f"Published without a training script: {error}")
+        return None
