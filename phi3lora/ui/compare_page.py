@@ -53,7 +53,7 @@ Columns = tuple[list[Message], list[Message]]
 
 @dataclass(frozen=True)
 class Subject:
-    """What is compared: the base as it is loaded, and the adapter beside it."""
+    """What is compared: the base as it is loaded, and the adapter, or whole model, beside it."""
 
     base: ModelConfig
     adapter: Path | None
@@ -322,9 +322,7 @@ class ComparePage:
             return Subject(ModelConfig(), None, "base")
         run = next((run for run in self.core.store.list(caller.name) if run.id == chosen), None)
         if run is not None:
-            if run.adapter_folder is None:
-                raise AdapterError(f"{run.title} has no adapter yet; let the run finish first.")
-            return Subject(run.config.model, run.adapter_folder, run.title)
+            return Subject(run.config.model, run.result.ready(), run.title)
         folder = Path(chosen).expanduser()
         local = not self.core.settings.on_space
         if is_hub_id(chosen) and not (local and folder.is_dir()):
@@ -526,7 +524,7 @@ def on_suggestion(event: gr.EventData) -> str:
 
 def adapter_choices(runs: list[Run]) -> list[tuple[str, str]]:
     """The base alone, then finished runs, newest first."""
-    finished = [run for run in runs if run.adapter_folder is not None]
+    finished = [run for run in runs if run.has_result]
     return [("No adapter: the base alone", BASE_ONLY)] + [
         (f"{run.title} · {run.id[:8]}-{run.id[9:13]}", run.id) for run in finished
     ]

@@ -40,6 +40,7 @@ from phi3lora.hub.access import (
 )
 from phi3lora.hub.backup import RunRepo, list_runs
 from phi3lora.hub.client import Unreachable
+from phi3lora.lora.result import result_in
 from phi3lora.models import pocket
 from phi3lora.runs.copies import restore
 from phi3lora.runs.export import Kind, export_code
@@ -92,6 +93,7 @@ class Core:
         self._names: OrderedDict[str, str] = OrderedDict()  # by a token's hash
         self._may_use: dict[tuple[str, str, str], float] = {}  # (who, base, revision) → until
         self._engine: Any = None
+        self._whole: Any = None
         self._lock = threading.Lock()
 
     def caller(self, request: Any) -> Caller:
@@ -242,6 +244,17 @@ class Core:
                 self._engine = ChatEngine(self.settings, self._training_needs)
             return self._engine
 
+    def _engine_for(self, result: Path | None) -> Any:
+        """The engine, or where every weight was trained the engine and one for that model."""
+        engine = self.engine()
+        if result is None or result_in(result).kind != "model":
+            return engine
+        from phi3lora.chat.whole import WholeModels
+
+        with self._lock:
+            self._whole = self._whole or WholeModels(self.settings, engine)
+            return self._whole
+
     def _training_needs(self) -> int | None:
         """Bytes that a run may yet take; None where none computes. Asked once a second.
 
@@ -268,7 +281,7 @@ class Core:
     def load(self, base: Any, adapter: Path | None, caller: Caller) -> Iterator[str]:
         """Load a base and an adapter for the chat; says what it does while it does it."""
         self._check_base(base, caller)
-        engine, notes = self.engine(), SimpleQueue[str | None | BaseException]()
+        engine, notes = self._engine_for(adapter), SimpleQueue[str | None | BaseException]()
 
         def work() -> None:
             try:
@@ -294,7 +307,7 @@ class Core:
     ) -> Iterator[Any]:
         """Both answers as they grow, a dozen times a second at most."""
         self._check_base(subject.base, caller)
-        pairs = self.engine().reply(
+        pairs = self._engine_for(subject.adapter).reply(
             base,
             tuned,
             options,
