@@ -305,11 +305,12 @@ def chat(
     from phi3lora.chat.engine import ChatEngine
     from phi3lora.chat.options import Options
     from phi3lora.chat.whole import WholeModels
+    from phi3lora.lora.result import result_in
 
     if as_json and prompt is None:
         raise ConfigError([Problem("--json", "answers one question; give it with --prompt.")])
     base, folder = _adapter(adapter)
-    whole = (folder / "config.json").is_file()  # a run that trained every weight
+    whole = result_in(folder).kind == "model"
     engine = (WholeModels if whole else ChatEngine)(Settings.from_environment())
     for notice in engine.load(base, folder, token=_stored_token()):
         typer.echo(notice, err=True)
@@ -677,8 +678,8 @@ def _end_as(run: Run) -> None:
     """Say how a run ended, with its exit status."""
     if run.status == "finished":
         typer.echo(run.message or "Finished.", err=True)
-        what = run.config.result
-        typer.echo(f"{what.capitalize()}: {(run.folder / what).resolve()}", err=True)
+        result = run.result
+        typer.echo(f"{result.noun.capitalize()}: {result.folder.resolve()}", err=True)
         return
     typer.echo(f"Run {run.id} {run.status}. {run.message}".rstrip(), err=True)
     raise typer.Exit(run.state.exit_status or 1)
@@ -752,6 +753,7 @@ def _summary(run: Run) -> dict[str, Any]:
 def _progress(run: Run) -> dict[str, Any]:
     """Where a run is: its place in the line, its last step, its verdict."""
     from phi3lora.events import Step
+    from phi3lora.runs.life import holder
     from phi3lora.runs.store import ACTIVE
 
     steps = [event for event in run.events()[0] if isinstance(event, Step)]
@@ -760,10 +762,10 @@ def _progress(run: Run) -> dict[str, Any]:
     names = ("step", "total_steps", "epoch", "tokens_per_second", "seconds_left")
     return {
         "position": _queue().position(run),
-        "pid": run.state.pid if run.status in ACTIVE else None,
+        "pid": holder(run.folder) if run.status in ACTIVE else None,
         **{name: last.get(name) for name in names},
         "loss": losses[-1] if losses else None,
-        "adapter": str(run.adapter_folder.resolve()) if run.adapter_folder else None,
+        "adapter": str(run.result.folder.resolve()) if run.has_result else None,
     }
 
 
@@ -882,10 +884,7 @@ def _adapter(name: str) -> tuple[ModelConfig, Path]:
     folder = Path(name).expanduser()
     if not folder.is_dir() or (folder / "state.json").exists():
         run = _find(name)
-        trained = run.folder / run.config.result
-        if not trained.is_dir():
-            raise RunError(f"Run {run.id} has no {trained.name} yet; it is {run.status}.")
-        return run.config.model, trained
+        return run.config.model, run.result.ready()
     from phi3lora.lora.adapters import read_adapter_config
 
     base = read_adapter_config(folder).get("base_model_name_or_path")

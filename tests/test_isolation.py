@@ -28,7 +28,7 @@ from phi3lora.runs.store import RunStore, changed
 from phi3lora.settings import Settings
 from phi3lora.training.checkpoints import keep_within
 from tests.fake_training import config as quick
-from tests.fake_training import install, wait_for
+from tests.fake_training import install, pid_of, wait_for
 from tests.hub import LoopbackHub
 
 ID = "20261121-093000-4f1a2b"
@@ -198,7 +198,7 @@ def test_a_token_stands_in_no_environment_and_no_process_list(
     queue = Queue(settings)
     run = queue.submit(queue.store.create(quick("slow")), "hf_of_the_visitor")
     run = wait_for(run, "running")
-    process = psutil.Process(run.state.pid)
+    process = psutil.Process(pid_of(run))
     seen = f"{process.environ()} {process.cmdline()}"
     assert "hf_of" not in seen
     queue.stop(run)

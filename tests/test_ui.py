@@ -570,7 +570,7 @@ def test_both_columns_stream_and_end(app: Any) -> None:
     assert "5 tokens, cut" in last["status"]
     assert [visible(frames[1]["stop"]), visible(last["stop"])] == [True, False]
     subject, base, tuned, options = app.comparing.asked
-    assert subject.result == run.adapter_folder
+    assert subject.result == run.result.folder
     assert subject.base.path == "pocket"
     assert options == Options("Be brief.", 0.5, 0.9, 64, 7)
     assert base == tuned == [{"role": "user", "content": "Who?"}]
@@ -655,7 +655,7 @@ def test_somebody_elses_adapter_cannot_be_asked(app: Any, settings: Settings) ->
     with pytest.raises(gr.Error, match="one of your finished runs"):
         ask(page, run.id)
     with pytest.raises(gr.Error, match="one of your finished runs"):
-        ask(page, str(run.adapter_folder))
+        ask(page, str(run.result.folder))
 
 
 def test_a_folder_can_be_named_on_ones_own_machine(app: Any) -> None:

@@ -110,7 +110,7 @@ class Comparing:
 
     def runs(self, caller: Caller) -> list[Run]:
         """The caller's runs that can be compared, newest first."""
-        return [run for run in self._store.list(caller.name) if result_of(run) is not None]
+        return [run for run in self._store.list(caller.name) if run.has_result]
 
     def suggestions(self, name: str, caller: Caller) -> list[str]:
         """Prompts to try: held-out ones of the run's report, else of the pocket world."""
@@ -242,22 +242,9 @@ class ComparingOne(Comparing):
             return self._subject
 
 
-def result_of(run: Run) -> Path | None:
-    """The folder of what a run made, once there is one."""
-    try:
-        folder = run.folder / run.config.result
-    except Phi3LoraError:
-        return None
-    return folder if folder.is_dir() else None
-
-
 def subject_of(run: Run) -> Subject:
-    """What a run made, beside its base. RunError while there is nothing."""
-    result = result_of(run)
-    if result is None:
-        raise RunError(f"{run.title} has no {run.config.result} yet; it is {run.status}.")
-    kind: Kind = "model" if run.config.adapter == "none" else "adapter"
-    return Subject(run.config.model, result, kind, run.title)
+    """What a run made, beside its base. RunError while there is nothing whole."""
+    return Subject(run.config.model, run.result.ready(), run.result.noun, run.title)
 
 
 def _in_folder(folder: Path) -> Subject:

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from phi3lora.app.callers import SIGN_IN, Caller, check_may_train
-from phi3lora.app.comparing import result_of
 from phi3lora.config import RunConfig
 from phi3lora.errors import ConfigError, HubError, Phi3LoraError, Problem, RunError
 from phi3lora.runs.export import CODE, Kind, default_output, export, export_code
@@ -202,10 +201,9 @@ class Publishing:
 
 def check_publishable(run: Run) -> Path:
     """The folder of a run's result. RunError while it has none, or still computes."""
-    result = result_of(run)
-    if result is None or run.status in ACTIVE:
-        raise RunError("This run has no result to give away yet; let it finish first.")
-    return result
+    if run.status in ACTIVE:
+        raise RunError("This run is not over; let it finish, or stop it, then publish.")
+    return run.result.ready()
 
 
 def slug(title: str) -> str:

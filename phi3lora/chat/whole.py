@@ -1,7 +1,7 @@
 """Chat with a model that was trained whole: base and tuned are two models, both in memory.
 
     models = WholeModels(settings)
-    models.load(run.config.model, run.folder / "model")
+    models.load(run.config.model, run.result.folder)
     for pair in models.reply(messages, options=options): ...
 
 An adapter shares its base (see `engine`); here nothing is shared, so both must fit.

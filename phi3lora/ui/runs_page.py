@@ -16,7 +16,6 @@ from typing import Any
 import gradio as gr
 
 from phi3lora.app.application import Application
-from phi3lora.app.comparing import result_of
 from phi3lora.app.views import RunView
 from phi3lora.errors import HubError, Phi3LoraError, RunError
 from phi3lora.hub.backup import RunRepo
@@ -41,6 +40,7 @@ COLOURS = {
     "paused": "amber",
     "interrupted": "amber",
     "failed": "red",
+    "damaged": "red",
 }
 PULSE = "(seen, run) => window.phi3lora.pulse(seen, run)"
 REMEMBER = "(run) => { window.phi3lora.remember('run', run); return run; }"
@@ -270,7 +270,7 @@ class RunsPage:
 
     @shown
     def on_download(self, run_id: str, request: gr.Request) -> Any:
-        """The adapter as one zip file."""
+        """The adapter, or the whole model, as one zip file."""
         run = self._own(run_id, request)
         return gr.update(value=str(self.app.publishing.download(run)), visible=True)
 
@@ -397,7 +397,7 @@ def nothing_chosen(runs: list[Run], run_id: str, reason: str) -> str:
 def show_run(run: Run, view: RunView, position: int | None) -> dict[str, Any]:
     """Values for every part of the page that depends on the run."""
     status, report = run.status, read_report(run)
-    usable = result_of(run) is not None and status not in ACTIVE
+    usable = run.has_result and status not in ACTIVE
     visible = {
         "stop": status == "running",
         "resume": status in RESUMABLE,
