@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from phi3lora.config import RunConfig
-from phi3lora.data.formats import Unusable, detect, to_messages
+from phi3lora.data.conversation import Unusable
+from phi3lora.data.detection import detect, read_row
 from phi3lora.data.preparation import prepare
 from phi3lora.data.rendering import render
 from phi3lora.errors import DataError
@@ -247,7 +248,7 @@ def conversation_of(rows: list[dict[str, Any]], **data: Any) -> Any:
 
     def expected(row: dict[str, Any]) -> list[Any]:
         try:
-            return to_messages(row, detected, chosen.system_prompt)
+            return read_row(row, detected, chosen.system_prompt, join=False).messages
         except Unusable:
             return []
 

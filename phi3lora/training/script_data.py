@@ -11,6 +11,7 @@ Only what the run's own data needs is written: its kind of file, its format, its
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +19,8 @@ from textwrap import dedent
 from typing import Any
 
 from phi3lora.config import DataConfig, RunConfig
-from phi3lora.data import formats
-from phi3lora.data.formats import Detected, Message, Role
+from phi3lora.data.cells import ROLES, keys_of, turns_in
+from phi3lora.data.conversation import Detected, Message, Role
 from phi3lora.data.sources import EXAMPLES, is_local
 from phi3lora.errors import DataError, ModelError
 
@@ -214,7 +215,12 @@ def messages(data: DataConfig, detected: Detected, head: list[dict[str, Any]]) -
         "instruction": ("instruction", "output"),
         "prompt_completion": ("prompt", "completion"),
         "question_answer": ("question", "answer"),
-    }[detected.format]
+    }.get(detected.format, ("", ""))
+    if not prompt:
+        raise DataError(
+            f"data.format: an exported script does not read rows of the format "
+            f"{detected.format!r}. Save the rows as messages, and export again."
+        )
     _check_sides(columns[prompt], head)
     given = GIVEN.format(given=names["input"]) if "input" in columns else ""
     return helpers + PAIR.format(
@@ -232,18 +238,18 @@ def _system(data: DataConfig, columns: Mapping[str, str]) -> str:
 
 def _turns(column: str, detected: Detected, head: list[dict[str, Any]], system: str) -> str:
     cells = [row.get(column) for row in head]
-    first = next((cell for cell in cells if formats.turns_in(cell)), None)
-    turn = (formats.turns_in(first) or [{}])[0]
+    first = next((cell for cell in cells if turns_in(cell)), None)
+    turn = (turns_in(first) or [{}])[0]
     cell = f"row.get({code(column)}) or []"
     if isinstance(first, str):
         cell = f"{_reader_of(first)}(row.get({code(column)}) or '[]')"
-    known = {**formats.ROLES, **{name.lower(): role for name, role in detected.roles.items()}}
+    known = {**ROLES, **{name.lower(): role for name, role in detected.roles.items()}}
     by_role: dict[str, list[str]] = {}
     for name, role in known.items():
         by_role.setdefault(role, []).append(name)
     named = {role: f"{code(' '.join(names))}.split()" for role, names in by_role.items()}
     flat = "ROLES = {name: role for role, names in NAMES.items() for name in names}"
-    role_key, content_key = formats.keys_of(turn)
+    role_key, content_key = keys_of(turn)
     reader = TURNS.format(cell=cell, role=code(role_key), content=code(content_key), system=system)
     names = dictionary("NAMES", named)
     return f"\n\n# What rows call the roles, in small letters.\n{names}\n{flat}\n\n{reader}"
@@ -258,13 +264,18 @@ def _reader_of(cell: str) -> str:
     return "json.loads"
 
 
+PHI3_MARKS = re.compile(r"<\|(system|user|assistant)\|>\s*(.*?)<\|end\|>", re.DOTALL)
+CHATML_MARKS = re.compile(r"<\|im_start\|>(system|user|assistant)\n(.*?)<\|im_end\|>", re.DOTALL)
+HEADINGS = re.compile(r"### ?(System|Human|User|Instruction|Input|Assistant|Response) ?:\s*")
+
+
 def _marks_of(column: str, head: list[dict[str, Any]]) -> str:
     """The pattern of turns in plain text; empty where texts are no transcripts."""
     texts = [str(row.get(column)) for row in head]
-    for marks in (formats.PHI3_MARKS, formats.CHATML_MARKS):
+    for marks in (PHI3_MARKS, CHATML_MARKS):
         if any(marks.search(text) for text in texts):
             return marks.pattern
-    if any(formats.HEADINGS.search(text) for text in texts):
+    if any(HEADINGS.search(text) for text in texts):
         raise DataError(
             "data.format: an exported script does not read transcripts with ### headings. Save "
             "the rows as messages, and export again."
@@ -273,7 +284,7 @@ def _marks_of(column: str, head: list[dict[str, Any]]) -> str:
 
 
 def _check_sides(column: str, head: list[dict[str, Any]]) -> None:
-    if any(formats.turns_in(row.get(column)) for row in head):
+    if any(turns_in(row.get(column)) for row in head):
         raise DataError(
             f"data.columns: {column!r} holds lists of messages beside their completions, which an "
             "exported script does not read. Save each row as one list of messages."
