@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from phi3lora.chat.engine import ChatEngine
     from phi3lora.chat.options import Options
     from phi3lora.chat.whole import WholeModels
-    from phi3lora.data.formats import Message
+    from phi3lora.data.conversation import Message
     from phi3lora.runs.queue import Queue
     from phi3lora.runs.store import Run, RunStore
 

@@ -21,7 +21,7 @@ from phi3lora.config import ModelConfig
 from phi3lora.settings import Settings
 
 if TYPE_CHECKING:
-    from phi3lora.data.formats import Message
+    from phi3lora.data.conversation import Message
 
 
 def _none() -> int | None:
