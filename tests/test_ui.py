@@ -506,6 +506,9 @@ def ask(
         0.9,
         64,
         7,
+        50,
+        0.1,
+        1.2,
     )
     return [dict(zip(names, frame, strict=True)) for frame in frames]
 
@@ -532,7 +535,7 @@ def test_both_columns_stream_and_end(core: FakeCore) -> None:
     subject, base, tuned, options = core.asked
     assert subject.adapter == run.adapter_folder
     assert subject.base.path == "pocket"
-    assert options == Options("Be brief.", 0.5, 0.9, 64, 7)
+    assert options == Options("Be brief.", 0.5, 0.9, 64, 7, 50, 0.1, 1.2)
     assert base == tuned == [{"role": "user", "content": "Who?"}]
 
 
@@ -542,7 +545,7 @@ def test_who_asks_before_the_page_has_loaded_gets_the_adapter_of_the_address(
     page = page_of(compare_page, core)
     run = stage.finished(core.store)
     stage.finished(core.store, "Newer")
-    values = ("Who?", [], [], None, False, Match(), "", 0.0, 1.0, 64, 0)
+    values = ("Who?", [], [], None, False, Match(), "", 0.0, 1.0, 64, 0, 0, 0.0, 1.0)
     list(page.on_ask(request(adapter=run.id), *values))
     assert core.asked[0].name == "Pirate"
     list(page.on_ask(request(), *values))
@@ -655,7 +658,7 @@ def test_retry_takes_the_last_question_back(core: FakeCore) -> None:
 def test_an_empty_question_is_not_asked(core: FakeCore) -> None:
     page = page_of(compare_page, core)
     with pytest.raises(gr.Error, match="Type a question"):
-        list(page.on_ask(request(), "  ", [], [], "", False, Match(), "", 0, 1, 64, 0))
+        list(page.on_ask(request(), "  ", [], [], "", False, Match(), "", 0, 1, 64, 0, 0, 0, 1))
 
 
 # ------------------------------------------------------------------------------- the whole app

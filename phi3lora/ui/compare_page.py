@@ -18,8 +18,9 @@ from typing import Any
 
 import gradio as gr
 
-from phi3lora.chat.options import Options, Pair
-from phi3lora.chat.votes import Choice, Side, Tally, Vote
+from phi3lora.chat.options import SETTINGS, Options, Pair, Side
+from phi3lora.chat.votes import Choice, Tally, Vote
+from phi3lora.chat.whole import is_whole
 from phi3lora.config import POCKET, ModelConfig
 from phi3lora.errors import AccessError, AdapterError, DataError, Phi3LoraError
 from phi3lora.hub.adapters import fetch_adapter
@@ -84,20 +85,16 @@ class Ask:
     blind: bool
     before: Match
     system: str
-    temperature: float
-    top_p: float
-    most: float
-    seed: float | None
+    sampling: dict[str, Any]
 
     def options(self) -> Options:
-        """How to sample."""
-        return Options(
-            (self.system or "").strip(),
-            self.temperature,
-            self.top_p,
-            int(self.most),
-            int(self.seed or 0),
-        )
+        """How to sample. A field that was emptied has its default."""
+        given = {name: value for name, value in self.sampling.items() if value is not None}
+        for name, value in given.items():
+            whole = isinstance(getattr(Options, name), int)
+            if whole and isinstance(value, float) and value.is_integer():
+                given[name] = int(value)
+        return Options((self.system or "").strip(), **given)
 
     def match(self) -> Match:
         """A new pair of answers; sides are drawn once, when a blind conversation begins."""
@@ -228,44 +225,15 @@ class ComparePage:
         self.tally = gr.HTML(elem_id="tally")
 
     def _settings(self) -> None:
-        defaults = Options()
         with gr.Accordion("Settings", open=False, elem_classes="fold", elem_id="settings"):
             self.system = gr.Textbox(
                 label="System prompt", lines=2, elem_id="system", placeholder="Empty for none"
             )
-            with gr.Row():
-                self.temperature = gr.Slider(
-                    0,
-                    2,
-                    value=defaults.temperature,
-                    step=0.05,
-                    label="Temperature",
-                    elem_id="temperature",
-                    info="0 always takes the likeliest token",
-                )
-                self.top_p = gr.Slider(
-                    0.05,
-                    1,
-                    value=defaults.top_p,
-                    step=0.05,
-                    label="Top-p",
-                    info="Share of the probability to sample from",
-                )
-            with gr.Row():
-                self.most = gr.Slider(
-                    16,
-                    2048,
-                    value=defaults.max_new_tokens,
-                    step=16,
-                    label="Longest answer",
-                    info="Tokens",
-                )
-                self.seed = gr.Number(
-                    value=defaults.seed,
-                    precision=0,
-                    label="Seed",
-                    info="The same seed gives the same answer",
-                )
+            names, self.sampling = list(SETTINGS), dict[str, Any]()
+            for first in range(0, len(names), 2):
+                with gr.Row():
+                    for name in names[first : first + 2]:
+                        self.sampling[name] = sampling_field(name)
 
     # ------------------------------------------------------------------ what happens
 
@@ -322,9 +290,10 @@ class ComparePage:
             return Subject(ModelConfig(), None, "base")
         run = next((run for run in self.core.store.list(caller.name) if run.id == chosen), None)
         if run is not None:
-            if run.adapter_folder is None:
-                raise AdapterError(f"{run.title} has no adapter yet; let the run finish first.")
-            return Subject(run.config.model, run.adapter_folder, run.title)
+            trained = trained_folder(run)
+            if trained is None:
+                raise AdapterError(f"{run.title} has no result yet; let the run finish first.")
+            return Subject(run.config.model, trained, run.title)
         folder = Path(chosen).expanduser()
         local = not self.core.settings.on_space
         if is_hub_id(chosen) and not (local and folder.is_dir()):
@@ -342,7 +311,8 @@ class ComparePage:
     @shown
     def on_ask(self, request: gr.Request, *values: Any) -> Iterator[list[Any]]:
         """Both answers as they grow, in both columns."""
-        ask = Ask(*values)
+        sampling = dict(zip(self.sampling, values[7:], strict=True))
+        ask = Ask(*(*values[:7], sampling))
         if not ask.message.strip():
             raise DataError("Type a question first.")
         caller = self.core.caller(request)
@@ -484,10 +454,7 @@ class ComparePage:
             self.blind,
             self.match,
             self.system,
-            self.temperature,
-            self.top_p,
-            self.most,
-            self.seed,
+            *self.sampling.values(),
         ]
         self.message.submit(self.on_ask, inputs, self.answering, **quiet)
         self.stop.click(self.on_stop, None, None, queue=False, **quiet)
@@ -526,10 +493,16 @@ def on_suggestion(event: gr.EventData) -> str:
 
 def adapter_choices(runs: list[Run]) -> list[tuple[str, str]]:
     """The base alone, then finished runs, newest first."""
-    finished = [run for run in runs if run.adapter_folder is not None]
+    finished = [run for run in runs if trained_folder(run) is not None]
     return [("No adapter: the base alone", BASE_ONLY)] + [
         (f"{run.title} · {run.id[:8]}-{run.id[9:13]}", run.id) for run in finished
     ]
+
+
+def trained_folder(run: Run) -> Path | None:
+    """The finished adapter, or the model of a run that trained every weight."""
+    model = run.folder / "model"
+    return run.adapter_folder or (model if is_whole(model) else None)
 
 
 def first_choice(wanted: str | None, choices: list[tuple[str, str]]) -> str:
@@ -558,6 +531,20 @@ def plain(messages: list[Message] | None) -> list[Message]:
         {"role": message["role"], "content": text_of(message["content"])}
         for message in messages or []
     ]
+
+
+def sampling_field(name: str) -> Any:
+    """A slider, or a number field, for an option of the answer."""
+    setting, value = SETTINGS[name], getattr(Options, name)
+    common: dict[str, Any] = {
+        "label": setting.title,
+        "info": setting.help,
+        "elem_id": name.replace("_", "-"),
+    }
+    if setting.slider is None:
+        return gr.Number(value=value, precision=0, **common)
+    low, high, step = setting.slider
+    return gr.Slider(low, high, value=value, step=step, **common)
 
 
 def column_title(name: str) -> str:

@@ -237,9 +237,9 @@ class Core:
         """The chat engine, shared by everybody; it loads the base when it is first asked."""
         with self._lock:
             if self._engine is None:
-                from phi3lora.chat.engine import ChatEngine
+                from phi3lora.chat.whole import Chat
 
-                self._engine = ChatEngine(self.settings, self._training_needs)
+                self._engine = Chat(self.settings, self._training_needs)
             return self._engine
 
     def _training_needs(self) -> int | None:
