@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from typer.core import TyperGroup
 
+from phi3lora.chat.options import SETTINGS, Options
 from phi3lora.config import ModelConfig, RunConfig, parse_setting
 from phi3lora.errors import AdapterError, ConfigError, HubError, Phi3LoraError, Problem, RunError
 from phi3lora.legacy import translate_fields
@@ -30,9 +31,7 @@ from phi3lora.recipes import describe, load_recipe, recipes
 from phi3lora.settings import Settings
 
 if TYPE_CHECKING:
-    from phi3lora.chat.engine import ChatEngine
-    from phi3lora.chat.options import Options
-    from phi3lora.chat.whole import WholeModels
+    from phi3lora.chat.whole import Chat
     from phi3lora.data.conversation import Message
     from phi3lora.runs.queue import Queue
     from phi3lora.runs.store import Run, RunStore
@@ -76,6 +75,11 @@ Changes = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change an option; may be repeated."),
 ]
+
+
+def sampling(name: str) -> Any:
+    """The flag of a sampling option, described where its slider is."""
+    return typer.Option(help=SETTINGS[name].help)
 
 
 @app.command()
@@ -295,26 +299,29 @@ def chat(
     ],
     prompt: Annotated[str | None, typer.Option(help="Ask this once and leave.")] = None,
     system: Annotated[str, typer.Option(help="System prompt.")] = "",
-    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.0,
-    top_p: Annotated[float, typer.Option(help="Share of the probability to sample from.")] = 1.0,
-    max_new_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 256,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same answers.")] = 0,
+    temperature: Annotated[float, sampling("temperature")] = Options.temperature,
+    top_k: Annotated[int, sampling("top_k")] = Options.top_k,
+    top_p: Annotated[float, sampling("top_p")] = Options.top_p,
+    min_p: Annotated[float, sampling("min_p")] = Options.min_p,
+    repetition_penalty: Annotated[
+        float, sampling("repetition_penalty")
+    ] = Options.repetition_penalty,
+    max_new_tokens: Annotated[int, sampling("max_new_tokens")] = Options.max_new_tokens,
+    seed: Annotated[int, sampling("seed")] = Options.seed,
     as_json: AsJson = False,
 ) -> None:
     """Ask base and tuned the same, side by side."""
-    from phi3lora.chat.engine import ChatEngine
-    from phi3lora.chat.options import Options
-    from phi3lora.chat.whole import WholeModels
-    from phi3lora.lora.result import result_in
+    from phi3lora.chat.whole import Chat
 
     if as_json and prompt is None:
         raise ConfigError([Problem("--json", "answers one question; give it with --prompt.")])
     base, folder = _adapter(adapter)
-    whole = result_in(folder).kind == "model"
-    engine = (WholeModels if whole else ChatEngine)(Settings.from_environment())
+    engine = Chat(Settings.from_environment())
     for notice in engine.load(base, folder, token=_stored_token()):
         typer.echo(notice, err=True)
-    options = Options(system, temperature, top_p, max_new_tokens, seed)
+    options = Options(
+        system, temperature, top_p, max_new_tokens, seed, top_k, min_p, repetition_penalty
+    )
     if prompt is None:
         _converse(engine, options)
     else:
@@ -893,9 +900,7 @@ def _adapter(name: str) -> tuple[ModelConfig, Path]:
     return ModelConfig(path=base), folder
 
 
-def _ask_once(
-    engine: ChatEngine | WholeModels, prompt: str, options: Options, as_json: bool
-) -> None:
+def _ask_once(engine: Chat, prompt: str, options: Options, as_json: bool) -> None:
     from phi3lora.terminal import print_json, print_pair
 
     pairs = engine.reply([{"role": "user", "content": prompt}], options=options)
@@ -907,7 +912,7 @@ def _ask_once(
     print_json({name: getattr(last, name) for name in names})
 
 
-def _converse(engine: ChatEngine | WholeModels, options: Options) -> None:
+def _converse(engine: Chat, options: Options) -> None:
     """Ask and answer until an empty line or the end of the input."""
     from phi3lora.terminal import print_pair
 

@@ -17,11 +17,12 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
 from phi3lora.chat.decoding import Row, advance
-from phi3lora.chat.engine import BusyError, ChatEngine
-from phi3lora.chat.options import Options
+from phi3lora.chat.engine import BusyError, ChatEngine, Room
+from phi3lora.chat.options import SETTINGS, Options
 from phi3lora.chat.packing import Packed
 from phi3lora.chat.sampling import LIKELY, TextStream, choose, generator
 from phi3lora.chat.serving import Column, Serving
+from phi3lora.chat.whole import Chat
 from phi3lora.config import ModelConfig
 from phi3lora.data.rendering import render_prompt, stop_tokens
 from phi3lora.errors import AdapterError, ConfigError, ModelError
@@ -100,7 +101,7 @@ def serving() -> Serving:
 def engine(tmp_path: Path) -> Any:
     engine = ChatEngine(Settings(home=tmp_path))
     yield engine
-    engine.unload()
+    engine.release()
 
 
 def plain(model: Any, tokenizer: Any, messages: list[Any], new: int = 24) -> list[int]:
@@ -354,7 +355,7 @@ def test_top_p_draws_from_the_smallest_set_that_holds_it() -> None:
     def drawn(top_p: float, logits: torch.Tensor) -> set[int]:
         options = Options(temperature=1.0, top_p=top_p, seed=3)
         draw = generator(options)
-        return {choose(logits[None], [options], [draw])[0] for _ in range(300)}
+        return {choose(logits[None], [options], [draw], [[]])[0] for _ in range(300)}
 
     assert drawn(0.4, shares.log()) == {0}
     assert drawn(0.5, shares.log()) == {0}
@@ -366,13 +367,77 @@ def test_top_p_draws_from_the_smallest_set_that_holds_it() -> None:
     assert max(drawn(1.0, flat)) > 1000
 
 
+SAMPLED: dict[str, dict[str, Any]] = {
+    "top-k": {"temperature": 1.5, "top_k": 50},
+    "top-k and top-p": {"temperature": 2.0, "top_k": 20, "top_p": 0.8},
+    "min-p": {"temperature": 2.0, "min_p": 0.1},
+    "all": {
+        "temperature": 1.5,
+        "top_k": 50,
+        "top_p": 0.9,
+        "min_p": 0.05,
+        "repetition_penalty": 1.3,
+    },
+}
+
+
+@pytest.mark.parametrize("kind", SAMPLED)
+@pytest.mark.parametrize("seed", [0, 7])
+def test_a_sampled_answer_is_that_of_generate(
+    kind: str, seed: int, serving: Serving, tokenizer: Any
+) -> None:
+    options = Options(seed=seed, max_new_tokens=16, **SAMPLED[kind])
+    said = run(serving, [serving.start(LONG, None, options)])[0]
+    prompt = torch.tensor([render_prompt(tokenizer, LONG)])
+    model = load_model(POCKET, for_training=False)
+    torch.manual_seed(seed)
+    expected = model.generate(
+        prompt,
+        attention_mask=torch.ones_like(prompt),
+        max_new_tokens=16,
+        do_sample=True,
+        eos_token_id=stop_tokens(tokenizer, model.generation_config),
+        **{"top_k": 0, "top_p": 1.0, **SAMPLED[kind]},
+    )
+    assert said == expected[0, prompt.shape[1] :].tolist()
+
+
+def test_the_repetition_penalty_also_shapes_greedy_answers(
+    serving: Serving, tokenizer: Any
+) -> None:
+    options = Options(max_new_tokens=24, repetition_penalty=9.0)
+    said = run(serving, [serving.start(LONG, None, options)])[0]
+    prompt = torch.tensor([render_prompt(tokenizer, LONG)])
+    model = load_model(POCKET, for_training=False)
+    expected = model.generate(
+        prompt,
+        attention_mask=torch.ones_like(prompt),
+        max_new_tokens=24,
+        do_sample=False,
+        repetition_penalty=9.0,
+        eos_token_id=stop_tokens(tokenizer, model.generation_config),
+    )
+    assert said == expected[0, prompt.shape[1] :].tolist()
+    assert said != plain(model, tokenizer, LONG), "the penalty changes nothing"
+
+
+def test_options_out_of_bounds_are_named() -> None:
+    wrong = Options("", float("nan"), 2, 0, -1, 0.5, 7, 0)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError) as caught:
+        wrong.check()
+    assert [problem.field for problem in caught.value.problems] == list(SETTINGS)
+    with pytest.raises(ConfigError, match=r"seed: expected from 0 to 2\^63 - 1, got 1000"):
+        Options(seed=10**400).check()
+    Options().check()
+
+
 def test_temperature_sharpens() -> None:
     logits = torch.tensor([[1.0, 0.0]])
     options = [Options(temperature=t, seed=0) for t in (0.0, 0.1, 10.0)]
     shares = []
     for option in options:
         draw = generator(option)
-        shares.append(sum(choose(logits, [option], [draw])[0] == 0 for _ in range(400)) / 400)
+        shares.append(sum(choose(logits, [option], [draw], [[]])[0] == 0 for _ in range(400)) / 400)
     assert shares[0] == 1
     assert shares[1] > 0.99
     assert 0.4 < shares[2] < 0.63
@@ -576,6 +641,153 @@ def test_a_fault_is_told_and_the_engine_goes_on(
     assert answer(engine, SHORT, base=POCKET).stopped_base
 
 
+class Panic(BaseException):
+    """As a Rust library's panic arrives: no Exception, caught by few."""
+
+
+FAULTS = [
+    RuntimeError("CUDA error: device-side assert triggered"),
+    Panic("called `Option::unwrap()` on a `None` value"),
+]
+
+
+def soon(engine: ChatEngine, **named: Any) -> Any:
+    """What an answer raises, heard within a second or two of being asked."""
+    heard: list[BaseException] = []
+
+    def ask() -> None:
+        try:
+            answer(engine, SHORT, base=POCKET, **named)
+        except BaseException as error:  # noqa: BLE001 handed to the test
+            heard.append(error)
+
+    reader = threading.Thread(target=ask, daemon=True)
+    reader.start()
+    reader.join(30)
+    assert not reader.is_alive(), "the reader waits for ever"
+    return heard[0]
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: type(fault).__name__)
+@pytest.mark.parametrize(
+    "place", ["training", "should_stop", "open", "step", "finish", "make_room", "empty_cache"]
+)
+def test_any_fault_reaches_its_reader_and_the_next_is_answered(
+    place: str, fault: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any, **__: Any) -> Any:
+        raise fault
+
+    training: list[Any] = [lambda: None]
+    engine = ChatEngine(Settings(home=tmp_path), training=lambda: training[0]())
+    engine.load(POCKET)
+    named = {"should_stop": broken} if place == "should_stop" else {}
+    with monkeypatch.context() as patch:
+        if place == "training":
+            patch.setattr("phi3lora.chat.engine.LOOK_SECONDS", 0.0)
+            training[0] = broken
+        elif place == "open":
+            engine.release()
+            patch.setattr(Serving, "open", broken)
+        elif place in ("step", "make_room"):
+            patch.setattr(Serving, place, broken)
+        elif place == "finish":
+            patch.setattr(TextStream, "finish", broken)
+        elif place == "empty_cache":
+            patch.setattr(Serving, "step", broken)
+            patch.setattr("torch.cuda.is_available", lambda: True)
+            patch.setattr("torch.cuda.empty_cache", broken)
+        error = soon(engine, **named)
+    training[0] = lambda: None
+    if isinstance(fault, Exception):
+        assert error is fault
+    else:
+        assert isinstance(error, ModelError)
+        assert type(fault).__name__ in str(error)
+    assert answer(engine, SHORT, base=POCKET).stopped_base
+    engine.release()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_reader_hears_when_the_models_thread_is_gone(
+    engine: ChatEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "_turn", lambda: (_ for _ in ()).throw(SystemExit()))
+        patch.setattr(engine, "_fail_all", lambda problem: (_ for _ in ()).throw(SystemExit()))
+        assert "ended in the middle" in str(soon(engine))
+    assert answer(engine, SHORT, base=POCKET).stopped_base
+
+
+def test_a_base_that_did_not_fit_is_not_held_by_its_error(
+    engine: ChatEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    half: list[Any] = []
+
+    def full(*_: Any, **__: Any) -> Any:
+        loaded = torch.nn.Linear(4, 4)
+        half.append(weakref.ref(loaded))
+        raise torch.OutOfMemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr("phi3lora.chat.serving.load_model", full)
+        error = soon(engine)
+    assert "memory ran out" in str(error)
+    assert half[0]() is None
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that was trained whole: the pocket one, moved a little."""
+    folder = tmp_path_factory.mktemp("whole") / "model"
+    model = load_model(POCKET, for_training=False)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.3 * parameter.std() * torch.randn_like(parameter)
+    model.save_pretrained(folder)
+    load_tokenizer("pocket").save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("room", ["for both", "for one"])
+def test_a_model_trained_whole_is_compared_as_an_adapter_is(
+    room: str, whole: Path, tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chat = Chat(Settings(home=tmp_path))
+    if room == "for one":
+        asked = ChatEngine.fits
+        monkeypatch.setattr(
+            ChatEngine,
+            "fits",
+            lambda self, base=None, token=None: (
+                asked(self, base, token)
+                if self.loaded == base or not (chat.loaded or chat._tuned.loaded)
+                else Room(False, 1, 0)
+            ),
+        )
+    chat.load(POCKET, whole)
+    last = answer(chat, LONG, SHORT, GREEDY)
+    base = load_model(POCKET, for_training=False)
+    tuned = load_model(ModelConfig(path=str(whole), dtype="float32"), for_training=False)
+    expected = [plain(base, tokenizer, LONG), plain(tuned, tokenizer, SHORT)]
+    assert [last.base, last.tuned] == [
+        tokenizer.decode(tokens, skip_special_tokens=True) for tokens in expected
+    ]
+    assert last.done
+    assert (chat.loaded is None) == (room == "for one")
+    alone = answer(chat, LONG, options=GREEDY, sides=("base",))
+    assert (alone.base, alone.tuned, alone.done) == (last.base, "", True)
+    only = answer(chat, LONG, SHORT, GREEDY, sides=("tuned",))
+    assert (only.base, only.tuned, only.done) == ("", last.tuned, True)
+    stopped = answer(chat, LONG, options=GREEDY, should_stop=lambda: True)
+    assert stopped.done
+    with pytest.raises(ConfigError, match="top_p"):
+        chat.reply(LONG, options=Options(top_p=3))
+    chat.release()
+    assert chat.loaded is chat._tuned.loaded is None
+
+
 def test_out_of_memory_is_told_and_the_engine_goes_on(
     engine: ChatEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -639,7 +851,7 @@ def test_chat_makes_room_for_a_training_and_comes_back(
         answer(engine, SHORT)
     needed[0] = None
     assert answer(engine, SHORT).stopped_base
-    engine.unload()
+    engine.release()
 
 
 def test_a_base_larger_than_memory_is_refused_before_it_is_loaded(

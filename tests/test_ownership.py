@@ -212,7 +212,7 @@ def test_a_gated_base_that_somebody_loaded_answers_nobody_else(
     files = {file.name: file.read_bytes() for file in CHECKPOINT.iterdir()}
     hub.add_repo("model", "ann/gated", files, gated=True, allowed=["ann"])
     comparing = Application.open(settings).comparing
-    comparing._engines["ChatEngine"] = Loaded()  # type: ignore[assignment]
+    comparing._engine = Loaded()  # type: ignore[assignment]
     subject = Subject(ModelConfig(path="ann/gated"))
 
     def ask(name: str, token: str | None) -> list[Any]:

@@ -546,6 +546,9 @@ def ask(
         0.9,
         64,
         7,
+        50,
+        0.1,
+        1.2,
     )
     return [dict(zip(names, frame, strict=True)) for frame in frames]
 
@@ -572,7 +575,7 @@ def test_both_columns_stream_and_end(app: Any) -> None:
     subject, base, tuned, options = app.comparing.asked
     assert subject.result == run.result.folder
     assert subject.base.path == "pocket"
-    assert options == Options("Be brief.", 0.5, 0.9, 64, 7)
+    assert options == Options("Be brief.", 0.5, 0.9, 64, 7, 50, 0.1, 1.2)
     assert base == tuned == [{"role": "user", "content": "Who?"}]
 
 
@@ -699,7 +702,7 @@ def test_retry_takes_the_last_question_back(app: Any) -> None:
 def test_an_empty_question_is_not_asked(app: Any) -> None:
     page = page_of(compare_page, app)
     with pytest.raises(gr.Error, match="Type a question"):
-        list(page.on_ask(request(), "  ", [], [], "", False, Match(), "", 0, 1, 64, 0))
+        list(page.on_ask(request(), "  ", [], [], "", False, Match(), "", 0, 1, 64, 0, 0, 0, 1))
 
 
 # ------------------------------------------------------------------------------- the whole app

@@ -52,6 +52,6 @@ class Broken:
 
 def test_a_page_that_loads_hears_of_any_failure(settings: Settings, tmp_path: Path) -> None:
     comparing = Application.open(settings).comparing
-    comparing._engines["ChatEngine"] = Broken()  # type: ignore[assignment]
+    comparing._engine = Broken()  # type: ignore[assignment]
     with pytest.raises(UnexpectedError, match="illegal memory access"):
         list(comparing.load(BASE_ALONE, Caller()))

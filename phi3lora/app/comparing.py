@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from phi3lora.app.callers import Caller, Callers
 from phi3lora.app.views import Follower
@@ -32,8 +32,7 @@ from phi3lora.runs.store import ID, Run, RunStore, open_run
 from phi3lora.settings import Settings
 
 if TYPE_CHECKING:
-    from phi3lora.chat.engine import ChatEngine
-    from phi3lora.chat.whole import WholeModels
+    from phi3lora.chat.whole import Chat
 
 Kind = Literal["base", "adapter", "model"]
 ANSWER_FRAME = 0.08  # seconds between two looks at a growing answer
@@ -71,7 +70,7 @@ class Comparing:
         self.settings = settings
         self._store, self._views, self._callers = store, views, callers
         self._book = VoteBook(settings.home / "votes.jsonl")
-        self._engines: dict[str, ChatEngine | WholeModels] = {}
+        self._engine: Chat | None = None
         self._lock = threading.Lock()
 
     # What a name means
@@ -130,7 +129,7 @@ class Comparing:
         self._callers.check_base(subject.base, caller)
 
         def work(put: Put) -> list[str]:
-            engine = self.engine(subject.kind)
+            engine = self.engine()
             return engine.load(subject.base, subject.result, token=caller.token, progress=put)
 
         for told in in_thread(work, ANSWER_FRAME):
@@ -139,8 +138,8 @@ class Comparing:
     def reply(
         self,
         subject: Subject,
-        base: list[dict[str, Any]],
-        tuned: list[dict[str, Any]],
+        base: list[Any],
+        tuned: list[Any],
         options: Options,
         should_stop: Callable[[], bool] = lambda: False,
         *,
@@ -148,7 +147,7 @@ class Comparing:
     ) -> Iterator[Pair]:
         """Both answers as they grow, a dozen times a second at most. Raises Phi3LoraError."""
         self._callers.check_base(subject.base, caller)
-        pairs = self.engine(subject.kind).reply(
+        pairs = self.engine().reply(
             base,
             tuned,
             options,
@@ -163,23 +162,20 @@ class Comparing:
                 last = time.monotonic()
                 yield pair
 
-    def engine(self, kind: Kind) -> Any:
-        """The chat of this kind, shared by everybody; it loads nothing before it is asked."""
-        from phi3lora.chat.engine import ChatEngine
-        from phi3lora.chat.whole import WholeModels
+    def engine(self) -> Chat:
+        """The chat, shared by everybody; it loads nothing before it is asked."""
+        from phi3lora.chat.whole import Chat
 
-        engine = WholeModels if kind == "model" else ChatEngine
         with self._lock:
-            if engine.__name__ not in self._engines:
-                self._engines[engine.__name__] = engine(self.settings, self._training_needs)
-            return self._engines[engine.__name__]
+            if self._engine is None:
+                self._engine = Chat(self.settings, self._training_needs)
+            return self._engine
 
     def room_message(self) -> str:
         """Why there is no room for the chat beside a training; empty where there is."""
-        engine = self._engines.get("ChatEngine")
-        if engine is None:
+        if self._engine is None:
             return ""
-        room = engine.fits()  # type: ignore[union-attr]
+        room = self._engine.fits()
         return "" if room.fits else room.message
 
     def _training_needs(self) -> int | None:

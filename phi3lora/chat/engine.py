@@ -14,18 +14,22 @@ Importing this module does not import torch; the first request does.
 
 from __future__ import annotations
 
+import gc
+import logging
+import sys
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from phi3lora.chat.options import Options, Pair
-from phi3lora.chat.requests import Request, Side, never
+from phi3lora.chat.options import Options, Pair, Side
+from phi3lora.chat.requests import Request, never
 from phi3lora.config import ModelConfig
-from phi3lora.errors import ModelError
+from phi3lora.errors import ModelError, Phi3LoraError
 from phi3lora.settings import Settings
 
 if TYPE_CHECKING:
@@ -38,6 +42,8 @@ LOOK_SECONDS = 1.0  # how often the engine looks whether a training needs its me
 RELOAD_PATIENCE = 3.0  # times the loading time that a base is kept while another is waited for
 BYTES = {"none": 0, "nf4": 0.6, "fp4": 0.6, "int8": 1.1}  # of a weight; 0: by its precision
 GIB = 2**30
+ALIVE_SECONDS = 0.5  # how often a reader looks whether the model's thread lives
+log = logging.getLogger(__name__)
 
 
 class BusyError(ModelError):
@@ -54,7 +60,8 @@ class Room:
     message: str = ""
 
 
-def _no_training() -> int | None:
+def no_training() -> int | None:
+    """Nothing else computes here."""
     return None
 
 
@@ -68,7 +75,7 @@ class ChatEngine:
     """
 
     def __init__(
-        self, settings: Settings, training: Callable[[], int | None] = _no_training
+        self, settings: Settings, training: Callable[[], int | None] = no_training
     ) -> None:
         self._turn_seconds = settings.turn_seconds
         self._training = training
@@ -150,12 +157,8 @@ class ChatEngine:
         with self._changed:
             self._releasing = self._serving is not None and self._alive()
             self._changed.notify_all()
-            self._changed.wait_for(lambda: not self._releasing)
-
-    def unload(self) -> None:
-        """Free the memory and forget what was loaded."""
-        self._default = (ModelConfig(), None)
-        self.release()
+            while self._releasing and self._alive():
+                self._changed.wait(ALIVE_SECONDS)
 
     def fits(self, base: ModelConfig | str | None = None, token: str | None = None) -> Room:
         """Whether a base can be in memory, beside a training if one computes.
@@ -205,7 +208,8 @@ class ChatEngine:
             while not finished:
                 with self._changed:
                     while request.changes == seen:
-                        self._changed.wait()
+                        if not self._changed.wait(ALIVE_SECONDS) and not self._alive():
+                            raise ModelError("The chat ended in the middle. Ask again.")
                     seen, finished, pair = request.changes, request.finished, request.pair()
                 if request.error is not None:
                     raise request.error
@@ -219,16 +223,35 @@ class ChatEngine:
     # The model's thread: nothing below is called by another, but for `_room`
 
     def _serve(self) -> None:
-        """While the process lives: let requests in, give every pass to those that are active."""
+        """While the process lives: a fault that belongs to no one request is told to them all."""
         while True:
-            self._wait_for_work()
-            if self._releasing:
-                self._free()
-            self._end_stopped()
-            while self._waiting and self._may_start(self._waiting[0]):
-                self._start(self._waiting[0])
-            if self._active:
-                self._pass()
+            try:
+                self._turn()
+            except BaseException as problem:  # noqa: BLE001 raised again where answers are read
+                self._fail_all(problem)
+
+    def _turn(self) -> None:
+        """Let requests in, give a pass to those that are active."""
+        self._wait_for_work()
+        if self._releasing:
+            self._free()
+        self._end_stopped()
+        while self._waiting and self._may_start(self._waiting[0]):
+            self._start(self._waiting[0])
+        if self._active:
+            self._pass()
+
+    def _fail_all(self, problem: BaseException) -> None:
+        """End every request with an error and let the base go, in whatever state it is."""
+        error = _explained(problem)
+        with self._changed:
+            for request in [*self._active, *self._waiting]:
+                request.fail(error)
+            self._active.clear()
+            self._waiting.clear()
+            self._serving, self._releasing = None, False
+            self._changed.notify_all()
+        _collect()
 
     def _wait_for_work(self) -> None:
         while True:
@@ -266,8 +289,8 @@ class ChatEngine:
             try:
                 if request.stopping():
                     self._finish(request)
-            except Exception as error:  # noqa: BLE001 raised again where the answer is read
-                self._finish(request, error)
+            except BaseException as error:  # noqa: BLE001 raised again where the answer is read
+                self._finish(request, _explained(error))
 
     def _may_start(self, head: Request) -> bool:
         """Whether there is room among the active; one who had its turn makes room, if not."""
@@ -295,8 +318,10 @@ class ChatEngine:
             serving = self._open(request)
             if request.serving is not serving:
                 self._begin(request, serving)
-        except Exception as problem:  # noqa: BLE001 raised again where the answer is read
+        except BaseException as problem:  # noqa: BLE001 raised again where the answer is read
             error = _explained(problem)
+        if error is not None and self._serving is None:
+            _collect()  # what was loaded of a base that did not fit
         if error is not None or not request.open_columns:
             self._finish(request, error)
             return
@@ -343,9 +368,10 @@ class ChatEngine:
         assert serving is not None
         try:
             serving.step([c for request in self._active for c in request.open_columns])
-        except Exception as error:  # noqa: BLE001 raised again where the answers are read
+        except BaseException as problem:  # noqa: BLE001 raised again where the answers are read
+            error = _explained(problem)
             for request in list(self._active):
-                self._finish(request, _explained(error))
+                self._finish(request, error)
             self._free()
             return
         with self._changed:
@@ -358,15 +384,17 @@ class ChatEngine:
     def _finish(self, request: Request, error: BaseException | None = None) -> None:
         """Nothing more comes; what was read stays cached for the next turn."""
         with self._changed:
+            try:
+                if request.serving is not None and error is None:
+                    for column in request.columns.values():
+                        column.stream.finish()
+                        request.serving.keep(column)
+            except BaseException as problem:  # noqa: BLE001 raised again where the answer is read
+                error = _explained(problem)
             for queue in (self._active, self._waiting):
                 if request in queue:
                     queue.remove(request)
-            if request.serving is not None and error is None:
-                for column in request.columns.values():
-                    column.stream.finish()
-                    request.serving.keep(column)
-            request.error, request.finished = error, True
-            request.changes += 1
+            request.finish(error)
             self._changed.notify_all()
 
     def _say(self, request: Request, text: str) -> None:
@@ -413,22 +441,46 @@ def _need(base: ModelConfig, token: str | None) -> int:
 
 def _collect() -> None:
     """Give freed memory back to the system, and to other processes on the GPU."""
-    import gc
-
-    import torch
-
     gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    torch = sys.modules.get("torch")
+    try:
+        if torch is not None and torch.cuda.is_available():
+            torch.cuda.empty_cache()
+    except RuntimeError:  # after a fault of the GPU nothing is left to give back
+        log.exception("The GPU's memory could not be given back")
 
 
-def _explained(error: Exception) -> Exception:
-    """Running out of memory is something to mend; what else went wrong is raised as it is."""
-    import torch
+def _explained(error: BaseException) -> Exception:
+    """What a reader is told; what it held of the model is let go.
 
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+    Running out of memory is something to mend. What else goes wrong is raised as it is, unless
+    nobody would catch it: a Rust library's panic, or an exit asked for in a callback.
+    """
+    if not isinstance(error, Phi3LoraError):
+        # As text: a handler that keeps its records would keep the frames, and the model with them.
+        log.error("A fault in the chat\n%s", "".join(traceback.format_exception(error)))
+    _let_go(error)
+    torch = sys.modules.get("torch")
+    full = (MemoryError,) if torch is None else (MemoryError, torch.OutOfMemoryError)
+    if isinstance(error, full):
         return ModelError(
             "The device's memory ran out in the middle of an answer. Ask again with a shorter "
             "conversation, or wait until other answers and trainings have ended."
         )
-    return error
+    if isinstance(error, Exception):
+        return error
+    return ModelError(
+        f"The answer could not be made ({type(error).__name__}: {str(error)[:200]}). Ask again."
+    )
+
+
+def _let_go(error: BaseException) -> None:
+    """Drop the tracebacks: their frames hold a model that was half loaded, or a pass's tensors."""
+    seen: set[int] = set()
+    chain: list[BaseException | None] = [error]
+    while chain:
+        one = chain.pop()
+        if one is not None and id(one) not in seen:
+            seen.add(id(one))
+            chain += [one.__cause__, one.__context__]
+            one.__traceback__ = None

@@ -1,46 +1,133 @@
-"""How an answer is sampled, and what is heard of it while it grows."""
+"""How an answer is sampled, and what is heard of it while it grows.
+
+    options = Options(temperature=0.7, top_k=50, seed=1)
+    options.check()
+    SETTINGS["top_k"].help           what a flag and a slider say about it
+
+Each setting is described once, here: flags, sliders and checks derive from it.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
 
 from phi3lora.errors import ConfigError, Problem
+
+Side = Literal["base", "tuned"]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A sampling option as a flag and a slider show it.
+
+    Attributes:
+        title: on the page.
+        help: a whole sentence.
+        expected: the values that are allowed, in words; `allows` says so of one.
+        slider: lowest and highest value and step of a slider; None for a number field.
+    """
+
+    title: str
+    help: str
+    expected: str
+    allows: Callable[[Any], bool]
+    slider: tuple[float, float, float] | None = None
+
+
+def _setting(default: Any, *values: Any, **named: Any) -> Any:
+    return field(default=default, metadata={"setting": Setting(*values, **named)})
 
 
 @dataclass(frozen=True)
 class Options:
     """Settings of one reply.
 
-    Attributes:
-        system: system prompt, put before the conversation; empty for none.
-        temperature: 0 is greedy: always the likeliest token.
-        top_p: sample from the smallest set of tokens that holds this share of the probability.
-        max_new_tokens: an answer that has not ended by itself is cut here.
-        seed: the same seed gives the same answer. Each column draws from its own sequence, so
-            what one says never depends on the other.
+    The order in which they are applied is transformers': penalty, temperature, top-k, top-p, min-p.
+    Each column draws from its own sequence of random numbers, so what one says never depends on
+    the other.
     """
 
-    system: str = ""
-    temperature: float = 0.0
-    top_p: float = 1.0
-    max_new_tokens: int = 256
-    seed: int = 0
+    system: str = ""  # put before the conversation; empty for none
+    temperature: float = _setting(
+        0.0,
+        "Temperature",
+        "Sampling temperature; 0 always takes the likeliest token.",
+        "0 or more",
+        lambda value: value >= 0,
+        slider=(0, 2, 0.05),
+    )
+    top_p: float = _setting(
+        1.0,
+        "Top-p",
+        "Sample from the smallest set of tokens that holds this share of the probability.",
+        "above 0, at most 1",
+        lambda value: 0 < value <= 1,
+        slider=(0.05, 1, 0.05),
+    )
+    max_new_tokens: int = _setting(
+        256,
+        "Longest answer",
+        "An answer that has not ended by itself is cut after this many tokens.",
+        "1 or more",
+        lambda value: value >= 1,
+        slider=(16, 2048, 16),
+    )
+    seed: int = _setting(
+        0,
+        "Seed",
+        "The same seed gives the same answer.",
+        "from 0 to 2^63 - 1",
+        lambda value: 0 <= value < 2**63,
+    )
+    top_k: int = _setting(
+        0,
+        "Top-k",
+        "Sample from this many of the likeliest tokens; 0 samples from all.",
+        "0 or more",
+        lambda value: value >= 0,
+        slider=(0, 200, 1),
+    )
+    min_p: float = _setting(
+        0.0,
+        "Min-p",
+        "Leave out tokens that are less likely than this share of the likeliest one.",
+        "from 0 to 1",
+        lambda value: 0 <= value <= 1,
+        slider=(0, 1, 0.01),
+    )
+    repetition_penalty: float = _setting(
+        1.0,
+        "Repetition penalty",
+        "Above 1, tokens of the prompt and the answer so far become less likely; 1 is off.",
+        "above 0, at most 100",
+        lambda value: 0 < value <= 100,
+        slider=(1, 2, 0.05),
+    )
+
+    @property
+    def filters(self) -> bool:
+        """Whether more than temperature and top-p shapes what is drawn."""
+        return bool(self.top_k or self.min_p)
 
     def check(self) -> None:
         """Raise ConfigError that names every value out of bounds."""
-        wrong = [
-            (self.temperature >= 0, "temperature", "0 or more", self.temperature),
-            (0 < self.top_p <= 1, "top_p", "above 0, at most 1", self.top_p),
-            (self.max_new_tokens >= 1, "max_new_tokens", "1 or more", self.max_new_tokens),
-            (0 <= self.seed < 2**63, "seed", "from 0 to 2^63 - 1", self.seed),
-        ]
-        problems = [
-            Problem(name, f"expected {expected}, got {value}.")
-            for fine, name, expected, value in wrong
-            if not fine
-        ]
+        problems = []
+        for name, setting in SETTINGS.items():
+            value = getattr(self, name)
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            whole = not isinstance(getattr(Options, name), int) or isinstance(value, int)
+            if not (number and whole and setting.allows(value)):
+                what = repr(value)[:40]
+                problems.append(Problem(name, f"expected {setting.expected}, got {what}."))
         if problems:
             raise ConfigError(problems)
+
+
+SETTINGS: dict[str, Setting] = {
+    one.name: one.metadata["setting"] for one in fields(Options) if one.metadata
+}
 
 
 @dataclass(frozen=True)

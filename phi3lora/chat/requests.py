@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from phi3lora.chat.options import Options, Pair
+from phi3lora.chat.options import Options, Pair, Side
 from phi3lora.config import ModelConfig
 
 if TYPE_CHECKING:
     from phi3lora.chat.serving import Column, Serving
     from phi3lora.data.conversation import Message
-
-Side = Literal["base", "tuned"]
 
 
 def never() -> bool:
@@ -83,6 +81,16 @@ class Request:
         if not self.notes or self.notes[-1] != text:
             self.notes.append(text)
             self.changes += 1
+
+    def finish(self, error: BaseException | None = None) -> None:
+        """Nothing more comes."""
+        self.error, self.finished = error, True
+        self.changes += 1
+
+    def fail(self, error: BaseException) -> None:
+        """End here with an error; nothing of the model is touched, for it may be what broke."""
+        self.serving = None
+        self.finish(error)
 
     def detach(self) -> None:
         """Let go of the loaded base; what was said is kept, and read again by the next one."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -23,18 +23,40 @@ def generator(options: Options) -> torch.Generator | None:
 
 
 def choose(
-    logits: torch.Tensor, options: list[Options], generators: list[torch.Generator | None]
+    logits: torch.Tensor,
+    options: list[Options],
+    generators: list[torch.Generator | None],
+    read: list[list[int]],
 ) -> list[int]:
-    """One token for each row of `logits` (rows, vocabulary)."""
+    """One token for each row of `logits` (rows, vocabulary).
+
+    Args:
+        read: each row's prompt and answer so far, for the repetition penalty.
+    """
     likeliest = logits.argmax(dim=-1).tolist()
-    return [
-        likeliest[row] if draw is None else _sample(logits[row], options[row], draw)
-        for row, draw in enumerate(generators)
-    ]
+    tokens = []
+    for row, (option, draw) in enumerate(zip(options, generators, strict=True)):
+        if option.repetition_penalty != 1:
+            scores = _penalized(logits[row], option, read[row])
+            tokens.append(int(scores.argmax()) if draw is None else _sample(scores, option, draw))
+        else:
+            tokens.append(likeliest[row] if draw is None else _sample(logits[row], option, draw))
+    return tokens
+
+
+def _penalized(logits: torch.Tensor, options: Options, read: list[int]) -> torch.Tensor:
+    """Tokens that were read or said become less likely (arXiv 1909.05858, section 4.1)."""
+    from transformers import RepetitionPenaltyLogitsProcessor
+
+    penalty = RepetitionPenaltyLogitsProcessor(float(options.repetition_penalty))
+    before = torch.tensor([read], device=logits.device)
+    return torch.as_tensor(penalty(before, logits[None]))[0]
 
 
 def _sample(logits: torch.Tensor, options: Options, draw: torch.Generator) -> int:
     """Nucleus sampling (arXiv 1904.09751): the smallest set of tokens that holds `top_p`."""
+    if options.filters:
+        return _sample_filtered(logits, options, draw)
     probabilities = torch.softmax(logits / options.temperature, dim=-1)
     if options.top_p == 1:
         return int(torch.multinomial(probabilities.cpu(), 1, generator=draw))
@@ -44,6 +66,21 @@ def _sample(logits: torch.Tensor, options: Options, draw: torch.Generator) -> in
     before = values.cumsum(0) - values  # what is likelier than each token
     nucleus = values[before < options.top_p].cpu()
     return int(tokens[int(torch.multinomial(nucleus, 1, generator=draw))])
+
+
+def _sample_filtered(logits: torch.Tensor, options: Options, draw: torch.Generator) -> int:
+    """Top-k and min-p, by transformers' own filters in the order in which `generate` has them."""
+    from transformers import MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+    scores: torch.Tensor = logits[None] / options.temperature
+    nothing: Any = None  # the filters look at the scores alone
+    if options.top_k:
+        scores = TopKLogitsWarper(options.top_k)(nothing, scores)
+    if options.top_p < 1:
+        scores = TopPLogitsWarper(options.top_p)(nothing, scores)
+    if options.min_p:
+        scores = MinPLogitsWarper(options.min_p)(nothing, scores)
+    return int(torch.multinomial(torch.softmax(scores[0], dim=-1).cpu(), 1, generator=draw))
 
 
 class TextStream:

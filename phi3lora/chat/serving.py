@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from phi3lora.chat.adapters import Adapter, Router
-from phi3lora.chat.decoding import Row, advance, use_rows
+from phi3lora.chat.adapters import Adapter
+from phi3lora.chat.decoding import Row, advance
 from phi3lora.chat.options import Options
-from phi3lora.chat.packing import pack
+from phi3lora.chat.patches import patched
 from phi3lora.chat.sampling import TextStream, choose, generator
 from phi3lora.config import ModelConfig
 from phi3lora.data.conversation import Message
@@ -76,9 +76,7 @@ class Serving:
 
     def __post_init__(self) -> None:
         self.model.requires_grad_(False)
-        pack(self.model)
-        use_rows(self.model)
-        self.router = Router(self.model)
+        self.router = patched(self.model)
         self._stops = set(stop_tokens(self.tokenizer, self.model.generation_config))
 
     @classmethod
@@ -171,7 +169,10 @@ class Serving:
         ready, logits = advance(self.model, self.router, [column.row for column in columns])
         speaking = [by_row[id(row)] for row in ready]
         tokens = choose(
-            logits, [column.options for column in speaking], [column.draw for column in speaking]
+            logits,
+            [column.options for column in speaking],
+            [column.draw for column in speaking],
+            [column.row.tokens for column in speaking],
         )
         for column, token in zip(speaking, tokens, strict=True):
             self._say(column, token)

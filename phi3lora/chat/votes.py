@@ -17,10 +17,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
+from phi3lora.chat.options import Side
 from phi3lora.errors import RunError
 
 Choice = Literal["left", "right", "tie", "both bad"]
-Side = Literal["base", "tuned"]
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ import gradio as gr
 from phi3lora.app.application import Application
 from phi3lora.app.callers import Caller
 from phi3lora.app.comparing import Subject
-from phi3lora.chat.options import Options, Pair
-from phi3lora.chat.votes import Choice, Side, Tally, Vote
+from phi3lora.chat.options import SETTINGS, Options, Pair, Side
+from phi3lora.chat.votes import Choice, Tally, Vote
 from phi3lora.errors import DataError, Phi3LoraError
 from phi3lora.runs.store import Run
 from phi3lora.ui import show
@@ -73,20 +73,16 @@ class Ask:
     blind: bool
     before: Match
     system: str
-    temperature: float
-    top_p: float
-    most: float
-    seed: float | None
+    sampling: dict[str, Any]
 
     def options(self) -> Options:
-        """How to sample."""
-        return Options(
-            (self.system or "").strip(),
-            self.temperature,
-            self.top_p,
-            int(self.most),
-            int(self.seed or 0),
-        )
+        """How to sample. A field that was emptied has its default."""
+        given = {name: value for name, value in self.sampling.items() if value is not None}
+        for name, value in given.items():
+            whole = isinstance(getattr(Options, name), int)
+            if whole and isinstance(value, float) and value.is_integer():
+                given[name] = int(value)
+        return Options((self.system or "").strip(), **given)
 
     def match(self) -> Match:
         """A new pair of answers; sides are drawn once, when a blind conversation begins."""
@@ -217,44 +213,15 @@ class ComparePage:
         self.tally = gr.HTML(elem_id="tally")
 
     def _settings(self) -> None:
-        defaults = Options()
         with gr.Accordion("Settings", open=False, elem_classes="fold", elem_id="settings"):
             self.system = gr.Textbox(
                 label="System prompt", lines=2, elem_id="system", placeholder="Empty for none"
             )
-            with gr.Row():
-                self.temperature = gr.Slider(
-                    0,
-                    2,
-                    value=defaults.temperature,
-                    step=0.05,
-                    label="Temperature",
-                    elem_id="temperature",
-                    info="0 always takes the likeliest token",
-                )
-                self.top_p = gr.Slider(
-                    0.05,
-                    1,
-                    value=defaults.top_p,
-                    step=0.05,
-                    label="Top-p",
-                    info="Share of the probability to sample from",
-                )
-            with gr.Row():
-                self.most = gr.Slider(
-                    16,
-                    2048,
-                    value=defaults.max_new_tokens,
-                    step=16,
-                    label="Longest answer",
-                    info="Tokens",
-                )
-                self.seed = gr.Number(
-                    value=defaults.seed,
-                    precision=0,
-                    label="Seed",
-                    info="The same seed gives the same answer",
-                )
+            names, self.sampling = list(SETTINGS), dict[str, Any]()
+            for first in range(0, len(names), 2):
+                with gr.Row():
+                    for name in names[first : first + 2]:
+                        self.sampling[name] = sampling_field(name)
 
     # ------------------------------------------------------------------ what happens
 
@@ -307,7 +274,8 @@ class ComparePage:
     @shown
     def on_ask(self, request: gr.Request, *values: Any) -> Iterator[list[Any]]:
         """Both answers as they grow, in both columns."""
-        ask = Ask(*values)
+        sampling = dict(zip(self.sampling, values[7:], strict=True))
+        ask = Ask(*(*values[:7], sampling))
         if not ask.message.strip():
             raise DataError("Type a question first.")
         caller = self.app.callers.caller(session_of(request))
@@ -455,10 +423,7 @@ class ComparePage:
             self.blind,
             self.match,
             self.system,
-            self.temperature,
-            self.top_p,
-            self.most,
-            self.seed,
+            *self.sampling.values(),
         ]
         self.message.submit(self.on_ask, inputs, self.answering, **quiet)
         self.stop.click(self.on_stop, None, None, queue=False, **quiet)
@@ -516,6 +481,20 @@ def plain(messages: list[Message] | None) -> list[Message]:
         {"role": message["role"], "content": text_of(message["content"])}
         for message in messages or []
     ]
+
+
+def sampling_field(name: str) -> Any:
+    """A slider, or a number field, for an option of the answer."""
+    setting, value = SETTINGS[name], getattr(Options, name)
+    common: dict[str, Any] = {
+        "label": setting.title,
+        "info": setting.help,
+        "elem_id": name.replace("_", "-"),
+    }
+    if setting.slider is None:
+        return gr.Number(value=value, precision=0, **common)
+    low, high, step = setting.slider
+    return gr.Slider(low, high, value=value, step=step, **common)
 
 
 def column_title(name: str) -> str:
