@@ -15,21 +15,34 @@ The few that are ours are marked `own` and left out of `arguments()`.
 
 from __future__ import annotations
 
-import difflib
+import re
+import types
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
+from phi3lora.arguments import (
+    checkpointing_problem,
+    optimizer_problem,
+    schedule_options,
+    schedule_problem,
+)
 from phi3lora.errors import ConfigError, Problem
 from phi3lora.legacy import translate, translate_fields
 from phi3lora.models.phi3 import GATE_UP, HEAD, PHI3, QKV
+from phi3lora.problems import merged, problem_of, unknown_name
+from phi3lora.strict_yaml import read_yaml, shorten, write_yaml
 
 POCKET = "pocket"
 PHI3_MINI = "microsoft/Phi-3-mini-4k-instruct"
+
+MODULE_NAME = re.compile(r"[A-Za-z0-9_.]+\Z")
+MOST_PROBLEMS = 50  # that are told at once
+# What an evaluation of the held-out rows measures, as metric_for_best_model may name it.
+MEASURED = ("loss", "mean_token_accuracy", "entropy")
 
 SCHEDULERS = Literal[
     "linear",
@@ -108,7 +121,9 @@ def is_own(field: FieldInfo) -> bool:
 class Section(BaseModel):
     """A part of RunConfig: unknown keys are errors, and so are values out of bounds."""
 
-    model_config = ConfigDict(extra="forbid", validate_default=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", validate_default=True, protected_namespaces=(), allow_inf_nan=False
+    )
 
     def arguments(self) -> dict[str, Any]:
         """The keys that the library behind this section takes, by its own names."""
@@ -606,6 +621,13 @@ class TrainingConfig(Section):
         False, "Drop last batch", "Leaves out the last batch of an epoch if it is not full."
     )
 
+    def arguments(self) -> dict[str, Any]:
+        """Arguments of `trl.SFTConfig`; a schedule that needs an option has one."""
+        options = schedule_options(
+            self.lr_scheduler_type, self.lr_scheduler_kwargs, max(self.max_steps, 0)
+        )
+        return {**super().arguments(), "lr_scheduler_kwargs": options}
+
 
 class EvaluationConfig(Section):
     """The proof at the end of a run: base and tuned on the same held-out rows."""
@@ -685,19 +707,19 @@ class RunConfig(Section):
         try:
             return cls.model_validate(values), notices
         except ValidationError as error:
-            raise ConfigError([_problem(detail) for detail in error.errors()]) from None
+            raise ConfigError(_problems(error.errors(include_url=False))) from None
 
     @classmethod
     def from_yaml(cls, path: Path) -> tuple[RunConfig, list[str]]:
         """Like `from_values`, from a YAML file. An empty file is the default config."""
-        try:
-            values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError([Problem("", f"{path} cannot be read: {error}")]) from None
-        except yaml.YAMLError as error:
-            raise ConfigError([Problem("", f"{path} is not YAML: {error}")]) from None
+        return cls.from_text(_read_file(Path(path)), str(path))
+
+    @classmethod
+    def from_text(cls, text: str, name: str = "this") -> tuple[RunConfig, list[str]]:
+        """Like `from_values`, from the text of a YAML document that messages call `name`."""
+        values = read_yaml(text, name)
         if not isinstance(values or {}, dict):
-            raise ConfigError([Problem("", f"{path} holds no `section: …` pairs.")])
+            raise ConfigError([Problem("", f"{name} holds no `section: …` pairs.")])
         return cls.from_values(values or {})
 
     def with_values(self, changes: Mapping[str, Any]) -> RunConfig:
@@ -712,7 +734,7 @@ class RunConfig(Section):
 
     def to_yaml(self) -> str:
         """The whole config, defaults included, in the order of this file."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        return write_yaml(self.model_dump(mode="json"))
 
     @property
     def result(self) -> str:
@@ -746,31 +768,61 @@ def fields(
             yield f"{prefix}{name}", field
 
 
+def _read_file(path: Path) -> str:
+    """A text file, or ConfigError with the reason in words."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        message = f"{path} cannot be read: it is no text in UTF-8."
+    except IsADirectoryError:
+        message = f"{path} cannot be read: it is a folder; expected a YAML file."
+    except OSError as error:
+        message = f"{path} cannot be read: {error.strerror}."
+    raise ConfigError([Problem("", message)])
+
+
 def parse_setting(text: str) -> tuple[str, Any]:
     """`section.key=value` as a dotted field and a value.
 
-    The value is read as YAML; lists and mappings are written in brackets and braces, so that a
-    sentence with a colon stays a sentence.
+    The value is read as YAML where the option is no text, so that `data.columns="prompt: Frage"`
+    is a mapping, and a system prompt with a colon in it stays a sentence.
     """
     field, equals, value = text.partition("=")
     if not equals or not field.strip():
-        message = f"expected section.key=value, got {text!r}; for example peft_config.r=8."
+        message = f"expected section.key=value, got {shorten(text)}; for example peft_config.r=8."
         raise ConfigError([Problem("--set", message)])
-    return field.strip(), _value(value)
+    return field.strip(), _value(field.strip(), value)
 
 
-def _value(text: str) -> Any:
-    """Read a value as YAML, and `1e-4`, which YAML takes for text, as a number."""
+def _value(field: str, text: str) -> Any:
+    """What was typed for a field, as its kinds have it; what is no YAML is text."""
+    kinds = _kinds(dict(fields()).get(field))
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
+        value = read_yaml(text)
+    except ConfigError:
         return text
-    if isinstance(value, (dict, list)) and not text.lstrip().startswith(("{", "[")):
+    if kinds == {str}:
+        return value if value is None or isinstance(value, str) else text
+    written_so = text.lstrip().startswith(("{", "[", "- "))
+    if isinstance(value, dict | list) and not written_so and not kinds & {dict, list, BaseModel}:
         return text
-    try:
-        return float(value) if isinstance(value, str) else value
-    except ValueError:
-        return value
+    return value
+
+
+def _kinds(field: FieldInfo | None) -> set[Any]:
+    """The plain types that a field takes, None aside; empty for a field that does not exist."""
+    found: set[Any] = set()
+    parts = [field.annotation] if field else []
+    while parts:
+        kind = parts.pop()
+        origin = get_origin(kind)
+        if origin in (Union, types.UnionType):
+            parts += get_args(kind)
+        elif isinstance(kind, type) and issubclass(kind, BaseModel):
+            found.add(BaseModel)
+        elif kind is not type(None):
+            found.add(origin or kind)
+    return found
 
 
 def _set(values: dict[str, Any], field: str, value: Any) -> None:
@@ -784,42 +836,49 @@ def _set(values: dict[str, Any], field: str, value: Any) -> None:
     values[name] = value
 
 
+def _problems(details: list[Any]) -> list[Problem]:
+    """Pydantic's findings in our words, one for each field, and not more than anybody reads."""
+    found = merged(_problem(detail) for detail in details[:MOST_PROBLEMS])
+    if more := len(details) - MOST_PROBLEMS:
+        found += [Problem("", f"and {more:,} more.")] if more > 0 else []
+    return found
+
+
 def _problem(detail: Any) -> Problem:
-    """One of pydantic's findings in our words: the field, what was expected, what came."""
-    field = ".".join(str(part) for part in detail["loc"] if not _is_union_branch(part))
-    if detail["type"] == "extra_forbidden":
-        return Problem(field, _unknown(field))
-    if detail["type"] == "value_error":
-        return Problem(field, str(detail["ctx"]["error"]))
-    return Problem(field, f"{detail['msg']}, got {detail['input']!r}.")
-
-
-def _is_union_branch(part: Any) -> bool:
-    """Pydantic names the tried type of a union in the location; people do not write it."""
-    return isinstance(part, str) and (part in {"str", "bool", "int", "float"} or "[" in part)
-
-
-def _unknown(field: str) -> str:
-    """Say that a name is unknown, and which one it may have been meant to be."""
-    section, _, name = field.rpartition(".")
-    names = [known for known, _ in fields()]
-    here = [known for known in names if known.rpartition(".")[0] == section]
-    elsewhere = [known for known in names if known.rpartition(".")[2] == name]
-    near = difflib.get_close_matches(field, here, 1, 0.6) or elsewhere
-    near = near or difflib.get_close_matches(field, names, 1, 0.7)
-    return f"unknown option; did you mean {near[0]}?" if near else "unknown option."
+    """One of pydantic's findings; a name that does not exist comes with the one that was meant."""
+    problem = problem_of(detail)
+    if detail["type"] != "extra_forbidden":
+        return problem
+    return Problem(problem.field, unknown_name(problem.field, [name for name, _ in fields()]))
 
 
 def _conflicts(config: RunConfig) -> Iterator[Problem]:
     """Combinations that cannot work, each with the reason."""
     yield from _adapter_conflicts(config)
     yield from _training_conflicts(config.training_config)
+    yield from _pattern_conflicts(config.peft_config)
     if config.data.test_size == 0 and not config.data.test_split and needs_held_out(config):
         yield Problem(
             "data.test_size",
             "0 holds nothing out, yet the training looks at held-out rows (best checkpoint, early "
             "stopping, or a schedule that watches the loss); hold some out, such as 0.1.",
         )
+
+
+def _pattern_conflicts(peft: PeftConfig) -> Iterator[Problem]:
+    """PEFT takes these for regular expressions, and one may hold the interpreter for ever."""
+    wanted = peft.target_modules
+    names = {
+        "target_modules": [wanted] if isinstance(wanted, str) else wanted,
+        "modules_to_save": peft.modules_to_save or [],
+        "rank_pattern": list(peft.rank_pattern),
+        "alpha_pattern": list(peft.alpha_pattern),
+    }
+    for field, found in names.items():
+        wrong = [name for name in found if not MODULE_NAME.match(name)]
+        if wrong and wrong != ["all-linear"]:
+            message = f"expected names of letters, digits, _ and dots, got {shorten(wrong[0])}."
+            yield Problem(f"peft_config.{field}", message)
 
 
 def needs_held_out(config: RunConfig) -> bool:
@@ -863,6 +922,12 @@ def _adapter_conflicts(config: RunConfig) -> Iterator[Problem]:
         yield Problem(
             "adapter", "`none` trains every weight, and quantized weights cannot be trained."
         )
+    if config.adapter == "none" and config.training_config.loraplus_lr_ratio is not None:
+        yield Problem(
+            "training_config.loraplus_lr_ratio",
+            "LoRA+ is a rate for the adapter's B matrices, and adapter: none has no adapter; "
+            "leave it empty.",
+        )
     if config.adapter == "loralib":
         yield from _loralib_conflicts(config)
 
@@ -891,6 +956,45 @@ def _loralib_conflicts(config: RunConfig) -> Iterator[Problem]:
 def _training_conflicts(training: TrainingConfig) -> Iterator[Problem]:
     if training.bf16 and training.fp16:
         yield Problem("training_config.fp16", "bf16 and fp16 exclude each other; set one.")
+    if training.max_steps == 0:
+        yield Problem(
+            "training_config.max_steps", "0 would train nothing; -1 lets the epochs decide."
+        )
+    yield from _argument_conflicts(training)
+    yield from _interval_conflicts(training)
+    yield from _best_conflicts(training)
+
+
+def _argument_conflicts(training: TrainingConfig) -> Iterator[Problem]:
+    """Free arguments that the chosen schedule, optimizer or checkpointing would refuse."""
+    options = training.arguments()["lr_scheduler_kwargs"]
+    found = {
+        "lr_scheduler_kwargs": schedule_problem(
+            training.lr_scheduler_type, options, training.learning_rate
+        ),
+        "optim_args": optimizer_problem(training.optim, training.optim_args),
+        "gradient_checkpointing_kwargs": checkpointing_problem(
+            training.gradient_checkpointing_kwargs
+        ),
+    }
+    for name, problem in found.items():
+        if problem:
+            yield Problem(f"training_config.{name}", problem)
+
+
+def _interval_conflicts(training: TrainingConfig) -> Iterator[Problem]:
+    """transformers takes a share of all steps, or a whole number of them."""
+    for name in ("eval_steps", "logging_steps", "save_steps"):
+        value = getattr(training, name)
+        if value is not None and value > 1 and value != int(value):
+            yield Problem(
+                f"training_config.{name}",
+                f"expected a whole number of updates, or a share below 1, got {value:g}.",
+            )
+
+
+def _best_conflicts(training: TrainingConfig) -> Iterator[Problem]:
+    """What choosing the best checkpoint, stopping early and watching the loss need."""
     watched = "no held-out rows are scored: set eval_strategy to steps or epoch."
     if training.early_stopping_patience is not None and not training.load_best_model_at_end:
         yield Problem(
@@ -905,5 +1009,28 @@ def _training_conflicts(training: TrainingConfig) -> Iterator[Problem]:
             f"the best checkpoint must exist: expected {training.eval_strategy!r} as in "
             f"eval_strategy, got {training.save_strategy!r}.",
         )
+    elif training.load_best_model_at_end and training.eval_strategy == "steps":
+        yield from _unsaved_evaluations(training)
     if training.lr_scheduler_type == "reduce_lr_on_plateau" and training.eval_strategy == "no":
         yield Problem("training_config.lr_scheduler_type", watched)
+    metric = training.metric_for_best_model
+    if metric is not None and metric.removeprefix("eval_") not in MEASURED:
+        measured = ", ".join(f"eval_{name}" for name in MEASURED)
+        yield Problem(
+            "training_config.metric_for_best_model",
+            f"{shorten(metric)} is never measured; expected one of {measured}.",
+        )
+
+
+def _unsaved_evaluations(training: TrainingConfig) -> Iterator[Problem]:
+    """Every checkpoint must have been scored: save_steps is a multiple of eval_steps."""
+    saved, scored = training.save_steps, training.eval_steps or training.logging_steps
+    mixed = (saved < 1) != (scored < 1)
+    # As transformers does it, in millionths: shares such as 0.3 and 0.1 are not exact.
+    if mixed or round(saved * 1e6) % round(scored * 1e6):
+        wanted = "a share as eval_steps is" if mixed else f"a multiple of eval_steps ({scored:g})"
+        yield Problem(
+            "training_config.save_steps",
+            f"each checkpoint must have been scored for the best to be kept: expected {wanted}, "
+            f"got {saved:g}.",
+        )

@@ -165,6 +165,14 @@ def test_files_that_cannot_be_read_are_told_apart(tmp_path: Path) -> None:
         ("peft_config.target_modules=[o_proj]", ("peft_config.target_modules", ["o_proj"])),
         ("model.revision=", ("model.revision", None)),
         ("data.system_prompt=Be brief: please", ("data.system_prompt", "Be brief: please")),
+        ("data.columns=prompt: foo", ("data.columns", {"prompt": "foo"})),
+        ("data.columns.prompt=foo", ("data.columns.prompt", "foo")),
+        ("peft_config.slices=k: false", ("peft_config.slices", {"k": False})),
+        ("training_config.eval_strategy=no", ("training_config.eval_strategy", "no")),
+        ("title=no", ("title", "no")),
+        ("title=42", ("title", "42")),
+        ("model.revision=12e4567", ("model.revision", "12e4567")),
+        ("data.test_split=null", ("data.test_split", None)),
     ],
 )
 def test_settings_are_read_as_yaml(text: str, expected: tuple) -> None:
@@ -188,6 +196,140 @@ def test_the_sections_are_arguments_of_the_libraries() -> None:
     assert {"slices", "fast", "loraplus_lr_ratio"} <= {
         name.rpartition(".")[2] for name, field in fields() if is_own(field)
     }
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("training_config.batch_size", "training_config.per_device_train_batch_size"),
+        ("batch_size", "training_config.per_device_train_batch_size"),
+        ("evaluation.batchsize", "evaluation.batch_size"),
+        ("training_config.lr", "training_config.learning_rate"),
+        ("lr", "training_config.learning_rate"),
+        ("training_config.epochs", "training_config.num_train_epochs"),
+        ("training_config.lerning_rate", "training_config.learning_rate"),
+        ("training_config.r", "peft_config.r"),
+        ("model.dataset", "data.path"),
+        ("peft_config.lora_r", "peft_config.r"),
+        ("data.max_samples", "data.max_rows"),
+    ],
+)
+def test_what_was_meant_is_found_by_the_last_part_of_a_name(name: str, meant: str) -> None:
+    values: dict = {}
+    section, _, last = name.rpartition(".")
+    (values.setdefault(section, {}) if section else values)[last] = 1
+    assert problems(values)[name].endswith(f"did you mean {meant}?")
+
+
+def test_what_resembles_nothing_is_given_no_wrong_advice() -> None:
+    assert problems({"training_config": {"zzz": 1}})["training_config.zzz"] == "unknown option."
+    assert problems({"x" * 5000: 1})["x" * 200] == "unknown option."
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "expected"),
+    [
+        ("training_config", {"save_steps": 100}, {"save_strategy": "steps", "save_steps": 100}),
+        ("training_config", {"eval_steps": 50}, {"eval_strategy": "steps", "eval_steps": 50}),
+        ("training_config", {"eval_steps": None}, {"eval_strategy": "epoch"}),
+        (
+            "training_config",
+            {"save_steps": 100, "save_strategy": "epoch"},
+            {"save_strategy": "epoch"},
+        ),
+        ("training_config", {"do_eval": False}, {"eval_strategy": "no"}),
+        (
+            "training_config",
+            {"do_eval": False, "eval_steps": 9},
+            {"eval_strategy": "no", "eval_steps": 9},
+        ),
+        (
+            "training_config",
+            {"do_eval": False, "evaluation_strategy": "epoch"},
+            {"eval_strategy": "epoch"},
+        ),
+        ("training_config", {"do_eval": True}, {"eval_strategy": "epoch"}),
+        ("training_config", {"optim": "adamw_hf"}, {"optim": "adamw_torch"}),
+        ("training_config", {"report_to": ["wandb"]}, {"report_to": "wandb"}),
+        ("training_config", {"report_to": []}, {"report_to": "none"}),
+        ("training_config", {"warmup_ratio": 0.3, "warmup_steps": 0}, {"warmup_steps": 0.3}),
+        ("training_config", {"warmup_steps": 0, "warmup_ratio": 0.3}, {"warmup_steps": 0.3}),
+        ("training_config", {"dataset_text_field": "text", "run_name": "x"}, {}),
+        ("training_config", {"disable_tqdm": True, "group_by_length": True}, {}),
+        ("training_config", {"dataset_num_proc": 4, "assistant_only_loss": True}, {}),
+        ("model", {"torch_dtype": "torch.bfloat16"}, {"dtype": "bfloat16"}),
+        ("peft_config", {"peft_type": "LORA", "base_model_name_or_path": "x"}, {}),
+    ],
+)
+def test_dictionaries_keep_their_meaning(section: str, values: dict, expected: dict) -> None:
+    config, notices = RunConfig.from_values({section: values})
+    default = getattr(RunConfig(), section).model_dump()
+    assert getattr(config, section).model_dump() == {**default, **expected}
+    assert notices or values.items() <= getattr(config, section).model_dump().items()
+    # As dotted fields, in whatever order they are given, they mean the same.
+    dotted = {f"{section}.{name}": value for name, value in reversed(values.items())}
+    assert RunConfig().with_values(dotted) == config
+
+
+def test_what_would_change_the_training_is_not_dropped_in_silence() -> None:
+    assert "training_config.assistant_only_loss" in problems(
+        {"training_config": {"assistant_only_loss": False}}
+    )
+    assert "training_config.report_to" in problems(
+        {"training_config": {"report_to": ["wandb", "tensorboard"]}}
+    )
+    found = problems({"peft_config": {"peft_type": "IA3", "exclude_modules": ["o_proj"]}})
+    assert set(found) == {"peft_config.peft_type", "peft_config.exclude_modules"}
+
+
+def test_a_whole_adapter_config_is_a_peft_config() -> None:
+    from peft import LoraConfig
+
+    published = LoraConfig(r=4, lora_alpha=8, target_modules=["o_proj"], task_type="CAUSAL_LM")
+    values = {**published.to_dict(), "peft_type": "LORA", "target_modules": ["o_proj"]}
+    config, notices = RunConfig.from_values({"peft_config": values})
+    assert (config.peft_config.r, config.peft_config.target_modules) == (4, ["o_proj"])
+    assert len([notice for notice in notices if "say nothing here" in notice]) == 1
+
+
+def test_names_that_are_patterns_are_refused() -> None:
+    found = problems(
+        {
+            "peft_config": {
+                "target_modules": "(a+)+$",
+                "rank_pattern": {"(a|a)*b": 3},
+                "modules_to_save": ["lm_head|x"],
+            }
+        }
+    )
+    assert set(found) == {
+        "peft_config.target_modules",
+        "peft_config.rank_pattern",
+        "peft_config.modules_to_save",
+    }
+
+
+def test_loraplus_needs_an_adapter() -> None:
+    found = problems({"adapter": "none", "training_config": {"loraplus_lr_ratio": 16}})
+    assert set(found) == {"training_config.loraplus_lr_ratio"}
+
+
+def test_messages_are_in_our_words() -> None:
+    found = problems(
+        {
+            "title": 5,
+            "data": 3,
+            "peft_config": {"r": 1.5, "lora_dropout": 1, "target_modules": 3, "rank_pattern": 1},
+            "training_config": {"packing": "maybe", "eval_strategy": "often", "seed": "x" * 999},
+        }
+    )
+    assert found["peft_config.r"] == "expected a whole number, got 1.5."
+    assert found["training_config.eval_strategy"] == (
+        "expected 'no', 'steps' or 'epoch', got 'often'."
+    )
+    assert all(message.startswith("expected ") for message in found.values())
+    assert not [message for message in found.values() if "Input should" in message]
+    assert max(map(len, found.values())) < 300
 
 
 def test_batch_and_scaling() -> None:

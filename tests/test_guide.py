@@ -18,7 +18,7 @@ REPOSITORY = Path(__file__).parent.parent
 GUIDE = (REPOSITORY / "docs" / "guide.md").read_text(encoding="utf-8")
 ROWS = [
     [cell.strip() for cell in line.strip("|").split(" | ")]
-    for line in GUIDE.splitlines()
+    for line in GUIDE.partition("## Where a dictionary says nothing")[0].splitlines()
     if line.startswith("|") and not line.startswith(("| The ", "| ---"))
 ]
 COMMANDS = re.findall(r"`(phi3lora [^`]+)`", GUIDE)

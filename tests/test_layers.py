@@ -17,6 +17,9 @@ LAYERS = {
     "redaction": 0,
     "isolation": 0,
     "models.phi3": 0,  # a table that imports nothing, so that the configuration may ask it
+    "strict_yaml": 0,
+    "arguments": 0,
+    "problems": 0,
     "legacy": 1,
     "config": 1,
     "recipes": 1,

@@ -14,11 +14,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Union, get_args, get_origin
 
-import yaml
 from pydantic.fields import FieldInfo
 
 from phi3lora.config import RunConfig, fields
 from phi3lora.errors import ConfigError, Problem
+from phi3lora.strict_yaml import read_yaml, write_yaml
 
 Kind = Literal["number", "choice", "combo", "checkbox", "text", "yaml"]
 UNSET = "unset"  # how an optional choice shows that nothing was chosen
@@ -181,9 +181,9 @@ def from_widget(spec: Widget, shown: Any) -> Any:
         return {"true": True, "false": False}.get(shown, shown) if _has_bool(spec) else shown
     if spec.kind == "yaml" or (spec.kind == "combo" and str(shown).lstrip().startswith("[")):
         try:
-            return yaml.safe_load(str(shown))
-        except yaml.YAMLError as error:
-            raise ValueError(f"expected YAML, got {shown!r}: {error}") from None
+            return read_yaml(str(shown), "what stands here")
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
     return shown
 
 
@@ -212,13 +212,8 @@ def _yaml(value: Any) -> str:
     """A value as a line of YAML, as people type it."""
     if isinstance(value, str):
         return value
-    return (
-        yaml.safe_dump(
-            value, default_flow_style=True, sort_keys=False, width=10_000, allow_unicode=True
-        )
-        .removesuffix("\n")
-        .removesuffix("\n...")
-    )
+    text = write_yaml(value, default_flow_style=True, width=10_000)
+    return text.removesuffix("\n").removesuffix("\n...")
 
 
 def _get(values: Mapping[str, Any], name: str) -> Any:

@@ -16,13 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
-import yaml
 
 from phi3lora.app.application import Application
 from phi3lora.app.datasets import NO_PARTS, Suggestion
 from phi3lora.config import POCKET, RunConfig
 from phi3lora.data.sources import EXAMPLES
-from phi3lora.errors import AccessError, ConfigError, DataError, Phi3LoraError, Problem
+from phi3lora.errors import AccessError, ConfigError, DataError, Phi3LoraError
 from phi3lora.hub.access import SUGGESTED_MODELS
 from phi3lora.recipes import describe, load_recipe, recipes
 from phi3lora.training.preflight import Check, Preflight
@@ -336,13 +335,7 @@ class TrainPage:
     @shown
     def on_yaml(self, text: str) -> list[Any]:
         """Fill the form from YAML, data included."""
-        try:
-            values = yaml.safe_load(text) or {}
-        except yaml.YAMLError as error:
-            raise ConfigError([Problem("", f"This is not YAML: {error}")]) from None
-        if not isinstance(values, dict):
-            raise ConfigError([Problem("", "Expected `section: …` pairs.")])
-        config, notices = RunConfig.from_values(values)
+        config, notices = RunConfig.from_text(text, "This")
         return [recipe_notes(None, notices), *self.fields.fill(config)]
 
     def _fill_keeping_data(self, config: RunConfig) -> list[Any]:
