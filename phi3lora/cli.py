@@ -685,8 +685,8 @@ def _end_as(run: Run) -> None:
     """Say how a run ended, with its exit status."""
     if run.status == "finished":
         typer.echo(run.message or "Finished.", err=True)
-        what = run.config.result
-        typer.echo(f"{what.capitalize()}: {(run.folder / what).resolve()}", err=True)
+        result = run.result
+        typer.echo(f"{result.noun.capitalize()}: {result.folder.resolve()}", err=True)
         return
     typer.echo(f"Run {run.id} {run.status}. {run.message}".rstrip(), err=True)
     raise typer.Exit(run.state.exit_status or 1)
@@ -771,7 +771,7 @@ def _progress(run: Run) -> dict[str, Any]:
         "pid": run.state.pid if run.status in ACTIVE else None,
         **{name: last.get(name) for name in names},
         "loss": losses[-1] if losses else None,
-        "adapter": str(run.adapter_folder.resolve()) if run.adapter_folder else None,
+        "adapter": str(run.result.folder.resolve()) if run.has_result else None,
     }
 
 
@@ -890,10 +890,7 @@ def _adapter(name: str) -> tuple[ModelConfig, Path]:
     folder = Path(name).expanduser()
     if not folder.is_dir() or (folder / "state.json").exists():
         run = _find(name)
-        trained = run.folder / run.config.result
-        if not trained.is_dir():
-            raise RunError(f"Run {run.id} has no {trained.name} yet; it is {run.status}.")
-        return run.config.model, trained
+        return run.config.model, run.result.ready()
     from phi3lora.lora.adapters import read_adapter_config
 
     base = read_adapter_config(folder).get("base_model_name_or_path")

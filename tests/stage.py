@@ -13,6 +13,7 @@ import psutil
 
 from phi3lora.config import RunConfig
 from phi3lora.events import Ended, Evaluated, EventLog, Loaded, Notice, Prepared, Stage, Step
+from phi3lora.lora.result import Result
 from phi3lora.runs.store import Run, RunStore, changed
 
 STEPS = 135
@@ -24,18 +25,26 @@ def config(title: str, **changes: Any) -> RunConfig:
     return RunConfig().with_values(values)
 
 
-def finished(store: RunStore, title: str = "Pirate") -> Run:
+def finished(store: RunStore, title: str = "Pirate", **changes: Any) -> Run:
     """A run that went well, with adapter files that nobody loads, and a report."""
-    run = store.create(config(title))
+    run = store.create(config(title, **changes))
     _train(run, STEPS)
     with EventLog(run.folder / "events.jsonl") as log:
         log.emit(Ended(outcome="finished", step=STEPS, seconds=58.4, peak_memory=612_000_000))
-    (run.folder / "adapter").mkdir()
-    (run.folder / "adapter" / "adapter_config.json").write_text(
-        json.dumps({"base_model_name_or_path": "pocket"})
-    )
+    empty_result(run)
     (run.folder / "report.json").write_text(json.dumps(report()))
     return changed(run, status="finished", outcome="finished", message="", exit_status=0)
+
+
+def empty_result(run: Run) -> Result:
+    """Files that are whole and hold no tensor, as this run would leave them."""
+    result = run.result
+    result.folder.mkdir()
+    settings = "config.json" if result.kind == "model" else "adapter_config.json"
+    weights = "model.safetensors" if result.kind == "model" else "adapter_model.safetensors"
+    (result.folder / settings).write_text(json.dumps({"base_model_name_or_path": "pocket"}))
+    (result.folder / weights).write_bytes((2).to_bytes(8, "little") + b"{}")
+    return result
 
 
 def running(store: RunStore, title: str = "Pirate, rank 32") -> Run:

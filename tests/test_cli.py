@@ -221,7 +221,7 @@ def test_chat(home: Settings, tmp_path: Path) -> None:
 def test_a_run_without_an_adapter_has_nothing_to_say(home: Settings) -> None:
     run = RunStore(home).create(config())
     said = call("chat", "--adapter", run.id, "--prompt", "Hello", status=2).stderr
-    assert "has no adapter yet; it is stopped" in said
+    assert "has no adapter yet; let it finish, or resume it, first" in said
 
 
 def test_no_runs_yet(home: Settings) -> None:

@@ -147,7 +147,7 @@ def test_a_run_that_has_not_what_is_asked_for(home: Settings) -> None:
     begun = RunStore(home).create(RunConfig().with_values(BASE))
     for kind in ("merged", "loralib"):
         said = call("export", begun.id, "--to", kind, status=2).stderr
-        assert "has no adapter yet; it is stopped" in said
+        assert "has no adapter yet; let it finish, or resume it, first" in said
     call("export", begun.id, "--to", "script")
     whole = RunStore(home).create(RunConfig().with_values({**BASE, "adapter": "none"}))
     for kind, word in (("merged", "merge"), ("loralib", "convert")):
@@ -196,7 +196,7 @@ def test_chat_with_a_model_that_was_trained_whole(home: Settings) -> None:
     assert answers["tokens_tuned"] <= 6
     begun = RunStore(home).create(RunConfig().with_values({**BASE, "adapter": "none"}))
     said = call("chat", "--adapter", begun.id, "--prompt", "Hello", status=2).stderr
-    assert "has no model yet; it is stopped" in said
+    assert "has no model yet; let it finish, or resume it, first" in said
 
 
 def test_the_end_of_a_run_names_what_it_left(

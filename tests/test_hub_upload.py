@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from phi3lora.errors import HubError
+from phi3lora.errors import HubError, RunError
 from phi3lora.hub import sending
 from phi3lora.hub.card import check_card, write_card
 from phi3lora.hub.facts import Origin, collect
@@ -380,7 +380,7 @@ def test_contribute_repos_is_enough_to_publish_and_publish_again(
 
 def test_a_run_that_has_no_adapter_yet(ann: LoopbackHub, tmp_path: Path, run: Path) -> None:
     (run / "adapter").rename(tmp_path / "away")
-    with pytest.raises(HubError, match="has no adapter yet; let it finish"):
+    with pytest.raises(RunError, match="has no adapter yet; let it finish"):
         push(run, NAME, "hf_ann")
     with pytest.raises(HubError, match="is no run"):
         push(tmp_path, NAME, "hf_ann")

@@ -91,7 +91,7 @@ def test_kill_the_app_then_the_training_and_go_on(queue: Queue, tmp_path: Path) 
     assert restarted.status == "running"
     psutil.Process(restarted.state.pid).kill()
     interrupted = wait_for(run, "interrupted")
-    assert interrupted.adapter_folder is None
+    assert not interrupted.has_result
     assert set(losses(interrupted)) < set(losses(whole))
 
     queue.resume(interrupted)

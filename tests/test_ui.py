@@ -533,7 +533,7 @@ def test_both_columns_stream_and_end(core: FakeCore) -> None:
     assert "5 tokens, cut" in last["status"]
     assert [visible(frames[1]["stop"]), visible(last["stop"])] == [True, False]
     subject, base, tuned, options = core.asked
-    assert subject.adapter == run.adapter_folder
+    assert subject.adapter == run.result.folder
     assert subject.base.path == "pocket"
     assert options == Options("Be brief.", 0.5, 0.9, 64, 7, 50, 0.1, 1.2)
     assert base == tuned == [{"role": "user", "content": "Who?"}]
@@ -618,12 +618,12 @@ def test_somebody_elses_adapter_cannot_be_asked(core: FakeCore, settings: Settin
     with pytest.raises(gr.Error, match="one of your finished runs"):
         ask(page, run.id)
     with pytest.raises(gr.Error, match="one of your finished runs"):
-        ask(page, str(run.adapter_folder))
+        ask(page, str(run.result.folder))
 
 
 def test_a_folder_can_be_named_on_ones_own_machine(core: FakeCore) -> None:
     page = page_of(compare_page, core)
-    folder = stage.finished(core.store).adapter_folder
+    folder = stage.finished(core.store).result.folder
     assert page.subject(str(folder), Caller()).base.path == "pocket"
     with pytest.raises(gr.Error, match="expected a PEFT folder"):
         ask(page, "/nowhere")

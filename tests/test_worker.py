@@ -65,7 +65,7 @@ def test_a_failed_evaluation_does_not_undo_the_training(queue: Queue) -> None:
     run = wait_for(queue.submit(queue.store.create(config("no proof"))), "finished")
     assert "its evaluation is not: No rows were held out." in run.message
     assert run.events()[0][-1].kind == "notice"
-    assert run.adapter_folder
+    assert run.has_result
 
 
 def test_sigterm_saves_first(queue: Queue) -> None:

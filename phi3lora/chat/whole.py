@@ -19,6 +19,7 @@ from phi3lora.chat.engine import ChatEngine, no_training
 from phi3lora.chat.options import Options, Pair, Side
 from phi3lora.chat.requests import never
 from phi3lora.config import ModelConfig
+from phi3lora.lora.result import result_in
 from phi3lora.settings import Settings
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 def is_whole(folder: Path) -> bool:
     """Whether a folder holds a model with all its weights, and no adapter."""
-    return (folder / "config.json").is_file() and not (folder / "adapter_config.json").is_file()
+    return result_in(folder).kind == "model"
 
 
 class Chat(ChatEngine):

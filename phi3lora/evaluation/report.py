@@ -34,6 +34,7 @@ from phi3lora.evaluation.metrics import (
 from phi3lora.evaluation.scoring import HeldOutRow, held_out_rows, score_rows
 from phi3lora.events import Emit, Stage
 from phi3lora.lora.adapters import load_adapter
+from phi3lora.lora.result import find_result
 from phi3lora.models.base import resolve_path
 from phi3lora.models.hardware import detect_hardware
 from phi3lora.models.loading import load_model, load_tokenizer
@@ -130,7 +131,8 @@ def evaluate(
 
     Raises DataError if the run held no rows out, RunError if it has no adapter or was stopped.
     """
-    tuned_folder = _tuned_folder(config, folder)
+    result = find_result(folder, config)
+    tuned_folder = result.ready()
     emit(Stage(name="preparing the held-out rows"))
     path = resolve_path(config.model.path, detect_hardware(config.model.device))
     tokenizer = load_tokenizer(path, config.model.revision, token)
@@ -145,7 +147,7 @@ def evaluate(
     model: Any = load(config.model)
     score = _Scorer(config, tokenizer, held_out, emit, should_stop)
     base = _base_scores(score, model, cache_folder)
-    if config.adapter == "none":
+    if result.kind == "model":
         del model  # two whole models need not fit at once
         model = load(config.model.model_copy(update={"path": str(tuned_folder), "revision": None}))
     else:
@@ -256,14 +258,6 @@ def _prompt(row: HeldOutRow) -> str:
     if len(asked) == 1:
         return asked[0]["content"]
     return "\n".join(f"{message['role']}: {message['content']}" for message in asked)
-
-
-def _tuned_folder(config: RunConfig, folder: Path) -> Path:
-    """Where the run's result is: an adapter, or a whole model where every weight was trained."""
-    tuned = folder / config.result
-    if not tuned.is_dir():
-        raise RunError(f"This run has no {tuned.name} yet; let it finish, or resume it, first.")
-    return tuned
 
 
 def _write_json(path: Path, values: Any) -> None:

@@ -30,6 +30,7 @@ from phi3lora.hub.access import Identity, identity
 from phi3lora.hub.client import HubRequest, explain, explained, find_repo, with_retries
 from phi3lora.hub.sending import create, send
 from phi3lora.hub.upload import full_name
+from phi3lora.lora.result import FOLDERS, find_result
 from phi3lora.redaction import redact
 
 TAG = "phi3lora-run"
@@ -44,7 +45,7 @@ CHECKPOINT = re.compile(
     r"chat_template\.jinja|tokenizer\.model|slices\.pt)\Z"
 )
 RESULT = re.compile(
-    r"(?:[\w.-]+\.safetensors|[\w.-]+\.json|chat_template\.jinja|tokenizer\.model)\Z"
+    r"(?:[\w.-]+\.safetensors|[\w.-]+\.json|chat_template\.jinja|tokenizer\.model|loralib\.pt)\Z"
 )
 DATA_FILE = re.compile(r"(?!\.)[\w .()-]+")
 STEP = re.compile(r"checkpoint-(\d+)\Z")
@@ -211,7 +212,8 @@ class Backup:
         rows = self._rows
         if rows:  # named without its folder, which means nothing elsewhere
             config = config.with_values({"data.path": f"data/{rows.name}"})
-        done = closing and (folder / "adapter").is_dir()
+        result = find_result(folder, config)
+        done = closing and result.whole
         contents: dict[str, bytes | Path] = {
             "README.md": _card(self._note, newest, done).encode(),
             NOTE: json.dumps(asdict(self._note)).encode(),
@@ -226,8 +228,8 @@ class Backup:
             place = f"checkpoints/{checkpoint.name}"
             contents |= {f"{place}/{file.name}": file for file in _files(checkpoint, CHECKPOINT)}
         if done:
-            files = _files(folder / "adapter", RESULT)
-            contents |= {f"adapter/{file.name}": file for file in files}
+            name = result.folder.name
+            contents |= {f"{name}/{file.name}": file for file in _files(result.folder, RESULT)}
         return {path: self._neutral(path, content) for path, content in contents.items()}
 
     def _neutral(self, path: str, content: bytes | Path) -> bytes | Path:
@@ -389,7 +391,7 @@ def _wanted(names: list[str]) -> Iterator[str]:
         *folders, file = name.split("/")
         known = not folders and file in (NOTE, "config.yaml", "events.jsonl", "report.json")
         data = folders == ["data"] and DATA_FILE.fullmatch(file) is not None
-        result = folders == ["adapter"] and RESULT.match(file) is not None
+        result = folders in ([name] for name in FOLDERS) and RESULT.match(file) is not None
         checkpoint = (
             len(folders) == 2
             and folders[0] == "checkpoints"

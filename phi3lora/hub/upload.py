@@ -26,6 +26,7 @@ from phi3lora.hub.card import MARK, PICTURE, check_card, draw_losses, load_snipp
 from phi3lora.hub.client import HubRequest, Tell, explained, find_repo, is_hub_id, with_retries
 from phi3lora.hub.facts import Facts, Origin, collect
 from phi3lora.hub.sending import Progress, check_contents, create, send
+from phi3lora.lora.result import find_result
 
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 TOKENIZER = (
@@ -87,7 +88,7 @@ def push(
         progress: told how much has arrived, 0 to 1.
         tell: told when the Hub is waited for.
 
-    Raises HubError, or AdapterError where the run has no result yet.
+    Raises HubError, or RunError where the run has no whole result.
     """
     who = identity(token, tell=tell)
     check_token(who)
@@ -242,32 +243,22 @@ def _told(origin: Origin, ask: Any, token: str | None) -> Origin:
 @contextmanager
 def _result(folder: Path, facts: Facts, merged: bool, token: str) -> Iterator[Path]:
     """The folder of what is published; a merged model is made for the occasion."""
-    if facts.adapter == "none":
-        yield _existing(folder / "model")
-        return
-    adapter = _existing(folder / "adapter")
-    if not merged:
-        yield adapter
+    config, _ = RunConfig.from_yaml(folder / "config.yaml")
+    result = find_result(folder, config)
+    own = result.ready()
+    if not merged or result.kind == "model":
+        yield own
         return
     from phi3lora.lora.merging import merge
 
-    config, _ = RunConfig.from_yaml(folder / "config.yaml")
     base = ModelConfig(path=facts.base.name, revision=config.model.revision)
     if not facts.base.on_hub and facts.base.name != "pocket":
         base = config.model
     target = Path(tempfile.mkdtemp(prefix="merged-", dir=folder))
     try:
-        yield merge(base, adapter, target, token)
+        yield merge(base, own, target, token)
     finally:
         shutil.rmtree(target, ignore_errors=True)
-
-
-def _existing(folder: Path) -> Path:
-    if not folder.is_dir():
-        raise HubError(
-            f"The run has no {folder.name} yet; let it finish, or resume it, then publish."
-        )
-    return folder
 
 
 def contents_of(

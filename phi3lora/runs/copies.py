@@ -15,9 +15,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from phi3lora.config import RunConfig
 from phi3lora.errors import RunError
 from phi3lora.events import Emit, Event, Notice, Saved
 from phi3lora.hub.backup import Backup, RunNote, fetch_run, settle
+from phi3lora.lora.result import find_result
 from phi3lora.runs.permission import may_read
 from phi3lora.runs.store import ID, LOCAL, Run, RunState, RunStore, write_state
 from phi3lora.settings import Settings
@@ -99,7 +101,7 @@ def restore(store: RunStore, repo: str, token: str, owner: str = LOCAL) -> Run:
 
 
 def _state(note: RunNote, folder: Path, owner: str) -> RunState:
-    done = (folder / "adapter").is_dir()
+    done = find_result(folder, RunConfig.from_yaml(folder / "config.yaml")[0]).whole
     return RunState(
         id=note.id,
         owner=owner,

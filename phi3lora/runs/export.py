@@ -79,14 +79,12 @@ def export_code(
 
 def _adapter(run: Run, kind: Kind) -> Path:
     """The run's adapter, if it has one to be merged or converted."""
-    if run.config.adapter == "none":
+    if run.result.kind == "model":
         raise RunError(
-            f"Run {run.id} trained every weight: {run.folder / 'model'} is a whole model already, "
+            f"Run {run.id} trained every weight: {run.result.folder} is a whole model already, "
             "with no adapter to " + ("merge." if kind == "merged" else "convert.")
         )
-    if run.adapter_folder is None:
-        raise RunError(f"Run {run.id} has no adapter yet; it is {run.status}.")
-    return run.adapter_folder
+    return run.result.ready()
 
 
 def _check_new(output: Path) -> None:

@@ -29,8 +29,9 @@ import psutil
 from pydantic import BaseModel, ValidationError
 
 from phi3lora.config import POCKET, RunConfig
-from phi3lora.errors import RunError
+from phi3lora.errors import ConfigError, RunError
 from phi3lora.events import Event, read_events
+from phi3lora.lora.result import Result, find_result
 from phi3lora.settings import Settings
 
 LOCAL = "local"  # the owner of runs on one's own machine
@@ -116,10 +117,20 @@ class Run:
         return self.folder / "stop"
 
     @property
-    def adapter_folder(self) -> Path | None:
-        """The finished adapter, once there is one."""
-        folder = self.folder / "adapter"
-        return folder if folder.is_dir() else None
+    def result(self) -> Result:
+        """What it leaves: an adapter, a loralib checkpoint, or a whole model.
+
+        Raises ConfigError where its config cannot be read.
+        """
+        return find_result(self.folder, self.config)
+
+    @property
+    def has_result(self) -> bool:
+        """Whether something whole is there to chat with, publish or download."""
+        try:
+            return self.result.whole
+        except ConfigError:
+            return False
 
     @cached_property
     def config(self) -> RunConfig:

@@ -20,7 +20,6 @@ import gradio as gr
 
 from phi3lora.chat.options import SETTINGS, Options, Pair, Side
 from phi3lora.chat.votes import Choice, Tally, Vote
-from phi3lora.chat.whole import is_whole
 from phi3lora.config import POCKET, ModelConfig
 from phi3lora.errors import AccessError, AdapterError, DataError, Phi3LoraError
 from phi3lora.hub.adapters import fetch_adapter
@@ -54,7 +53,7 @@ Columns = tuple[list[Message], list[Message]]
 
 @dataclass(frozen=True)
 class Subject:
-    """What is compared: the base as it is loaded, and the adapter beside it."""
+    """What is compared: the base as it is loaded, and the adapter, or whole model, beside it."""
 
     base: ModelConfig
     adapter: Path | None
@@ -290,10 +289,7 @@ class ComparePage:
             return Subject(ModelConfig(), None, "base")
         run = next((run for run in self.core.store.list(caller.name) if run.id == chosen), None)
         if run is not None:
-            trained = trained_folder(run)
-            if trained is None:
-                raise AdapterError(f"{run.title} has no result yet; let the run finish first.")
-            return Subject(run.config.model, trained, run.title)
+            return Subject(run.config.model, run.result.ready(), run.title)
         folder = Path(chosen).expanduser()
         local = not self.core.settings.on_space
         if is_hub_id(chosen) and not (local and folder.is_dir()):
@@ -493,16 +489,10 @@ def on_suggestion(event: gr.EventData) -> str:
 
 def adapter_choices(runs: list[Run]) -> list[tuple[str, str]]:
     """The base alone, then finished runs, newest first."""
-    finished = [run for run in runs if trained_folder(run) is not None]
+    finished = [run for run in runs if run.has_result]
     return [("No adapter: the base alone", BASE_ONLY)] + [
         (f"{run.title} · {run.id[:8]}-{run.id[9:13]}", run.id) for run in finished
     ]
-
-
-def trained_folder(run: Run) -> Path | None:
-    """The finished adapter, or the model of a run that trained every weight."""
-    model = run.folder / "model"
-    return run.adapter_folder or (model if is_whole(model) else None)
 
 
 def first_choice(wanted: str | None, choices: list[tuple[str, str]]) -> str:

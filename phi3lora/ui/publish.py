@@ -204,8 +204,9 @@ class PublishCard:
 def finished(core: Core, run_id: str, caller: Caller) -> Run:
     """The caller's run, which has something to publish. Raises RunError."""
     run = core.run(run_id, caller)
-    if run.adapter_folder is None or run.status in ACTIVE:
-        raise RunError("This run has no adapter to publish yet; let it finish first.")
+    if run.status in ACTIVE:
+        raise RunError("This run is not over; let it finish, or stop it, then publish.")
+    run.result.ready()
     return run
 
 

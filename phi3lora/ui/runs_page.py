@@ -266,12 +266,12 @@ class RunsPage:
 
     @shown
     def on_download(self, run_id: str, request: gr.Request) -> Any:
-        """The adapter as one zip file."""
+        """The adapter, or the whole model, as one zip file."""
         run = self._own(run_id, request)
-        if run.adapter_folder is None:
-            raise RunError("This run has no adapter yet; let it finish first.")
+        files = run.result.ready()
         folder = Path(tempfile.mkdtemp(prefix="phi3lora-"))
-        archive = shutil.make_archive(str(folder / f"adapter-{run.id}"), "zip", run.adapter_folder)
+        name = folder / f"{run.result.noun}-{run.id}"
+        archive = shutil.make_archive(str(name), "zip", files)
         return gr.update(value=archive, visible=True)
 
     def _own(self, run_id: str, request: gr.Request) -> Run:
@@ -396,7 +396,7 @@ def nothing_chosen(runs: list[Run], run_id: str, reason: str) -> str:
 def show_run(run: Run, view: RunView, position: int | None) -> dict[str, Any]:
     """Values for every part of the page that depends on the run."""
     status, report = run.status, read_report(run)
-    usable = run.adapter_folder is not None and status not in ACTIVE
+    usable = run.has_result and status not in ACTIVE
     visible = {
         "stop": status == "running",
         "resume": status in RESUMABLE,

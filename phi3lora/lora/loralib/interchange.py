@@ -30,6 +30,7 @@ from phi3lora.config import PeftConfig
 from phi3lora.errors import AdapterError
 from phi3lora.lora.folder import CONFIG, PREFIX, WEIGHTS, read_adapter_config
 from phi3lora.lora.loralib.layers import loralib_entries, read_loralib, save_loralib
+from phi3lora.lora.result import LORALIB
 from phi3lora.lora.slices import Slice, block_mask
 from phi3lora.models.base import BaseInfo
 from phi3lora.models.phi3 import EMBEDDING, HEAD, PHI3
@@ -37,7 +38,6 @@ from phi3lora.models.phi3 import EMBEDDING, HEAD, PHI3
 if TYPE_CHECKING:
     import torch
 
-LORALIB = "loralib.pt"
 # What loralib's layers cannot express, and why an adapter that has it stays as it is.
 UNKNOWN_TO_LORALIB = {
     "use_dora": "DoRA's magnitudes",
