@@ -760,6 +760,7 @@ def _summary(run: Run) -> dict[str, Any]:
 def _progress(run: Run) -> dict[str, Any]:
     """Where a run is: its place in the line, its last step, its verdict."""
     from phi3lora.events import Step
+    from phi3lora.runs.life import holder
     from phi3lora.runs.store import ACTIVE
 
     steps = [event for event in run.events()[0] if isinstance(event, Step)]
@@ -768,7 +769,7 @@ def _progress(run: Run) -> dict[str, Any]:
     names = ("step", "total_steps", "epoch", "tokens_per_second", "seconds_left")
     return {
         "position": _queue().position(run),
-        "pid": run.state.pid if run.status in ACTIVE else None,
+        "pid": holder(run.folder) if run.status in ACTIVE else None,
         **{name: last.get(name) for name in names},
         "loss": losses[-1] if losses else None,
         "adapter": str(run.result.folder.resolve()) if run.has_result else None,

@@ -15,9 +15,12 @@ import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, Literal
+
+from pydantic import TypeAdapter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,8 +166,8 @@ class EventLog:
 def read_events(path: Path, offset: int = 0) -> tuple[list[Event], int]:
     """Events from a byte offset on, and the offset to ask from next time.
 
-    A missing file holds no events. Only whole lines are read; a broken line, or a kind that this
-    version does not know, is skipped.
+    A missing file holds no events. Only whole lines are read; a broken line, a value of a wrong
+    type, or a kind that this version does not know, is skipped.
     """
     try:
         with path.open("rb") as file:
@@ -180,11 +183,16 @@ def read_events(path: Path, offset: int = 0) -> tuple[list[Event], int]:
 def _parse(line: bytes) -> Event | None:
     try:
         values: dict[str, Any] = json.loads(line)
-        kind = KINDS[values.pop("kind")]
-        known = {item.name for item in fields(kind)}
-        return kind(**{name: value for name, value in values.items() if name in known})
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return None
+        event: Event = _reader(values.pop("kind")).validate_python(values)
+        return event
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None  # pydantic's ValidationError is a ValueError
+
+
+@cache
+def _reader(kind: str) -> TypeAdapter[Any]:
+    """What makes events of a kind, and checks the type of every value."""
+    return TypeAdapter(KINDS[kind])
 
 
 def _finite(values: dict[str, Any]) -> dict[str, Any]:

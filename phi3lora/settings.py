@@ -30,6 +30,7 @@ class Settings:
         zero_gpu: True on a Space whose GPU is lent by the call (ZeroGPU).
         who_may_train: `owner` of the Space, anybody `signed-in`, or `anyone`.
         runs_per_user: how many unfinished runs one user may have.
+        stop_seconds: after how long a run that was asked to stop, and does not, is ended by force.
         turn_seconds: how long one answer may hold the model while somebody else waits.
     """
 
@@ -39,6 +40,7 @@ class Settings:
     zero_gpu: bool = False
     who_may_train: WhoMayTrain = "anyone"
     runs_per_user: int = 5
+    stop_seconds: float = 600.0
     turn_seconds: float = 2.0
 
     @property
@@ -76,6 +78,7 @@ class Settings:
             zero_gpu=environ.get("SPACES_ZERO_GPU", "").lower() in {"1", "true", "t"},
             who_may_train=_who_may_train(environ, on_space=space_id is not None),
             runs_per_user=int(environ.get("PHI3LORA_RUNS_PER_USER", "5")),
+            stop_seconds=float(environ.get("PHI3LORA_STOP_SECONDS", "600")),
             turn_seconds=float(environ.get("PHI3LORA_TURN_SECONDS", "2.0")),
         )
 

@@ -6,14 +6,17 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from phi3lora.config import RunConfig
-from phi3lora.runs.store import Run, Status
+from phi3lora.runs.life import holder
+from phi3lora.runs.store import Run, RunStore, Status
 
 SOURCE = """
 import os, sys, time, types
@@ -77,6 +80,27 @@ def install(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def config(title: str = "quick") -> RunConfig:
     """A run on the CPU that does what its title says."""
     return RunConfig().with_values({"title": title, "model.device": "cpu"})
+
+
+def pid_of(run: Run) -> int:
+    """The process of a run that lives."""
+    found = holder(run.folder)
+    assert found is not None, f"{run.id} is {run.status}"
+    return found
+
+
+def kill(run: Run) -> None:
+    """End a run's process as a crash does."""
+    os.kill(pid_of(run), signal.SIGKILL)
+
+
+def kill_all(store: RunStore) -> None:
+    """The same with every run that lives in another process."""
+    for run in store.all():
+        pid = holder(run.folder)
+        if pid not in (None, os.getpid()):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
 
 def wait_for(run: Run, *wanted: Status, seconds: float = 60) -> Run:

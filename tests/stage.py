@@ -9,11 +9,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from phi3lora.config import RunConfig
 from phi3lora.events import Ended, Evaluated, EventLog, Loaded, Notice, Prepared, Stage, Step
 from phi3lora.lora.result import Result
+from phi3lora.runs import life
 from phi3lora.runs.store import Run, RunStore, changed
 
 STEPS = 135
@@ -51,13 +50,15 @@ def running(store: RunStore, title: str = "Pirate, rank 32") -> Run:
     """A run in the middle; the process that computes it is this one."""
     run = store.create(config(title, **{"peft_config.r": 32}))
     _train(run, 80)
-    return changed(run, status="running", message="", **this_process())
+    hold(run)
+    return changed(run, status="running", message="")
 
 
 def queued(store: RunStore, title: str = "Shakespeare") -> Run:
     """A run that waits behind another."""
     run = store.create(config(title))
-    return changed(run, status="queued", queued=time.time(), message="", **this_process())
+    hold(run)
+    return changed(run, status="queued", queued=time.time(), message="")
 
 
 def failed(store: RunStore, title: str = "Rate too high") -> Run:
@@ -74,12 +75,15 @@ def interrupted(store: RunStore, title: str = "Lost in a restart") -> Run:
     """A run whose process is gone."""
     run = store.create(config(title))
     _train(run, 40)
-    return changed(run, status="running", message="", pid=2**22 - 1, process_started=1.0)
+    return changed(run, status="running", message="")
 
 
-def this_process() -> dict[str, Any]:
-    """What state.json says of the worker, for a worker that is certainly alive."""
-    return {"pid": os.getpid(), "process_started": psutil.Process().create_time()}
+def hold(run: Run) -> int:
+    """Be the run's worker as long as this process lives, or until what is returned is closed."""
+    lock = life.take(run.folder)
+    assert lock is not None
+    life.sign(lock, os.getpid())
+    return lock
 
 
 def _train(run: Run, steps: int) -> None:

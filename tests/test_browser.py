@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -18,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from phi3lora.runs.store import ACTIVE, RunStore
+from phi3lora.runs.store import RunStore
 from phi3lora.settings import Settings
+from tests.fake_training import kill_all
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -69,9 +69,7 @@ class serving:
         self.process.terminate()
         self.process.wait(30)
         self.log.close()
-        for run in RunStore(Settings(home=self.home)).all():  # runs outlive the app
-            if run.status in ACTIVE and run.state.pid not in (None, os.getpid()):
-                os.kill(run.state.pid, signal.SIGKILL)
+        kill_all(RunStore(Settings(home=self.home)))  # runs outlive the app
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,6 @@ compares what was published.
 
 from __future__ import annotations
 
-import os
-import signal
 import socket
 import subprocess
 import sys
@@ -21,8 +19,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
-from phi3lora.runs.store import ACTIVE, RunStore
+from phi3lora.runs.store import RunStore
 from phi3lora.settings import Settings
+from tests.fake_training import kill_all
 from tests.hub import LoopbackHub
 from tests.test_browser import browser, open_page, set_yaml, wait_for_status  # noqa: F401
 
@@ -85,9 +84,7 @@ def serving(hub: LoopbackHub, home: Path) -> Iterator[str]:
     finally:
         app.terminate()
         app.wait(30)
-        for run in RunStore(Settings(home=home / "app")).all():
-            if run.status in ACTIVE and run.state.pid:
-                os.kill(run.state.pid, signal.SIGKILL)
+        kill_all(RunStore(Settings(home=home / "app")))
 
 
 def wait_until_up(address: str, app: subprocess.Popen[bytes], log: Path) -> None:

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import typer
 from typer.testing import CliRunner
@@ -21,7 +20,7 @@ from phi3lora.config import RunConfig
 from phi3lora.errors import TrainingError
 from phi3lora.reference import command_page, option_page
 from phi3lora.runs.queue import Queue
-from phi3lora.runs.store import ACTIVE, LOCAL, RunStore, open_run
+from phi3lora.runs.store import LOCAL, RunStore, open_run
 from phi3lora.settings import Settings
 from tests import fake_training
 from tests.fake_training import config, wait, wait_for
@@ -36,9 +35,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: Settings) ->
     monkeypatch.setenv("PHI3LORA_HOME", str(settings.home))
     monkeypatch.chdir(tmp_path)
     yield settings
-    for run in RunStore(settings).all():
-        if run.status in ACTIVE and run.state.pid:
-            psutil.Process(run.state.pid).kill()
+    fake_training.kill_all(RunStore(settings))
 
 
 def call(*arguments: str, status: int = 0) -> Any:
@@ -130,7 +127,7 @@ def test_a_killed_terminal_leaves_the_run(home: Settings, tmp_path: Path) -> Non
     again = start("train", file, "--output", tmp_path / "out", "--json")
     assert again.stdout
     assert json.loads(again.stdout.readline())["kind"] == "step"
-    psutil.Process(run.state.pid).kill()
+    fake_training.kill(run)
     assert "process is gone" in again.communicate(timeout=60)[1]
     assert again.returncode == 1
 

@@ -25,7 +25,7 @@ from phi3lora.hub.backup import (
 )
 from phi3lora.runs.copies import copied, restore
 from phi3lora.runs.queue import Queue
-from phi3lora.runs.store import Run, RunState, RunStore, is_alive
+from phi3lora.runs.store import Run, RunState, RunStore
 from phi3lora.settings import Settings
 from tests.fake_training import config as quick
 from tests.fake_training import install
@@ -338,7 +338,7 @@ def test_a_run_in_its_own_process_is_copied_to_its_end(
     asked = quick("quick").with_values({"hub.backup": True, "hub.repo": "ann/kept"})
     run = queue.submit(queue.store.create(asked), "hf_ann")
     wait_for(lambda: [found.repo for found in list_runs("hf_ann")] == ["ann/kept"])
-    wait_for(lambda: not is_alive(run.state.pid, run.refresh().state.process_started))
+    wait_for(lambda: not run.alive)
     assert run.refresh().status == "finished", run.log_tail(20)
     kinds = [
         json.loads(line)["kind"]

@@ -27,7 +27,7 @@ from phi3lora.settings import Settings
 from phi3lora.training.checkpoints import keep_within
 from phi3lora.ui.core import Caller, Core
 from tests.fake_training import config as quick
-from tests.fake_training import install, wait_for
+from tests.fake_training import install, pid_of, wait_for
 from tests.hub import LoopbackHub
 
 ID = "20261121-093000-4f1a2b"
@@ -197,7 +197,7 @@ def test_a_token_stands_in_no_environment_and_no_process_list(
     queue = Queue(settings)
     run = queue.submit(queue.store.create(quick("slow")), "hf_of_the_visitor")
     run = wait_for(run, "running")
-    process = psutil.Process(run.state.pid)
+    process = psutil.Process(pid_of(run))
     seen = f"{process.environ()} {process.cmdline()}"
     assert "hf_of" not in seen
     queue.stop(run)

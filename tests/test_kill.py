@@ -7,15 +7,14 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
 from phi3lora.config import RunConfig
 from phi3lora.events import Resumed, Saved, Step
 from phi3lora.runs.queue import Queue
-from phi3lora.runs.store import ACTIVE, LOCAL, Run, RunStore
+from phi3lora.runs.store import LOCAL, Run, RunStore
 from phi3lora.settings import Settings
-from tests.fake_training import wait, wait_for
+from tests.fake_training import kill, kill_all, wait, wait_for
 
 # What an app does, as far as a run can tell: submit, and be there.
 APP = """
@@ -36,9 +35,7 @@ def queue(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Queue
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     queue = Queue(settings)
     yield queue
-    for run in queue.store.all():
-        if run.status in ACTIVE and run.state.pid:
-            psutil.Process(run.state.pid).kill()
+    kill_all(queue.store)
 
 
 def tiny() -> RunConfig:
@@ -89,7 +86,7 @@ def test_kill_the_app_then_the_training_and_go_on(queue: Queue, tmp_path: Path) 
     wait(lambda: run if last_saved(run) >= 6 else None, seconds=200)
     restarted = RunStore(queue.settings).get(run.id, LOCAL)
     assert restarted.status == "running"
-    psutil.Process(restarted.state.pid).kill()
+    kill(restarted)
     interrupted = wait_for(run, "interrupted")
     assert not interrupted.has_result
     assert set(losses(interrupted)) < set(losses(whole))

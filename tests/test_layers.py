@@ -11,6 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "phi3lora"
 # Top to bottom; within a layer, from the last that may import to the first.
 LAYERS = {
     "errors": 0,
+    "files": 0,
     "versions": 0,
     "settings": 0,
     "redaction": 0,

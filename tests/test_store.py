@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import psutil
 import pytest
 
 from phi3lora.config import RunConfig
@@ -14,25 +13,18 @@ from phi3lora.events import EventLog, Step
 from phi3lora.runs.redaction import redact, redact_event
 from phi3lora.runs.store import (
     ID,
-    Run,
     RunStore,
     changed,
-    is_alive,
     open_run,
     with_whole_paths,
 )
 from phi3lora.settings import Settings
+from tests.stage import hold
 
 
 @pytest.fixture
 def store(settings: Settings) -> RunStore:
     return RunStore(settings)
-
-
-def alive(run: Run, status: str = "running") -> Run:
-    """The run as if this test were its worker."""
-    own = psutil.Process()
-    return changed(run, status=status, pid=own.pid, process_started=own.create_time())
 
 
 def test_a_new_run_is_on_disk_and_in_the_list(store: RunStore, settings: Settings) -> None:
@@ -73,15 +65,12 @@ def test_an_id_is_no_path(store: RunStore, run_id: str) -> None:
         store.get(run_id, "local")
 
 
-def test_broken_folders_are_passed_over(store: RunStore, settings: Settings) -> None:
-    good, torn, empty, foreign = (store.create(RunConfig()) for _ in range(4))
-    (torn.folder / "state.json").write_text('{"id": "2026')
-    (empty.folder / "state.json").unlink()
-    (foreign.folder / "state.json").write_bytes((good.folder / "state.json").read_bytes())
+def test_what_is_no_run_is_passed_over(store: RunStore, settings: Settings) -> None:
+    good = store.create(RunConfig())
     (settings.runs_folder / "notes.txt").write_text("hello")
     (settings.runs_folder / "20260101-000000-aaaaaa").symlink_to("nowhere")
-    assert [run.id for run in store.list("local")] == [good.id]
-    (good.folder / "config.yaml").write_text("model: [")
+    (settings.runs_folder / "20260101-000000-bbbbbb").mkdir()
+    (settings.runs_folder / ".new-x").mkdir()
     assert [run.id for run in store.list("local")] == [good.id]
 
 
@@ -106,39 +95,47 @@ def test_a_list_reads_no_file_twice(store: RunStore, monkeypatch: pytest.MonkeyP
     assert read == [runs[2].folder / "state.json"]
 
 
-def test_a_run_whose_process_is_gone_was_interrupted(store: RunStore) -> None:
-    run = alive(store.create(RunConfig()))
+def test_a_run_whose_worker_is_gone_was_interrupted(store: RunStore) -> None:
+    run = changed(store.create(RunConfig()), status="running")
+    lock = hold(run)
     assert run.status == "running"
     assert changed(run, status="queued").status == "queued"
-    reused = changed(run, process_started=run.state.process_started - 100)
-    assert reused.status == "interrupted"
-    assert "Resume it" in reused.message
-    assert changed(run, status="queued", pid=None).status == "interrupted"
-    assert changed(run, status="finished", pid=None).status == "finished"
+    os.close(lock)
+    assert run.status == "interrupted"
+    assert "Resume it" in run.message
+    assert changed(run, status="finished").status == "finished"
 
 
-def test_a_dead_child_nobody_waited_for_is_not_alive() -> None:
+def test_the_last_word_of_a_worker_is_heard(store: RunStore) -> None:
+    """A reader has the state from before the end, and finds the lock free a moment later."""
+    run = changed(store.create(RunConfig()), status="running")
+    changed(run, status="finished")
+    assert run.state.status == "running"
+    assert run.status == "finished"
+
+
+def test_a_dead_child_nobody_waited_for_does_not_live(store: RunStore) -> None:
+    run = store.create(RunConfig())
     pid = os.fork()
     if pid == 0:
+        hold(run)
         os._exit(0)
-    try:
-        started = psutil.Process(pid).create_time()
-        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)  # it is a zombie now
-        assert not is_alive(pid, started)
-    finally:
-        os.waitpid(pid, 0)
-    assert not is_alive(pid, started)
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)  # it is a zombie now
+    assert not run.alive
+    os.waitpid(pid, 0)
 
 
 def test_stopping_is_shown(store: RunStore) -> None:
-    run = alive(store.create(RunConfig()))
+    run = changed(store.create(RunConfig()), status="running")
+    hold(run)
     run.stop_file.touch()
     assert run.status == "stopping"
     assert changed(run, status="stopped").status == "stopped"
 
 
 def test_deleting(store: RunStore, settings: Settings) -> None:
-    run = alive(store.create(RunConfig()))
+    run = changed(store.create(RunConfig()), status="running")
+    hold(run)
     with pytest.raises(RunError, match="stop it first"):
         store.delete(run)
     run = changed(run, status="stopped")

@@ -9,18 +9,17 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
 from phi3lora.config import RunConfig
-from phi3lora.errors import DataError, RunError, TrainingError
+from phi3lora.errors import DataError, TrainingError
 from phi3lora.events import Ended
 from phi3lora.runs import worker
 from phi3lora.runs.queue import Queue
-from phi3lora.runs.store import ACTIVE, RunStore
+from phi3lora.runs.store import RunStore
 from phi3lora.settings import Settings
 from tests import fake_training
-from tests.fake_training import config, wait, wait_for
+from tests.fake_training import config, kill_all, pid_of, wait, wait_for
 
 TOKEN = "hf_" + "Qx7" * 11
 
@@ -30,9 +29,7 @@ def queue(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     fake_training.install(tmp_path / "fake", monkeypatch)
     queue = Queue(settings)
     yield queue
-    for run in queue.store.all():
-        if run.status in ACTIVE and run.state.pid:
-            psutil.Process(run.state.pid).kill()
+    kill_all(queue.store)
 
 
 def test_a_users_mistake(queue: Queue) -> None:
@@ -71,8 +68,8 @@ def test_a_failed_evaluation_does_not_undo_the_training(queue: Queue) -> None:
 def test_sigterm_saves_first(queue: Queue) -> None:
     run = queue.submit(queue.store.create(config("slow")))
     wait(lambda: run if run.events()[0] else None)
-    os.kill(run.state.pid, signal.SIGHUP)  # the terminal is closed
-    os.kill(run.state.pid, signal.SIGTERM)
+    os.kill(pid_of(run), signal.SIGHUP)  # the terminal is closed
+    os.kill(pid_of(run), signal.SIGTERM)
     run = wait_for(run, "stopped")
     assert [event.kind for event in run.events()[0][-2:]] == ["saved", "ended"]
 
@@ -80,11 +77,12 @@ def test_sigterm_saves_first(queue: Queue) -> None:
 def test_memory_runs_out_here_first(queue: Queue) -> None:
     run = queue.submit(queue.store.create(config("slow")))
     wait(lambda: run if run.events()[0] else None)
-    score = Path(f"/proc/{run.state.pid}/oom_score_adj")
+    pid = pid_of(run)
+    score = Path(f"/proc/{pid}/oom_score_adj")
     if not score.exists():
         pytest.skip("not Linux")
     assert int(score.read_text()) == worker.OOM_SCORE
-    assert os.getsid(run.state.pid) == run.state.pid, "it outlives the terminal"
+    assert os.getsid(pid) == pid, "it outlives the terminal"
 
 
 def test_waiting_is_light() -> None:
@@ -95,12 +93,6 @@ def test_waiting_is_light() -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.stdout == "set()\n", result.stderr
-
-
-def test_nobody_hands_over(settings: Settings) -> None:
-    run = RunStore(settings).create(RunConfig())
-    with pytest.raises(RunError, match="Nobody handed"):
-        worker.await_handover(run.folder, seconds=0.05)
 
 
 def test_two_devices_compute_two_runs(settings: Settings, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from phi3lora.events import Emit, Event, Notice, Saved
 from phi3lora.hub.backup import Backup, RunNote, fetch_run, settle
 from phi3lora.lora.result import find_result
 from phi3lora.runs.permission import may_read
-from phi3lora.runs.store import ID, LOCAL, Run, RunState, RunStore, write_state
+from phi3lora.runs.store import ID, LOCAL, Run, RunState, RunStore, fill
 from phi3lora.settings import Settings
 
 
@@ -91,8 +91,8 @@ def restore(store: RunStore, repo: str, token: str, owner: str = LOCAL) -> Run:
         if home.exists():
             raise RunError(f"Run {note.id} is here already; resume it, or delete it first.")
         settle(beside, home)
-        write_state(beside, _state(note, beside, owner))
-        beside.chmod(0o755)  # as other run folders; a temporary one is closed to others
+        config, _ = RunConfig.from_yaml(beside / "config.yaml")
+        fill(beside, config, _state(note, beside, config, owner))
         beside.rename(home)
     except BaseException:
         shutil.rmtree(beside, ignore_errors=True)
@@ -100,8 +100,8 @@ def restore(store: RunStore, repo: str, token: str, owner: str = LOCAL) -> Run:
     return store.get(note.id, owner)
 
 
-def _state(note: RunNote, folder: Path, owner: str) -> RunState:
-    done = find_result(folder, RunConfig.from_yaml(folder / "config.yaml")[0]).whole
+def _state(note: RunNote, folder: Path, config: RunConfig, owner: str) -> RunState:
+    done = find_result(folder, config).whole
     return RunState(
         id=note.id,
         owner=owner,

@@ -6,57 +6,98 @@
     queue.stop(run); queue.resume(run, token)
 
 Each submitted run has a process of its own that waits for its turn, the oldest first, so the
-line outlives the app.
+queue outlives the app.
 """
 
 from __future__ import annotations
 
 import threading
+import time
+from contextlib import suppress
 
 from phi3lora.errors import RunError
-from phi3lora.runs.backends.local import launch
+from phi3lora.runs.backends import backend_of
 from phi3lora.runs.permission import check_paths
-from phi3lora.runs.store import ACTIVE, RESUMABLE, Run, RunStore
+from phi3lora.runs.store import ACTIVE, RESUMABLE, Run, RunStore, changed
 from phi3lora.settings import Settings
 
 
 class Queue:
-    """The line of runs of an installation."""
+    """The queue of an installation."""
 
     def __init__(self, settings: Settings, store: RunStore | None = None) -> None:
         self.settings = settings
         self.store = store or RunStore(settings)
         self._lock = threading.Lock()
 
-    def submit(self, run: Run, token: str | None = None) -> Run:
-        """Put a run in line. RunError if its owner has as many unfinished ones as allowed."""
+    def submit(self, run: Run, token: str | None = None, *, accept_changes: bool = False) -> Run:
+        """Queue a run. RunError if its owner has as many unfinished ones as allowed.
+
+        Args:
+            accept_changes: go on even if data, base or versions are not those of the first start.
+        """
         with self._lock:
             run = run.refresh()
             if run.status in ACTIVE:
                 raise RunError(f"Run {run.id} is already {run.status}.")
             self._check_limit(run.owner)
             check_paths(run.config, run.owner, self.settings, run.folder)
-            return launch(run, self.settings, token)
+            return self._start(run, token, accept_changes)
 
-    def resume(self, run: Run, token: str | None = None) -> Run:
-        """Put a run that ended before its time in line again; it goes on where it was saved."""
+    def _start(self, run: Run, token: str | None, accept_changes: bool) -> Run:
+        backend = backend_of(run.state.backend)
+
+        def begin() -> None:
+            run.stop_file.unlink(missing_ok=True)
+            changed(
+                run,
+                status="queued",
+                message="",
+                exit_status=None,
+                device=backend.offers(run.config),
+                queued=time.time(),
+                started=None,
+                ended=None,
+                changes=[],
+                accept_changes=accept_changes,
+            )
+
+        try:
+            backend.start(run.folder, self.settings, token, begin)
+        except OSError as error:
+            with suppress(OSError):  # nobody holds the run, so it is not shown as waiting
+                message = f"Its process could not be started: {error}."
+                changed(run.refresh(), status="failed", message=message)
+            raise RunError(f"Run {run.id} could not be started: {error}.") from None
+        return run.refresh()
+
+    def resume(self, run: Run, token: str | None = None, *, accept_changes: bool = False) -> Run:
+        """Queue a run that ended before its time; it goes on where it was saved.
+
+        So does a finished one whose result is damaged: it is written again.
+        """
         run = run.refresh()
-        if run.status not in RESUMABLE:
+        lost = run.status == "finished" and run.result.damage is not None
+        if run.status not in RESUMABLE and not lost:
             next_step = "start a new one" if run.status == "finished" else "there is nothing to do"
             raise RunError(f"Run {run.id} is {run.status}; {next_step}.")
-        return self.submit(run, token)
+        return self.submit(run, token, accept_changes=accept_changes)
 
     def stop(self, run: Run) -> Run:
-        """Ask a run to save and stop; one that waits leaves the line."""
+        """Ask a run to save and stop; one that waits leaves the queue.
+
+        One that does not answer is ended by force in the end (`Settings.stop_seconds`).
+        """
         run = run.refresh()
         if run.status not in ACTIVE:
             hint = "; resume it or delete it" if run.status in RESUMABLE else ""
             raise RunError(f"Run {run.id} is {run.status}, so it cannot be stopped{hint}.")
         run.stop_file.touch()
+        backend_of(run.state.backend).stop(run.folder, self.settings.stop_seconds)
         return run.refresh()
 
     def cancel(self, run: Run) -> Run:
-        """Take a waiting run out of the line. RunError if it has begun."""
+        """Take a waiting run out of the queue. RunError if it has begun."""
         if run.refresh().state.status != "queued":
             raise RunError(f"Run {run.id} is {run.status} and not waiting; stop it instead.")
         return self.stop(run)

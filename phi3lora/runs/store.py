@@ -6,47 +6,68 @@
     run.status, run.events(), run.log_tail(20)
 
 A run folder holds `config.yaml`, `state.json`, `events.jsonl`, `log.txt`, `checkpoints/`,
-`adapter/` and `report.json`. Each file has one writer. `state.json` belongs to the process whose
-pid it names: whoever starts a run writes the worker's pid, and from then on only that worker
-writes. A state that says `running` while that process is gone was interrupted.
+`adapter/` and `report.json`. Each file has one writer. `state.json` belongs to whoever holds the
+lock in the folder (see `life`): while a run lives that is its worker. A state that says `running`
+while nobody holds the lock was interrupted. `identity.json` says whose run it is, and is never
+written again: where the state is damaged, the run is still shown to its owner, as damaged.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import secrets
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-import psutil
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from phi3lora.config import POCKET, RunConfig
-from phi3lora.errors import ConfigError, RunError
+from phi3lora.errors import ConfigError, Problem, RunError
 from phi3lora.events import Event, read_events
+from phi3lora.files import write_whole
 from phi3lora.lora.result import Result, find_result
+from phi3lora.runs.backends import backend_of
 from phi3lora.settings import Settings
 
 LOCAL = "local"  # the owner of runs on one's own machine
+UNKNOWN = "?"  # of a damaged run that does not say whose it is; nobody is called so
 Stored = Literal["queued", "running", "finished", "stopped", "paused", "failed"]
-Status = Literal[Stored, "stopping", "interrupted"]
+Status = Literal[Stored, "stopping", "interrupted", "damaged"]
 ACTIVE = frozenset({"queued", "running", "stopping"})
-RESUMABLE = frozenset({"stopped", "paused", "failed", "interrupted"})
+RESUMABLE = frozenset({"stopped", "paused", "failed", "interrupted", "damaged"})
+Moment = Annotated[float, Field(ge=0, le=4e9, allow_inf_nan=False)]  # until the year 2096
 
 ID = re.compile(r"\d{8}-\d{6}-[0-9a-f]{6}")
-FILES = ("config.yaml", "state.json", "events.jsonl", "log.txt", "report.json", "stop", ".reserve")
+FILES = (
+    "config.yaml",
+    "state.json",
+    "identity.json",
+    "inputs.json",
+    "run.json",
+    "events.jsonl",
+    "log.txt",
+    "report.json",
+    "stop",
+    "worker.lock",
+    ".ending.lock",
+    ".reserve",
+)
+SECTIONS = ("adapter", "model", "data", "peft_config", "training_config", "evaluation", "hub")
 FOLDERS = (
     "checkpoints",
     "adapter",
     "adapter.unfinished",
     "model",
+    "model.unfinished",
     "tensorboard",
     "wandb",
     "trackio",
@@ -55,6 +76,10 @@ FOLDERS = (
 GONE = (
     "Its process is gone: killed, out of memory, or the machine was restarted. "
     "Resume it to go on from the last checkpoint."
+)
+DAMAGED = (
+    "Its state.json is missing or damaged. Its data, checkpoints and result are as they were: "
+    "resume it to go on with them, or delete it."
 )
 
 
@@ -69,12 +94,13 @@ class RunState(BaseModel):
     outcome: str | None = None  # how the training ended, as `train` returned it
     exit_status: int | None = None  # 0 done, 1 could not go on or a fault of ours, 2 the user's
     device: str = "cpu"  # in whose line it waits: `cpu` or `cuda`
-    created: float = 0.0
-    queued: float | None = None
-    started: float | None = None
-    ended: float | None = None
-    pid: int | None = None
-    process_started: float | None = None  # so that a reused pid is not mistaken for the worker
+    backend: Literal["local"] = "local"  # where it computes
+    created: Moment = 0.0
+    queued: Moment | None = None
+    started: Moment | None = None
+    ended: Moment | None = None
+    changes: list[str] = []  # of its inputs since its first start, which it stopped for
+    accept_changes: bool = False  # whether it goes on with them
 
 
 @dataclass(frozen=True)
@@ -83,6 +109,7 @@ class Run:
 
     folder: Path
     state: RunState
+    damaged: bool = False  # whether the state is made up, since the one on disk cannot be read
 
     @property
     def id(self) -> str:
@@ -98,18 +125,29 @@ class Run:
 
     @property
     def status(self) -> Status:
-        """The stored status, unless its process is gone or was asked to stop."""
+        """The stored status, unless its worker is gone or was asked to stop."""
+        if self.damaged:
+            return "running" if self.alive else "damaged"
         stored = self.state.status
-        if stored not in ("queued", "running"):
-            return stored
-        if not is_alive(self.state.pid, self.state.process_started):
-            return "interrupted"
-        return "stopping" if self.stop_file.exists() else stored
+        if stored in ("queued", "running") and not self.alive:
+            # A worker writes its last state before it lets go: what is read now is its last word.
+            now = read_state(self.folder)
+            stored = now.status if now else stored
+            return "interrupted" if stored in ("queued", "running") else stored
+        if stored in ("queued", "running") and self.stop_file.exists():
+            return "stopping"
+        return stored
+
+    @property
+    def alive(self) -> bool:
+        """Whether a worker computes it, or waits to."""
+        return backend_of(self.state.backend).alive(self.folder)
 
     @property
     def message(self) -> str:
         """Why it ended, or what it waits for; empty while all is well."""
-        return GONE if self.status == "interrupted" else self.state.message
+        said: dict[str, str] = {"interrupted": GONE, "damaged": DAMAGED}
+        return said.get(self.status, self.state.message)
 
     @property
     def stop_file(self) -> Path:
@@ -134,8 +172,22 @@ class Run:
 
     @cached_property
     def config(self) -> RunConfig:
-        """What it trains. Raises ConfigError where the file is missing or of another version."""
-        return RunConfig.from_yaml(self.folder / "config.yaml")[0]
+        """What it trains. Raises ConfigError where the file is missing, damaged or too old."""
+        file = self.folder / "config.yaml"
+        config = RunConfig.from_yaml(file)[0]
+        lines = file.read_text(encoding="utf-8").splitlines()
+        begun = {line.partition(":")[0] for line in lines}
+        if missing := [name for name in SECTIONS if name not in begun]:
+            raise ConfigError(
+                [
+                    Problem(
+                        "",
+                        f"{file} is damaged: it lacks {', '.join(missing)}. Copy it from a backup "
+                        "of the run, or start a new one.",
+                    )
+                ]
+            )
+        return config
 
     def refresh(self) -> Run:
         """The run as it is on disk now. Raises RunError if it was deleted."""
@@ -194,19 +246,24 @@ class RunStore:
     def _create(self, config: RunConfig, owner: str, title: str, folder: Path | None) -> Run:
         created = time.time()
         run_id = _new_id(created)
-        home = self.settings.runs_folder / run_id
-        home.parent.mkdir(parents=True, exist_ok=True)
-        if folder is None:
-            home.mkdir()
-        else:
-            _make_empty(folder)
-            home.symlink_to(folder.resolve(), target_is_directory=True)
-        (home / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
         title = title or config.title or Path(config.data.path).name
         state = RunState(
             id=run_id, owner=owner, title=title, created=created, message="Not started yet."
         )
-        write_state(home, state)
+        home = self.settings.runs_folder / run_id
+        home.parent.mkdir(parents=True, exist_ok=True)
+        if folder is not None:
+            _make_empty(folder)
+            fill(folder, config, state)
+            home.symlink_to(folder.resolve(), target_is_directory=True)
+            return Run(home, state)
+        beside = Path(tempfile.mkdtemp(prefix=".new-", dir=home.parent))  # closed to others: 700
+        try:
+            fill(beside, config, state)
+            beside.rename(home)
+        except BaseException:
+            shutil.rmtree(beside, ignore_errors=True)
+            raise
         return Run(home, state)
 
     def all(self) -> list[Run]:
@@ -221,7 +278,7 @@ class RunStore:
         return sorted(found.values(), key=lambda run: (run.state.created, run.id), reverse=True)
 
     def list(self, owner: str) -> list[Run]:
-        """The owner's runs, newest first. Folders that are no whole run are passed over."""
+        """The owner's runs, newest first; damaged ones among them, as damaged."""
         return [run for run in self.all() if run.owner == owner]
 
     def get(self, run_id: str, owner: str) -> Run:
@@ -237,6 +294,12 @@ class RunStore:
         """Remove a run and all its files. RunError while it computes or waits."""
         if run.refresh().status in ACTIVE:
             raise RunError(f"Run {run.id} is not over; stop it first, then delete it.")
+        try:
+            self._delete(run)
+        except OSError as error:
+            raise RunError(f"Run {run.id} cannot be deleted: {error}.") from None
+
+    def _delete(self, run: Run) -> None:
         home, folder = self.settings.runs_folder / run.id, run.folder.resolve()
         if home.is_symlink() or home.resolve() != folder:
             linked = home.is_symlink() and home.resolve() == folder
@@ -250,17 +313,19 @@ class RunStore:
 
     def _look(self, name: str) -> Run | None:
         """The run in the folder of that name, read again only if its state was replaced."""
+        if not ID.fullmatch(name):
+            return None
+        folder = self.settings.runs_folder / name
         try:
             stat = os.stat(f"{self._folder}/{name}/state.json")  # often asked: a Path costs thrice
         except OSError:
-            return None
+            return damaged_run(folder, self.settings.on_space)
         stamp = (stat.st_ino, stat.st_mtime_ns)
         if (seen := self._seen.get(name)) and seen[0] == stamp:
             return seen[1]
-        folder = self.settings.runs_folder / name
         state = read_state(folder)
-        if not ID.fullmatch(name) or state is None or state.id != name:
-            return None
+        if state is None or state.id != name:
+            return damaged_run(folder, self.settings.on_space)
         run = Run(folder, state)
         self._seen[name] = (stamp, run)
         return run
@@ -269,9 +334,35 @@ class RunStore:
 def open_run(folder: Path) -> Run:
     """The run in a folder. Raises RunError if there is none."""
     state = read_state(folder)
-    if state is None:
+    run = Run(folder, state) if state else damaged_run(folder)
+    if run is None:
         raise RunError(f"{folder} holds no run: its state.json is missing or not readable.")
-    return Run(folder, state)
+    return run
+
+
+def damaged_run(folder: Path, on_space: bool = True) -> Run | None:
+    """A run whose state cannot be read, as far as its other files tell; None where there is none.
+
+    Args:
+        on_space: whether a run that does not say whose it is may be somebody else's.
+    """
+    if not any((folder / name).exists() for name in ("identity.json", "config.yaml")):
+        return None
+    state = RunState(id=folder.resolve().name, owner=UNKNOWN if on_space else LOCAL)
+    try:
+        known = json.loads((folder / "identity.json").read_text(encoding="utf-8"))
+        state = RunState.model_validate(known)
+    except (OSError, ValueError):
+        pass  # written by an older version, or damaged as well
+    return Run(folder, state, damaged=True)
+
+
+def fill(folder: Path, config: RunConfig, state: RunState) -> None:
+    """Write the first files of a run into a folder that is empty, or has come from elsewhere."""
+    write_whole(folder / "config.yaml", config.to_yaml())
+    identity = state.model_dump_json(include={"id", "owner", "title", "created"})
+    write_whole(folder / "identity.json", identity)
+    write_state(folder, state)
 
 
 def read_state(folder: Path) -> RunState | None:
@@ -284,31 +375,14 @@ def read_state(folder: Path) -> RunState | None:
 
 def write_state(folder: Path, state: RunState) -> None:
     """Replace state.json whole: whoever reads meanwhile sees the old one or the new one."""
-    temporary = folder / f".state-{os.getpid()}.json"
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(state.model_dump_json(indent=1))
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, folder / "state.json")
+    write_whole(folder / "state.json", state.model_dump_json(indent=1))
 
 
 def changed(run: Run, **changes: object) -> Run:
     """Write a state with these changes, and return the run that has it."""
     state = run.state.model_copy(update=changes)
     write_state(run.folder, state)
-    return replace(run, state=state)
-
-
-def is_alive(pid: int | None, started: float | None) -> bool:
-    """Whether that very process lives: the pid, and a start time within two seconds."""
-    if pid is None or started is None:
-        return False
-    try:
-        process = psutil.Process(pid)
-        same = abs(process.create_time() - started) < 2
-        return same and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
+    return replace(run, state=state, damaged=False)
 
 
 def with_whole_paths(config: RunConfig) -> RunConfig:
@@ -342,7 +416,7 @@ def _remove_contents(folder: Path) -> None:
     """Remove a run from a folder that somebody named, and nothing that is theirs."""
     for name in FOLDERS:
         shutil.rmtree(folder / name, ignore_errors=True)
-    for file in (*(folder / name for name in FILES), *folder.glob(".state-*.json")):
+    for file in (*(folder / name for name in FILES), *folder.glob(".*.part")):
         file.unlink(missing_ok=True)
     if not any(folder.iterdir()):
         folder.rmdir()

@@ -1,10 +1,11 @@
 """The process of one run: wait for a turn, train, prove, and write down how it ended.
 
-    python -m phi3lora.runs.worker FOLDER
+    python -m phi3lora.runs.worker FOLDER [LOCK]
 
-It outlives the app that started it. While it waits it is light: nothing heavy is imported before
-its turn. A file `stop` in the folder, or SIGTERM, asks it to save and stop. Tokens come by
-a pipe; nothing it writes contains one.
+LOCK is the open file of the run's lock, which whoever starts a worker hands over; a worker that
+was given none takes it. It outlives the app that started it. While it waits it is light: nothing
+heavy is imported before its turn. A file `stop` in the folder, or SIGTERM, asks it to save and
+stop. Tokens come by a pipe; nothing it writes contains one.
 """
 
 from __future__ import annotations
@@ -27,8 +28,9 @@ from phi3lora.config import RunConfig
 from phi3lora.errors import Phi3LoraError, RunError
 from phi3lora.events import Emit, Ended, Event, EventLog, Notice, Stage
 from phi3lora.isolation import hide_process, receive_token
+from phi3lora.runs import life
 from phi3lora.runs.backends.local import devices
-from phi3lora.runs.copies import copied
+from phi3lora.runs.copies import Copy, copied
 from phi3lora.runs.permission import check_paths
 from phi3lora.runs.queue import waiting_runs
 from phi3lora.runs.redaction import RedactedStream, redact, redact_event
@@ -38,7 +40,6 @@ from phi3lora.settings import Settings
 
 logger = logging.getLogger("phi3lora.runs.worker")
 
-HANDOVER_SECONDS = 60.0
 POLL_SECONDS = 0.5
 NICENESS = 5
 OOM_SCORE = 800  # of 1000: where memory runs out, a run goes before the app
@@ -58,19 +59,18 @@ def main() -> int:
     token = receive_token()
     sys.stdout = cast(TextIO, RedactedStream(sys.stdout, token))
     sys.stderr = cast(TextIO, RedactedStream(sys.stderr, token))
-    run = await_handover(Path(sys.argv[1]))
-    return work(run, settings, stopped.is_set, token)
+    folder = Path(sys.argv[1])
+    hold(folder, int(sys.argv[2]) if len(sys.argv) > 2 else None)
+    return work(open_run(folder), settings, stopped.is_set, token)
 
 
-def await_handover(folder: Path, seconds: float = HANDOVER_SECONDS) -> Run:
-    """Wait until the state names this process; from then on the state is ours to write."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        run = open_run(folder)
-        if run.state.pid == os.getpid():
-            return run
-        time.sleep(0.01)
-    raise RunError(f"Nobody handed {folder} over to process {os.getpid()}; resume the run.")
+def hold(folder: Path, lock: int | None) -> None:
+    """Hold the run's lock until this process ends. Raises RunError where another worker has it."""
+    lock = life.take(folder) if lock is None else lock
+    if lock is None:
+        raise RunError(f"Another worker, process {life.holder(folder)}, has {folder}.")
+    os.set_inheritable(lock, False)  # it is not for programs that the training starts
+    life.sign(lock, os.getpid())
 
 
 class Reporter:
@@ -99,28 +99,30 @@ def work(run: Run, settings: Settings, should_stop: ShouldStop, token: str | Non
 
     with EventLog(run.folder / "events.jsonl") as log:
         emit = Reporter(log, token)
-        try:
-            _begin_log(run.config)
-            check_paths(run.config, run.owner, settings, run.folder)
-            # The copy on the Hub is finished after the turn, so that the next run need not wait.
-            with (
-                copied(run, emit, token, settings) as copy,
-                turn(run, RunStore(settings), emit, stop) as device,
-            ):
-                if open_run(run.folder).state.pid != run.state.pid:
-                    return 1  # resumed twice at once: the other process has it
-                if device is None:
-                    return _cancelled(run, emit)
-                take(device)
-                _reserve(run).write_bytes(bytes(RESERVE_BYTES))
-                run = changed(run, status="running", started=time.time())
-                copy.begin()
-                run = compute(run, settings, copy, stop, token)
-        except Exception as error:  # noqa: BLE001 - a run never ends without a word
-            return _failed(run, error, emit, token)
-        finally:
-            _reserve(run).unlink(missing_ok=True)
-    return run.state.exit_status or 0
+        # The copy on the Hub is finished after the turn, so that the next run need not wait, and
+        # after the end was written down, so that nobody waits to hear of it.
+        with copied(run, emit, token, settings) as copy:
+            try:
+                return _work(run, settings, copy, stop, token)
+            except Exception as error:  # noqa: BLE001 - a run never ends without a word
+                return _failed(run, error, emit, token)
+            finally:
+                with suppress(OSError):
+                    _reserve(run).unlink(missing_ok=True)
+
+
+def _work(run: Run, settings: Settings, copy: Copy, stop: ShouldStop, token: str | None) -> int:
+    """The way of a run that meets no error; returns the exit status."""
+    _begin_log(run.config)
+    check_paths(run.config, run.owner, settings, run.folder)
+    with turn(run, RunStore(settings), copy, stop) as device:
+        if device is None:
+            return _cancelled(run, copy)
+        take(device)
+        _reserve(run).write_bytes(bytes(RESERVE_BYTES))
+        run = changed(run, status="running", started=time.time())
+        copy.begin()
+        return compute(run, settings, copy, stop, token).state.exit_status or 0
 
 
 @contextmanager
@@ -236,7 +238,8 @@ def _failed(run: Run, error: Exception, emit: Reporter, token: str | None) -> in
             logger.error("".join(traceback.format_exception(error)))
         if not emit.ended:
             emit(Ended(outcome="failed", message=message))
-    end(open_run(run.folder), "failed", message, status)
+    now = open_run(run.folder)
+    end(run if now.damaged else now, "failed", message, status)
     return status
 
 

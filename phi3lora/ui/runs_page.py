@@ -41,6 +41,7 @@ COLOURS = {
     "paused": "amber",
     "interrupted": "amber",
     "failed": "red",
+    "damaged": "red",
 }
 PULSE = "(seen, run) => window.phi3lora.pulse(seen, run)"
 REMEMBER = "(run) => { window.phi3lora.remember('run', run); return run; }"

@@ -1,7 +1,7 @@
 """Runs on this machine: a detached process each, one computing at a time on one device.
 
-launch(run, settings, token)      # returns at once; the process outlives this one
-devices("cuda")                   # ["0", "1"]: one lock file and one line of runs
+LocalBackend().start(folder, settings, token, begin)   # the process outlives this one
+devices("cuda")                   # ["0", "1"]: one lock file and one queue of runs
 """
 
 from __future__ import annotations
@@ -10,68 +10,82 @@ import os
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-
-import psutil
 
 from phi3lora.config import RunConfig
 from phi3lora.errors import RunError
 from phi3lora.isolation import inherited, send_token
-from phi3lora.runs.store import Run, changed
+from phi3lora.runs import life
 from phi3lora.settings import Settings
 
 PACKAGE_PARENT = Path(__file__).parents[3]
+LEAVING_SECONDS = 5.0  # for which a worker that has just ended is waited for
 
 
-def launch(run: Run, settings: Settings, token: str | None = None) -> Run:
-    """Start the worker of a run, detached. The state is handed over by writing its pid."""
-    try:
-        return _launch(run, settings, token)
-    except OSError as error:
-        raise RunError(f"Run {run.id} could not be started: {error}.") from None
+class LocalBackend:
+    """A worker process for each run; it lives as long as it holds the lock in the run's folder."""
+
+    def start(
+        self, folder: Path, settings: Settings, token: str | None, begin: Callable[[], None]
+    ) -> None:
+        """Take the run's lock, and start a worker that inherits it."""
+        lock = life.take(folder, LEAVING_SECONDS)
+        if lock is None:
+            raise RunError(
+                "Its worker has not left yet: it computes, or sends the last of the backup. Wait "
+                "a moment, then try again."
+            )
+        try:
+            settings.home.mkdir(parents=True, exist_ok=True)
+            begin()
+            process = _start(folder, lock, worker_environment(settings))
+            life.sign(lock, process.pid)
+        finally:
+            os.close(lock)  # the worker's copy keeps it
+        send_token(process, token)
+        # Waited for, so that no dead child lingers.
+        threading.Thread(target=process.wait, daemon=True, name=f"reaper of {folder.name}").start()
+
+    def stop(self, folder: Path, seconds: float) -> None:
+        """Leave it to a process of its own, which outlives a terminal, to end the worker."""
+        if (pid := life.holder(folder)) is not None:
+            watch(folder, pid, seconds)
+
+    def alive(self, folder: Path) -> bool:
+        """Whether its lock is held."""
+        return life.is_held(folder)
+
+    def offers(self, config: RunConfig) -> str:
+        """`cuda` if it may use a GPU and there is one, else `cpu`."""
+        return device_kind(config)
 
 
-def _launch(run: Run, settings: Settings, token: str | None) -> Run:
-    own = psutil.Process()
-    run.stop_file.unlink(missing_ok=True)
-    settings.home.mkdir(parents=True, exist_ok=True)
-    run = changed(
-        run,
-        status="queued",
-        message="",
-        exit_status=None,
-        device=device_kind(run.config),
-        queued=time.time(),
-        started=None,
-        ended=None,
-        pid=own.pid,
-        process_started=own.create_time(),
+def watch(folder: Path, pid: int, seconds: float) -> None:
+    """Start the process that ends a worker by force after so many seconds."""
+    module = "phi3lora.runs.backends.ending"
+    process = subprocess.Popen(
+        [sys.executable, "-m", module, str(folder), str(pid), str(seconds)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**inherited(os.environ), "PYTHONPATH": _python_path()},
+        start_new_session=True,
     )
-    try:
-        process = _start(run, worker_environment(settings), token)
-    except OSError as error:
-        changed(run, status="failed", message=f"Its process could not be started: {error}.")
-        raise
-    started = psutil.Process(process.pid).create_time()
-    # Waited for, so that no dead child lingers and looks alive.
-    threading.Thread(target=process.wait, daemon=True, name=f"reaper of {run.id}").start()
-    return changed(run, pid=process.pid, process_started=started)
+    threading.Thread(target=process.wait, daemon=True, name=f"end of {folder.name}").start()
 
 
-def _start(run: Run, environment: dict[str, str], token: str | None) -> subprocess.Popen[bytes]:
-    with (run.folder / "log.txt").open("ab") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "phi3lora.runs.worker", str(run.folder)],
+def _start(folder: Path, lock: int, environment: dict[str, str]) -> subprocess.Popen[bytes]:
+    with (folder / "log.txt").open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "phi3lora.runs.worker", str(folder), str(lock)],
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=log,
             env=environment,
+            pass_fds=[lock],
             start_new_session=True,
         )
-    send_token(process, token)
-    return process
 
 
 def worker_environment(
@@ -83,15 +97,19 @@ def worker_environment(
     if settings.on_space:
         environment["HF_HUB_DISABLE_IMPLICIT_TOKEN"] = "1"
     environment["PHI3LORA_HOME"] = str(settings.home)
-    path = [str(PACKAGE_PARENT), environment.get("PYTHONPATH", "")]
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, path))
+    environment["PYTHONPATH"] = _python_path(environment)
     environment["PYTHONFAULTHANDLER"] = "1"
     environment["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # a log is read, not watched
     return environment
 
 
+def _python_path(environ: Mapping[str, str] = os.environ) -> str:
+    """Where a child finds this package."""
+    return os.pathsep.join(filter(None, [str(PACKAGE_PARENT), environ.get("PYTHONPATH", "")]))
+
+
 def device_kind(config: RunConfig) -> str:
-    """In whose line a run waits: `cuda` if it may use a GPU and there is one, else `cpu`."""
+    """In whose queue a run waits: `cuda` if it may use a GPU and there is one, else `cpu`."""
     return "cuda" if config.model.device != "cpu" and devices("cuda") else "cpu"
 
 
