@@ -438,7 +438,8 @@ def test_the_download_holds_the_adapter_and_nothing_else(core: FakeCore) -> None
     page = page_of(runs_page, core)
     run = stage.finished(core.store)
     archive = page.on_download(run.id, request())["value"]
-    assert zipfile.ZipFile(archive).namelist() == ["adapter_config.json"]
+    names = sorted(zipfile.ZipFile(archive).namelist())
+    assert names == ["adapter_config.json", "adapter_model.safetensors"]
 
 
 @pytest.mark.parametrize(("kind", "name"), [("script", "train.py"), ("notebook", "train.ipynb")])
