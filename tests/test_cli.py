@@ -164,9 +164,12 @@ def test_inspect(home: Settings) -> None:
     assert list(found) == [
         "format",
         "columns",
+        "unread",
         "rows",
         "kept",
         "dropped",
+        "changes",
+        "notices",
         "tokens",
         "total_tokens",
         "supervised_tokens",

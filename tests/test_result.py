@@ -9,8 +9,10 @@ from typing import Any
 
 import gradio as gr
 import pytest
-from phi3lora.ui.core import Caller, Core
 
+from phi3lora.app.application import Application
+from phi3lora.app.callers import Caller
+from phi3lora.app.publishing import check_publishable
 from phi3lora.config import RunConfig
 from phi3lora.errors import RunError
 from phi3lora.hub.backup import Backup, RunNote
@@ -18,7 +20,7 @@ from phi3lora.lora.result import Result, find_result, result_in, safetensors_who
 from phi3lora.runs.copies import restore
 from phi3lora.runs.store import RunStore
 from phi3lora.settings import Settings
-from phi3lora.ui import compare_page, publish, runs_page
+from phi3lora.ui import compare_page, runs_page
 from tests import stage
 from tests.hub import LoopbackHub
 
@@ -93,16 +95,16 @@ def test_a_real_file_is_whole_until_a_byte_is_missing(tmp_path: Path) -> None:
 
 def test_the_runs_page_offers_a_whole_model(store: RunStore, settings: Settings) -> None:
     run = stage.finished(store, adapter="none")
-    core = Core(settings)
+    app = Application.open(settings)
     with gr.Blocks() as demo:
-        page = runs_page.build(core, demo)
-    values = runs_page.show_run(run, core.follower.view(run), None)
+        page = runs_page.build(app, demo)
+    values = runs_page.show_run(run, app.views.view(run), None)
     assert all(values[name]["visible"] for name in ("compare", "prepare", "publish"))
     archive = page.on_download(run.id, SimpleNamespace())["value"]
     assert Path(archive).name == f"model-{run.id}.zip"
     assert "model.safetensors" in zipfile.ZipFile(archive).namelist()
-    assert publish.finished(core, run.id, Caller()).id == run.id
-    assert compare_page.adapter_choices([run])[1][1] == run.id
+    assert check_publishable(run) == run.result.folder
+    assert compare_page.adapter_choices(app.comparing.runs(Caller()))[1][1] == run.id
 
 
 def test_a_whole_model_answers_beside_its_base(settings: Settings, store: RunStore) -> None:
@@ -115,14 +117,12 @@ def test_a_whole_model_answers_beside_its_base(settings: Settings, store: RunSto
     run = store.create(stage.config("Whole", adapter="none"))
     pocket = Path(resolve_path("pocket", detect_hardware("cpu")))
     shutil.copytree(pocket, run.result.folder)
-    core = Core(settings)
-    with gr.Blocks() as demo:
-        page = compare_page.build(core, demo)
-    subject = page.subject(run.id, Caller())
-    assert list(core.load(subject.base, subject.adapter, Caller()))
+    comparing = Application.open(settings).comparing
+    subject = comparing.subject(run.id, Caller())
+    assert list(comparing.load(subject, Caller()))
     asked: list[dict[str, Any]] = [{"role": "user", "content": "What is the capital of France?"}]
     options = Options(max_new_tokens=6)
-    *_, last = core.reply(subject, asked, asked, options, lambda: False, Caller())
+    *_, last = comparing.reply(subject, asked, asked, options, caller=Caller())
     assert last.done
     assert last.base == last.tuned != ""
 

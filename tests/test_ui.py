@@ -477,7 +477,8 @@ def test_the_download_holds_the_adapter_and_nothing_else(app: Any) -> None:
     page = page_of(runs_page, app)
     run = stage.finished(app.launching.store)
     archive = page.on_download(run.id, request())["value"]
-    assert zipfile.ZipFile(archive).namelist() == ["adapter_config.json"]
+    names = sorted(zipfile.ZipFile(archive).namelist())
+    assert names == ["adapter_config.json", "adapter_model.safetensors"]
 
 
 @pytest.mark.parametrize(("kind", "name"), [("script", "train.py"), ("notebook", "train.ipynb")])
