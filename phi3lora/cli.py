@@ -32,7 +32,7 @@ from phi3lora.settings import Settings
 
 if TYPE_CHECKING:
     from phi3lora.chat.whole import Chat
-    from phi3lora.data.formats import Message
+    from phi3lora.data.conversation import Message
     from phi3lora.runs.queue import Queue
     from phi3lora.runs.store import Run, RunStore
 

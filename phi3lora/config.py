@@ -18,7 +18,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -44,6 +44,12 @@ SCHEDULERS = Literal[
     "reduce_lr_on_plateau",
     "warmup_stable_decay",
 ]
+# A format is a module of data/formats/: adding one touches that folder alone.
+_FORMATS = sorted(p.stem for p in (Path(__file__).parent / "data" / "formats").glob("[!_]*.py"))
+if TYPE_CHECKING:
+    FormatName = str
+else:
+    FormatName = Literal[("auto", *_FORMATS)]
 OPTIMIZERS = Literal[
     "adamw_torch",
     "adamw_torch_fused",
@@ -204,15 +210,7 @@ class DataConfig(Section):
         "Uses only this many rows, counted from the first. Empty means all rows.",
         ge=1,
     )
-    format: Literal[
-        "auto",
-        "messages",
-        "conversations",
-        "instruction",
-        "prompt_completion",
-        "question_answer",
-        "text",
-    ] = option(
+    format: FormatName = option(
         "auto",
         "Format",
         "How a row holds its conversation; `auto` detects it from the columns.",
@@ -234,6 +232,16 @@ class DataConfig(Section):
         None,
         "System prompt",
         "System message put before every conversation that has none of its own.",
+    )
+    join_turns: bool = option(
+        True,
+        "Join turns",
+        "Join messages of one role that follow each other; off leaves such rows out.",
+    )
+    threads: Literal["best", "all"] = option(
+        "best",
+        "Threads",
+        "Which paths of a tree of replies to train on: the best-ranked one, or all of them.",
     )
 
 

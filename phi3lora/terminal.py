@@ -146,6 +146,8 @@ def words(value: Any) -> str:
     """A value as people write it: `1,000`, `0.25`, `p50 24, p95 33`, `empty answer 3`."""
     if isinstance(value, dict):
         return ", ".join(f"{name} {words(inner)}" for name, inner in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(words, value))
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
     return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from phi3lora.config import POCKET, RunConfig
-from phi3lora.data.formats import Detected
+from phi3lora.data.conversation import Detected
 from phi3lora.data.inspection import Inspection
 from phi3lora.models.hardware import Hardware, detect_hardware
 from phi3lora.training.estimate import estimate

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from phi3lora.data.formats import Detected, Message, Unusable, detect, read_row, to_messages
+from phi3lora.data.conversation import TRIMMED, Detected, Message, Unusable
+from phi3lora.data.detection import detect, read_row
 from phi3lora.errors import DataError
 
 HI: list[Any] = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
@@ -24,7 +25,7 @@ def said(messages: list[Message]) -> list[str]:
 
 
 def read(row: dict[str, Any], system_prompt: str | None = None, **chosen: Any) -> list[str]:
-    return said(to_messages(row, detected(row, **chosen), system_prompt))
+    return said(read_row(row, detected(row, **chosen), system_prompt).messages)
 
 
 @pytest.mark.parametrize(
@@ -79,7 +80,7 @@ def read(row: dict[str, Any], system_prompt: str | None = None, **chosen: Any) -
 def test_detection(row: dict[str, Any], format: str, columns: dict[str, str]) -> None:
     found = detected(row)
     assert (found.format, found.columns) == (format, columns)
-    assert said(to_messages(row, found)) == ["user: Hi", "assistant: Hello"]
+    assert said(read_row(row, found).messages) == ["user: Hi", "assistant: Hello"]
     assert all(repr(column) in found.reason for column in columns.values())
     assert found.reason.endswith(".")
 
@@ -160,7 +161,7 @@ def test_a_chosen_format_wins_over_what_detection_would_say() -> None:
 @pytest.mark.parametrize(
     ("chosen", "words"),
     [
-        ({}, "the columns are 'a', 'b'. Expected messages, or instruction and output, or prompt"),
+        ({}, "the columns are 'a', 'b'. Expected messages, or role and content, or quest"),
         (
             {"format": "instruction"},
             "format 'instruction': the columns are 'a', 'b'. Expected inst",
@@ -190,12 +191,15 @@ U: Any = {"role": "user", "content": "U"}
         ([], "no assistant answer"),
         (None, "not a list of messages"),
         ("words", "not a list of messages"),
-        (["words"], "a message is not an object"),
+        ([3], "a message is not an object"),
         ([{"content": "x"}], "a message without a role"),
         ([U, {"role": "assistant", "content": " \n"}], "empty answer"),
-        ([U, {"role": "assistant", "content": None, "tool_calls": [1]}], "empty answer"),
+        (
+            [U, {"role": "assistant", "content": None, "tool_calls": [1]}],
+            "uses tools, which the chat",
+        ),
         ([{"role": "user", "content": ""}, A], "empty prompt"),
-        ([U, {"role": "tool", "content": "x"}, A], "unknown role 'tool'"),
+        ([U, {"role": "tool", "content": "x"}, A], "uses tools, which the chat"),
         ([U, U, A], "two user messages in a row"),
         ([U, A, A], "two assistant messages in a row"),
         ([U, {"role": "assistant", "content": {"x": 1}}], "content is not text but dict"),
@@ -208,7 +212,7 @@ U: Any = {"role": "user", "content": "U"}
 )
 def test_rows_that_cannot_be_used_say_why(turns: Any, reason: str) -> None:
     with pytest.raises(Unusable, match=reason):
-        to_messages({"messages": turns}, detected({"messages": HI}))
+        read_row({"messages": turns}, detected({"messages": HI}), join=False)
 
 
 @pytest.mark.parametrize("answer", ["", None, float("nan"), "  "])
@@ -233,7 +237,7 @@ def test_turns_after_the_last_answer_are_left_out_and_counted() -> None:
     row = {"messages": [U, A, U]}
     conversation = read_row(row, detected(row))
     assert said(conversation.messages) == ["user: U", "assistant: A"]
-    assert conversation.trimmed == 1
+    assert conversation.changes == (TRIMMED,)
 
 
 def test_system_prompts() -> None:

@@ -11,6 +11,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from phi3lora.config import RunConfig
+from phi3lora.data.conversation import TRIMMED
 from phi3lora.data.inspection import inspect, percentiles
 from phi3lora.data.rendering import render
 from phi3lora.errors import DataError
@@ -19,9 +20,12 @@ from phi3lora.models.pocket import CHECKPOINT
 FIELDS = [
     "format",
     "columns",
+    "unread",
     "rows",
     "kept",
     "dropped",
+    "changes",
+    "notices",
     "tokens",
     "total_tokens",
     "supervised_tokens",
@@ -142,7 +146,7 @@ def test_mapping_roles_and_system_prompt_come_from_the_config(pocket: Any, tmp_p
     )
     found = inspect(chosen, pocket)
     assert "".join(part["text"] for part in found.preview[0]).startswith("<|system|>\nS<|end|>\n")
-    assert found.all_columns == ["log", "messages"]
+    assert found.unread == ["messages"]
     assert found.detected.roles == {"Me": "user", "Bot": "assistant"}
 
 
@@ -158,7 +162,7 @@ def test_turns_after_the_last_answer_are_counted(pocket: Any, tmp_path: Path) ->
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     rows = [{"messages": [*turns, turns[0]]}, {"messages": turns}]
     found = inspect(config(write(tmp_path / "a.jsonl", rows)), pocket)
-    assert (found.kept, found.trimmed) == (2, 1)
+    assert (found.kept, found.changes) == (2, {TRIMMED: 1})
     assert found.preview[0] == found.preview[1]
 
 

@@ -12,7 +12,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from phi3lora.data import rendering
-from phi3lora.data.formats import Message
+from phi3lora.data.conversation import Message
 from phi3lora.data.rendering import (
     pad_token,
     render,

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer, Phi3ForCausalLM
 
-from phi3lora.data.formats import Message
+from phi3lora.data.conversation import Message
 from phi3lora.evaluation.metrics import rouge_scores
 from phi3lora.evaluation.scoring import held_out_rows, score_rows
 from phi3lora.models.pocket import CHECKPOINT

@@ -34,7 +34,7 @@ from phi3lora.settings import Settings
 
 if TYPE_CHECKING:
     from phi3lora.chat.serving import Serving
-    from phi3lora.data.formats import Message
+    from phi3lora.data.conversation import Message
 
 MOST_ACTIVE = 8  # requests that are answered together
 MOST_WAITING = 32  # requests in the queue; more are refused

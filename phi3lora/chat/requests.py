@@ -12,7 +12,7 @@ from phi3lora.config import ModelConfig
 
 if TYPE_CHECKING:
     from phi3lora.chat.serving import Column, Serving
-    from phi3lora.data.formats import Message
+    from phi3lora.data.conversation import Message
 
 
 def never() -> bool:

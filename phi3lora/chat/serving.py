@@ -26,7 +26,7 @@ from phi3lora.chat.options import Options
 from phi3lora.chat.patches import patched
 from phi3lora.chat.sampling import TextStream, choose, generator
 from phi3lora.config import ModelConfig
-from phi3lora.data.formats import Message
+from phi3lora.data.conversation import Message
 from phi3lora.data.rendering import render_prompt, stop_tokens
 from phi3lora.errors import ModelError
 from phi3lora.models.base import resolve_path

@@ -23,7 +23,7 @@ from phi3lora.lora.result import result_in
 from phi3lora.settings import Settings
 
 if TYPE_CHECKING:
-    from phi3lora.data.formats import Message
+    from phi3lora.data.conversation import Message
 
 
 def is_whole(folder: Path) -> bool:

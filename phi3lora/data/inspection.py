@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from phi3lora.config import RunConfig
-from phi3lora.data.formats import Detected
+from phi3lora.data.conversation import Detected
 from phi3lora.data.hub_rows import Tell
 from phi3lora.data.reading import Kept, Tally, read, recipe_for
 from phi3lora.data.rendering import Segment, segments
@@ -38,10 +38,11 @@ class Inspection:
         truncated: kept rows that are cut at `max_length`.
         preview: the first kept rows, each as segments that join to the rendered conversation.
         reason: why this format, in a sentence.
-        trimmed: kept rows whose turns after the last answer are left out.
+        changes: what was joined or left out in kept rows → rows.
+        unread: columns that exist and are not read.
+        notices: what to know before one trains on this, a sentence each.
         lengths: tokens of each kept row before the cut, in order.
         complete: False when a limit ended the reading, so that there may be more rows.
-        all_columns: every column that the rows have, to choose from.
         detected: format, columns, roles and reason.
     """
 
@@ -57,19 +58,23 @@ class Inspection:
     preview: list[list[Segment]]
     detected: Detected
     reason: str = ""
-    trimmed: int = 0
+    changes: dict[str, int] = field(default_factory=dict)
+    unread: list[str] = field(default_factory=list)
+    notices: list[str] = field(default_factory=list)
     lengths: array[int] = field(default_factory=lambda: array("I"), repr=False)
     complete: bool = True
-    all_columns: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """What `phi3lora inspect --json` prints."""
         names = (
             "format",
             "columns",
+            "unread",
             "rows",
             "kept",
             "dropped",
+            "changes",
+            "notices",
             "tokens",
             "total_tokens",
             "supervised_tokens",
@@ -130,10 +135,11 @@ def inspect(
         preview=[segments(tokenizer, kept.rendered, kept.messages) for kept in shown],
         detected=recipe.detected,
         reason=recipe.detected.reason,
-        trimmed=tally.trimmed,
+        changes=dict(tally.changes),
+        unread=recipe.detected.unread,
+        notices=recipe.detected.notices,
         lengths=tally.lengths,
         complete=limit is None or tally.rows < limit,
-        all_columns=source.columns,
     )
 
 

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from phi3lora.config import RunConfig, needs_held_out
-from phi3lora.data.formats import Detected, Message
+from phi3lora.data.conversation import Detected, Message
 from phi3lora.data.hub_rows import Tell
 from phi3lora.data.reading import Kept, Recipe, Tally, read, recipe_for
 from phi3lora.data.sources import Source, is_local, not_applicable, open_source
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 Progress = Callable[[float], None]
-VERSION = 1  # raise it when the same row would give other tokens
+VERSION = 2  # raise it when the same row would give other tokens
 KEPT_SETS = 20  # prepared sets that stay; the one unused for longest goes first
 
 
@@ -186,6 +186,8 @@ def _fingerprint(source: Source, recipe: Recipe, tokenizer: Any) -> str:
         recipe.detected.roles,
         recipe.max_length,
         recipe.system_prompt,
+        recipe.join_turns,
+        recipe.threads,
         tokenizer.chat_template,
         hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
     ]
@@ -222,7 +224,7 @@ def _write_table(path: Path, batches: Iterator[list[Kept]]) -> None:
     """Append batch after batch to an Arrow stream."""
     import pyarrow as pa
 
-    message = pa.struct({"role": pa.string(), "content": pa.string()})
+    message = pa.struct({"role": pa.string(), "content": pa.string(), "weight": pa.int8()})
     schema = pa.schema(
         {
             "input_ids": pa.list_(pa.int32()),

@@ -18,7 +18,9 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from phi3lora.config import DataConfig, RunConfig
-from phi3lora.data.formats import Detected, Message, Row, Unusable, detect, read_row
+from phi3lora.data.conversation import PLAIN, Detected, Message, Row, Unusable, Writes
+from phi3lora.data.detection import detect, read_row
+from phi3lora.data.formats import FORMATS
 from phi3lora.data.rendering import Rendered, render_many
 from phi3lora.data.sources import Source
 from phi3lora.errors import DataError
@@ -42,21 +44,25 @@ class Recipe:
     detected: Detected
     max_length: int | None
     system_prompt: str | None = None
+    join_turns: bool = True
+    threads: str = "best"
 
 
 @dataclass
 class Tally:
     """What became of the rows; every row is either kept or dropped for one reason.
 
-    `trimmed` counts kept rows whose turns after the last answer were left out, `lengths` holds the
-    tokens of each kept row before the cut, `cut_lengths` after it.
+    `changes` counts kept rows of which something was joined or left out, by what it was; `read`
+    counts the source's rows, of which several can make one conversation; `lengths` holds the tokens
+    of each kept row before the cut, `cut_lengths` after it.
     """
 
     rows: int = 0
     kept: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
     truncated: int = 0
-    trimmed: int = 0
+    read: int = 0
+    changes: Counter[str] = field(default_factory=Counter)
     total_tokens: int = 0
     supervised_tokens: int = 0
     lengths: array[int] = field(default_factory=lambda: array("I"))
@@ -91,14 +97,63 @@ def recipe_for(config: RunConfig, source: Source) -> Recipe:
     detected = detect(
         source.columns, source.head, format=data.format, mapping=data.columns, roles=data.roles
     )
-    return Recipe(detected, config.training_config.max_length, data.system_prompt)
+    return Recipe(
+        detected,
+        config.training_config.max_length,
+        data.system_prompt,
+        data.join_turns,
+        data.threads,
+    )
+
+
+def writes_of(tokenizer: Any) -> Writes:
+    """What a base's chat template can write: reasoning, where `<think>` is a mark of its own."""
+    vocabulary = tokenizer.get_vocab() if tokenizer is not None else {}
+    thinks = "<think>" in vocabulary or "<think>" in str(getattr(tokenizer, "chat_template", ""))
+    return Writes(thoughts=thinks)
+
+
+def conversations(
+    rows: Iterable[Row], recipe: Recipe, writes: Writes = PLAIN, tally: Tally | None = None
+) -> Iterator[tuple[int, list[Message]]]:
+    """Number and messages of each row that can be used, whatever its format; `tally` counts all.
+
+    Nothing is rendered: a row of which nothing is left after the length limit is here too.
+    """
+    tally = Tally() if tally is None else tally
+    for row in _gathered(rows, recipe, tally):
+        number, tally.rows = tally.rows, tally.rows + 1
+        try:
+            found = read_row(
+                row, recipe.detected, recipe.system_prompt, join=recipe.join_turns, writes=writes
+            )
+        except Unusable as error:
+            tally.dropped[str(error)] += 1
+            continue
+        if found.changes:
+            tally.changes.update(found.changes)
+        yield number, found.messages
+
+
+def _gathered(rows: Iterable[Row], recipe: Recipe, tally: Tally) -> Iterator[Row]:
+    """The rows as they are, or those that belong together as one."""
+    gather = FORMATS[recipe.detected.format].gather
+    if gather is None:
+        return _counted(rows, tally)
+    return gather(_counted(rows, tally), recipe.detected, recipe.threads)
+
+
+def _counted(rows: Iterable[Row], tally: Tally) -> Iterator[Row]:
+    for row in rows:
+        tally.read += 1
+        yield row
 
 
 def read(rows: Iterable[Row], recipe: Recipe, tokenizer: Any, tally: Tally) -> Iterator[list[Kept]]:
     """Batches of rows that can be used; `tally` counts all of them as they pass."""
     pending: tuple[list[tuple[int, list[Message]]], Future[list[Rendered]]] | None = None
     with ThreadPoolExecutor(1, "tokenize") as pool:
-        for batch in _usable(rows, recipe, tally):
+        for batch in _batches(conversations(rows, recipe, writes_of(tokenizer), tally)):
             messages = [conversation for _, conversation in batch]
             future = pool.submit(render_many, tokenizer, messages, recipe.max_length)
             if pending:
@@ -108,22 +163,15 @@ def read(rows: Iterable[Row], recipe: Recipe, tokenizer: Any, tally: Tally) -> I
             yield _keep(*pending, tally)
 
 
-def _usable(
-    rows: Iterable[Row], recipe: Recipe, tally: Tally
+def _batches(
+    usable: Iterable[tuple[int, list[Message]]],
 ) -> Iterator[list[tuple[int, list[Message]]]]:
     """Row numbers and messages, a batch at a time."""
     batch: list[tuple[int, list[Message]]] = []
     characters = 0
-    for row in rows:
-        try:
-            conversation = read_row(row, recipe.detected, recipe.system_prompt)
-        except Unusable as error:
-            tally.dropped[str(error)] += 1
-        else:
-            tally.trimmed += conversation.trimmed > 0
-            batch.append((tally.rows, conversation.messages))
-            characters += sum(len(message["content"]) for message in conversation.messages)
-        tally.rows += 1
+    for number, messages in usable:
+        batch.append((number, messages))
+        characters += sum(len(message["content"]) for message in messages)
         if len(batch) >= _ROWS or characters >= _CHARACTERS:
             yield batch
             batch, characters = [], 0

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 from weakref import WeakKeyDictionary
 
-from phi3lora.data.formats import Message
+from phi3lora.data.conversation import Message, is_learnt
 from phi3lora.errors import DataError, ModelError
 from phi3lora.models.phi3 import PADS, STOPS
 
@@ -193,7 +193,7 @@ class _Renderer:
 
         Phi-3.5's template skips a system message without content, so that is part of the key.
         """
-        key = (prompt, *((message["role"], _has_slot(message)) for message in messages))
+        key = (prompt, *((m["role"], _has_slot(m), is_learnt(m)) for m in messages))
         if key not in self.patterns:
             if len(self.patterns) > 1000:
                 self.patterns.clear()
@@ -228,7 +228,7 @@ class _Renderer:
                 f"{len(order)} of {len(messages)}. Leave out the roles that it does not know."
             )
         slots = [
-            self._slot(i, before, after, messages[i]["role"] == "assistant")
+            self._slot(i, before, after, is_learnt(messages[i]))
             for i, before, after in zip(order, literals, literals[1:], strict=False)
         ]
         answered = [False, *(slot.supervised for slot in slots)]

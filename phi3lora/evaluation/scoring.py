@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from phi3lora.data.formats import Message
+from phi3lora.data.conversation import Message
 from phi3lora.data.rendering import pad_token, render, render_prompt, stop_tokens
 from phi3lora.evaluation.metrics import RowScore, rouge_scores
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from phi3lora.data.formats import Message, Role
+from phi3lora.data.conversation import Message, Role
 from phi3lora.errors import ModelError
 
 UNLIKE = (

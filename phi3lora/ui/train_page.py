@@ -511,7 +511,11 @@ def data_summary(config: RunConfig, look: Preflight) -> str:
         ("Longest", f"{inspection.tokens['max']:,.0f} tokens"),
     ]
     found = f"<b>Read as {show.text(inspection.format)}.</b> {show.text(inspection.reason)}"
-    lines = [f'<p class="detected">{found}{more}</p>']
+    unread = f" Not read: {show.text(', '.join(inspection.unread))}." if inspection.unread else ""
+    lines = [f'<p class="detected">{found}{unread}{more}</p>']
+    lines += [show.notice(notice) for notice in inspection.notices]
+    changed = [f"{number:,} × {what}" for what, number in inspection.changes.items()]
+    lines += [show.notice("\n".join(["Of the rows that are used:", *changed]))] if changed else []
     if inspection.truncated:
         limit = config.training_config.max_length
         cut = f"{inspection.truncated:,} conversations are cut at {limit:,} tokens"

@@ -1,0 +1,210 @@
+"""Which format rows have, and reading them with it: rows of any common shape → conversations.
+
+    detected = detect(columns, rows)                # which format, and why
+    conversation = read_row(row, detected)          # or Unusable, with the reason
+
+What detection gets wrong is put right by naming columns and roles:
+`columns={"prompt": "Question"}`, `roles={"Bot": "assistant"}`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from phi3lora.data.cells import ROLE_KEYS, ROLES, first_key, has_thoughts, text_of, turns_in
+from phi3lora.data.conversation import (
+    PLAIN,
+    UNTHOUGHT,
+    Conversation,
+    Detected,
+    Message,
+    Role,
+    Row,
+    Unusable,
+    Writes,
+    whole,
+)
+from phi3lora.data.formats import FORMATS, PARTS
+from phi3lora.data.shape import Columns, Format, Seen
+from phi3lora.errors import DataError
+
+MOST_COLUMNS = 2_000
+_LABELLED = ("label", "labels")
+_BAD = ("false", "False", "FALSE")
+
+
+# Detection
+
+
+def detect(
+    columns: Sequence[str],
+    rows: Sequence[Row],
+    *,
+    format: str = "auto",
+    mapping: Mapping[str, str] | None = None,
+    roles: Mapping[str, Role] | None = None,
+) -> Detected:
+    """Say how rows hold conversations, from their columns and the first few of them.
+
+    Args:
+        columns: the columns that exist.
+        rows: a handful of rows; a look at their values settles what names cannot.
+        format: one of the formats, or `auto`.
+        mapping: our name → column, where detection is wrong.
+        roles: the rows' role names → ours, where they are not in use elsewhere.
+
+    Raises:
+        DataError: nothing fits, or the mapping names a column that does not exist.
+    """
+    mapping = dict(mapping or {})
+    _check_columns(columns, mapping)
+    for candidate in _candidates(format, mapping):
+        seen = Seen(columns, rows, mapping, chosen=format == candidate.name)
+        found = candidate.match(seen)
+        if found is not None:
+            return _described(candidate, seen, found, roles or {}, format)
+    raise DataError(_nothing_fits(columns, format, mapping))
+
+
+def _check_columns(columns: Sequence[str], mapping: Mapping[str, str]) -> None:
+    if len(columns) > MOST_COLUMNS:
+        raise DataError(
+            f"There are {len(columns):,} columns, expected {MOST_COLUMNS:,} at most: one for each "
+            "part of a conversation. Check what separates the cells, or leave columns out."
+        )
+    for name, column in mapping.items():
+        if name not in (*PARTS, _LABELLED[0]):
+            raise DataError(
+                f"data.columns: {name!r} is not a part of any format; expected one of "
+                f"{', '.join(PARTS)}."
+            )
+        if column not in columns:
+            raise DataError(
+                f"data.columns: {name} should be read from the column {column!r}, which does not "
+                f"exist; the columns are {_names(columns)}."
+            )
+
+
+def _candidates(format: str, mapping: Mapping[str, str]) -> list[Format]:
+    """Formats to try, in order: all, the chosen one, or those that have what the mapping names."""
+    if format != "auto":
+        return [FORMATS[format]]
+    named = set(mapping) - {_LABELLED[0]}
+    return [candidate for candidate in FORMATS.values() if named <= set(candidate.parts)]
+
+
+def _described(
+    format: Format, seen: Seen, found: Columns, roles: Mapping[str, Role], asked: str
+) -> Detected:
+    """The match, with the roles, what is not read, and what to know about it."""
+    found = {**found, **_label(seen, found)}
+    used = set(found.values())
+    return Detected(
+        format.name,
+        found,
+        {**_roles_in(seen, found.get("messages")), **roles},
+        _reason(format, seen, found, asked),
+        [column for column in seen.columns if column not in used],
+        [*(format.notices(seen, found) if format.notices else ()), *_choices(format, seen, found)],
+        any(has_thoughts(value) for value in seen.values(found.get("messages", ""))),
+    )
+
+
+def _label(seen: Seen, found: Columns) -> Columns:
+    """The column that says of each row whether it is a good answer, as KTO's sets have it."""
+    column = seen.mapping.get("label") or seen.named(*_LABELLED)
+    if column is None or ("label" not in found and column in found.values()):
+        return {}
+    values = {str(value).lower() for value in seen.values(column) if value is not None}
+    return {"label": column} if values and values <= {"true", "false"} else {}
+
+
+def _roles_in(seen: Seen, column: str | None) -> dict[str, str]:
+    """The role names seen in the first rows and what each means."""
+    heard: dict[str, str] = {}
+    for value in seen.values(column) if column else ():
+        for turn in turns_in(value) or ():
+            name = str(turn.get(first_key(turn, ROLE_KEYS))) if isinstance(turn, Mapping) else ""
+            if (known := ROLES.get(name.lower())) is not None:
+                heard[name] = known
+    return heard
+
+
+def _reason(format: Format, seen: Seen, found: Columns, asked: str) -> str:
+    """One sentence for people: what was seen, and what it is taken for."""
+    said = "You chose this format: " if asked != "auto" else ""
+    said = "You chose the columns: " if seen.mapping and not said else said
+    if format.reason:
+        return said + format.reason(seen, found)
+    return f"{said}{_names(found.values())} hold {format.meaning}."
+
+
+def _choices(format: Format, seen: Seen, found: Columns) -> list[str]:
+    """A notice for each part that another column could be as well: `solution` beside `answer`."""
+    notices = []
+    for part, aliases in format.required.items():
+        others = [
+            column
+            for column in seen.columns
+            if column.strip().lower() in aliases and column not in found.values()
+        ]
+        if others and part not in seen.mapping and found[part].strip().lower() in aliases:
+            notices.append(
+                f"{found[part]!r} is read as the {part}; {_names(others)} could be it too. "
+                f"Choose with data.columns, such as `{part}: {others[0]}`."
+            )
+    return notices
+
+
+def _nothing_fits(columns: Sequence[str], format: str, mapping: Mapping[str, str]) -> str:
+    formats = [FORMATS[format]] if format != "auto" else list(FORMATS.values())
+    wanted = ", or ".join(dict.fromkeys(" and ".join(one.required) for one in formats))
+    asked = "" if format == "auto" else f" for the format {format!r}"
+    asked += f" with {_names(mapping)} given" if mapping else ""
+    return (
+        f"No conversation found{asked}: the columns are {_names(columns)}. Expected {wanted}. "
+        "Say which column holds what with data.columns, such as "
+        f"`prompt: {columns[0] if columns else 'Question'}`."
+    )
+
+
+def _names(names: Iterable[str]) -> str:
+    quoted = [repr(name[:80]) for name in names]
+    return ", ".join(quoted[:30]) + (", …" if len(quoted) > 30 else "") if quoted else "none"
+
+
+# One row
+
+
+def read_row(
+    row: Row,
+    detected: Detected,
+    system_prompt: str | None = None,
+    *,
+    join: bool = True,
+    writes: Writes = PLAIN,
+) -> Conversation:
+    """The messages of a row, the last of them an answer, and what was changed in it.
+
+    Args:
+        row: column → value.
+        detected: how to read it.
+        system_prompt: put first where the row has no system message.
+        join: whether turns of one role in a row are joined; else such a row is unusable.
+        writes: what the base's chat template can write beyond plain turns.
+
+    Raises:
+        Unusable: with the reason, in words that can be counted.
+    """
+    columns = detected.columns
+    if "label" in columns and row.get(columns["label"]) in (False, *_BAD):
+        raise Unusable("marked as a bad answer (label is false)")
+    messages: list[Message] = FORMATS[detected.format].read(row, detected, writes)
+    system = (text_of(row.get(columns["system"])) if "system" in columns else "") or system_prompt
+    if system and not any(message["role"] == "system" for message in messages):
+        messages.insert(0, {"role": "system", "content": system})
+    found = whole(messages, join)
+    left_out = detected.thoughts and not writes.thoughts
+    if left_out and has_thoughts(row.get(columns.get("messages", ""))):
+        return Conversation(found.messages, (*found.changes, UNTHOUGHT))
+    return found
