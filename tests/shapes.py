@@ -270,7 +270,7 @@ SHAPES = [
             }
         ],
         "multiple_choice",
-        [["~user: A ship.\n\nOf?\n\nA. A ship\nB. A sea", "assistant: A. A ship"]],
+        [["~user: A ship.\n\nWhat?\n\nA. A ship\nB. A sea", "assistant: A. A ship"]],
     ),
     Shape("oasst1, the best thread", TREE, "threads", [TWICE]),
     Shape(

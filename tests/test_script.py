@@ -252,6 +252,7 @@ TRICKY = [
         *TURNS,
     ],
     [{"role": "assistant", "content": "nothing before"}],
+    [TURNS[0], {"role": "assistant", "content": "not learnt", "weight": 0}, *TURNS],
 ]
 PHI35 = (
     "{% for message in messages %}{% if message['role'] == 'system' and message['content'] %}"
@@ -285,7 +286,7 @@ def tokenized(tokenizer: Any, messages: Any, max_length: int) -> dict[str, list[
 
 
 @pytest.mark.parametrize("template", [None, PHI35, WITH_START], ids=["phi3", "phi3.5", "<s>"])
-@pytest.mark.parametrize("messages", TRICKY, ids=["end", "spaces", "marks", "alone"])
+@pytest.mark.parametrize("messages", TRICKY, ids=["end", "spaces", "marks", "alone", "weight"])
 def test_tokens_are_those_of_the_run(messages: Any, template: str | None) -> None:
     tokenizer = load_tokenizer(str(CHECKPOINT))
     tokenizer.chat_template = template or tokenizer.chat_template
@@ -295,7 +296,7 @@ def test_tokens_are_those_of_the_run(messages: Any, template: str | None) -> Non
         assert found == {"input_ids": expected.input_ids, "labels": expected.labels}
 
 
-@pytest.mark.parametrize("messages", TRICKY, ids=["end", "spaces", "marks", "alone"])
+@pytest.mark.parametrize("messages", TRICKY, ids=["end", "spaces", "marks", "alone", "weight"])
 def test_tokens_of_the_real_vocabulary(messages: Any, real_vocabulary: Path) -> None:
     from transformers import AutoTokenizer
 

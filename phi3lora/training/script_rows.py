@@ -43,5 +43,9 @@ def write_rows(
 def _write(rows: Dataset, file: Path) -> Path:
     with file.open("w", encoding="utf-8") as lines:
         for row in rows.select_columns(["messages"]):
-            lines.write(json.dumps(row, ensure_ascii=False) + "\n")
+            messages = [
+                {name: value for name, value in message.items() if value is not None}
+                for message in row["messages"]
+            ]
+            lines.write(json.dumps({"messages": messages}, ensure_ascii=False) + "\n")
     return file

@@ -298,7 +298,8 @@ def tokenize(messages):
         opening = tokenizer.encode(OPEN[message["role"]], add_special_tokens=False)
         content = plain.encode(text, add_special_tokens=False).ids
         closing = tokenizer.encode(CLOSE, add_special_tokens=False)
-        learnt = [*content, closing[0]] if message["role"] == "assistant" else []
+        is_learnt = message["role"] == "assistant" and message.get("weight", 1) != 0
+        learnt = [*content, closing[0]] if is_learnt else []
         ids += [*opening, *content, *closing]
         labels += [-100] * len(opening) + learnt
         labels += [-100] * (len(ids) - len(labels))
