@@ -115,7 +115,9 @@ def test_a_checkpoint_and_events_arrive_in_a_private_repository(
 def test_only_the_newest_checkpoint_is_kept_and_a_busy_hub_skips_older_ones(
     ann: LoopbackHub, run: Path
 ) -> None:
-    backup = start(run, [])
+    told: list[str] = []
+    ann.fail("/super-squash/", 403)  # so that the history can be looked at
+    backup = start(run, told)
     backup.saved("checkpoints/checkpoint-1")
     wait_for(lambda: ("model", REPO) in ann.store.repos and checkpoints(ann) == {"checkpoint-1"})
     with ann.held("preupload|/commit/") as rule:
@@ -129,6 +131,71 @@ def test_only_the_newest_checkpoint_is_kept_and_a_busy_hub_skips_older_ones(
     backup.finish()
     assert checkpoints(ann) == {"checkpoint-3"}
     assert len([c for c in ann.commits("model", REPO) if "checkpoint-2" in c.title]) == 1
+    assert told[-1].startswith("The backup is complete, but its older checkpoints still count")
+
+
+def test_the_end_gives_back_what_older_checkpoints_took(ann: LoopbackHub, run: Path) -> None:
+    backup = start(run, [])
+    for step in (1, 2, 3):
+        weights = run / "checkpoints" / f"checkpoint-{step}" / "optimizer.pt"
+        weights.write_bytes(bytes([step, 0]) * 50_000)
+        backup.saved(f"checkpoints/checkpoint-{step}")
+        wait_for(
+            lambda step=step: (
+                ("model", REPO) in ann.store.repos and checkpoints(ann) == {f"checkpoint-{step}"}
+            )
+        )
+    assert ann.repo("model", REPO).used_storage > 300_000
+    backup.finish()
+    assert checkpoints(ann) == {"checkpoint-3"}
+    assert len(ann.commits("model", REPO)) == 1
+    repo = ann.repo("model", REPO)
+    there = {entry.etag: entry.size for entry in repo.head.tree.values()}
+    assert repo.used_storage == sum(there.values())
+
+
+def test_a_copy_that_another_app_made_goes_on_beside_it(ann: LoopbackHub, run: Path) -> None:
+    scopes = ["contribute-repos", "read-repos"]
+    for app in ("one", "two"):
+        ann.add_token("ann", f"hf_oauth_{app}", "oauth", scopes, app, expires_at=4e9)
+    ann.add_token("ann", "hf_oauth_blind", "oauth", scopes[:1], "three", expires_at=4e9)
+    told: list[str] = []
+    start(run, told, "hf_oauth_one").finish()
+    assert told == []
+    for token, place in (("hf_oauth_two", f"{REPO}-2"), ("hf_oauth_blind", f"{REPO}-3")):
+        for _ in range(2):  # resumed there again, it goes on where it was
+            start(run, told, token).finish()
+        assert (
+            told
+            == [
+                f"{REPO} was made by another app and cannot be written with this sign-in; the "
+                f"run's copy goes on in {place}."
+            ]
+            * 2
+        )
+        told.clear()
+    assert sorted(name for _, name in ann.store.repos) == [REPO, f"{REPO}-2", f"{REPO}-3"]
+    assert all(repo.private for repo in ann.store.repos.values())
+
+
+def test_a_backup_goes_on_when_its_owner_signs_in_again(ann: LoopbackHub, run: Path) -> None:
+    for name in ("old", "new"):
+        ann.add_token(
+            "ann", f"hf_oauth_{name}", "oauth", ["contribute-repos"], "app", expires_at=4e9
+        )
+    told: list[str] = []
+    config, _ = RunConfig.from_yaml(run / "config.yaml")
+    backup = Backup(run, NOTE, config, "hf_oauth_old", told.append, (600.0,))
+    wait_for(lambda: ("model", REPO) in ann.store.repos)
+    ann.revoke("hf_oauth_old")
+    backup.saved("checkpoints/checkpoint-3")
+    wait_for(lambda: told)
+    assert "it is wrong or expired" in told[0]
+    backup.sign_in("hf_oauth_new")  # and the ten minutes are not waited for
+    wait_for(lambda: checkpoints(ann) == {"checkpoint-3"})
+    backup.finish()
+    assert told[-1] == "The backup on the Hub goes on."
+    assert "hf_oauth" not in "".join(told)
 
 
 def test_failures_are_told_tried_again_and_never_raised(ann: LoopbackHub, run: Path) -> None:

@@ -26,7 +26,7 @@ def ann(
     hub: LoopbackHub, settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> LoopbackHub:
     """ann sits at this terminal, signed in."""
-    hub.add_user("ann", token="hf_ann", orgs=["crew"])
+    hub.add_user("ann", token="hf_ann", orgs=["crew"], pays=True)
     monkeypatch.setattr(access, "_IDENTITIES", {})
     monkeypatch.setattr(sending, "RETRY_SECONDS", ())
     monkeypatch.setenv("HF_TOKEN", "hf_ann")

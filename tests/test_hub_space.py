@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import socket
 import subprocess
@@ -17,9 +18,12 @@ from typing import Any
 import pytest
 
 from phi3lora.errors import HubError
+from phi3lora.hub.access import identity
+from phi3lora.hub.client import PaymentRequired
 from phi3lora.hub.space import (
     ROOT,
     SpaceSettings,
+    allowance,
     application,
     deploy,
     deploy_comparison,
@@ -50,7 +54,7 @@ def test_the_whole_application_arrives_and_nothing_else(ann: LoopbackHub) -> Non
     assert "loses its disk at every restart" in done.notes[0]
     for name in (
         "app.py",
-        "requirements.txt",
+        "docs/images/train.png",
         "examples/pirate.jsonl",
         "phi3lora/ui/style.css",
         "phi3lora/recipes/pocket.yaml",
@@ -64,6 +68,7 @@ def test_the_whole_application_arrives_and_nothing_else(ann: LoopbackHub) -> Non
         "requirements.txt",
         "LICENSE",
         "README.md",
+        "docs",
         "phi3lora",
         "examples",
     }
@@ -75,11 +80,77 @@ def test_the_whole_application_arrives_and_nothing_else(ann: LoopbackHub) -> Non
     assert not ann.repo("space", SPACE).private
 
 
+def test_the_pictures_of_the_readme_go_along_and_nothing_else_of_docs(ann: LoopbackHub) -> None:
+    shown = re.findall(r"\]\((docs/[^)]+\.png)\)", (ROOT / "README.md").read_text())
+    sent = {name for name, _ in application() if name.startswith("docs/")}
+    assert sent == set(shown)
+    assert shown
+
+
+def test_a_space_installs_the_pytorch_that_runs_everywhere(ann: LoopbackHub) -> None:
+    deploy(SPACE, "hf_ann")
+    deploy_comparison(ADAPTER, PAGE, "hf_ann")
+    ours = (ROOT / "requirements.txt").read_text()
+    assert "://" not in ours
+    for space in (SPACE, PAGE):
+        sent = ann.files("space", space)["requirements.txt"].decode()
+        assert sent == f"--extra-index-url https://download.pytorch.org/whl/cu126\n{ours}"
+
+
+def test_a_free_account_gets_zero_gpu_and_reads_why_nothing_else(ann: LoopbackHub) -> None:
+    words = allowance(identity("hf_ann"))
+    assert words.startswith("ann has a free account: it may host 2 Gradio Spaces, on ZeroGPU")
+    deploy(SPACE, "hf_ann")
+    assert ann.repo("space", SPACE).space["hardware"] == "zero-a10g"
+    assert front_matter(ann.files("space", SPACE)["README.md"].decode())["suggested_hardware"] == (
+        "zero-a10g"
+    )
+    deploy_comparison(ADAPTER, PAGE, "hf_ann")
+    assert ann.repo("space", PAGE).space["hardware"] == "zero-a10g"
+    with pytest.raises(PaymentRequired, match="up to 2 ZeroGPU Spaces") as told:
+        deploy("ann/third", "hf_ann")
+    assert words in str(told.value)
+
+
+def test_accounts_that_pay_are_told_so(ann: LoopbackHub) -> None:
+    ann.add_user("pat", token="hf_pat", pro=True)
+    ann.store.users["ann"].pays = True
+    assert allowance(identity("hf_pat")).startswith("pat has PRO: Spaces on ZeroGPU and on a CPU")
+    assert allowance(identity("hf_ann")).endswith("needs PRO, others are billed.")
+
+
+@pytest.mark.parametrize("hardware", ["cpu-basic", "t4-small"])
+def test_a_space_that_is_refused_leaves_nothing_half_made(ann: LoopbackHub, hardware: str) -> None:
+    ann.store.buckets["ann/kept"] = {"id": "ann/kept", "private": True}
+    for volume in ("ann/runs", "ann/kept"):
+        wanted = SpaceSettings(hardware, secrets={"A": "b"}, volume=volume)
+        with pytest.raises(PaymentRequired, match="ann has a free account"):
+            deploy(SPACE, "hf_ann", wanted)
+    assert list(ann.store.repos) == [("model", ADAPTER)]
+    assert list(ann.store.buckets) == ["ann/kept"]
+
+
+def test_a_space_is_made_with_everything_in_one_request(ann: LoopbackHub) -> None:
+    ann.add_token("ann", "hf_oauth_ann", "oauth", ["contribute-repos"], "app", expires_at=4e9)
+    wanted = SpaceSettings(secrets={"A": "b"}, variables={"C": "d"}, volume="ann/runs")
+    deploy(SPACE, "hf_oauth_ann", wanted)
+    own = [str(request) for request in ann.requests if request.path.startswith("/api/spaces/")]
+    assert not [name for name in own if name.endswith(("secrets", "variables", "hardware"))]
+    assert len(ann.requests) <= 12  # of some 140 files
+    ann.requests.clear()
+    deploy(SPACE, "hf_oauth_ann", SpaceSettings("zero-a10g"))  # it has that: nothing to change
+    assert len(ann.requests) <= 12
+    with pytest.raises(HubError, match="A sign-in cannot change the machine of ann/studio"):
+        deploy(SPACE, "hf_oauth_ann", SpaceSettings("t4-small"))
+
+
 def test_the_front_matter_is_one_that_the_hub_takes(ann: LoopbackHub) -> None:
+    ann.store.users["ann"].pays = True
     deploy(SPACE, "hf_ann", SpaceSettings(hardware="a10g-small"))
     card = front_matter(ann.files("space", SPACE)["README.md"].decode())
     assert (card["sdk"], card["app_file"], card["hf_oauth"]) == ("gradio", "app.py", True)
-    assert "contribute-repos" in card["hf_oauth_scopes"]
+    assert {"contribute-repos", "write-discussions"} <= set(card["hf_oauth_scopes"])
+    assert card["hf_oauth_expiration_minutes"] > 480
     assert not {"write-repos", "manage-repos"} & set(card["hf_oauth_scopes"])
     assert card["suggested_hardware"] == "a10g-small"
     assert ann.repo("space", SPACE).space["hardware"] == "a10g-small"
@@ -120,6 +191,7 @@ def test_deploying_again_updates_and_keeps_what_was_not_named(ann: LoopbackHub) 
     assert files["app.py"] == (ROOT / "app.py").read_bytes()
     assert len(ann.repo("space", SPACE).space["volumes"]) == 1
     assert not [request for request in ann.requests if request.method == "PUT"]
+    assert ann.repo("space", SPACE).space["restarts"] == 0
 
 
 def test_names_that_will_not_do(ann: LoopbackHub) -> None:

@@ -214,6 +214,8 @@ def test_tokens_are_hidden() -> None:
     oauth = "hf_oauth_eyJhbGciOiJFZERTQSJ9.eyJzY29wZSI6.c2lnbmF0dXJl-_x"
     assert redact(f"Bearer {oauth} sent") == "Bearer hf_… sent"
     assert redact("a plain secret of ours", "secret") == "a plain hf_… of ours"
+    front = "hf_oauth: true\nhf_oauth_expiration_minutes: 10080\nhf_oauth_scopes:\n"
+    assert redact(front) == front
     harmless = "hf_hub_download, hf_transfer and HF_TOKEN are names"
     assert redact(harmless) == harmless
     event = redact_event(Step(step=3, total_steps=9, loss=1.5))

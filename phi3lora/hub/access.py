@@ -21,6 +21,7 @@ from typing import Any
 
 from phi3lora.hub.client import INSTEAD, HubRequest, Kind, Tell, explained, with_retries
 
+OAUTH_TYPES = {"oauth", "app_token_as_user"}  # now, and before 2026
 CREATE_SCOPES = frozenset({"contribute-repos", "manage-repos"})
 IDENTITY_SECONDS = 60.0  # for which an identity is believed without asking again
 # Checkpoints of type phi3 that can be trained, smallest first.
@@ -55,6 +56,8 @@ class Identity:
         scopes: what the token permits, where that is known.
         can_write: whether it may create repositories; None where only trying tells.
         expires: in seconds since 1970; None where it does not, or the Hub does not say.
+        pro: has PRO, or whatever gives its rights.
+        pays: has a payment method, so that hardware can be billed to it.
     """
 
     name: str
@@ -63,6 +66,8 @@ class Identity:
     scopes: frozenset[str] = frozenset()
     can_write: bool | None = None
     expires: float | None = None
+    pro: bool = False
+    pays: bool = False
 
     @property
     def seconds_left(self) -> float | None:
@@ -129,7 +134,7 @@ def identity(
     with explained(HubRequest(token=token)):
         said = with_retries(lambda: HfApi(token=token).whoami(), tell)
     auth = said.get("auth") or {}
-    role = "oauth" if auth.get("type") == "app_token_as_user" else ""
+    role = "oauth" if auth.get("type") in OAUTH_TYPES else ""
     role = role or str((auth.get("accessToken") or {}).get("role", ""))
     granted = frozenset(scopes) | _granted(auth)
     return Identity(
@@ -139,6 +144,8 @@ def identity(
         scopes=granted,
         can_write=_can_write(role, granted),
         expires=_moment(auth.get("expiresAt")) or expires,
+        pro=bool(said.get("isPro")),
+        pays=bool(said.get("canPay")),
     )
 
 

@@ -27,7 +27,15 @@ from phi3lora.config import RunConfig
 from phi3lora.data.sources import names_no_file
 from phi3lora.errors import HubError, Phi3LoraError
 from phi3lora.hub.access import Identity, identity
-from phi3lora.hub.client import HubRequest, explain, explained, find_repo, with_retries
+from phi3lora.hub.client import (
+    AlreadyThere,
+    HubRequest,
+    explain,
+    explained,
+    find_repo,
+    may_write,
+    with_retries,
+)
 from phi3lora.hub.sending import create, send
 from phi3lora.hub.upload import full_name
 from phi3lora.lora.result import FOLDERS, find_result
@@ -39,6 +47,7 @@ HERE = "{RUN}"  # stands for the run folder's path in what is sent
 LARGEST_ROWS = 2**27  # bytes of a data file that goes along
 RETRY_SECONDS = (5.0, 30.0, 120.0, 600.0)
 LAST_TRIES = 3
+MOST_COPIES = 9  # of one run, each made by another app
 # A checkpoint's files, by name; `training_args.bin` is needed by nobody and stays.
 CHECKPOINT = re.compile(
     r"(?:[\w.-]+\.safetensors|[\w.-]+\.json|optimizer\.pt|scheduler\.pt|rng_state(?:_\d+)?\.pth|"
@@ -104,6 +113,7 @@ class Backup:
         self._there: set[str] = set()  # names of the checkpoints on the Hub
         self._due = True  # the very first state: config and events
         self._closing = False
+        self._renewed = 0  # how often the owner has signed in again
         self._failed = False
         self._count = 0
         self.repo: str | None = None
@@ -135,6 +145,12 @@ class Backup:
             self._changed.notify()
         self._thread.join(timeout)
         shutil.rmtree(self._folder / ".backup", ignore_errors=True)
+
+    def sign_in(self, token: str) -> None:
+        """Go on with another token of the owner's: they signed in again. Returns at once."""
+        with self._changed:
+            self._token, self._renewed = token, self._renewed + 1
+            self._changed.notify()
 
     # In the thread
 
@@ -182,15 +198,15 @@ class Backup:
                 self._pending = checkpoint
             elif checkpoint is not None:
                 shutil.rmtree(checkpoint, ignore_errors=True)
-            before, closing = self._pending, self._closing
+            before = (self._pending, self._closing, self._renewed)
             self._changed.wait_for(
-                lambda: self._pending is not before or self._closing != closing, seconds
+                lambda: (self._pending, self._closing, self._renewed) != before, seconds
             )
             self._due = True
 
     def _commit(self, checkpoint: Path | None, closing: bool) -> None:
         if self.repo is None:
-            repo = _ready(self._config, self._note, self._token)
+            repo = _ready(self._config, self._note, self._token, self._tell)
             self._there = _checkpoints_in(repo, self._token)
             self.repo = repo
         contents = self._contents(checkpoint, closing)
@@ -204,6 +220,19 @@ class Backup:
             delete=[f"checkpoints/{old}/" for old in stale],
         )
         self._there = {name} if name else self._there
+        if closing:
+            self._squash(self.repo)
+
+    def _squash(self, repo: str) -> None:
+        """Give back what replaced checkpoints take: they stay in the history, and count."""
+        from huggingface_hub import HfApi
+
+        api = HfApi(token=self._token)
+        try:
+            with explained(HubRequest(repo, token=self._token, doing="write to")):
+                with_retries(lambda: api.super_squash_history(repo, commit_message="Back up"))
+        except HubError as error:
+            self._tell(f"The backup is complete, but its older checkpoints still count: {error}")
 
     def _contents(self, checkpoint: Path | None, closing: bool) -> dict[str, bytes | Path]:
         """Events and config, the checkpoint if there is a new one, the result once there is one."""
@@ -285,13 +314,36 @@ def step_of(checkpoint: str) -> int:
 # The repository
 
 
-def _ready(config: RunConfig, note: RunNote, token: str) -> str:
-    """The run's repository, made if need be. Raises HubError."""
+def _ready(config: RunConfig, note: RunNote, token: str, notify: Notify) -> str:
+    """The run's repository, made if need be.
+
+    A sign-in writes what its own app has made, and no other. What another Space or a terminal made
+    stays as it is, and the copy goes on beside it. Raises HubError.
+    """
     who = identity(token)
-    repo = full_name(config.hub.repo or f"phi3lora-{note.id}", who)
-    if not check_run_repo(repo, who, token):
-        create(token, repo, private=True)
-    return repo
+    wanted = full_name(config.hub.repo or f"phi3lora-{note.id}", who)
+    for number in range(1, MOST_COPIES + 1):
+        repo = wanted if number == 1 else f"{wanted}-{number}"
+        if not _is_ours(repo, who, token):
+            continue
+        if number > 1:
+            notify(
+                f"{wanted} was made by another app and cannot be written with this sign-in; the "
+                f"run's copy goes on in {repo}."
+            )
+        return repo
+    raise HubError(f"{wanted} and {MOST_COPIES - 1} copies of it cannot be written; delete some.")
+
+
+def _is_ours(repo: str, who: Identity, token: str) -> bool:
+    """Whether this token writes the repository, which is made where the name is free."""
+    if check_run_repo(repo, who, token):
+        return may_write(repo, token)
+    try:
+        create(token, repo, private=True, exist_ok=False)
+    except AlreadyThere:  # and hidden from this sign-in
+        return False
+    return True
 
 
 def _checkpoints_in(repo: str, token: str) -> set[str]:

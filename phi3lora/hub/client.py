@@ -31,7 +31,7 @@ Tell = Callable[[str], None]
 Kind = Literal["model", "dataset", "space"]
 T = TypeVar("T")
 
-LONGEST_WAIT = 300.0  # seconds that a busy Hub is waited for, all in all
+LONGEST_WAIT = 330.0  # seconds that a busy Hub is waited for: its window is 300
 _RETRY_5XX = (1.0, 2.0)  # seconds
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 _PREFIXES = {"model": "", "dataset": "datasets/", "space": "spaces/"}
@@ -51,6 +51,22 @@ class Unreachable(HubError):
 
 class Absent(HubError):
     """There is no such repository, as far as this caller may know."""
+
+
+class AlreadyThere(HubError):
+    """The name is taken."""
+
+
+class Forbidden(HubError):
+    """The token is good, and may not do this."""
+
+
+class Changed(HubError):
+    """The repository is not at the commit that was meant."""
+
+
+class PaymentRequired(HubError):
+    """The account would have to pay, and has not."""
 
 
 # Ids
@@ -130,6 +146,18 @@ def find_repo(kind: Kind, repo: str, token: str | None) -> Any:
         return None
 
 
+def may_write(repo: str, token: str) -> bool:
+    """Whether this token may commit to a model repository that it can see. Raises HubError."""
+    from huggingface_hub import HfApi
+
+    try:
+        with explained(HubRequest(repo, token=token, doing="write to")):
+            with_retries(lambda: HfApi(token=token).auth_check(repo, write=True))
+    except Forbidden:
+        return False
+    return True
+
+
 def cache_for(token: str | None, folder: Path, open_to_all: bool) -> Path:
     """Where what a caller fetched is kept: for all where it is open to all, else for this token.
 
@@ -198,6 +226,8 @@ def explain(error: Exception, request: HubRequest) -> HubError | None:
             return _explain_answer(cause, request)
     if any(isinstance(cause, OfflineModeIsEnabled) for cause in chain):
         return Unreachable(_without_answer(request, _OFFLINE, "Go online"))
+    if refusal := _refused_by_store(chain):
+        return _explain_status(refusal, "", request)
     silent = (httpx.RequestError, ConnectionError, TimeoutError)
     if any(isinstance(cause, silent) for cause in chain):
         return Unreachable(_without_answer(request, _SILENT, "Check the connection"))
@@ -211,6 +241,14 @@ def explain(error: Exception, request: HubRequest) -> HubError | None:
     return None
 
 
+def _refused_by_store(chain: list[BaseException]) -> int | None:
+    """401 or 403 of the token for large files, which hf_xet raises as a ConnectionError."""
+    texts = (str(cause) for cause in chain if isinstance(cause, ConnectionError))
+    found = next(filter(None, map(_STORE_SAYS.search, texts)), None)
+    return int(found[1]) if found else None
+
+
+_STORE_SAYS = re.compile(r"HTTP status client error \((401|403) ")
 _OFFLINE = "This machine is set to work offline (HF_HUB_OFFLINE)"
 _SILENT = "The Hub cannot be reached"
 
@@ -232,6 +270,9 @@ def _explain_answer(error: Any, request: HubRequest) -> HubError:
         return HubError(
             f"{repo} is gated: ask for access at {request.page}, then try again.{signed_in}"
         )
+    if status == 401 and request.token:
+        # Whatever the client makes of it: a token that the Hub accepts gets 404 for what is absent.
+        return _explain_status(status, "", request)
     if isinstance(error, errors.DisabledRepoError):
         return HubError(f"{repo} was disabled by the Hub; choose another {request.kind}.")
     if isinstance(error, errors.RevisionNotFoundError):
@@ -240,10 +281,11 @@ def _explain_answer(error: Any, request: HubRequest) -> HubError:
             "branches and tags, or leave the revision empty."
         )
     if isinstance(error, errors.RepositoryNotFoundError):
-        return Absent(_not_found(request))
+        return (Absent if status == 404 else HubError)(_not_found(request))
     if isinstance(error, errors.EntryNotFoundError):
         return HubError(f"{repo} lacks a file: {first_line(error)}.")
-    return _explain_status(error, status, request)
+    said = (error.server_message or "").strip().rstrip(".") or first_line(error)
+    return _explain_status(status, said, request)
 
 
 def _not_found(request: HubRequest) -> str:
@@ -259,25 +301,31 @@ def _not_found(request: HubRequest) -> str:
     )
 
 
-def _explain_status(error: Any, status: int, request: HubRequest) -> HubError:
-    """What the bare number means."""
+def _explain_status(status: int, said: str, request: HubRequest) -> HubError:
+    """What a status means; `said` is the Hub's own sentence, without its full stop."""
     about = request.repo or "this request"
     if status == 401 and not request.token:
         return HubError(
             f"The Hub wants to know who you are before you {request.doing} {about}: sign in first."
         )
     if status == 401:
-        return HubError("The Hub refused the token: it is wrong or expired. Sign in again.")
+        return HubError(_REFUSED.get(request.doing, _REFUSED[""]).format(about=about))
+    if status == 402:
+        return PaymentRequired(
+            f"The Hub asks to be paid before you {request.doing} {about}. It says: {said}."
+        )
     if status == 403:
-        return HubError(
-            f"The token may not {request.doing} {about}: take one with "
-            f"{'write' if request.doing != 'read' else 'read'} rights there, or another name. The "
-            f"Hub says: {first_line(error)}."
+        rights = "write" if request.doing != "read" else "read"
+        return Forbidden(
+            f"The token may not {request.doing} {about}: take one with {rights} rights there, or "
+            f"another name. The Hub says: {said or 'Forbidden'}."
         )
     if status == 409:
-        return HubError(f"{about} exists already; choose another name.")
+        return AlreadyThere(f"{about} exists already; choose another name.")
     if status == 412:
-        return HubError(f"Somebody else changed {about} meanwhile; try again.")
+        return Changed(f"Somebody else changed {about} meanwhile; try again.")
+    if status == 413:
+        return HubError(f"{about}: this is more than the Hub takes. It says: {said}.")
     if status == 429:
         return HubError("The Hub limits requests and asks to wait longer; try again later.")
     if status >= 500:
@@ -285,13 +333,27 @@ def _explain_status(error: Any, status: int, request: HubRequest) -> HubError:
             _without_answer(request, f"The Hub is down ({status})", "Try again in a few minutes")
             + " status.huggingface.co says more."
         )
-    return HubError(f"The Hub answered {status} for {about}: {first_line(error)}.")
+    return HubError(f"The Hub refuses {about} ({status}). It says: {said}.")
+
+
+_REFUSED = {
+    "": "The Hub refused the token: it is wrong or expired. Sign in again.",
+    "create": (
+        "The Hub refused the token: it is wrong or expired, or its sign-in does not permit to "
+        "create {about}. Sign in again and allow it."
+    ),
+    "set up": (
+        "A sign-in cannot change the machine of {about}, only a token from "
+        "https://huggingface.co/settings/tokens or the Space's settings page can; or the sign-in "
+        "has expired, then sign in again."
+    ),
+}
 
 
 def with_retries(call: Callable[[], T], tell: Tell | None = None) -> T:
     """Call again when the Hub asks to wait (it says how long), or stumbles.
 
-    Raises what `call` raises once five minutes would not be enough.
+    Raises what `call` raises once that would take longer than the Hub's window of five minutes.
     """
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -301,7 +363,7 @@ def with_retries(call: Callable[[], T], tell: Tell | None = None) -> T:
             return call()
         except HfHubHTTPError as error:
             status = error.response.status_code
-            wait = _retry_after(error) if status == 429 else None
+            wait = _seconds_to_wait(error) if status == 429 else None
             wait = next(stumbles, None) if status >= 500 else wait
             if wait is None or waited + wait > LONGEST_WAIT:
                 raise
@@ -311,9 +373,16 @@ def with_retries(call: Callable[[], T], tell: Tell | None = None) -> T:
         waited += wait
 
 
-def _retry_after(error: Any) -> float:
+def _seconds_to_wait(error: Any) -> float:
+    """Until the rate limit ends, as the answer's headers say."""
+    from huggingface_hub.utils import parse_ratelimit_headers
+
+    headers = error.response.headers
+    limit = parse_ratelimit_headers(headers)
+    if limit is not None and limit.remaining == 0:
+        return limit.reset_in_seconds + 1.0  # the window's last second is not over at its start
     try:
-        return max(0.0, float(error.response.headers.get("Retry-After", 10)))
+        return max(0.0, float(headers.get("Retry-After", 10)))
     except ValueError:  # a date
         return 10.0
 

@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 from phi3lora.config import RunConfig
 from phi3lora.errors import HubError
 from phi3lora.hub.access import Identity, cached_identity
-from phi3lora.hub.client import Unreachable
+from phi3lora.hub.client import Unreachable, may_write
 
 SPARE_SECONDS = 900.0  # that a sign-in should last beyond the estimated end
 
@@ -86,6 +86,7 @@ def _backup(who: Identity, config: RunConfig, token: str) -> Iterator[Finding]:
     if not config.hub.backup:
         return
     from phi3lora.hub.backup import check_run_repo
+    from phi3lora.hub.upload import full_name
 
     if config.hub.repo is None:
         yield Finding("Backup", "green", f"To a new private repository of {who.name}.")
@@ -95,8 +96,16 @@ def _backup(who: Identity, config: RunConfig, token: str) -> Iterator[Finding]:
     except HubError as error:
         yield Finding("Backup", "red", str(error))
         return
-    known = "which is a run's already" if exists else "whose name is free"
-    yield Finding("Backup", "green", f"To {config.hub.repo}, {known}.")
+    if exists and not may_write(full_name(config.hub.repo, who), token):
+        yield Finding(
+            "Backup",
+            "amber",
+            f"{config.hub.repo} was made by another app and cannot be written with this sign-in: "
+            "the run's copy goes on in a new repository.",
+        )
+        return
+    state = "which is a run's already" if exists else "whose name is free"
+    yield Finding("Backup", "green", f"To {config.hub.repo}, {state}.")
 
 
 def _hours(seconds: float) -> str:

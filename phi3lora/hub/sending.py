@@ -1,9 +1,10 @@
-"""Send files to a repository of the Hub: large ones first and one by one, then a single commit.
+"""Send files to a repository of the Hub: large ones first, all together, then a single commit.
 
     commit = send(token, "ann/pirate", {"README.md": b"...", "adapter_model.safetensors": path})
 
-A connection that breaks is tried again; what has arrived is not sent twice, neither then nor when
-the same files are sent another day. Nothing leaves that holds a token or a path of this machine.
+A connection that breaks is tried again: files that have arrived are not sent twice, of the file
+that was on its way the whole parts of 64 MB that Xet has taken. A commit that was carried out and
+not answered is found, not made again. Nothing leaves that holds a token or a path of this machine.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from phi3lora.hub.client import (
     explained,
     with_retries,
 )
+from phi3lora.hub.xet import STALLED_SECONDS, Stalled, watched
 from phi3lora.redaction import TOKEN
 
 Progress = Callable[[float], None]  # the share that has arrived, 0 to 1
@@ -62,17 +64,20 @@ def send(
     request = HubRequest(repo, kind, token=token, doing="write to")
     meter = Meter(sum(size_of(content) for content in contents.values()), progress)
     additions = _additions(contents, meter)
+    wanted = {addition.path_in_repo: addition for addition in additions}
+    unanswered = False  # whether a commit was sent whose answer never came
 
     def upload() -> None:
-        for addition in additions:
-            if not addition._is_uploaded:
-                meter.begin(addition.path_in_repo)
-                api.preupload_lfs_files(
-                    repo, [addition], repo_type=kind, create_pr=pull_request, free_memory=False
-                )
-                meter.finish(addition.path_in_repo, addition.upload_info.size)
+        with watched(meter.arrived, STALLED_SECONDS):
+            api.preupload_lfs_files(
+                repo, additions, repo_type=kind, create_pr=pull_request, free_memory=False
+            )
 
     def commit() -> Any:
+        nonlocal unanswered
+        again, unanswered = unanswered, True
+        if again and (done := _carried_out(api, repo, kind, message, wanted, pull_request)):
+            return done
         gone = [CommitOperationDelete(path) for path in delete]
         return api.create_commit(
             repo,
@@ -85,7 +90,43 @@ def send(
 
     with explained(request):
         _reconnecting(upload, request, tell)
-        return _reconnecting(commit, request, tell)
+        done = _reconnecting(commit, request, tell)
+    meter.finish()
+    return done
+
+
+def _carried_out(
+    api: Any, repo: str, kind: Kind, message: str, wanted: Mapping[str, Any], pull_request: bool
+) -> Any:
+    """The commit that the Hub made without answering; None where it made none."""
+    from huggingface_hub import CommitInfo
+
+    page = HubRequest(repo, kind).page
+    for pull in _own_pulls(api, repo, kind, message) if pull_request else [None]:
+        revision = pull.git_reference if pull else "main"
+        newest = api.list_repo_commits(repo, repo_type=kind, revision=revision)[0]
+        if newest.title == message and _holds(api, repo, kind, newest.commit_id, wanted):
+            return CommitInfo(
+                commit_url=f"{page}/commit/{newest.commit_id}",
+                commit_message=message,
+                commit_description="",
+                oid=newest.commit_id,
+                pr_url=pull.url if pull else None,
+            )
+    return None
+
+
+def _own_pulls(api: Any, repo: str, kind: Kind, message: str) -> list[Any]:
+    pulls = api.get_repo_discussions(repo, repo_type=kind, discussion_type="pull_request")
+    mine = api.whoami()["name"]
+    return [pull for pull in pulls if pull.title == message and pull.author == mine]
+
+
+def _holds(api: Any, repo: str, kind: Kind, commit: str, wanted: Mapping[str, Any]) -> bool:
+    """Whether a commit has every one of these files, with the same bytes."""
+    found = api.get_paths_info(repo, list(wanted), repo_type=kind, revision=commit)
+    there = {file.path: file.lfs.sha256 if file.lfs else file.blob_id for file in found}
+    return all(there.get(path) == addition._local_oid for path, addition in wanted.items())
 
 
 def _reconnecting(call: Callable[[], Any], request: HubRequest, tell: Tell | None) -> Any:
@@ -95,7 +136,8 @@ def _reconnecting(call: Callable[[], Any], request: HubRequest, tell: Tell | Non
             return with_retries(call, tell)
         except Exception as error:
             told = error if isinstance(error, Phi3LoraError) else explain(error, request)
-            if wait is None or not isinstance(told, Unreachable):
+            again = isinstance(told, Unreachable) and not isinstance(told, Stalled)
+            if wait is None or not again:
                 raise
         if tell:
             tell(f"The connection broke; going on in {wait:.0f} s.")
@@ -104,30 +146,36 @@ def _reconnecting(call: Callable[[], Any], request: HubRequest, tell: Tell | Non
 
 
 class Meter:
-    """Adds up what has arrived, over all files."""
+    """How much has arrived, over all files: what was put through, or what Xet reports."""
 
     def __init__(self, total: int, progress: Progress | None) -> None:
         self._total = max(total, 1)
         self._progress = progress
         self._sent: dict[str, int] = {}
+        self._xet = 0
 
     def begin(self, path: str) -> None:
         """A file is sent from its start."""
         self._sent[path] = 0
 
     def add(self, path: str, count: int) -> None:
-        """So many bytes more have left."""
+        """So many bytes more of a file have left."""
         self._sent[path] = self._sent.get(path, 0) + count
         self._tell()
 
-    def finish(self, path: str, size: int) -> None:
-        """All of a file is there, whether it was sent or had been before."""
-        self._sent[path] = size
+    def arrived(self, count: int) -> None:
+        """So many bytes have arrived through Xet."""
+        self._xet = count
+        self._tell()
+
+    def finish(self) -> None:
+        """All is there, whether it was sent or had been before."""
+        self._sent, self._xet = {"": self._total}, 0
         self._tell()
 
     def _tell(self) -> None:
         if self._progress:
-            self._progress(min(1.0, sum(self._sent.values()) / self._total))
+            self._progress(min(1.0, (sum(self._sent.values()) + self._xet) / self._total))
 
 
 def _additions(contents: Contents, meter: Meter) -> list[Any]:
@@ -137,6 +185,7 @@ def _additions(contents: Contents, meter: Meter) -> list[Any]:
     class Counted(CommitOperationAdd):
         @contextmanager
         def as_file(self, with_tqdm: bool = False) -> Iterator[BinaryIO]:
+            meter.begin(self.path_in_repo if with_tqdm else "")
             with super().as_file() as file:
                 yield _counting(file, self.path_in_repo, meter) if with_tqdm else file
 
@@ -206,7 +255,13 @@ def _text(data: Any) -> str:
 
 
 def create(
-    token: str, repo: str, *, kind: Kind = "model", private: bool | None = None, **options: Any
+    token: str,
+    repo: str,
+    *,
+    kind: Kind = "model",
+    private: bool | None = None,
+    exist_ok: bool = True,
+    **options: Any,
 ) -> str:
     """Make a repository unless it exists; its address. Raises HubError where that is refused."""
     from huggingface_hub import HfApi
@@ -214,7 +269,7 @@ def create(
     with explained(HubRequest(repo, kind, token=token, doing="create")):
         made = with_retries(
             lambda: HfApi(token=token).create_repo(
-                repo, repo_type=kind, private=private, exist_ok=True, **options
+                repo, repo_type=kind, private=private, exist_ok=exist_ok, **options
             )
         )
     return str(made)

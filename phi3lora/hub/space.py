@@ -1,16 +1,21 @@
 """Deploy to a Space: this very application, or a small page that compares one adapter.
 
-    deployed = deploy("ann/phi3lora", token, hardware="t4-small", volume="ann/phi3lora-runs")
+    allowance(identity(token))                       what this account may have, before the click
+    wanted = SpaceSettings(hardware="t4-small", volume="ann/phi3lora-runs")
+    deployed = deploy("ann/phi3lora", token, wanted)
     deployed = deploy_comparison("ann/pirate", "ann/pirate-chat", token)
 
-Deploying again updates the files and keeps settings that are not named. Secrets go to the Hub's
-own store for them, never into a file.
+A new Space is made with its hardware, secrets, variables and volume in one request, so that a
+refusal leaves nothing half-made. Deploying again updates the files and keeps settings that are not
+named. Secrets go to the Hub's own store for them, never into a file.
 """
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +24,16 @@ import yaml
 
 from phi3lora.errors import HubError
 from phi3lora.hub.access import Identity, identity
-from phi3lora.hub.client import HubRequest, Tell, check_access, explained, find_repo, with_retries
+from phi3lora.hub.client import (
+    AlreadyThere,
+    HubRequest,
+    PaymentRequired,
+    Tell,
+    check_access,
+    explained,
+    find_repo,
+    with_retries,
+)
 from phi3lora.hub.sending import Progress, check_contents, create, send
 from phi3lora.hub.upload import check_token, full_name
 
@@ -49,6 +63,12 @@ SUFFIXES = {
 MARK = "phi3lora"
 BARE = {".gitattributes", "README.md"}
 MOUNT = "/data"
+ZERO = "zero-a10g"  # ZeroGPU, the only hardware that a free account may have
+FREE_SPACES = 2  # that a free account may host
+# PyTorch's own wheels, beside the registry's: a build that runs with every driver since 525. The
+# registry's wants one of 2025, which the machines of Spaces and Jobs may lack.
+TORCH_INDEX = "https://download.pytorch.org/whl/cu126"
+_IMAGE = re.compile(r"!\[[^\]]*\]\(([\w./-]+)\)")
 
 
 @dataclass(frozen=True)
@@ -73,7 +93,7 @@ class SpaceSettings:
     """How a Space is set up; what is None or empty stays as it is.
 
     Attributes:
-        hardware: such as `t4-small`; the Hub bills it to the owner.
+        hardware: such as `t4-small`, which the Hub bills to the owner; a new Space gets ZeroGPU.
         private: of a new Space.
         secrets: name → value, seen by the app alone.
         variables: name → value, seen by everybody.
@@ -85,6 +105,17 @@ class SpaceSettings:
     secrets: Mapping[str, str] | None = None
     variables: Mapping[str, str] | None = None
     volume: str | None = None
+
+
+def allowance(who: Identity) -> str:
+    """What this account may have on the Hub, in a sentence, to be read before a Space is made."""
+    if who.pro:
+        return f"{who.name} has PRO: Spaces on ZeroGPU and on a CPU are free, others are billed."
+    paid = "others are billed" if who.pays else "others need a payment method"
+    return (
+        f"{who.name} has a free account: it may host {FREE_SPACES} Gradio Spaces, on ZeroGPU "
+        f"({ZERO}); a CPU of one's own needs PRO, {paid}."
+    )
 
 
 def deploy(
@@ -100,9 +131,9 @@ def deploy(
     contents = dict(application())
     readme = read(contents["README.md"])
     changes: dict[str, Any] = {"tags": [*front_matter(readme).get("tags", []), MARK]}
-    if wanted.hardware:
-        changes["suggested_hardware"] = wanted.hardware
+    changes["suggested_hardware"] = wanted.hardware or ZERO
     contents["README.md"] = with_front_matter(readme, changes).encode()
+    contents["requirements.txt"] = requirements()
     return _deploy(space, token, contents, wanted, progress, tell)
 
 
@@ -123,7 +154,7 @@ def deploy_comparison(
     readable = check_access("model", adapter, token)
     contents = {path: content for path, content in application() if path.startswith("phi3lora/")}
     contents |= {
-        "requirements.txt": ROOT / "requirements.txt",
+        "requirements.txt": requirements(),
         "app.py": APP.format(adapter=adapter).encode(),
         "README.md": comparison_card(adapter, wanted.hardware).encode(),
     }
@@ -157,7 +188,7 @@ def comparison_card(adapter: str, hardware: str | None = None) -> str:
         **kept,
         "app_file": "app.py",
         "short_description": "Base and tuned, side by side",
-        "suggested_hardware": hardware or "t4-small",
+        "suggested_hardware": hardware or ZERO,
         "startup_duration_timeout": "1h",
         "models": [adapter],
         "tags": [MARK, "comparison"],
@@ -167,6 +198,12 @@ def comparison_card(adapter: str, hardware: str | None = None) -> str:
         f"[{adapter}](https://huggingface.co/{adapter}) changes. Made with phi3lora.\n"
     )
     return f"---\n{yaml.safe_dump(values, sort_keys=False, allow_unicode=True)}---\n{body}"
+
+
+def requirements() -> bytes:
+    """What a Space installs: ours, and where PyTorch's build is found that runs everywhere."""
+    ours = (ROOT / "requirements.txt").read_text(encoding="utf-8")
+    return f"--extra-index-url {TORCH_INDEX}\n{ours}".encode()
 
 
 def application() -> Iterator[tuple[str, bytes | Path]]:
@@ -183,6 +220,9 @@ def application() -> Iterator[tuple[str, bytes | Path]]:
             "Clone the repository and deploy from there."
         )
     for name in ROOT_FILES:
+        if (ROOT / name).is_file():
+            yield name, ROOT / name
+    for name in _IMAGE.findall((ROOT / "README.md").read_text(encoding="utf-8")):
         if (ROOT / name).is_file():
             yield name, ROOT / name
     for folder in FOLDERS:
@@ -208,8 +248,9 @@ def _deploy(
     there = check_space(space, who, token)
     check_contents(contents, token, [ROOT])
     if there is None:
-        create(token, space, kind="space", private=wanted.private, space_sdk="gradio")
-    _set_up(space, token, wanted)
+        _make(space, token, wanted, who)
+    else:
+        _set_up(space, token, wanted)
     ours = tuple(f"{folder}/" for folder in FOLDERS)
     stale = [name for name in there or () if name.startswith(ours) and name not in contents]
     with warnings.catch_warnings():
@@ -257,9 +298,38 @@ def check_space(space: str, who: Identity, token: str) -> set[str] | None:
     return files
 
 
+def _make(space: str, token: str, wanted: SpaceSettings, who: Identity) -> None:
+    """A new Space with everything that it is to have, in one request.
+
+    Raises HubError; a bucket that was made for it is gone then.
+    """
+    from huggingface_hub import HfApi
+
+    made = _bucket(wanted.volume, token) if wanted.volume else False
+    try:
+        create(
+            token,
+            space,
+            kind="space",
+            private=wanted.private,
+            space_sdk="gradio",
+            space_hardware=wanted.hardware or ZERO,
+            space_secrets=_pairs(wanted.secrets),
+            space_variables=_pairs(wanted.variables),
+            space_volumes=_volumes(wanted),
+        )
+    except HubError as error:
+        if made:
+            with suppress(HubError), explained(HubRequest(str(wanted.volume), token=token)):
+                HfApi(token=token).delete_bucket(str(wanted.volume))
+        if isinstance(error, PaymentRequired):
+            raise PaymentRequired(f"{error} {allowance(who)}") from error
+        raise
+
+
 def _set_up(space: str, token: str, wanted: SpaceSettings) -> None:
-    """Secrets, variables, volume and hardware; what was not wished for stays."""
-    from huggingface_hub import HfApi, Volume
+    """What is wanted otherwise of a Space that exists; what was not named stays."""
+    from huggingface_hub import HfApi
 
     api = HfApi(token=token)
     with explained(HubRequest(space, "space", token=token, doing="set up")):
@@ -268,12 +338,40 @@ def _set_up(space: str, token: str, wanted: SpaceSettings) -> None:
         for name, value in (wanted.variables or {}).items():
             with_retries(lambda name=name, value=value: api.add_space_variable(space, name, value))  # type: ignore[misc]
         if wanted.volume:
-            with_retries(lambda: api.create_bucket(str(wanted.volume), private=True, exist_ok=True))
-            volume = Volume(type="bucket", source=wanted.volume, mount_path=MOUNT)
-            with_retries(lambda: api.set_space_volumes(space, [volume]))
-        if wanted.hardware:
+            _bucket(wanted.volume, token)
+            with_retries(lambda: api.set_space_volumes(space, _volumes(wanted)))
+        if wanted.hardware and wanted.hardware != _requested(api, space):
             hardware: Any = wanted.hardware
             with_retries(lambda: api.request_space_hardware(space, hardware))
+
+
+def _requested(api: Any, space: str) -> str | None:
+    """The hardware that a Space has, or is about to have."""
+    runtime = with_retries(lambda: api.get_space_runtime(space))
+    return str(runtime.requested_hardware) if runtime.requested_hardware else None
+
+
+def _bucket(name: str, token: str) -> bool:
+    """Make a private bucket; False where it exists. Raises HubError."""
+    from huggingface_hub import HfApi
+
+    try:
+        with explained(HubRequest(name, token=token, doing="create")):
+            with_retries(lambda: HfApi(token=token).create_bucket(name, private=True))
+    except AlreadyThere:
+        return False
+    return True
+
+
+def _pairs(values: Mapping[str, str] | None) -> list[dict[str, str]] | None:
+    return [{"key": key, "value": value} for key, value in (values or {}).items()] or None
+
+
+def _volumes(wanted: SpaceSettings) -> list[Any]:
+    from huggingface_hub import Volume
+
+    named = [wanted.volume] if wanted.volume else []
+    return [Volume(type="bucket", source=name, mount_path=MOUNT) for name in named]
 
 
 def read(content: bytes | Path) -> str:

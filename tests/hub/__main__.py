@@ -17,7 +17,7 @@ from pathlib import Path
 from .demo import REPOSITORY, TOKENS, fill
 from .server import CLIENT_ID, LoopbackHub
 
-SHOWN = ("HF_ENDPOINT", "HF_HOME", "HF_HUB_DISABLE_XET")
+SHOWN = ("HF_ENDPOINT", "HF_HOME")
 OAUTH = ("SYSTEM", "SPACE_ID", "OAUTH_CLIENT_ID", "OAUTH_CLIENT_SECRET", "OAUTH_SCOPES")
 
 

@@ -8,7 +8,8 @@ token               may
 none                read what is public and not gated
 ``read``            also read one's own private repos, and gated ones after approval
 ``write``           also create, write and delete one's own; open pull requests; run Jobs
-OAuth               know who signed in; the rest by scope:
+OAuth               know who signed in, and organisations as far as consent reaches; the rest by
+                    scope; 401 on what changes a Space's machine
 ``read-repos``        read the person's private repos
 ``gated-repos``       read gated repos that let the person in
 ``contribute-repos``  create repos; read and write those that this app created
@@ -30,6 +31,11 @@ from .store import HubError, Repo, Store, Token, User
 READ_SCOPES = {"read-repos", "write-repos", "manage-repos"}
 WRITE_SCOPES = {"write-repos", "manage-repos"}
 CREATE_SCOPES = {"contribute-repos", "manage-repos"}
+ZERO_SPACES = 2  # that a free account may host
+FREE_SPACES = (
+    "Static Spaces are free for everyone, but hosting Gradio and Docker Spaces on free cpu-basic "
+    "requires a PRO subscription"
+)
 
 
 @dataclass(frozen=True)
@@ -43,8 +49,17 @@ class Caller:
     def name(self) -> str:
         return self.user.name if self.user else "anonymous"
 
+    @property
+    def orgs(self) -> set[str]:
+        """Organisations in whose name the caller may act."""
+        if self.user is None or self.token is None:
+            return set()
+        return set(self.token.orgs) & self.user.orgs if self.has("oauth") else self.user.orgs
+
     def owns(self, namespace: str) -> bool:
-        return self.user is not None and namespace in {self.user.name, *self.user.orgs}
+        if self.user is None:
+            return False
+        return namespace.lower() in {name.lower() for name in (self.user.name, *self.orgs)}
 
     def has(self, *roles: str) -> bool:
         return self.token is not None and self.token.role in roles
@@ -66,14 +81,18 @@ def identify(store: Store, authorization: str | None) -> Caller:
     """Turn an ``Authorization`` header into a Caller.
 
     Raises:
-        HubError: 401 for a token that is unknown or expired, even for public pages.
+        HubError: 401 for a token that is unknown, revoked or expired, even for public pages; of
+            an OAuth token in words that the client takes for a missing repo.
     """
     if not authorization:
         return Caller()
-    token = store.tokens.get(authorization.removeprefix("Bearer ").strip())
-    if token is None or token.expired:
-        raise HubError(401, "Invalid credentials in Authorization header")
-    return Caller(store.users[token.user], token)
+    value = authorization.removeprefix("Bearer ").strip()
+    token = store.tokens.get(value)
+    if token is not None and token.good:
+        return Caller(store.users[token.user], token)
+    if value.startswith("hf_oauth_") or (token is not None and token.role == "oauth"):
+        raise HubError(401, "OAuth token verification failed")
+    raise HubError(401, "Invalid credentials in Authorization header")
 
 
 def owner_reads(caller: Caller, repo: Repo) -> bool:
@@ -93,7 +112,7 @@ def find(store: Store, caller: Caller, kind: str, repo_id: str) -> Repo:
     Raises:
         HubError: 401 to a stranger, 404 to somebody known: a hidden repo looks like a missing one.
     """
-    repo = store.repos.get((kind, repo_id))
+    repo = store.find(kind, repo_id)
     if repo is None or not sees(caller, repo):
         if caller.user is None:
             raise HubError(401, "Invalid username or password.")
@@ -151,17 +170,40 @@ def check_propose(caller: Caller, repo: Repo) -> None:
     if caller.user is None:
         raise HubError(401, "Invalid username or password.")
     check_content(caller, repo)
-    if not (may_write(caller, repo) or caller.has("write") or caller.scoped({"write-discussions"})):
+    if not (caller.has("write") or caller.scoped({"write-discussions"})):
         raise HubError(403, "Authorization error.")
 
 
 def check_create(caller: Caller, kind: str, namespace: str) -> None:
-    """Raises: HubError if the caller may not create a repo under ``namespace``."""
-    if caller.user is None:
+    """Raises: HubError if the caller may not create a repo under ``namespace``.
+
+    An OAuth token without the scope is told 401, as if nobody had signed in.
+    """
+    if caller.user is None or (caller.has("oauth") and not caller.scoped(CREATE_SCOPES)):
         raise HubError(401, "Invalid username or password.")
     if not caller.owns(namespace) or not (caller.has("write") or caller.scoped(CREATE_SCOPES)):
         words = f'You don\'t have the rights to create a {kind} under the namespace "{namespace}"'
         raise HubError(403, words)
+
+
+def check_hardware(store: Store, caller: Caller, owner: str, sdk: str, hardware: str) -> None:
+    """Raises: HubError 402 for a Space that the account would have to pay for, and cannot."""
+    account = store.users.get(owner, caller.user)
+    if account is None or sdk == "static":
+        return
+    if hardware == "cpu-basic" and not account.pro:
+        raise HubError(402, FREE_SPACES)
+    if hardware == "zero-a10g" and not account.pro and store.zero_gpu_spaces(owner) >= ZERO_SPACES:
+        raise HubError(402, f"Free accounts can host up to {ZERO_SPACES} ZeroGPU Spaces")
+    if hardware not in ("cpu-basic", "zero-a10g") and not account.pays:
+        raise HubError(402, "Payment required: add a payment method to use this hardware")
+
+
+def check_machine(caller: Caller, repo: Repo) -> None:
+    """Raises: HubError 401 to OAuth tokens, which may not change a Space's machine."""
+    if caller.has("oauth"):
+        raise HubError(401, "Invalid username or password.")
+    check_write(caller, repo)
 
 
 def check_delete(caller: Caller, repo: Repo) -> None:

@@ -26,14 +26,17 @@ def words(text: str) -> list[str]:
 LICENSES = set(
     words(
         """
-        apache-2.0 mit openrail bigscience-openrail-m creativeml-openrail-m afl-3.0 artistic-2.0
-        bsl-1.0 bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear c-uda cc cc0-1.0 cc-by-2.0 cc-
-        by-2.5 cc-by-3.0 cc-by-4.0 cc-by-sa-3.0 cc-by-sa-4.0 cc-by-nc-2.0 cc-by-nc-3.0 cc-by-
-        nc-4.0 cc-by-nd-4.0 cc-by-nc-nd-3.0 cc-by-nc-nd-4.0 cc-by-nc-sa-2.0 cc-by-nc-sa-3.0 cc-
-        by-nc-sa-4.0 cdla-sharing-1.0 cdla-permissive-1.0 cdla-permissive-2.0 wtfpl ecl-2.0
-        epl-1.0 epl-2.0 etalab-2.0 eupl-1.1 eupl-1.2 agpl-3.0 gfdl gpl gpl-2.0 gpl-3.0 lgpl
-        lgpl-2.1 lgpl-3.0 isc lppl-1.3c ms-pl mpl-2.0 odc-by odbl openrail++ ofl-1.1 postgresql
-        unlicense zlib gemma llama2 llama3 llama3.1 llama3.2 llama3.3 llama4 unknown other
+        apache-2.0 mit openrail bigscience-openrail-m creativeml-openrail-m
+        bigscience-bloom-rail-1.0 bigcode-openrail-m afl-3.0 artistic-2.0 bsl-1.0 bsd bsd-2-clause
+        bsd-3-clause bsd-3-clause-clear c-uda cc cc0-1.0 cc-by-2.0 cc-by-2.5 cc-by-3.0 cc-by-4.0
+        cc-by-sa-3.0 cc-by-sa-4.0 cc-by-nc-2.0 cc-by-nc-3.0 cc-by-nc-4.0 cc-by-nd-4.0
+        cc-by-nc-nd-3.0 cc-by-nc-nd-4.0 cc-by-nc-sa-2.0 cc-by-nc-sa-3.0 cc-by-nc-sa-4.0
+        cdla-sharing-1.0 cdla-permissive-1.0 cdla-permissive-2.0 wtfpl ecl-2.0 epl-1.0 epl-2.0
+        etalab-2.0 eupl-1.1 eupl-1.2 agpl-3.0 gfdl gpl gpl-2.0 gpl-3.0 lgpl lgpl-2.1 lgpl-3.0
+        lgpl-lr isc h-research intel-research lppl-1.3c ms-pl apple-ascl apple-amlr mpl-2.0 ncsa
+        odc-by odbl ofl-1.1 openmdw-1.0 openrail++ osl-3.0 pddl postgresql unlicense zlib
+        deepfloyd-if-license fair-noncommercial-research-license gemma grok2-community llama2
+        llama3 llama3.1 llama3.2 llama3.3 llama4 unknown other
         """
     )
 )
@@ -43,8 +46,8 @@ OAUTH_SCOPES = set(
     words(
         """
         openid profile email read-billing read-repos gated-repos contribute-repos write-repos
-        manage-repos inference-api jobs webhooks write-discussions read-mcp read-collections
-        write-collections
+        manage-repos inference-api jobs webhooks write-discussions read-mcp read-memberships
+        read-collections write-collections
         """
     )
 )
@@ -56,8 +59,11 @@ HARDWARE = set(
         """
     )
 )
+OAUTH_MINUTES, LONGEST_OAUTH_MINUTES = 480, 43200
 REPO_ID = re.compile(r"^[\w\-.]+(/[\w\-.]+)?$")
-_FRONT_MATTER = re.compile(r"\A---[ \t]*\r?\n(.*?\n)?---[ \t]*(\r?\n|\Z)", re.DOTALL)
+_FRONT_MATTER = re.compile(
+    r"\A\s*^---[ \t]*\r?\n(.*?\n)?---[ \t]*(\r?\n|\Z)", re.DOTALL | re.MULTILINE
+)
 
 Problems = list[dict[str, str]]
 
@@ -192,6 +198,11 @@ def _check_space(data: dict[str, Any]) -> list[str]:
     unknown = set(data.get("hf_oauth_scopes") or []) - OAUTH_SCOPES
     if unknown:
         errors.append(f'"hf_oauth_scopes" does not know {sorted(unknown)}')
+    minutes = data.get("hf_oauth_expiration_minutes", OAUTH_MINUTES)
+    if not isinstance(minutes, int) or not 1 <= minutes <= LONGEST_OAUTH_MINUTES:
+        errors.append(
+            f'"hf_oauth_expiration_minutes" must be a number between 1 and {LONGEST_OAUTH_MINUTES}'
+        )
     if "sdk_version" in data and not isinstance(data["sdk_version"], str):
         errors.append('"sdk_version" must be a string')
     return errors

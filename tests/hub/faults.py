@@ -41,10 +41,11 @@ class Rule:
     """What happens to the next ``times`` requests that match."""
 
     pattern: str
-    kind: str  # "fail", "cut", "slow" or "hold"
+    kind: str  # "fail", "cut", "lose", "slow" or "hold"
     times: int | None = None
     status: int = 503
     retry_after: int | None = None  # seconds
+    reset: int | None = None  # seconds until the rate limit's window ends
     message: str | None = None
     after_bytes: int = 0
     seconds: float = 0.0
@@ -135,6 +136,8 @@ class FaultyApp:
             elif rule.kind == "hold":
                 rule.waiting.set()
                 await asyncio.to_thread(rule.event.wait)
+            elif rule.kind == "lose":
+                send = losing(scope)
             elif rule.kind == "cut":
                 receive, send = cutting(scope, receive, send, rule.after_bytes)
             elif rule.kind == "fail":
@@ -203,6 +206,17 @@ def cutting(scope: dict[str, Any], receive: Any, send: Any, after: int) -> tuple
     return (cut_receive, send_if_open) if is_upload else (receive, cut_send)
 
 
+def losing(scope: dict[str, Any]) -> Any:
+    """The Hub does what was asked, and its answer never arrives."""
+    transport = Wire.wires[scope["client"]]
+
+    async def lost(message: dict[str, Any]) -> None:
+        transport.abort()
+        raise Cut
+
+    return lost
+
+
 async def refuse(scope: dict[str, Any], receive: Any, send: Any, rule: Rule) -> None:
     """Answer with the rule's status instead of asking the Hub."""
     while scope["method"] in ("PUT", "POST") and (await receive()).get("more_body"):
@@ -213,6 +227,9 @@ async def refuse(scope: dict[str, Any], receive: Any, send: Any, rule: Rule) -> 
     headers["content-length"] = str(len(body))
     if rule.retry_after is not None:
         headers["retry-after"] = str(rule.retry_after)
+    if rule.reset is not None:
+        headers["RateLimit"] = f'"api";r=0;t={rule.reset}'
+        headers["RateLimit-Policy"] = '"fixed window";"api";q=1000;w=300'
     pairs = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
     await send({"type": "http.response.start", "status": rule.status, "headers": pairs})
     await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})

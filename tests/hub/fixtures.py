@@ -49,6 +49,14 @@ def hub(_running_hub: LoopbackHub) -> Iterator[LoopbackHub]:
     _running_hub.reset()
 
 
+@pytest.fixture
+def without_xet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large files go by LFS, as where hf_xet is not installed or switched off."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+
+
 def go_offline(offline: bool) -> None:
     """Tell the clients of this process, which read their environment once."""
     from huggingface_hub import constants

@@ -20,7 +20,7 @@ from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Resp
 from joserfc import jwt
 from joserfc.jwk import RSAKey
 
-from .cards import OAUTH_SCOPES
+from .cards import OAUTH_MINUTES, OAUTH_SCOPES
 from .routing import Hub, Who
 from .store import HubError, Store, Token, User
 
@@ -37,6 +37,7 @@ class App:
     client_secret: str
     redirects: tuple[str, ...]  # how an address that codes may be sent to begins
     scopes: frozenset[str]
+    minutes: int = OAUTH_MINUTES  # that a sign-in lasts: hf_oauth_expiration_minutes
 
 
 @dataclass
@@ -47,6 +48,7 @@ class Code:
     user: User
     redirect_uri: str
     scopes: frozenset[str]
+    orgs: frozenset[str]
     nonce: str | None
     challenge: str | None
     born: float = field(default_factory=time.time)
@@ -56,7 +58,7 @@ class Code:
 class Provider:
     apps: dict[str, App] = field(default_factory=dict)
     codes: dict[str, Code] = field(default_factory=dict)
-    expires_in: int = 8 * 3600  # seconds that a token lives
+    expires_in: int | None = None  # seconds that a token lives; None for the app's own minutes
     sign_in_as: str | None = None
     key: RSAKey = field(
         default_factory=lambda: RSAKey.generate_key(2048, {"kid": "loopback", "use": "sig"})
@@ -108,11 +110,12 @@ async def authorize(request: Request, store: Hub) -> Response:
 async def decide(request: Request, store: Hub) -> Response:
     provider, asked = get_provider(request), dict(request.query_params)
     check_request(provider, asked)
-    user = (await request.form()).get("user")
+    form = await request.form()
+    user, orgs = form.get("user"), frozenset(map(str, form.getlist("org")))
     if not user:
         words = {"error": "access_denied", "error_description": "The user refused"}
         return go_back(asked, words)
-    return send_code(provider, store, asked, str(user))
+    return send_code(provider, store, asked, str(user), orgs)
 
 
 def check_request(provider: Provider, asked: dict[str, str]) -> App:
@@ -136,17 +139,29 @@ def consent_page(store: Store, asked: dict[str, str]) -> str:
         f'<button name="user" value="{escape(user.name)}">Continue as {escape(user.name)}</button>'
         for user in people
     )
+    orgs = "".join(
+        f'<label><input type="checkbox" name="org" value="{escape(user.name)}"> also as '
+        f"{escape(user.name)}</label>"
+        for user in store.users.values()
+        if user.is_org
+    )
     scopes = "".join(f"<li>{escape(scope)}</li>" for scope in asked.get("scope", "").split())
     return (
         "<!doctype html><title>Sign in with Hugging Face (loopback)</title>"
         "<body style='font:16px system-ui;max-width:30rem;margin:4rem auto;line-height:1.6'>"
         f"<h1>Sign in</h1><p>This app asks for:</p><ul>{scopes}</ul>"
-        f"<form method='post' style='display:grid;gap:.5rem'>{buttons}"
+        f"<form method='post' style='display:grid;gap:.5rem'>{orgs}{buttons}"
         "<button name='user' value=''>Refuse</button></form>"
     )
 
 
-def send_code(provider: Provider, store: Store, asked: dict[str, str], name: str) -> Response:
+def send_code(
+    provider: Provider,
+    store: Store,
+    asked: dict[str, str],
+    name: str,
+    orgs: frozenset[str] = frozenset(),
+) -> Response:
     if name not in store.users:
         raise HubError(400, f"No user {name!r}")
     value = secrets.token_urlsafe(24)
@@ -155,6 +170,7 @@ def send_code(provider: Provider, store: Store, asked: dict[str, str], name: str
         user=store.users[name],
         redirect_uri=asked["redirect_uri"],
         scopes=frozenset(asked.get("scope", "openid").split()),
+        orgs=orgs,
         nonce=asked.get("nonce"),
         challenge=asked.get("code_challenge"),
     )
@@ -176,19 +192,21 @@ async def token(request: Request, store: Hub) -> Response:
     problem = find_problem(code, client_id, secret, form)
     if problem or code is None:
         return JSONResponse({"error": "invalid_grant", "error_description": problem}, 400)
+    seconds = provider.expires_in or code.app.minutes * 60
     given = Token(
         value=f"hf_oauth_{secrets.token_urlsafe(24)}",
         user=code.user.name,
         role="oauth",
         scopes=code.scopes,
         app=code.app.client_id,
-        expires_at=time.time() + provider.expires_in,
+        expires_at=time.time() + seconds,
+        orgs=code.orgs,
     )
     store.tokens[given.value] = given
     answer = {
         "access_token": given.value,
         "token_type": "bearer",
-        "expires_in": provider.expires_in,
+        "expires_in": seconds,
         "scope": " ".join(sorted(code.scopes)),
     }
     if "openid" in code.scopes:

@@ -7,7 +7,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, PlainTextResponse
 
 from . import access, cards
 from .routing import (
@@ -44,20 +44,26 @@ async def whoami(store: Hub, caller: Who) -> dict[str, Any]:
         "email": user.email,
         "emailVerified": True,
         "isPro": user.pro,
-        "canPay": user.pro,
+        "canPay": user.pays,
         "avatarUrl": f"{store.url}/avatars/{user.name}.svg",
         "orgs": [
             {"type": "org", "name": name, "fullname": name, "roleInOrg": "write"}
-            for name in sorted(user.orgs)
+            for name in sorted(visible_orgs(caller))
         ],
         "auth": describe_token(token),
     }
 
 
+def visible_orgs(caller: access.Caller) -> set[str]:
+    """Organisations that whoami lists: to an OAuth token only with consent and scope."""
+    hidden = caller.has("oauth") and not caller.scoped({"read-memberships"})
+    return set() if hidden else caller.orgs
+
+
 def describe_token(token: Any) -> dict[str, Any]:
     """What whoami says about the token. An OAuth token has no ``accessToken``."""
     if token.role == "oauth":
-        auth: dict[str, Any] = {"type": "app_token_as_user"}
+        auth: dict[str, Any] = {"type": "oauth"}
         if token.expires_at is not None:
             when = datetime.fromtimestamp(token.expires_at, timezone.utc)
             auth["expiresAt"] = when.strftime("%Y-%m-%dT%H:%M:%S.000Z")
@@ -74,15 +80,18 @@ def describe_token(token: Any) -> dict[str, Any]:
 async def create_repo(request: Request, store: Hub, caller: Who) -> dict[str, Any]:
     body = await request.json()
     kind, name = body.get("type") or "model", str(body.get("name", ""))
-    namespace = body.get("organization") or caller.name
+    namespace = store.account(body.get("organization") or caller.name)
     access.check_create(caller, kind, namespace)
     if kind not in KINDS or not NAME.match(name):
         raise HubError(400, f"Invalid repo type or name: {kind} {name!r}")
     if kind == "space" and body.get("sdk") not in cards.SDKS:
         raise HubError(400, '"sdk" must be one of [gradio, docker, static]')
+    if kind == "space":
+        hardware = body.get("hardware") or "cpu-basic"
+        access.check_hardware(store, caller, namespace, body["sdk"], hardware)
     repo_id = f"{namespace}/{name}"
     url = address(store, kind, repo_id)
-    if (kind, repo_id) in store.repos:
+    if store.find(kind, repo_id):
         raise HubError(409, f"You already created this {kind} repo", url=url)
     repo = new_repo(store, caller, kind, repo_id, body)
     return {"url": url, "name": repo_id, "id": repo.commits[repo.refs["main"]].oid[:24]}
@@ -108,8 +117,9 @@ async def delete_repo(request: Request, store: Hub, caller: Who) -> dict[str, An
     body = await request.json()
     kind = body.get("type") or "model"
     repo_id = f"{body.get('organization') or caller.name}/{body['name']}"
-    access.check_delete(caller, access.find(store, caller, kind, repo_id))
-    del store.repos[kind, repo_id]
+    repo = access.find(store, caller, kind, repo_id)
+    access.check_delete(caller, repo)
+    del store.repos[kind, repo.id]
     return {}
 
 
@@ -117,7 +127,12 @@ async def delete_repo(request: Request, store: Hub, caller: Who) -> dict[str, An
 async def validate_yaml(request: Request) -> Response:
     body = await request.json()
     errors, warnings = cards.check(body["content"], body.get("repoType") or "model")
-    return JSONResponse({"errors": errors, "warnings": warnings}, 400 if errors else 200)
+    status = 400 if errors else 200
+    if request.headers.get("accept") == "text/plain":
+        lines = [f"- Error: {error['message']}" for error in errors]
+        lines += [f"- Warning: {warning['message']}" for warning in warnings]
+        return PlainTextResponse("\n".join(lines), status)
+    return JSONResponse({"errors": errors, "warnings": warnings}, status)
 
 
 @api(router, "/auth-check")
@@ -309,6 +324,18 @@ async def delete_tag(repo: WritableRepo, name_: str) -> dict[str, Any]:
     if repo.tags.pop(name_, None) is None:
         raise HubError(404, f"Invalid rev id: {name_}", "RevisionNotFound")
     return {}
+
+
+@api(router, "/super-squash/{rest:path}", "POST")
+async def super_squash(
+    request: Request, repo: WritableRepo, caller: Who, rest: str
+) -> dict[str, Any]:
+    """Rewrite a branch as one commit. Raises: HubError 400 for a tag or a commit."""
+    body = await request.json() if await request.body() else {}
+    if rest not in repo.refs:
+        raise HubError(404, f"Invalid rev id: {rest}", "RevisionNotFound")
+    message = body.get("message") or f"Super-squash branch '{rest}' using huggingface_hub"
+    return {"oid": repo.squash(rest, message, caller.name).oid}
 
 
 @api(router, "/discussions")

@@ -15,7 +15,7 @@ from .store import PREFIX, Commit, HubError, Repo, Store
 Handler = Callable[..., Any]
 
 #: Beginnings of addresses that are never a person's name.
-RESERVED = {"api", "oauth", "lfs", "avatars", "buckets", ".well-known"}
+RESERVED = {"api", "oauth", "lfs", "cdn", "avatars", "buckets", ".well-known"}
 
 
 class UnknownRoute(Exception):

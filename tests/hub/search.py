@@ -86,7 +86,7 @@ def keep_matching(rows: list[dict[str, Any]], request: Request) -> list[dict[str
         return (
             all(word in row["id"].lower() for word in words)
             and all(tag in row["tags"] for tag in wanted)
-            and (author is None or row["author"] == author)
+            and (author is None or row["author"].lower() == author.lower())
             and (gated is None or bool(row["gated"]) == (gated.lower() == "true"))
         )
 
@@ -123,7 +123,6 @@ def next_link(request: Request, store: Store, cursor: int) -> str:
 def describe(repo: Repo, commit: Commit, blobs: bool = False) -> dict[str, Any]:
     """Everything that the Hub tells about a repo; the caller picks the fields."""
     card = cards.metadata(_readme(repo, commit))
-    size = cards.size_of(dict(commit.tree))
     return {
         "_id": repo.history()[-1].oid[:24],
         "id": repo.id,
@@ -141,7 +140,7 @@ def describe(repo: Repo, commit: Commit, blobs: bool = False) -> dict[str, Any]:
         "tags": cards.tags(repo, card),
         "cardData": card,
         "siblings": [_sibling(path, commit, blobs) for path in sorted(commit.tree)],
-        "usedStorage": size,
+        "usedStorage": repo.used_storage,
         **_OF_KIND[repo.kind](repo, commit, card),
     }
 

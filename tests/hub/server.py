@@ -15,14 +15,14 @@ import uvicorn
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 
-from . import cards, files, jobs, oauth, pages, repos, search, spaces
+from . import cards, files, jobs, oauth, pages, repos, search, spaces, xet
 from .faults import Faults, FaultyApp, Rule, Wire
 from .faults import Request as SeenRequest
 from .routing import UnknownRoute, Who
 from .store import Commit, HubError, PullRequest, Repo, Store, Token, User
 
 CLIENT_ID, CLIENT_SECRET = "loopback-client", "loopback-secret"
-SCOPES = "openid profile contribute-repos gated-repos read-repos jobs"
+SCOPES = "openid profile contribute-repos gated-repos read-repos jobs write-discussions"
 
 INVALID = "Invalid credentials in Authorization header"
 REPO_PATHS = r"/api/(models|datasets|spaces)/.|/.+/resolve/."
@@ -49,9 +49,10 @@ def build_app(hub: LoopbackHub) -> FastAPI:
     app = FastAPI(openapi_url=None, redirect_slashes=False)
     app.state.store, app.state.oauth, app.state.jobs = hub.store, hub.oauth, hub.jobs
     app.state.uploads, app.state.unknown = hub.uploads, hub.unknown
+    app.state.chunks = hub.chunks
     app.add_exception_handler(HubError, answer_error)
     app.add_exception_handler(UnknownRoute, answer_unknown)
-    for module in (oauth, search, repos, files, spaces, jobs):
+    for module in (oauth, search, repos, files, xet, spaces, jobs):
         app.include_router(module.router)
     app.include_router(missing)
     app.include_router(pages.router)
@@ -99,6 +100,7 @@ class LoopbackHub:
         self.oauth = oauth.Provider()
         self.jobs = jobs.Jobs()
         self.uploads = files.Uploads()
+        self.chunks = xet.Chunks()
         self.faults = Faults()
         self.unknown: list[str] = []
         self._socket: socket.socket | None = reserve(port)
@@ -156,10 +158,12 @@ class LoopbackHub:
         self.jobs.all.clear()
         self.jobs.runner = None
         self.uploads.open.clear()
+        self.uploads.signed.clear()
+        self.chunks.forget()
         self.uploads.multipart_above = files.Uploads.multipart_above
         self.oauth.apps.clear()
         self.oauth.codes.clear()
-        self.oauth.sign_in_as, self.oauth.expires_in = None, oauth.Provider.expires_in
+        self.oauth.sign_in_as = self.oauth.expires_in = None
 
     # --- people ------------------------------------------------------------
 
@@ -171,9 +175,11 @@ class LoopbackHub:
         scopes: Iterable[str] = (),
         orgs: Iterable[str] = (),
         pro: bool = False,
+        pays: bool = False,
     ) -> User:
         """A person, with a token if one is given (``role``: read, write, fineGrained)."""
-        user = User(name, name.capitalize(), f"{name}@example.com", pro, orgs=set(orgs))
+        email = f"{name}@example.com"
+        user = User(name, name.capitalize(), email, pro, pays or pro, orgs=set(orgs))
         self.store.users[name] = user
         for org in user.orgs:
             self.store.users.setdefault(org, User(org, org, "", is_org=True))
@@ -189,15 +195,16 @@ class LoopbackHub:
         scopes: Iterable[str] = (),
         app: str | None = None,
         expires_at: float | None = None,
+        orgs: Iterable[str] = (),
     ) -> Token:
         """One more token; ``role="oauth"`` with ``scopes`` makes one as signing in would."""
-        given = Token(token, user, role, frozenset(scopes), app, expires_at)
+        given = Token(token, user, role, frozenset(scopes), app, expires_at, frozenset(orgs))
         self.store.tokens[token] = given
         return given
 
     def revoke(self, token: str) -> None:
         """The token is not valid any more."""
-        del self.store.tokens[token]
+        self.store.tokens[token].revoked = True
 
     def add_app(
         self,
@@ -205,9 +212,14 @@ class LoopbackHub:
         client_id: str = CLIENT_ID,
         client_secret: str = CLIENT_SECRET,
         scopes: str = SCOPES,
+        minutes: int = cards.OAUTH_MINUTES,
     ) -> oauth.App:
-        """Register an OAuth app whose codes may go to addresses that begin so."""
-        app = oauth.App(client_id, client_secret, tuple(redirects), frozenset(scopes.split()))
+        """Register an OAuth app whose codes may go to addresses that begin so.
+
+        A sign-in lasts ``minutes``, as a Space's ``hf_oauth_expiration_minutes`` says.
+        """
+        granted = frozenset(scopes.split())
+        app = oauth.App(client_id, client_secret, tuple(redirects), granted, minutes)
         self.oauth.apps[client_id] = app
         return app
 
@@ -290,10 +302,19 @@ class LoopbackHub:
         times: int | None = None,
         retry_after: int | None = None,
         message: str | None = None,
+        reset: int | None = None,
     ) -> Rule:
-        """Refuse matching requests (see ``faults``): 5xx, 429 with Retry-After, 402, …"""
-        rule = Rule(pattern, "fail", times, status, retry_after, message)
+        """Refuse matching requests (see ``faults``): 5xx, 402, …
+
+        429 carries Retry-After, or RateLimit with the seconds until the window's ``reset``, or
+        both, or nothing.
+        """
+        rule = Rule(pattern, "fail", times, status, retry_after, reset, message)
         return self.faults.add(rule)
+
+    def lose(self, pattern: str, times: int | None = 1) -> Rule:
+        """Do what is asked and never answer: the client sees a connection that broke."""
+        return self.faults.add(Rule(pattern, "lose", times))
 
     def cut(self, pattern: str, after_bytes: int = 0, times: int | None = 1) -> Rule:
         """Close the connection after so many bytes of the upload (PUT, POST) or the answer."""
@@ -357,7 +378,6 @@ def client_settings(url: str, home: Path | str) -> dict[str, str]:
     return {
         "HF_ENDPOINT": url,
         "HF_HOME": str(home),
-        "HF_HUB_DISABLE_XET": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "HF_HUB_DISABLE_IMPLICIT_TOKEN": "0",

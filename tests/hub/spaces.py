@@ -167,23 +167,30 @@ async def delete_variable(request: Request, repo: WritableRepo) -> dict[str, Any
 
 
 @router.post(SPACE + "/hardware")
-async def set_hardware(request: Request, repo: WritableRepo) -> dict[str, Any]:
+async def set_hardware(
+    request: Request, repo: VisibleRepo, caller: Who, store: Hub
+) -> dict[str, Any]:
+    access.check_machine(caller, repo)
     body = await request.json()
     if body.get("flavor") not in cards.HARDWARE:
         raise HubError(400, f'"flavor" must be one of {sorted(cards.HARDWARE)}')
+    sdk = cards.metadata(repo.text("README.md")).get("sdk", "gradio")
+    access.check_hardware(store, caller, repo.owner, sdk, body["flavor"])
     repo.space |= {"requested": body["flavor"], "hardware": body["flavor"]}
     repo.space["sleep"] = body.get("sleepTimeSeconds", repo.space["sleep"])
     return runtime(repo)
 
 
 @router.post(SPACE + "/sleeptime")
-async def set_sleep_time(request: Request, repo: WritableRepo) -> dict[str, Any]:
+async def set_sleep_time(request: Request, repo: VisibleRepo, caller: Who) -> dict[str, Any]:
+    access.check_machine(caller, repo)
     repo.space["sleep"] = (await request.json())["seconds"]
     return runtime(repo)
 
 
 @router.post(SPACE + "/restart")
-async def restart(repo: WritableRepo) -> dict[str, Any]:
+async def restart(repo: VisibleRepo, caller: Who) -> dict[str, Any]:
+    access.check_machine(caller, repo)
     repo.space["paused"] = False
     repo.space["restarts"] += 1
     return runtime(repo)
@@ -218,8 +225,12 @@ async def duplicate(request: Request, repo: VisibleRepo, store: Hub, caller: Who
     access.check_content(caller, repo)
     repo_id = body["repository"]
     access.check_create(caller, repo.kind, repo_id.split("/")[0])
+    if repo.kind == "space":
+        sdk = cards.metadata(repo.text("README.md")).get("sdk", "gradio")
+        hardware = body.get("hardware") or "cpu-basic"
+        access.check_hardware(store, caller, repo_id.split("/")[0], sdk, hardware)
     url = f"{store.url}/{repo.prefix}{repo_id}"
-    if (repo.kind, repo_id) in store.repos:
+    if store.find(repo.kind, repo_id):
         raise HubError(409, f"You already created this {repo.kind} repo", url=url)
     private = body.get("visibility", "public") == "private"
     app = caller.token.app if caller.token else None
@@ -252,6 +263,14 @@ async def create_bucket(
         "totalFiles": 0,
     }
     return {"url": url}
+
+
+@router.delete(BUCKET)
+async def delete_bucket(store: Hub, caller: Who, ns: str, name: str) -> dict[str, Any]:
+    access.check_create(caller, "bucket", ns)
+    if store.buckets.pop(f"{ns}/{name}", None) is None:
+        raise HubError(404, "Bucket not found", "RepoNotFound")
+    return {}
 
 
 @router.get(BUCKET)

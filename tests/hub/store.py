@@ -49,7 +49,8 @@ class User:
     name: str
     fullname: str
     email: str
-    pro: bool = False
+    pro: bool = False  # PRO, Team or Enterprise
+    pays: bool = False  # has a payment method, so that paid hardware can be had
     is_org: bool = False
     orgs: set[str] = field(default_factory=set)  # organisations in which this person may write
     id: str = field(default_factory=lambda: secrets.token_hex(12))
@@ -65,10 +66,12 @@ class Token:
     scopes: frozenset[str] = frozenset()
     app: str | None = None
     expires_at: float | None = None  # seconds since the epoch
+    orgs: frozenset[str] = frozenset()  # of an OAuth token: organisations that consent reaches
+    revoked: bool = False
 
     @property
-    def expired(self) -> bool:
-        return self.expires_at is not None and self.expires_at <= time.time()
+    def good(self) -> bool:
+        return not self.revoked and (self.expires_at is None or self.expires_at > time.time())
 
 
 @dataclass(frozen=True)
@@ -125,7 +128,7 @@ class Repo:
     tags: dict[str, str] = field(default_factory=dict)
     commits: dict[str, Commit] = field(default_factory=dict)
     blobs: dict[str, bytes] = field(default_factory=dict)  # git id → bytes
-    lfs: dict[str, bytes] = field(default_factory=dict)  # sha256 → bytes
+    lfs: dict[str, bytes] = field(default_factory=dict)  # sha256 → bytes; old commits' count too
     pulls: list[PullRequest] = field(default_factory=list)
     space: dict[str, Any] = field(default_factory=dict)  # secrets, variables, hardware, volumes, …
 
@@ -198,6 +201,25 @@ class Repo:
         self.refs[ref] = oid
         return commit
 
+    def squash(self, branch: str, message: str, author: str) -> Commit:
+        """One commit in place of the branch's history; what no name reaches any more is freed."""
+        tree = self.resolve(branch).tree
+        del self.refs[branch]
+        commit = self.commit(branch, tree, message, author)
+        starts = {*self.refs.values(), *self.tags.values()}
+        reached = {found.oid for start in starts for found in self.history(start)}
+        self.commits = {oid: kept for oid, kept in self.commits.items() if oid in reached}
+        entries = [entry for kept in self.commits.values() for entry in kept.tree.values()]
+        large, small = {entry.lfs for entry in entries}, {entry.oid for entry in entries}
+        self.lfs = {oid: data for oid, data in self.lfs.items() if oid in large}
+        self.blobs = {oid: data for oid, data in self.blobs.items() if oid in small}
+        return commit
+
+    @property
+    def used_storage(self) -> int:
+        """Bytes that count for the owner's quota: files of the whole history."""
+        return sum(len(data) for data in (*self.lfs.values(), *self.blobs.values()))
+
     def open_pull(self, title: str, author: str, base: str, status: str = "draft") -> PullRequest:
         pull = PullRequest(len(self.pulls) + 1, title, author, base, status)
         self.pulls.append(pull)
@@ -216,6 +238,21 @@ class Store:
     buckets: dict[str, dict[str, Any]] = field(default_factory=dict)
     page_size: int = 100  # rows in a page of search results
     tree_page_size: int = 1000
+
+    def find(self, kind: str, repo_id: str) -> Repo | None:
+        """The repo of that id, in whatever case it is written."""
+        wanted = (kind, repo_id.lower())
+        found = ((k, i.lower()) == wanted and repo for (k, i), repo in self.repos.items())
+        return next((repo for repo in found if repo), None)
+
+    def account(self, name: str) -> str:
+        """A person's or organisation's name as it is written, in whatever case it came."""
+        return next((known for known in self.users if known.lower() == name.lower()), name)
+
+    def zero_gpu_spaces(self, owner: str) -> int:
+        """How many Spaces of an account run on ZeroGPU."""
+        spaces = (repo for repo in self.repos.values() if repo.kind == "space")
+        return sum(s.owner == owner and s.space["requested"] == "zero-a10g" for s in spaces)
 
     def repo(self, kind: str, repo_id: str) -> Repo:
         """The repo, for the tests' own use.
