@@ -883,7 +883,10 @@ def _show_checks(look: Any) -> None:
         print_line(f"{marks[check.level]:>4}  {check.name}: {check.found} {check.remedy}".rstrip())
     if look.estimate:
         print_line()
-        print_figures(with_units(asdict(look.estimate)))
+        figures = with_units(asdict(look.estimate))
+        if not figures.pop("exact"):
+            figures["steps"] = f"about {figures['steps']:,}"
+        print_figures(figures)
 
 
 def _adapter(name: str) -> tuple[ModelConfig, Path]:

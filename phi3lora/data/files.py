@@ -257,6 +257,11 @@ def _lines(path: Path, report: Report | None) -> Iterator[Any]:
 
 def _values(path: Path, split: str | None, report: Report | None) -> Iterator[Any]:
     reader = _JsonReader(path, report)
+    yield from _all_values(reader, split)
+    _tell(report, 1, 1)
+
+
+def _all_values(reader: _JsonReader, split: str | None) -> Iterator[Any]:
     if reader.peek() == "[" or reader.skip_to_list((split, *LISTS)):
         yield from reader.array()
         return
@@ -300,6 +305,7 @@ class _JsonReader:
         self.decoder = json.JSONDecoder()
         self.chunks = self._chunks()
         self.buffer, self.position, self.line = "", 0, 1
+        self.taken = self.given = 0  # bytes read, and values given
 
     def peek(self) -> str:
         """The next character that is not white space; empty at the end."""
@@ -327,6 +333,10 @@ class _JsonReader:
             if not mark:
                 raise self._error("the list is not closed: the file ends too early", self.position)
             yield self.value()
+            self.given += 1
+            if self.given % 1000 == 0:  # letters stand for bytes, which is near enough
+                left = len(self.buffer) - self.position
+                _tell(self.report, max(self.taken - left, 1), self.size)
             mark = self.peek()
             if mark == ",":
                 self._advance(self.position + 1)
@@ -368,8 +378,8 @@ class _JsonReader:
         with self.path.open("rb") as file:
             while part := file.read(_CHUNK):
                 if text := decoder.decode(part):
+                    self.taken = file.tell()
                     yield text
-                _tell(self.report, file.tell(), self.size)
         decoder.decode(b"", final=True)  # raises where the file ends within a character
 
     def _error(self, what: str, position: int) -> DataError:

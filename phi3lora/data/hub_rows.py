@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from phi3lora.data.files import Report
+from phi3lora.data.hub_counts import by_size, footers
 from phi3lora.errors import DataError, Phi3LoraError
 from phi3lora.hub.client import (
     INSTEAD,
@@ -88,10 +89,19 @@ class HubSet:
                 return self._kept.sha
             raise
 
-    @property
+    @cached_property
     def count(self) -> int | None:
-        """Rows, where the repo says so; asks the Hub."""
-        return self._known.count
+        """Rows, where the repo's card or the ends of its Parquet files say so; asks the Hub."""
+        known = self._known
+        if known.count is not None:
+            return known.count
+        with self._in_words():
+            return footers(self, known.paths)
+
+    def about(self, rows: list[dict[str, Any]]) -> int | None:
+        """Rows, by the bytes of the files and of these rows."""
+        with self._in_words():
+            return by_size(self, self._known.paths, rows)
 
     def stream(self) -> Iterator[dict[str, Any]]:
         """Rows as they arrive; only what is read is fetched."""

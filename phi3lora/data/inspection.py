@@ -17,9 +17,10 @@ from typing import Any
 from phi3lora.config import RunConfig
 from phi3lora.data.conversation import Detected
 from phi3lora.data.hub_rows import Tell
+from phi3lora.data.plan import HeldOut, held_out
 from phi3lora.data.reading import Kept, Tally, read, recipe_for
 from phi3lora.data.rendering import Segment, segments
-from phi3lora.data.sources import open_source
+from phi3lora.data.sources import Count, not_applicable, open_source
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,8 @@ class Inspection:
     Attributes:
         format: how rows hold conversations.
         columns: our name → the rows' column.
-        rows: rows read; all of the source unless a limit was given.
+        rows: rows read; all of the source unless a limit was given. Of a tree, its threads.
+        read: rows of the source that they were made of.
         kept: rows that can be used.
         dropped: reason → rows; `rows == kept + sum(dropped.values())`.
         tokens: p50, p95 and max of the kept rows' lengths, as they are trained (after the cut).
@@ -42,6 +44,8 @@ class Inspection:
         unread: columns that exist and are not read.
         notices: what to know before one trains on this, a sentence each.
         lengths: tokens of each kept row before the cut, in order.
+        expected: rows of the whole source, "about" where that was extrapolated; None if unknown.
+        held_out: what is kept out of training: `nothing`, `rows` or a `split`.
         complete: False when a limit ended the reading, so that there may be more rows.
         detected: format, columns, roles and reason.
     """
@@ -63,6 +67,9 @@ class Inspection:
     notices: list[str] = field(default_factory=list)
     lengths: array[int] = field(default_factory=lambda: array("I"), repr=False)
     complete: bool = True
+    expected: Count | None = None
+    read: int = 0
+    held_out: HeldOut = "rows"
 
     def to_json(self) -> dict[str, Any]:
         """What `phi3lora inspect --json` prints."""
@@ -118,10 +125,19 @@ def inspect(
     )
     recipe = recipe_for(config, source)
     tally, shown = Tally(), list[Kept]()
-    for batch in read(source.rows(progress, limit), recipe, tokenizer, tally):
+    place: list[tuple[int, float | None]] = []
+
+    def told(share: float) -> None:
+        place[:] = [(tally.read, share)]
+        if progress:
+            progress(share)
+
+    for batch in read(source.rows(told, limit), recipe, tokenizer, tally):
         shown += batch[: preview - len(shown)]
     if not tally.kept:
         raise tally.nothing_kept(source.label, recipe.detected)
+    complete = limit is None or tally.read < limit
+    at, share = place[0] if place and place[0][0] else (tally.read, None)
     return Inspection(
         format=recipe.detected.format,
         columns=recipe.detected.columns,
@@ -137,9 +153,12 @@ def inspect(
         reason=recipe.detected.reason,
         changes=dict(tally.changes),
         unread=recipe.detected.unread,
-        notices=recipe.detected.notices,
+        notices=[*recipe.detected.notices, *not_applicable(config.data)],
         lengths=tally.lengths,
-        complete=limit is None or tally.rows < limit,
+        complete=complete,
+        expected=Count(tally.read) if complete else source.expected(at, share),
+        read=tally.read,
+        held_out=held_out(config.data),
     )
 
 

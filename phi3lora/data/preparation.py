@@ -18,7 +18,7 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
@@ -30,8 +30,9 @@ import numpy as np
 from phi3lora.config import RunConfig, needs_held_out
 from phi3lora.data.conversation import Detected, Message
 from phi3lora.data.hub_rows import Tell
+from phi3lora.data.plan import NOTHING_HELD_OUT, check_held_out, held_out_number, plan_data
 from phi3lora.data.reading import Kept, Recipe, Tally, read, recipe_for
-from phi3lora.data.sources import Source, is_local, not_applicable, open_source
+from phi3lora.data.sources import Source
 from phi3lora.errors import DataError
 
 if TYPE_CHECKING:
@@ -117,7 +118,11 @@ def prepare(
     """
     temporary = None if cache_folder else tempfile.TemporaryDirectory(prefix="phi3lora-data-")
     folder = Path(temporary.name) if temporary else Path(str(cache_folder))
-    sources = _sources(config, token, endpoint, cache_folder, tell)
+    plan = plan_data(
+        config.data, token=token, endpoint=endpoint, cache_folder=cache_folder, tell=tell
+    )
+    check_held_out(config)
+    sources = plan.sources
     sets = [
         _prepare_set(config, source, tokenizer, folder / "prepared", _share(progress, i, sources))
         for i, source in enumerate(sources)
@@ -125,28 +130,10 @@ def prepare(
     _forget_old(folder / "prepared", {one.fingerprint for one in sets})
     train, test = _split(config, sets)
     _check_counts(config, len(train), len(test))
-    return replace(_counted(sets, train, test, temporary), notices=not_applicable(config.data))
+    return replace(_counted(sets, train, test, temporary), notices=plan.notices)
 
 
-def _sources(
-    config: RunConfig,
-    token: str | None,
-    endpoint: str | None,
-    cache_folder: Path | None,
-    tell: Tell | None,
-) -> list[Source]:
-    """The split to train on, and the one to hold out where it is named."""
-    data = config.data
-    wanted = [data]
-    if data.test_split and not is_local(data.path):
-        wanted.append(data.model_copy(update={"split": data.test_split, "max_rows": None}))
-    return [
-        open_source(one, token=token, endpoint=endpoint, cache_folder=cache_folder, tell=tell)
-        for one in wanted
-    ]
-
-
-def _share(progress: Progress | None, part: int, parts: list[Source]) -> Progress | None:
+def _share(progress: Progress | None, part: int, parts: Sequence[Source]) -> Progress | None:
     """Progress of one part as progress of the whole."""
     if progress is None:
         return None
@@ -323,7 +310,7 @@ def split_indices(rows: int, test_size: float, seed: int) -> tuple[np.ndarray, n
     Raises:
         DataError: it would leave nothing to train on.
     """
-    number = round(test_size) if test_size >= 1 else max(round(rows * test_size), test_size > 0)
+    number = held_out_number(rows, test_size)
     if number >= rows:
         raise DataError(
             f"Holding {number:,} of {rows:,} usable rows out leaves none to train on; lower "
@@ -341,10 +328,7 @@ def _check_counts(config: RunConfig, train: int, test: int) -> None:
             "training_config.per_device_train_batch_size, hold fewer rows out, or add rows."
         )
     if not test and needs_held_out(config):
-        raise DataError(
-            "The training looks at held-out rows, and none are: raise data.test_size, or name a "
-            "split with rows in data.test_split."
-        )
+        raise NOTHING_HELD_OUT
 
 
 def _counted(

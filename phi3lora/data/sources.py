@@ -37,6 +37,17 @@ _LOOK = 100  # rows whose columns are taken for all there are
 
 
 @dataclass(frozen=True)
+class Count:
+    """A number of rows; "about" where it was extrapolated."""
+
+    rows: int
+    exact: bool = True
+
+    def __str__(self) -> str:
+        return f"{self.rows:,}" if self.exact else f"about {self.rows:,}"
+
+
+@dataclass(frozen=True)
 class Source:
     """Rows and where they come from.
 
@@ -50,20 +61,23 @@ class Source:
     label: str
     max_rows: int | None = None
     _all: Callable[[Report | None], Iterator[dict[str, Any]]] = field(repr=False, kw_only=True)
-    _stream: Callable[[], Iterator[dict[str, Any]]] = field(repr=False, kw_only=True)
+    _stream: Callable[[Report | None], Iterator[dict[str, Any]]] = field(repr=False, kw_only=True)
     _count: Callable[[], int | None] = field(repr=False, kw_only=True)
     _identity: Callable[[], list[Any]] = field(repr=False, kw_only=True)
+    _about: Callable[[list[dict[str, Any]]], int | None] = field(
+        default=lambda rows: None, repr=False, kw_only=True
+    )
 
     def first(self, n: int) -> list[dict[str, Any]]:
         """The first `n` rows; no more than these are read or fetched."""
-        return list(islice(self._stream(), min(n, self.max_rows or n)))
+        return list(islice(self._stream(None), min(n, self.max_rows or n)))
 
     def rows(
         self, report: Report | None = None, limit: int | None = None
     ) -> Iterator[dict[str, Any]]:
         """All rows, or `max_rows` or `limit` of them; `report` is told the share that was read."""
         limits = [n for n in (self.max_rows, limit) if n is not None]
-        return islice(self._stream(), min(limits)) if limits else self._all(report)
+        return islice(self._stream(report), min(limits)) if limits else self._all(report)
 
     @cached_property
     def head(self) -> list[dict[str, Any]]:
@@ -87,6 +101,22 @@ class Source:
         """How many rows there are, where that is known without reading them."""
         total = self._count()
         return total if total is None or self.max_rows is None else min(total, self.max_rows)
+
+    def expected(self, read: int, share: float | None) -> Count | None:
+        """How many rows there are, after some were read and more are left.
+
+        Args:
+            read: rows when `share` was told, or all that were read.
+            share: of a file's bytes, from 0 to 1; None where that is not known.
+        """
+        if self.max_rows is not None and read >= self.max_rows:
+            return Count(self.max_rows)
+        if self.count is not None:
+            return Count(self.count)
+        about = round(read / share) if share else self._about(self.head)
+        if about is None:
+            return None
+        return Count(min(max(about, read), self.max_rows or about), exact=False)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -130,8 +160,9 @@ def open_source(
         data.path,
         data.max_rows,
         _all=hub_set.rows,
-        _stream=hub_set.stream,
+        _stream=lambda report: hub_set.stream(),
         _count=lambda: hub_set.count,
+        _about=hub_set.about,
         _identity=lambda: ["hub", data.path, data.name, data.split, hub_set.sha],
     )
 
@@ -177,10 +208,11 @@ def not_applicable(data: DataConfig) -> list[str]:
         return []
     notices = []
     if data.test_split:
-        instead = f"{data.test_size:.0%} of its rows" if data.test_size < 1 else "rows of it"
+        share = f"{data.test_size:.0%}" if data.test_size < 1 else f"{data.test_size:.0f}"
+        instead = f"{share} of its rows are" if data.test_size else "nothing is"
         notices.append(
             f"data.test_split ({data.test_split}) is left aside: {data.path} has one split, so "
-            f"{instead} are held out instead (data.test_size)."
+            f"{instead} held out instead (data.test_size)."
         )
     given = {"name": data.name, "revision": data.revision}
     for option, value in given.items():
@@ -229,7 +261,7 @@ def _file_source(
         label,
         data.max_rows,
         _all=lambda report: read_file(path, split, report),
-        _stream=lambda: read_file(path, split),
+        _stream=lambda report: read_file(path, split, report),
         _count=lambda: count_rows(path),
         _identity=lambda: ["file", path.suffix.lower(), split, _content_hash(path)],
     )

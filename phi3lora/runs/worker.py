@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TextIO, cast
 
 from phi3lora.config import RunConfig
+from phi3lora.data.plan import holds_out
 from phi3lora.errors import Phi3LoraError, RunError
 from phi3lora.events import Emit, Ended, Event, EventLog, Notice, Stage
 from phi3lora.isolation import hide_process, receive_token
@@ -191,14 +192,9 @@ def compute(
         )
         run = changed(run, outcome=outcome)
     message = ""
-    if run.state.outcome == "finished" and config.evaluation.enabled and holds_out(config):
+    if run.state.outcome == "finished" and config.evaluation.enabled and holds_out(config.data):
         message = _prove(run, emit, should_stop, token, cache)
     return end(run, run.state.outcome or "finished", message, 0)
-
-
-def holds_out(config: RunConfig) -> bool:
-    """Whether some rows are kept from training."""
-    return config.data.test_size > 0 or config.data.test_split is not None
 
 
 def _prove(run: Run, emit: Emit, should_stop: ShouldStop, token: str | None, cache: Path) -> str:

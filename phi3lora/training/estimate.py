@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from phi3lora.config import RunConfig
+from phi3lora.data.plan import held_out_number
 from phi3lora.models.base import BaseInfo, check_base, resolve_path
 from phi3lora.models.hardware import Hardware, choose_dtype
 from phi3lora.models.phi3 import EMBEDDING, HEAD, PHI3, QKV
@@ -44,6 +45,7 @@ class Estimate:
         seconds: None while no speed is known.
         trainable, total: parameters.
         dtype: of the base's weights.
+        exact: False where the rows were extrapolated, so that steps, tokens and time are "about".
     """
 
     memory_bytes: int
@@ -54,6 +56,7 @@ class Estimate:
     trainable: int
     total: int
     dtype: str
+    exact: bool = True
 
 
 def estimate(
@@ -83,7 +86,7 @@ def estimate(
             config, base, hardware, dtype, trainable, _tokens_in_pass(config, inspection)
         ).items()
     }
-    steps, tokens = _work(config, inspection)
+    steps, tokens, exact = _work(config, inspection)
     return Estimate(
         memory_bytes=sum(parts.values()),
         parts=parts,
@@ -93,6 +96,7 @@ def estimate(
         trainable=trainable,
         total=base.parameters + (trainable if config.adapter != "none" else 0),
         dtype=dtype,
+        exact=exact,
     )
 
 
@@ -219,15 +223,15 @@ def _tokens_in_pass(config: RunConfig, inspection: Any) -> int:
     return training.per_device_train_batch_size * length
 
 
-def _work(config: RunConfig, inspection: Any) -> tuple[int | None, int | None]:
-    """Updates and tokens of the whole run."""
+def _work(config: RunConfig, inspection: Any) -> tuple[int | None, int | None, bool]:
+    """Updates and tokens of the whole run, and whether all rows were counted for them."""
     training = config.training_config
     if inspection is None or not inspection.kept:
-        return (training.max_steps if training.max_steps > 0 else None), None
-    held = config.data.test_size
-    share = 1.0 if config.data.test_split else 1 - (held if held < 1 else held / inspection.kept)
-    rows = inspection.kept * share
-    tokens = inspection.total_tokens * share
+        return (training.max_steps if training.max_steps > 0 else None), None, True
+    kept, exact = _rows_expected(inspection)
+    held = held_out_number(kept, config.data.test_size) if inspection.held_out == "rows" else 0
+    rows: float = max(kept - held, 0)
+    tokens = inspection.total_tokens * rows / inspection.kept
     if training.packing:
         rows = tokens / (PACKED_FILL * training.max_length)
     passes = max(math.ceil(rows / training.per_device_train_batch_size), 1)
@@ -235,4 +239,11 @@ def _work(config: RunConfig, inspection: Any) -> tuple[int | None, int | None]:
     steps = math.ceil(training.num_train_epochs * per_epoch)
     if training.max_steps > 0:
         steps = training.max_steps
-    return steps, round(tokens * steps / per_epoch)
+    return steps, round(tokens * steps / per_epoch), exact
+
+
+def _rows_expected(inspection: Any) -> tuple[int, bool]:
+    """Usable rows of the whole source, and whether they were counted rather than extrapolated."""
+    if inspection.complete or inspection.expected is None:
+        return inspection.kept, inspection.complete
+    return round(inspection.kept * inspection.expected.rows / inspection.read), False

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from phi3lora.config import RunConfig
+from phi3lora.data.plan import check_held_out
 from phi3lora.errors import Phi3LoraError
 from phi3lora.hub.preflight import check_hub
 from phi3lora.settings import Settings
@@ -65,6 +66,7 @@ def preflight(
     inspection = inspection or (
         _attempt(checks, "Data", lambda: _inspect(config, settings, token)) if base else None
     )
+    _attempt(checks, "Data", lambda: check_held_out(config))
     estimate = None
     if hardware and base:
         estimate = _attempt(
@@ -173,6 +175,8 @@ def _data_checks(config: RunConfig, inspection: Any) -> list[Check]:
                 "Look at the reasons under the preview.",
             )
         ]
+    if inspection.notices:
+        return [Check("Data", "amber", f"{found} {inspection.notices[0]}")]
     return [Check("Data", "green", found)]
 
 

@@ -11,8 +11,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from phi3lora.config import DataConfig, RunConfig
-from phi3lora.data.sources import is_local
+from phi3lora.config import RunConfig
+from phi3lora.data.plan import holds_out
 from phi3lora.lora.initial import replaces_base
 from phi3lora.lora.slices import slices_of, switched_on
 from phi3lora.models.phi3 import PHI3
@@ -62,11 +62,6 @@ def dictionary(values: Mapping[str, str]) -> str:
     """`{…}`, a line for each key; values are source already."""
     lines = [f"    {code(key)}: {value}," for key, value in values.items()]
     return "\n".join(["{", *lines, "}"])
-
-
-def holds_out(data: DataConfig) -> bool:
-    """Whether rows are kept from training."""
-    return data.test_size > 0 or (bool(data.test_split) and not is_local(data.path))
 
 
 def facts(config: RunConfig, marks: Marks) -> set[str]:

@@ -519,7 +519,8 @@ def data_summary(config: RunConfig, look: Preflight) -> str:
         )
     dropped = sum(inspection.dropped.values())
     kept = f"{inspection.kept:,} of {inspection.rows:,}"
-    more = "" if inspection.complete else f" Counted in the first {inspection.rows:,} rows."
+    of = f" of {inspection.expected}" if inspection.expected else ""
+    more = "" if inspection.complete else f" Counted in the first {inspection.read:,}{of} rows."
     share = 100 * inspection.supervised_tokens / max(1, inspection.total_tokens)
     pairs = [
         ("Conversations", kept),
@@ -596,7 +597,8 @@ def estimate_facts(estimate: Any) -> str:
         ("Trained", f"{show.short_count(estimate.trainable)} ({share:.2g} %)"),
     ]
     if estimate.steps:
-        pairs.append(("Updates", show.count(estimate.steps)))
+        about = "" if estimate.exact else "about "
+        pairs.append(("Updates", about + show.count(estimate.steps)))
     known = estimate.seconds is not None
     pairs.append(("Time", f"~ {show.duration(estimate.seconds)}" if known else "after a first run"))
     return f'<div class="estimate">{show.facts(pairs)}</div>'

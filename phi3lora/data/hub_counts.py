@@ -1,0 +1,53 @@
+"""How many rows a split on the Hub has, without reading them.
+
+footers(hub_set)                   # exact, from the ends of Parquet files
+by_size(hub_set, rows)             # about, from the files' bytes and those of some rows
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from phi3lora.data.hub_rows import HubSet
+
+MOST_FOOTERS = 64  # files whose ends are fetched, a few KB each
+
+
+def footers(hub_set: HubSet, paths: Sequence[str]) -> int | None:
+    """Rows of Parquet files; None for other files, or too many of them."""
+    if len(paths) > MOST_FOOTERS or not all(path.endswith(".parquet") for path in paths):
+        return None
+    import pyarrow.parquet
+    from huggingface_hub import HfFileSystem
+
+    files = HfFileSystem(endpoint=hub_set.endpoint, token=hub_set.token or False)
+    total = 0
+    for path in paths:
+        with files.open(f"datasets/{hub_set.repo}@{hub_set.sha}/{path}", "rb") as file:
+            total += pyarrow.parquet.read_metadata(file).num_rows
+    return total
+
+
+def by_size(hub_set: HubSet, paths: Sequence[str], rows: Sequence[dict[str, Any]]) -> int | None:
+    """Rows of JSON and CSV files: their bytes over those of the rows that were read."""
+    from huggingface_hub import HfApi
+
+    if not rows or not all(path.endswith((".jsonl", ".json", ".csv", ".tsv")) for path in paths):
+        return None
+    api = HfApi(endpoint=hub_set.endpoint, token=hub_set.token or False)
+    found = api.get_paths_info(hub_set.repo, list(paths), repo_type="dataset", revision=hub_set.sha)
+    total = sum(getattr(file, "size", 0) for file in found)
+    as_text = _json_bytes if paths[0].endswith((".jsonl", ".json")) else _csv_bytes
+    each = sum(map(as_text, rows)) / len(rows)
+    return round(total / each) if each else None
+
+
+def _json_bytes(row: dict[str, Any]) -> int:
+    return len(json.dumps(row, ensure_ascii=False, default=str).encode("utf-8", "replace")) + 1
+
+
+def _csv_bytes(row: dict[str, Any]) -> int:
+    return sum(len(str(value).encode("utf-8", "replace")) + 1 for value in row.values())
