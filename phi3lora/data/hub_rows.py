@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from phi3lora.data.files import Report
-from phi3lora.data.hub_counts import by_size, footers
+from phi3lora.data.hub_counts import SplitFiles, by_size, footers
 from phi3lora.errors import DataError, Phi3LoraError
 from phi3lora.hub.client import (
     INSTEAD,
@@ -96,12 +96,16 @@ class HubSet:
         if known.count is not None:
             return known.count
         with self._in_words():
-            return footers(self, known.paths)
+            return footers(self._split_files)
 
     def about(self, rows: list[dict[str, Any]]) -> int | None:
         """Rows, by the bytes of the files and of these rows."""
         with self._in_words():
-            return by_size(self, self._known.paths, rows)
+            return by_size(self._split_files, rows)
+
+    @property
+    def _split_files(self) -> SplitFiles:
+        return SplitFiles(self.repo, self.sha, self._known.paths, self.token, self.endpoint)
 
     def stream(self) -> Iterator[dict[str, Any]]:
         """Rows as they arrive; only what is read is fetched."""
