@@ -1,7 +1,7 @@
 """How many rows a split on the Hub has, without reading them.
 
-footers(hub_set)                   # exact, from the ends of Parquet files
-by_size(hub_set, rows)             # about, from the files' bytes and those of some rows
+footers(files)                   # exact, from the ends of Parquet files
+by_size(files, rows)             # about, from the files' bytes and those of some rows
 """
 
 from __future__ import annotations
@@ -28,9 +28,8 @@ class SplitFiles:
 
 def footers(split: SplitFiles) -> int | None:
     """Rows of Parquet files; None for other files, or too many of them."""
-    if len(split.paths) > MOST_FOOTERS or not all(
-        path.endswith(".parquet") for path in split.paths
-    ):
+    paths = split.paths
+    if len(paths) > MOST_FOOTERS or not all(path.endswith(".parquet") for path in paths):
         return None
     import pyarrow.parquet
     from huggingface_hub import HfFileSystem
@@ -47,9 +46,7 @@ def by_size(split: SplitFiles, rows: Sequence[dict[str, Any]]) -> int | None:
     """Rows of JSON and CSV files: their bytes over those of the rows that were read."""
     from huggingface_hub import HfApi
 
-    if not rows or not all(
-        path.endswith((".jsonl", ".json", ".csv", ".tsv")) for path in split.paths
-    ):
+    if not rows or not all(path.endswith(_PLAIN) for path in split.paths):
         return None
     api = HfApi(endpoint=split.endpoint, token=split.token or False)
     found = api.get_paths_info(split.repo, split.paths, repo_type="dataset", revision=split.sha)
