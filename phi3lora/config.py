@@ -258,6 +258,13 @@ class DataConfig(Section):
         "Threads",
         "Which paths of a tree of replies to train on: the best-ranked one, or all of them.",
     )
+    system_messages: Literal["merge", "drop", "refuse"] = option(
+        "merge",
+        "System messages",
+        "What to do with a system message where the base's chat template has no place for it: "
+        "`merge` puts it before the first question, `drop` leaves it out, `refuse` leaves the row "
+        "out.",
+    )
 
 
 class SliceConfig(Section):

@@ -83,17 +83,90 @@ def test_facts_of_phi3_mini(tmp_path: Path) -> None:
     assert base.max_length == 4096
 
 
-def test_longrope_models_are_capped_where_their_factors_change(tmp_path: Path) -> None:
+def test_longrope_models_read_all_their_positions(tmp_path: Path) -> None:
     long = REAL | {"max_position_embeddings": 131072, "rope_scaling": {"type": "longrope"}}
-    assert check_base(str(write(tmp_path / "long", long, "m.safetensors"))).max_length == 4096
+    base = check_base(str(write(tmp_path / "long", long, "m.safetensors")))
+    assert (base.max_length, base.switch) == (131072, 4096)
     plain = REAL | {"max_position_embeddings": 16384}
-    assert check_base(str(write(tmp_path / "plain", plain, "m.safetensors"))).max_length == 16384
+    base = check_base(str(write(tmp_path / "plain", plain, "m.safetensors")))
+    assert (base.max_length, base.switch) == (16384, None)
+
+
+def with_rope(folder: Path, kind: str, **changes: Any) -> Path:
+    """A base whose factors change after 64 tokens, its LongRoPE under some name."""
+    make_base(folder)
+    config = json.loads((folder / "config.json").read_text())
+    del config["rope_parameters"]
+    factors = {"short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
+    config |= {
+        "rope_theta": 10000.0,
+        "rope_scaling": {"type": kind, **factors, **changes},
+        "original_max_position_embeddings": 64,
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_old_longrope_is_read_under_its_new_name(tmp_path: Path) -> None:
+    """Phi-3-mini-128k before July 2024 said `su`, which ended in a KeyError."""
+    tokens = torch.arange(3, 100)[None]
+    folders = [with_rope(tmp_path / kind, kind) for kind in ("su", "longrope")]
+    assert [check_base(str(folder)).switch for folder in folders] == [64, 64]
+    old, new = (
+        logits(load_model(ModelConfig(path=str(folder)), for_training=False), tokens)
+        for folder in folders
+    )
+    assert torch.equal(old, new)
+
+
+@pytest.mark.parametrize("changes", [{"long_factor": "x"}, {"short_factor": [1.0]}])
+def test_whatever_loading_raises_is_said_in_words(tmp_path: Path, changes: Any) -> None:
+    folder = with_rope(tmp_path / "odd", "longrope", **changes)
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        load_model(ModelConfig(path=str(folder)), for_training=False)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"num_hidden_layers": 1_000_000},
+        {"vocab_size": 10**12},
+        {"hidden_size": -1},
+        {"num_attention_heads": 0},
+        {"intermediate_size": "9" * 1000},
+        {"max_position_embeddings": 1e300},
+        {"num_key_value_heads": True},
+    ],
+)
+def test_sizes_out_of_bounds_are_refused_before_anything_is_built(
+    tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    with pytest.raises(ModelError, match=f"{next(iter(changes))} .*expected a whole number") as e:
+        check_base(str(write(tmp_path / "huge", REAL | changes, "m.safetensors")))
+    assert len(str(e.value)) < 500
+
+
+@pytest.mark.parametrize("text", ["[]", "3", "[" * 100_000, '{"model_type": "phi3"}', " " * 2**21])
+def test_a_config_that_holds_something_else(tmp_path: Path, text: str) -> None:
+    with pytest.raises(ModelError, match=r"config\.json"):
+        check_base(str(write(tmp_path / "odd", text, "m.safetensors")))
+
+
+def test_a_tokenizer_of_an_absurd_size_is_not_read(tmp_path: Path) -> None:
+    folder = make_base(tmp_path / "phi")
+    with (folder / "chat_template.jinja").open("wb") as file:
+        file.truncate(3 * 2**30)  # takes no room on the disk
+    with pytest.raises(ModelError, match=r"chat_template\.jinja has 3,221,225,472 bytes"):
+        load_tokenizer(str(folder))
 
 
 @pytest.mark.parametrize(
     ("config", "files", "reason"),
     [
-        (REAL | {"model_type": "phi3_v"}, ["m.safetensors"], "vision"),
+        (REAL | {"model_type": "phi3_v"}, ["m.safetensors"], "text half is microsoft/Phi-3.5"),
+        (REAL | {"model_type": "phi4mm"}, ["m.safetensors"], "text half is microsoft/Phi-4-mini"),
+        (REAL | {"quantization": {"bits": 4}}, ["m.safetensors"], "a copy for MLX"),
+        (None, ["openvino_model.xml", "openvino_model.bin"], "OpenVINO files"),
         (REAL | {"model_type": "phi3small"}, ["m.safetensors"], "Phi-3-small is built differently"),
         (REAL | {"model_type": "phimoe"}, ["m.safetensors"], "mixture of experts"),
         (REAL | {"model_type": "gpt2"}, ["m.safetensors"], "model_type 'phi3', got 'gpt2'"),

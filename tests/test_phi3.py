@@ -13,8 +13,14 @@ from phi3lora.models.base import check_base
 from phi3lora.models.phi3 import EMBEDDING, GATE_UP, HEAD, PHI3, QKV, Widths
 
 PACKAGE = Path(__file__).parent.parent / "phi3lora"
-# The table itself, and the quicker forward of the very classes that it names.
-MAY_NAME = {PACKAGE / "models" / "phi3.py", PACKAGE / "training" / "fast" / "layers.py"}
+# The table itself, the quicker forward of the very classes that it names, what of transformers
+# that forward was tested with, and the exported script, which stands without this package.
+MAY_NAME = {
+    PACKAGE / "models" / "phi3.py",
+    PACKAGE / "training" / "fast" / "layers.py",
+    PACKAGE / "training" / "fast" / "tested.py",
+    PACKAGE / "training" / "templates" / "train.py",
+}
 
 
 def model(**changes: Any) -> Any:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from phi3lora.chat.options import Options
+from phi3lora.data.rendering import decode_answer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -112,4 +113,4 @@ class TextStream:
         self.text = self._decode(self._tokens)
 
     def _decode(self, tokens: list[int]) -> str:
-        return str(self._tokenizer.decode(tokens, skip_special_tokens=True))
+        return decode_answer(self._tokenizer, tokens)

@@ -31,7 +31,8 @@ from phi3lora.config import RunConfig, needs_held_out
 from phi3lora.data.conversation import Detected, Message
 from phi3lora.data.hub_rows import Tell
 from phi3lora.data.plan import NOTHING_HELD_OUT, check_held_out, held_out_number, plan_data
-from phi3lora.data.reading import Kept, Recipe, Tally, read, recipe_for
+from phi3lora.data.reading import MOVED, Kept, Recipe, Tally, read, recipe_for
+from phi3lora.data.rendering import length_limit
 from phi3lora.data.sources import Source
 from phi3lora.errors import DataError
 
@@ -88,6 +89,7 @@ class _Set:
     truncated: int
     detected: Detected
     fingerprint: str
+    merged: int = 0
 
 
 def prepare(
@@ -130,7 +132,8 @@ def prepare(
     _forget_old(folder / "prepared", {one.fingerprint for one in sets})
     train, test = _split(config, sets)
     _check_counts(config, len(train), len(test))
-    return replace(_counted(sets, train, test, temporary), notices=plan.notices)
+    notices = [*plan.notices, *_notices(config, tokenizer, sets)]
+    return replace(_counted(sets, train, test, temporary), notices=notices)
 
 
 def _share(progress: Progress | None, part: int, parts: Sequence[Source]) -> Progress | None:
@@ -138,6 +141,24 @@ def _share(progress: Progress | None, part: int, parts: Sequence[Source]) -> Pro
     if progress is None:
         return None
     return lambda share: progress((part + share) / len(parts))
+
+
+def _notices(config: RunConfig, tokenizer: Any, sets: list[_Set]) -> list[str]:
+    """What the base cannot read: rows longer than it, and system messages."""
+    notices = []
+    wanted = config.training_config.max_length
+    if (limit := length_limit(tokenizer, wanted)) != wanted:
+        notices.append(
+            f"The base reads {limit:,} tokens: longer conversations are cut there, not at "
+            f"training_config.max_length ({wanted:,})."
+        )
+    if merged := sum(one.merged for one in sets):
+        done = {"merge": "put before the first question", "drop": "left out"}
+        notices.append(
+            f"The base's chat template has no place for system messages: those of {merged:,} rows "
+            f"were {done[config.data.system_messages]} (data.system_messages)."
+        )
+    return notices
 
 
 # One source
@@ -171,10 +192,11 @@ def _fingerprint(source: Source, recipe: Recipe, tokenizer: Any) -> str:
         recipe.detected.format,
         recipe.detected.columns,
         recipe.detected.roles,
-        recipe.max_length,
+        length_limit(tokenizer, recipe.max_length),
         recipe.system_prompt,
         recipe.join_turns,
         recipe.threads,
+        recipe.system_messages,
         tokenizer.chat_template,
         hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
     ]
@@ -197,6 +219,7 @@ def _write_set(
             "rows": tally.rows,
             "dropped": dict(tally.dropped.most_common()),
             "truncated": tally.truncated,
+            "merged": sum(tally.changes[moved] for moved in MOVED.values()),
             "source": source.label,
             "detected": asdict(recipe.detected),
         }
@@ -262,7 +285,8 @@ def _load_set(place: Path, detected: Detected) -> _Set:
 
     info = json.loads((place / "info.json").read_text(encoding="utf-8"))
     table = Dataset.from_file(str(place / "rows.arrow"))
-    return _Set(table, info["rows"], info["dropped"], info["truncated"], detected, place.name)
+    counts = info["rows"], info["dropped"], info["truncated"]
+    return _Set(table, *counts, detected, place.name, info["merged"])
 
 
 def _forget_old(folder: Path, used: set[str]) -> None:

@@ -21,10 +21,14 @@ from phi3lora.config import DataConfig, RunConfig
 from phi3lora.data.conversation import PLAIN, Detected, Message, Row, Unusable, Writes
 from phi3lora.data.detection import detect, read_row
 from phi3lora.data.formats import FORMATS
-from phi3lora.data.rendering import Rendered, render_many
+from phi3lora.data.rendering import Rendered, SystemMessages, fit_system, render_many
 from phi3lora.data.sources import Source
 from phi3lora.errors import DataError
 
+MOVED = {
+    "merge": "the system message was put before the first question: the template has none",
+    "drop": "the system message was left out: the template has none",
+}
 NOTHING_LEFT = "nothing left to learn after the length limit"
 _ROWS, _CHARACTERS = 1000, 1 << 21  # a batch ends with whichever comes first
 
@@ -46,6 +50,7 @@ class Recipe:
     system_prompt: str | None = None
     join_turns: bool = True
     threads: str = "best"
+    system_messages: SystemMessages = "merge"
 
 
 @dataclass
@@ -103,6 +108,7 @@ def recipe_for(config: RunConfig, source: Source) -> Recipe:
         data.system_prompt,
         data.join_turns,
         data.threads,
+        data.system_messages,
     )
 
 
@@ -153,7 +159,8 @@ def read(rows: Iterable[Row], recipe: Recipe, tokenizer: Any, tally: Tally) -> I
     """Batches of rows that can be used; `tally` counts all of them as they pass."""
     pending: tuple[list[tuple[int, list[Message]]], Future[list[Rendered]]] | None = None
     with ThreadPoolExecutor(1, "tokenize") as pool:
-        for batch in _batches(conversations(rows, recipe, writes_of(tokenizer), tally)):
+        usable = conversations(rows, recipe, writes_of(tokenizer), tally)
+        for batch in _batches(_fitted(usable, recipe, tokenizer, tally)):
             messages = [conversation for _, conversation in batch]
             future = pool.submit(render_many, tokenizer, messages, recipe.max_length)
             if pending:
@@ -161,6 +168,21 @@ def read(rows: Iterable[Row], recipe: Recipe, tokenizer: Any, tally: Tally) -> I
             pending = batch, future
         if pending:
             yield _keep(*pending, tally)
+
+
+def _fitted(
+    usable: Iterable[tuple[int, list[Message]]], recipe: Recipe, tokenizer: Any, tally: Tally
+) -> Iterator[tuple[int, list[Message]]]:
+    """Those that the base's template writes, a system message where it has a place."""
+    for number, messages in usable:
+        try:
+            fitting = fit_system(tokenizer, messages, recipe.system_messages)
+        except DataError as error:
+            tally.dropped[str(error)] += 1
+            continue
+        if fitting is not messages:
+            tally.changes[MOVED[recipe.system_messages]] += 1
+        yield number, fitting
 
 
 def _batches(

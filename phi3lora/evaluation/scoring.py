@@ -10,7 +10,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from phi3lora.data.conversation import Message
-from phi3lora.data.rendering import pad_token, render, render_prompt, stop_tokens
+from phi3lora.data.rendering import (
+    decode_answer,
+    pad_token,
+    render,
+    render_prompt,
+    stop_tokens,
+)
 from phi3lora.evaluation.metrics import RowScore, rouge_scores
 
 if TYPE_CHECKING:
@@ -127,7 +133,7 @@ def _answers(
 def _answer(tokenizer: Any, tokens: list[int], stops: set[int]) -> tuple[str, int, bool]:
     end = next((place for place, token in enumerate(tokens) if token in stops), None)
     kept = tokens[:end]
-    return tokenizer.decode(kept, skip_special_tokens=True).strip(), len(kept), end is not None
+    return decode_answer(tokenizer, kept).strip(), len(kept), end is not None
 
 
 def _padded(

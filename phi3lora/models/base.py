@@ -38,15 +38,42 @@ NEXT = (
     f"Choose a phi3 checkpoint, such as {PHI3_MINI}, microsoft/Phi-3.5-mini-instruct or `{POCKET}`."
 )
 OTHER_ARCHITECTURES = {
-    "phi3small": "Phi-3-small is built differently (block-sparse attention, code from the Hub)",
-    "phi3_v": "it is a vision model, with an image encoder that chat data cannot train",
-    "phi4mm": "it is a multimodal model (vision and speech)",
-    "phi4_multimodal": "it is a multimodal model (vision and speech)",
-    "phimoe": "it is a mixture of experts, whose layers are others",
+    "phi3small": (
+        "Phi-3-small is built differently (block-sparse attention, code from the Hub); take "
+        "microsoft/Phi-3-medium-4k-instruct"
+    ),
+    "phi3_v": (
+        "it is a vision model, with an image encoder that chat data cannot train; its text half is "
+        "microsoft/Phi-3.5-mini-instruct"
+    ),
+    "phi4mm": (
+        "it is a multimodal model (vision and speech); its text half is "
+        "microsoft/Phi-4-mini-instruct"
+    ),
+    "phi4_multimodal": (
+        "it is a multimodal model (vision and speech); its text half is "
+        "microsoft/Phi-4-mini-instruct"
+    ),
+    "phimoe": (
+        "it is a mixture of experts, whose layers are others; take microsoft/Phi-3.5-mini-instruct"
+    ),
     "phi4flash": "Phi-4-mini-flash is built differently (state-space layers)",
     "phi": "it is a Phi-1 or Phi-2 model, an earlier architecture",
 }
 SPLIT_COPIES = {"llama", "mistral"}
+# More than any of the family has, by far: what is beyond them is an attack or a mistake, and is
+# refused before anything of that size is built.
+BOUNDS = {
+    "vocab_size": 1_000_000,
+    "hidden_size": 32_768,
+    "intermediate_size": 262_144,
+    "num_hidden_layers": 256,
+    "num_attention_heads": 512,
+    "num_key_value_heads": 512,
+    "max_position_embeddings": 10_000_000,
+}
+LONGROPES = {"longrope", "su", "yarn"}  # as it was called over time
+LARGEST_CONFIG = 2**20  # bytes of a config.json
 
 
 @dataclass(frozen=True)
@@ -58,8 +85,8 @@ class BaseInfo:
         folder: where it lies on this machine; None for a Hub id not fetched yet.
         commit: the pinned commit of a Hub id.
         parameters: of the whole model.
-        max_length: tokens a conversation may have: `max_position_embeddings`, or 4,096 where
-            LongRoPE would switch factors.
+        max_length: tokens a conversation may have, `max_position_embeddings`.
+        switch: tokens past which LongRoPE takes its long factors; None without LongRoPE.
         cache: where its files are kept; for what is private or gated, a folder of its caller's.
     """
 
@@ -75,6 +102,7 @@ class BaseInfo:
     tied: bool
     max_length: int
     cache: Path | None = None
+    switch: int | None = None
 
     @property
     def head_size(self) -> int:
@@ -225,6 +253,11 @@ def _check_files(path: str, files: list[str]) -> None:
             f"{path} holds ONNX files, made for inference; they cannot be trained. Choose the "
             f"original in safetensors. {NEXT}"
         )
+    if any(Path(file).name.startswith("openvino_") for file in files):
+        raise ModelError(
+            f"{path} holds OpenVINO files, made for inference; they cannot be trained. Choose the "
+            f"original in safetensors. {NEXT}"
+        )
     if endings & {".bin", ".pt", ".pth"}:
         raise ModelError(
             f"{path} holds pickled weights only, which can run code when they are read. Choose a "
@@ -235,15 +268,44 @@ def _check_files(path: str, files: list[str]) -> None:
 
 def _read_config(path: str, file: Path, folder: Path | None, commit: str | None) -> BaseInfo:
     """BaseInfo from a `config.json`; ModelError when it describes something else."""
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path}: its config.json cannot be read: {error}. {NEXT}") from None
+    config = read_config(path, file)
     _check_architecture(path, config)
+    _check_bounds(path, config)
     try:
         return _info(path, config, folder, commit)
-    except (KeyError, TypeError, ZeroDivisionError) as error:
+    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
         raise ModelError(f"{path}: its config.json is incomplete: {error}. {NEXT}") from None
+
+
+def read_config(path: str, file: Path) -> dict[str, Any]:
+    """The settings in a `config.json`, LongRoPE under its name of today.
+
+    Phi-3-mini-128k called it `su` before July 2024, and so do its copies. Raises ModelError.
+    """
+    try:
+        if file.stat().st_size > LARGEST_CONFIG:
+            raise ModelError(f"{path}: its config.json is larger than a mebibyte. {NEXT}")
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"{path}: its config.json cannot be read: {error}. {NEXT}") from None
+    if not isinstance(config, dict):
+        raise ModelError(f"{path}: its config.json holds no settings. {NEXT}")
+    for name in ("rope_scaling", "rope_parameters"):
+        rope = config.get(name)
+        if isinstance(rope, dict) and rope.get("rope_type", rope.get("type")) in LONGROPES:
+            config[name] = rope | {"rope_type": "longrope", "type": "longrope"}
+    return config
+
+
+def _check_bounds(path: str, config: dict[str, Any]) -> None:
+    """Refuse sizes that no model of the family has, before anything of them is built."""
+    for name, most in BOUNDS.items():
+        value = config.get(name)
+        if value is not None and not (type(value) is int and 0 < value <= most):
+            raise ModelError(
+                f"{path}: its config.json says {name} {str(value)[:50]}: expected a whole number "
+                f"from 1 to {most:,}. {NEXT}"
+            )
 
 
 def _check_architecture(path: str, config: dict[str, Any]) -> None:
@@ -258,8 +320,14 @@ def _check_architecture(path: str, config: dict[str, Any]) -> None:
         raise ModelError(
             f"{path}: expected model_type {PHI3.model_type!r}, got {kind!r}: {reason}. {NEXT}"
         )
+    if isinstance(config.get("quantization"), dict):
+        raise ModelError(
+            f"{path} is a copy for MLX, quantized for Apple's chips; it cannot be trained here. "
+            f"Choose the original in safetensors. {NEXT}"
+        )
     if quantization := config.get("quantization_config"):
-        method = quantization.get("quant_method", "an unknown method")
+        known = isinstance(quantization, dict)
+        method = quantization.get("quant_method", "unknown") if known else "unknown"
         raise ModelError(
             f"{path} is already quantized ({method}). Choose the original: model.quantization "
             f"quantizes it while it is loaded. {NEXT}"
@@ -269,7 +337,9 @@ def _check_architecture(path: str, config: dict[str, Any]) -> None:
 def _info(path: str, config: dict[str, Any], folder: Path | None, commit: str | None) -> BaseInfo:
     heads = int(config["num_attention_heads"])
     rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
-    longrope = rope.get("rope_type", rope.get("type")) in {"longrope", "su", "yarn"}
+    longrope = rope.get("rope_type", rope.get("type")) in LONGROPES
+    switch = rope.get("original_max_position_embeddings")
+    switch = switch or config.get("original_max_position_embeddings", LONGROPE_START)
     positions = int(config.get("max_position_embeddings", LONGROPE_START))
     return BaseInfo(
         name=portable_name(path),
@@ -282,5 +352,6 @@ def _info(path: str, config: dict[str, Any], folder: Path | None, commit: str | 
         heads=heads,
         key_value_heads=int(config.get("num_key_value_heads") or heads),
         tied=bool(config.get("tie_word_embeddings", False)),
-        max_length=min(positions, LONGROPE_START) if longrope else positions,
+        max_length=positions,
+        switch=int(switch) if longrope else None,
     )

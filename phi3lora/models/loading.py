@@ -9,12 +9,13 @@ Always transformers' own `Phi3ForCausalLM`, always from safetensors, never with 
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from phi3lora.config import ModelConfig
 from phi3lora.errors import ModelError
-from phi3lora.models.base import BaseInfo, check_base, fetch, resolve_path
+from phi3lora.models.base import BaseInfo, check_base, fetch, read_config, resolve_path
 from phi3lora.models.hardware import (
     GIB,
     Hardware,
@@ -26,6 +27,16 @@ from phi3lora.models.phi3 import PHI3
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+# Bytes: the family's largest vocabulary (200,064 tokens) takes 16 MB, its longest template 4 KB.
+TOKENIZER_BYTES = {
+    "tokenizer.json": 2**26,
+    "tokenizer_config.json": 2**24,
+    "chat_template.jinja": 2**18,
+    "special_tokens_map.json": 2**20,
+    "added_tokens.json": 2**22,
+    "tokenizer.model": 2**25,
+}
 
 
 def load_tokenizer(
@@ -44,10 +55,12 @@ def load_tokenizer(
 
     base = check_base(path, revision, token, cache_folder)
     folder = fetch(base, token, cache_folder, weights=False)
+    _check_sizes(base, folder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{base.name}: its tokenizer cannot be loaded: {error}") from None
+    except Exception as error:  # noqa: BLE001  (a stranger's files raise anything)
+        raise ModelError(f"{base.name}: its tokenizer cannot be loaded: {_words(error)}") from None
+    tokenizer.model_max_length = base.max_length
     tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad_token(tokenizer))
     tokenizer.padding_side = "right"
     return tokenizer
@@ -178,11 +191,14 @@ def _keep_packing_off(model: PreTrainedModel) -> None:
 def _from_folder(folder: Path, base: BaseInfo, options: dict[str, Any]) -> PreTrainedModel:
     """The weights; ModelError when they do not fill the model, or memory does not hold them."""
     import torch
-    from safetensors import SafetensorError
 
     try:
         loaded: Any = PHI3.load_class().from_pretrained(
-            folder, use_safetensors=True, output_loading_info=True, **options
+            folder,
+            use_safetensors=True,
+            output_loading_info=True,
+            **_old_longrope(folder, base),
+            **options,
         )
     except (torch.OutOfMemoryError, MemoryError):
         raise ModelError(
@@ -190,8 +206,8 @@ def _from_folder(folder: Path, base: BaseInfo, options: dict[str, Any]) -> PreTr
             "of that in 4 bits. Set model.quantization to nf4, or free memory by ending what else "
             "uses this device."
         ) from None
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ModelError(f"{base.name} cannot be loaded: {error}") from None
+    except Exception as error:  # noqa: BLE001  (transformers raises anything on odd settings)
+        raise ModelError(f"{base.name} cannot be loaded: {_words(error)}") from None
     model, report = loaded
     if missing := sorted(report["missing_keys"]):
         raise ModelError(
@@ -199,3 +215,31 @@ def _from_folder(folder: Path, base: BaseInfo, options: dict[str, Any]) -> PreTr
             f"{missing[0]}. They are incomplete, or of another model: fetch them again."
         )
     return model
+
+
+def _old_longrope(folder: Path, base: BaseInfo) -> dict[str, Any]:
+    """A config for `from_pretrained` where the checkpoint's own has a name that is not read."""
+    import transformers
+
+    stored = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    rope = stored.get("rope_scaling")
+    if not isinstance(rope, dict) or rope.get("type") != "su":
+        return {}
+    kind: Any = getattr(transformers, PHI3.config_class)
+    return {"config": kind.from_dict(read_config(base.name, folder / "config.json"))}
+
+
+def _check_sizes(base: BaseInfo, folder: Path) -> None:
+    """ModelError for a tokenizer's file of a size that none of the family has."""
+    for name, most in TOKENIZER_BYTES.items():
+        file = folder / name
+        if file.is_file() and file.stat().st_size > most:
+            raise ModelError(
+                f"{base.name}: its {name} has {file.stat().st_size:,} bytes: expected {most:,} at "
+                "most. Choose the original checkpoint."
+            )
+
+
+def _words(error: Exception) -> str:
+    """The first line of what a library says, cut."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

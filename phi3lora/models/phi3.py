@@ -22,6 +22,12 @@ EMBEDDING, HEAD = "embed_tokens", "lm_head"
 STOPS = ("<|end|>", "<|endoftext|>", "<|assistant|>", "<|im_end|>")
 # Tokens that no conversation holds, so padding with them hides nothing that is learnt.
 PADS = ("<unk>", "<|placeholder1|>", "<|dummy_0|>", "<|dummy_85|>", "<|pad|>")
+# What a model writes inside its answers, as tokens of their own: thoughts, and calls of tools.
+MARKS = (
+    *("<think>", "</think>"),
+    *("<|tool|>", "<|/tool|>", "<|tool_call|>", "<|/tool_call|>"),
+    *("<|tool_response|>", "<|/tool_response|>"),
+)
 # LongRoPE switches to its long factors past this many positions, unless the config says another.
 LONGROPE_START = 4096
 
@@ -70,7 +76,7 @@ class Family:
 
     Attributes:
         model_type: as `config.json` says it.
-        model_class: of transformers.
+        model_class, config_class: of transformers.
         attention_class: of the module that holds the attention's projections.
         blocks: the linear layers of a decoder layer, and the module each lies in.
         fused: projections that hold several, and those in the order of their rows.
@@ -78,6 +84,7 @@ class Family:
 
     model_type: str
     model_class: str
+    config_class: str
     attention_class: str
     blocks: Mapping[str, str]
     fused: Mapping[str, tuple[str, ...]]
@@ -130,6 +137,7 @@ class Family:
 PHI3 = Family(
     model_type="phi3",
     model_class="Phi3ForCausalLM",
+    config_class="Phi3Config",
     attention_class="Phi3Attention",
     blocks={QKV: "self_attn", OUT: "self_attn", GATE_UP: "mlp", DOWN: "mlp"},
     fused={QKV: ("q", "k", "v"), GATE_UP: ("gate", "up")},

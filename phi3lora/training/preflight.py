@@ -191,7 +191,8 @@ def _model_checks(config: RunConfig, base: Any, hardware: Any) -> list[Check]:
             checks[0] = Check(
                 "Model",
                 "amber",
-                f"{base.name} reads {base.max_length:,} tokens.",
+                f"{base.name} reads {base.max_length:,} tokens; longer conversations are cut "
+                "there.",
                 "Lower the length limit to that.",
             )
     if hardware:
