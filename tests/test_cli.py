@@ -15,14 +15,18 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+import phi3lora
 from phi3lora import cli
+from phi3lora.app.preflights import PreflightPool
+from phi3lora.chat.options import Pair
+from phi3lora.cli.reference import command_page, option_page
 from phi3lora.config import RunConfig
 from phi3lora.errors import TrainingError
-from phi3lora.reference import command_page, option_page
 from phi3lora.runs.queue import Queue
 from phi3lora.runs.store import LOCAL, RunStore, open_run
 from phi3lora.settings import Settings
-from tests import fake_training
+from phi3lora.training.preflight import Check, Preflight
+from tests import fake_training, stage
 from tests.fake_training import config, wait, wait_for
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -34,6 +38,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: Settings) ->
     fake_training.install(tmp_path / "fake", monkeypatch)
     monkeypatch.setenv("PHI3LORA_HOME", str(settings.home))
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(PreflightPool, "preflight", lambda *_: Preflight([]))
     yield settings
     fake_training.kill_all(RunStore(settings))
 
@@ -95,7 +100,7 @@ def test_a_failed_run(home: Settings, tmp_path: Path, title: str, status: int, s
 
 def test_ctrl_c_saves_and_the_same_command_goes_on(home: Settings, tmp_path: Path) -> None:
     file = write(tmp_path / "run.yaml", "slow")
-    process = start("train", file, "--output", tmp_path / "out", "--json")
+    process = start("train", "--force", file, "--output", tmp_path / "out", "--json")
     assert process.stdout
     while '"kind": "step"' not in process.stdout.readline():
         pass
@@ -107,7 +112,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(home: Settings, tmp_path: Pat
     assert "Traceback" not in errors
     run = open_run(tmp_path / "out")
     assert run.status == "stopped"
-    again = start("train", file, "--output", tmp_path / "out", "--json")
+    again = start("train", "--force", file, "--output", tmp_path / "out", "--json")
     assert again.stdout
     assert json.loads(again.stdout.readline())["kind"] == "step", "old events are not shown again"
     call("runs", "stop", run.id)
@@ -117,14 +122,14 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(home: Settings, tmp_path: Pat
 
 def test_a_killed_terminal_leaves_the_run(home: Settings, tmp_path: Path) -> None:
     file = write(tmp_path / "run.yaml", "slow")
-    process = start("train", file, "--output", tmp_path / "out", "--json")
+    process = start("train", "--force", file, "--output", tmp_path / "out", "--json")
     assert process.stdout
     process.stdout.readline()
     process.kill()
     process.communicate()
     run = open_run(tmp_path / "out")
     assert run.status == "running"
-    again = start("train", file, "--output", tmp_path / "out", "--json")
+    again = start("train", "--force", file, "--output", tmp_path / "out", "--json")
     assert again.stdout
     assert json.loads(again.stdout.readline())["kind"] == "step"
     fake_training.kill(run)
@@ -218,6 +223,105 @@ def test_chat(home: Settings, tmp_path: Path) -> None:
     assert "adapter_config.json" in call(*arguments, status=2).stderr
 
 
+def test_red_checks_end_with_status_2_and_make_no_run(
+    home: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    red = Preflight([Check("Data", "red", "There is no file rows.jsonl.", "Name another.")])
+    monkeypatch.setattr(PreflightPool, "preflight", lambda *_: red)
+    file = write(tmp_path / "run.yaml", "quick")
+    said = call("train", file, "--output", "out", status=2).stderr
+    assert "Not launched." in said
+    assert "Data: There is no file rows.jsonl. Name another." in said
+    assert RunStore(home).all() == []
+    assert not (tmp_path / "out").exists()
+    call("train", file, "--output", "out", "--force")
+    assert open_run(tmp_path / "out").status == "finished"
+
+
+def test_a_misspelt_file_is_found_out_before_there_is_a_run(home: Settings) -> None:
+    """The real checks, in the helper process."""
+    command = ["train", "pocket", "--set", "data.path=nowhere.jsonl"]
+    process = start(*command)
+    _, errors = process.communicate(timeout=240)
+    assert (process.returncode, RunStore(home).all()) == (2, [])
+    assert "nowhere.jsonl" in errors
+    assert "Traceback" not in errors
+
+
+def test_the_base_answers_alone(home: Settings) -> None:
+    arguments = ["chat", "--model", "pocket", "--prompt", "Name a colour.", "--max-new-tokens", "8"]
+    shown = call(*arguments).stdout
+    assert shown.startswith("base: ")
+    assert "tuned" not in shown
+    said = json.loads(call(*arguments, "--json").stdout)
+    assert said["base"]
+    assert said["tuned"] == ""
+
+
+def test_a_blind_vote_at_the_terminal(
+    home: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Made:
+        def load(self, *_: Any, **__: Any) -> list[str]:
+            return []
+
+        def reply(self, *_: Any, **__: Any) -> Iterator[Pair]:
+            yield Pair("plain", "arr", True, True)
+
+    monkeypatch.setattr("phi3lora.app.comparing.Comparing.engine", lambda self: Made())
+    monkeypatch.setattr("phi3lora.app.comparing.secrets.choice", lambda sides: "tuned")
+    run = stage.finished(RunStore(home))
+    arguments = ["chat", "--adapter", run.id, "--blind"]
+    result = CliRunner().invoke(cli.app, arguments, input="Hello\na\n\n")
+    assert result.exit_code == 0, result.output
+    shown = result.stdout.replace("you: ", "")
+    assert shown.startswith("A: arr\n\nB: plain\n")
+    assert "A was tuned, B was base." in shown
+    votes = (home.home / "votes.jsonl").read_text()
+    assert json.loads(votes)["choice"] == "left"
+    assert "name an --adapter" in call("chat", "--blind", status=2).stderr
+
+
+def test_an_adapter_on_the_hub_is_known_by_its_name(home: Settings) -> None:
+    said = call("chat", "--adapter", "ann/pirate", "--prompt", "Hello", status=2).stderr
+    assert "ann/pirate" in said
+    assert "no run" not in said, "it is the Hub that was asked"
+
+
+def test_version() -> None:
+    assert call("--version").stdout == f"phi3lora {phi3lora.__version__}\n"
+
+
+def test_a_finished_run_has_no_time_left(home: Settings) -> None:
+    run = stage.finished(RunStore(home))
+    shown = json.loads(call("runs", "show", run.id, "--json").stdout)
+    assert shown["loss"] == pytest.approx(stage._loss(stage.STEPS))
+    assert "seconds_left" not in shown
+    running = stage.running(RunStore(home))
+    assert json.loads(call("runs", "show", running.id, "--json").stdout)["seconds_left"] > 0
+
+
+def test_every_help_line_is_a_sentence() -> None:
+    """Understood without its title: it begins with a capital and ends with a full stop."""
+    root = typer.main.get_command(cli.app)
+
+    def lines(command: Any, path: str) -> Iterator[tuple[str, str]]:
+        yield path, command.help or ""
+        for parameter in command.params:
+            if parameter.name not in ("help", "folder"):
+                yield f"{path} {parameter.name}", parameter.help or ""
+        for name, inner in getattr(command, "commands", {}).items():
+            yield from lines(inner, f"{path} {name}")
+
+    wrong = [
+        path
+        for path, text in lines(root, "phi3lora")
+        if not (text and (text[0].isupper() or text[0] == "`") and text.rstrip().endswith("."))
+        or len(text.split()) < 4
+    ]
+    assert wrong == []
+
+
 def test_a_run_without_an_adapter_has_nothing_to_say(home: Settings) -> None:
     run = RunStore(home).create(config())
     said = call("chat", "--adapter", run.id, "--prompt", "Hello", status=2).stderr
@@ -274,7 +378,7 @@ def test_one_place_turns_errors_into_a_status(monkeypatch: pytest.MonkeyPatch) -
         def fail() -> None:
             raise error
 
-        monkeypatch.setattr(cli, "recipes", fail)
+        monkeypatch.setattr("phi3lora.cli.data.recipes", fail)
 
     raises(TrainingError("no memory"))
     assert call("recipes", status=1).stderr == "Error: no memory\n"

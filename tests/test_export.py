@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from phi3lora import cli
+from phi3lora.cli.training import end_as
 from phi3lora.config import RunConfig
 from phi3lora.lora.adapters import attach_adapter, load_adapter, save_adapter
 from phi3lora.models.loading import load_model, load_tokenizer
@@ -202,7 +202,7 @@ def test_chat_with_a_model_that_was_trained_whole(home: Settings) -> None:
 def test_the_end_of_a_run_names_what_it_left(
     home: Settings, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    cli._end_as(ended(home))
+    end_as(ended(home))
     assert "Adapter: " in capsys.readouterr().err
-    cli._end_as(ended(home, adapter="none"))
+    end_as(ended(home, adapter="none"))
     assert f"Model: {home.home}" in capsys.readouterr().err

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
+import importlib
+import re
+import typing
 from pathlib import Path
 
 import pytest
+from pydantic import BaseModel
 
 PACKAGE = Path(__file__).parent.parent / "phi3lora"
 # Top to bottom; within a layer, from the last that may import to the first.
@@ -16,6 +21,7 @@ LAYERS = {
     "settings": 0,
     "redaction": 0,
     "isolation": 0,
+    "words": 0,
     "models.phi3": 0,  # a table that imports nothing, so that the configuration may ask it
     "strict_yaml": 0,
     "arguments": 0,
@@ -24,6 +30,7 @@ LAYERS = {
     "config": 1,
     "recipes": 1,
     "events": 1,
+    "wording": 1,
     "hub.client": 2,  # what data/ and models/ need of the Hub; the rest of hub/ stands above them
     "data": 2,
     "models": 2,
@@ -35,13 +42,12 @@ LAYERS = {
     "runs": 4,
     "app": 5,
     "ui": 6,
-    "terminal": 6,
-    "reference": 6,
     "cli": 6,
     "__main__": 6,
 }
 PLACE = {name: place for place, name in enumerate(LAYERS)}
 HEAVY = {"torch", "transformers", "peft", "trl", "bitsandbytes", "datasets", "accelerate"}
+MARKUP = re.compile(r"</?(?:div|span|p|b|i|a|br|pre|table|tr|td|ul|li|h[1-6]|button|img)[ />]")
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 
@@ -120,3 +126,60 @@ def test_heavy_imports_wait(file: Path) -> None:
     if LAYERS.get(part_of(module_name(file)) or "", 0) not in (2, 3):
         heavy = {name.split(".")[0] for name in imports(file, top_level_only=True)} & HEAVY
         assert not heavy
+
+
+# What the faces may take from below the application: types and plain data, and nothing that acts.
+FREE = {"errors", "settings", "words", "versions", "isolation", "config", "legacy", "recipes"}
+FREE |= {"events", "wording", "strict_yaml"}
+FACES = [file for file in MODULES if part_of(module_name(file)) in ("ui", "cli")]
+DATA = (str, int, float, tuple, frozenset, dict)
+
+
+def is_plain(value: object) -> bool:
+    """A type that holds data, the name of some values, or the values themselves."""
+    if isinstance(value, type):
+        pure = dataclasses.is_dataclass(value) or issubclass(value, BaseModel)
+        return pure or issubclass(value, Exception) or value in (str, int)
+    return typing.get_origin(value) is typing.Literal or isinstance(value, DATA)
+
+
+@pytest.mark.parametrize("file", FACES, ids=module_name)
+def test_pages_and_commands_call_the_application_and_nothing_below_it(file: Path) -> None:
+    for name in imports(file):
+        part = part_of(name)
+        if part is None or part in FREE | {"app", "ui", "cli"} or name == "phi3lora.words":
+            continue
+        module, _, attribute = name.rpartition(".")
+        value = getattr(importlib.import_module(module), attribute, None)
+        assert is_plain(value), f"{module_name(file)} calls {name}: let app/ do that"
+
+
+@pytest.mark.parametrize("file", MODULES, ids=module_name)
+def test_no_widget_command_or_markup_below_the_faces(file: Path) -> None:
+    if part_of(module_name(file)) in ("ui", "cli", "__main__"):
+        return
+    found = {name.split(".")[0] for name in imports(file)} & {"gradio", "typer"}
+    assert not found
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    documentation = {
+        id(node.body[0].value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+        and node.body
+        and isinstance(node.body[0], ast.Expr)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            markup = MARKUP.search(node.value)
+            assert id(node) in documentation or not markup, f"HTML in {file}: {node.value!r}"
+
+
+def test_the_rules_find_what_they_forbid(tmp_path: Path) -> None:
+    from phi3lora.runs.queue import Queue
+    from phi3lora.runs.store import ACTIVE, Run, open_run
+    from phi3lora.training.preflight import Level
+
+    assert [is_plain(value) for value in (Run, ACTIVE, Level)] == [True] * 3
+    assert [is_plain(value) for value in (Queue, open_run, None)] == [False] * 3
+    assert MARKUP.search('<div class="card">')
+    assert not MARKUP.search("<|user|>")

@@ -7,8 +7,9 @@ import io
 import pytest
 from rich.console import Console
 
-from phi3lora import terminal
+from phi3lora import words
 from phi3lora.chat.options import Pair
+from phi3lora.cli import terminal
 from phi3lora.events import (
     Ended,
     Evaluated,
@@ -21,7 +22,8 @@ from phi3lora.events import (
     Stage,
     Step,
 )
-from phi3lora.runs.wording import describe, duration
+from phi3lora.wording import describe
+from phi3lora.words import duration
 
 LOADED = Loaded(
     device="cuda",
@@ -70,7 +72,7 @@ PREPARED = Prepared(
                 seconds_left=61.2,
             ),
             "step 3/9, loss 1.2346, learning rate 2.00e-04, gradient 0.500, 1,234 tokens/s, "
-            "1 min 1 s left",
+            "1 min 01 s left",
         ),
         (Evaluated(step=4, loss=1.5), "held-out rows at step 4: loss 1.5000"),
         (
@@ -89,19 +91,19 @@ def test_events_in_words(event: Event, said: str) -> None:
 def test_durations() -> None:
     assert [duration(seconds) for seconds in (0.4, 59.6, 3599, 7500)] == [
         "0 s",
-        "1 min 0 s",
+        "1 min 00 s",
         "59 min 59 s",
-        "2 h 5 min",
+        "2 h 05 min",
     ]
 
 
 def test_figures_with_units() -> None:
     figures = {"memory_bytes": 3 * 2**29, "seconds": 61.0, "steps": 1000, "total_bytes": None}
     said = terminal.with_units(figures)
-    assert said == {"memory": "1.5 GiB", "time": "1 min 1 s", "steps": 1000, "total_bytes": None}
-    assert terminal.size(1023) == "1023 B"
-    assert terminal.size(2048) == "2 KiB"
-    assert terminal.words({"p50": 1200, "share": 0.123456789, "ok": True}) == (
+    assert said == {"memory": "1.5 GB", "time": "1 min 01 s", "steps": 1000, "total_bytes": None}
+    assert words.size(1023) == "1023 B"
+    assert words.size(2048) == "2 KB"
+    assert terminal.plain({"p50": 1200, "share": 0.123456789, "ok": True}) == (
         "p50 1,200, share 0.123457, ok True"
     )
 

@@ -16,6 +16,7 @@ from typing import Any
 import gradio as gr
 import pytest
 
+from phi3lora import words
 from phi3lora.app.application import Application
 from phi3lora.app.callers import Caller, Callers, Session, check_may_train
 from phi3lora.app.comparing import Comparing, Subject
@@ -32,7 +33,7 @@ from phi3lora.recipes import load_recipe
 from phi3lora.runs.permission import check_paths
 from phi3lora.settings import Settings
 from phi3lora.training.preflight import Check, Preflight
-from phi3lora.ui import compare_page, runs_page, show, train_page
+from phi3lora.ui import compare_page, runs_page, train_page
 from phi3lora.ui.app import build
 from phi3lora.ui.compare_page import Match
 from phi3lora.ui.watch import OriginGuard
@@ -754,17 +755,17 @@ def test_foreign_pages_change_nothing(method: str, origin: str | None, status: i
 @pytest.mark.parametrize(
     ("value", "text"),
     [
-        (show.duration(9.4), "9 s"),
-        (show.duration(75), "1 min 15 s"),
-        (show.duration(3900), "1 h 05 min"),
-        (show.duration(90_000), "1 day 1 h"),
-        (show.size(512), "512 B"),
-        (show.size(3_221_225_472), "3.0 GB"),
-        (show.short_count(9_963), "9,963"),
-        (show.short_count(3_812_000), "3.8 M"),
-        (show.figure(None), "–"),
-        (show.figure(0.00012), "1.2e-04"),
-        (show.signed(-3.0941), "−3.094"),
+        (words.duration(9.4), "9 s"),
+        (words.duration(75), "1 min 15 s"),
+        (words.duration(3900), "1 h 05 min"),
+        (words.duration(90_000), "1 day 1 h"),
+        (words.size(512), "512 B"),
+        (words.size(3_221_225_472), "3.0 GB"),
+        (words.short_count(9_963), "9,963"),
+        (words.short_count(3_812_000), "3.8 M"),
+        (words.figure(None), "–"),
+        (words.figure(0.00012), "1.2e-04"),
+        (words.signed(-3.0941), "−3.094"),
     ],
 )
 def test_numbers_have_units(value: str, text: str) -> None:

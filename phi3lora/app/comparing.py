@@ -9,6 +9,7 @@ for pair in comparing.reply(subject, base, tuned, options, caller=caller): ...
 from __future__ import annotations
 
 import json
+import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from phi3lora.app.callers import Caller, Callers
 from phi3lora.app.views import Follower
 from phi3lora.app.working import Put, in_thread
-from phi3lora.chat.options import Options, Pair
+from phi3lora.chat.options import Options, Pair, Side
 from phi3lora.chat.votes import Tally, Vote, VoteBook
 from phi3lora.config import POCKET, ModelConfig
 from phi3lora.errors import AccessError, AdapterError, Phi3LoraError, RunError
@@ -27,6 +28,7 @@ from phi3lora.hub.access import stored_token
 from phi3lora.hub.adapters import fetch_adapter
 from phi3lora.hub.client import is_hub_id
 from phi3lora.lora.folder import read_adapter_config
+from phi3lora.lora.result import result_in
 from phi3lora.models import pocket
 from phi3lora.runs.store import ID, Run, RunStore, open_run
 from phi3lora.settings import Settings
@@ -34,7 +36,7 @@ from phi3lora.settings import Settings
 if TYPE_CHECKING:
     from phi3lora.chat.whole import Chat
 
-Kind = Literal["base", "adapter", "model"]
+Kind = Literal["base", "adapter", "loralib", "model"]
 ANSWER_FRAME = 0.08  # seconds between two looks at a growing answer
 FEW = 3  # prompts of a report, below which the pocket model's are suggested too
 LONGEST_PROMPT = 160
@@ -59,6 +61,30 @@ class Subject:
 
 
 BASE_ALONE = Subject(ModelConfig())
+
+
+@dataclass(frozen=True)
+class Sides:
+    """Who stands on which side, and which pair of answers it is.
+
+    Attributes:
+        left: whose answer is on the left.
+        pair: any name that no other pair of answers has; a vote is counted once for each.
+    """
+
+    left: Side = "base"
+    pair: str = ""
+
+    @property
+    def order(self) -> tuple[Side, Side]:
+        """Left and right."""
+        return ("base", "tuned") if self.left == "base" else ("tuned", "base")
+
+
+def draw_sides(*, blind: bool) -> Sides:
+    """Sides for a new pair of answers: the base is left, unless nobody shall know."""
+    left: Side = secrets.choice(("base", "tuned")) if blind else "base"
+    return Sides(left, secrets.token_hex(8))
 
 
 class Comparing:
@@ -240,14 +266,14 @@ class ComparingOne(Comparing):
 
 def subject_of(run: Run) -> Subject:
     """What a run made, beside its base. RunError while there is nothing whole."""
-    return Subject(run.config.model, run.result.ready(), run.result.noun, run.title)
+    return Subject(run.config.model, run.result.ready(), run.result.kind, run.title)
 
 
 def _in_folder(folder: Path) -> Subject:
     """A run, an adapter or a whole model that lies in a folder of this machine."""
     if (folder / "state.json").exists():
         return subject_of(open_run(folder))
-    if (folder / "config.json").is_file() and not (folder / "adapter_config.json").is_file():
+    if result_in(folder).kind == "model":
         return Subject(ModelConfig(path=_base_on_card(folder)), folder, "model", folder.name)
     base = read_adapter_config(folder).get("base_model_name_or_path") or POCKET
     return Subject(ModelConfig(path=str(base)), folder, "adapter", folder.name)

@@ -21,6 +21,7 @@ from phi3lora.config import RunConfig
 from phi3lora.errors import Phi3LoraError, RunError
 from phi3lora.hub.backup import RunRepo, list_runs
 from phi3lora.runs.copies import restore
+from phi3lora.runs.life import holder
 from phi3lora.runs.permission import check_paths
 from phi3lora.runs.queue import Queue
 from phi3lora.runs.store import ACTIVE, LOCAL, Run, RunStore, open_run, with_whole_paths
@@ -69,6 +70,10 @@ class Launching:
     def position(self, run: Run) -> int | None:
         """Its place in the queue, from 1; None if it does not wait."""
         return self.queue.position(run)
+
+    def process(self, run: Run) -> int | None:
+        """The process that computes it, or waits to, on this machine."""
+        return holder(run.folder) if run.status in ACTIVE else None
 
     # Before a run, and its beginning
 

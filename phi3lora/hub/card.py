@@ -13,6 +13,7 @@ from __future__ import annotations
 import io
 from typing import Any
 
+from phi3lora import words
 from phi3lora.errors import HubError
 from phi3lora.hub.facts import Facts, Origin
 from phi3lora.redaction import redact
@@ -20,7 +21,6 @@ from phi3lora.redaction import redact
 PICTURE = "loss.png"
 MARK = "phi3lora"  # the tag by which we know our own
 LONGEST_SAMPLE = 600  # letters
-GIB = 2**30
 # Names under which the Hub knows our figures.
 METRICS = {
     "loss": "loss",
@@ -218,8 +218,11 @@ def _how(facts: Facts, picture: bool) -> str:
                 f"{loaded.trainable_parameters:,} of {loaded.total_parameters:,} ({share:.2%})",
             ),
         ]
-    rows += [("Steps", f"{facts.steps:,}"), ("Time", _duration(facts.seconds))]
-    rows += [("Most memory", f"{facts.peak_memory / GIB:.1f} GiB" if facts.peak_memory else "")]
+    rows += [
+        ("Steps", f"{facts.steps:,}"),
+        ("Time", words.duration(facts.seconds) if facts.seconds else ""),
+    ]
+    rows += [("Most memory", words.size(facts.peak_memory) if facts.peak_memory else "")]
     rows += [("Versions", ", ".join(f"{name} {v}" for name, v in facts.versions.items()))]
     cells = [f"| `{name}` | {_cell(value)} |" for name, _, value in facts.options]
     options = "\n".join(["| option | value |\n| --- | --- |", *cells])
@@ -259,14 +262,6 @@ def _table(rows: list[tuple[str, str]]) -> str:
 def _cell(text: str) -> str:
     """Text in a table: nothing in it may end the cell."""
     return text.replace("|", "\\|").replace("\n", " ")
-
-
-def _duration(seconds: float) -> str:
-    if not seconds:
-        return ""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
 def check_card(text: str) -> None:

@@ -36,8 +36,8 @@ from phi3lora.runs.permission import check_paths
 from phi3lora.runs.queue import waiting_runs
 from phi3lora.runs.redaction import RedactedStream, redact, redact_event
 from phi3lora.runs.store import Run, RunStore, changed, open_run
-from phi3lora.runs.wording import describe
 from phi3lora.settings import Settings
+from phi3lora.wording import describe
 
 logger = logging.getLogger("phi3lora.runs.worker")
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from phi3lora import words
 from phi3lora.config import RunConfig
 from phi3lora.data.plan import check_held_out
 from phi3lora.errors import Phi3LoraError
@@ -219,13 +220,13 @@ def _memory_checks(hardware: Any, estimate: Any) -> list[Check]:
     if not hardware or not estimate:
         return []
     need, free = estimate.memory_bytes, hardware.memory_free
-    found = f"About {_size(need)} needed, {_size(free)} free."
+    found = f"About {words.size(need)} needed, {words.size(free)} free."
     if estimate.memory_bytes > hardware.memory_total:
         return [
             Check(
                 "Memory",
                 "red",
-                f"{found} The device has {_size(hardware.memory_total)}.",
+                f"{found} The device has {words.size(hardware.memory_total)}.",
                 "Choose NF4, a smaller batch or length limit, or gradient checkpointing.",
             )
         ]
@@ -241,18 +242,13 @@ def _memory_checks(hardware: Any, estimate: Any) -> list[Check]:
     return [Check("Memory", "green", found)]
 
 
-def _size(number: float) -> str:
-    """Bytes as `3.0 GB`, or `12 MB` where that is little."""
-    return f"{number / GIB:.1f} GB" if number >= GIB else f"{number / 2**20:.0f} MB"
-
-
 def _disk_check(config: RunConfig, home: Path, estimate: Any) -> Check:
     """Whether checkpoints and the adapter fit on the disk of the run folder."""
     folder = next(parent for parent in (home, *home.parents) if parent.exists())
     free = shutil.disk_usage(folder).free
     kept = config.training_config.save_total_limit or 10
     need = (kept + 1) * OPTIMIZER_BYTES * (estimate.trainable if estimate else 0)
-    found = f"{free / GIB:.0f} GB free, {_size(need)} needed for checkpoints."
+    found = f"{words.size(free)} free, {words.size(need)} needed for checkpoints."
     if need > free:
         return Check("Disk", "red", found, "Make room, or keep fewer checkpoints.")
     if free - need < GIB:

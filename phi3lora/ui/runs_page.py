@@ -15,6 +15,7 @@ from typing import Any
 
 import gradio as gr
 
+from phi3lora import words
 from phi3lora.app.application import Application
 from phi3lora.app.views import RunView
 from phi3lora.errors import HubError, Phi3LoraError, RunError
@@ -349,7 +350,7 @@ def run_list(runs: list[Run], chosen: str) -> str:
         items.append(
             f'<a href="runs?run={show.text(run.id)}" data-run="{show.text(run.id)}"{current}>'
             f"<b>{show.text(run.title)}</b>{show.badge(status, COLOURS[status])}"
-            f"<small>{show.ago(now - run.state.created)}</small></a>"
+            f"<small>{words.ago(now - run.state.created)}</small></a>"
         )
     return f'<h2 class="list-title">Runs</h2><nav class="run-list">{"".join(items)}</nav>'
 
@@ -359,7 +360,7 @@ def kept_list(kept: list[RunRepo]) -> str:
     now = time.time()
     items = "".join(
         f"<li><div><b>{show.text(run.title or run.id)}</b>"
-        f"<small>{kept_state(run)} · {show.ago(now - run.created)}</small></div>"
+        f"<small>{kept_state(run)} · {words.ago(now - run.created)}</small></div>"
         f'<button type="button" class="chip" data-repo="{show.text(run.repo)}">Bring back</button>'
         "</li>"
         for run in kept
@@ -462,16 +463,16 @@ def progress_bar(status: str, view: RunView, position: int | None) -> str:
         waits = f"number {position} in line" if position else "waiting for its turn"
         return show.progress(0.0, f"Queued, {waits}", "", "idle")
     if status == "finished":
-        took = show.duration(view.ended.seconds) if view.ended else ""
+        took = words.duration(view.ended.seconds) if view.ended else ""
         return show.progress(1.0, "Finished", f"took {took}" if took else done, "done")
     if status in ACTIVE:
         if stage is not None:
             return show.progress(stage.fraction, stage.name.capitalize(), done)
-        left = f"{show.duration(step.seconds_left)} left" if step and step.seconds_left else ""
-        words = {"stopping": "Saving, then stopping"}.get(
+        left = f"{words.duration(step.seconds_left)} left" if step and step.seconds_left else ""
+        doing = {"stopping": "Saving, then stopping"}.get(
             status, f"Training, {done}" if step else "Starting"
         )
-        return show.progress(fraction if step else None, words, left)
+        return show.progress(fraction if step else None, doing, left)
     return show.progress(fraction, status.capitalize(), done, "idle")
 
 
@@ -480,9 +481,9 @@ def figures(view: RunView, active: bool) -> list[tuple[str, str]]:
     pairs = []
     if step := view.step:
         loss = step.loss if step.loss is not None else _last(view.losses)
-        pairs.append(("Loss", show.figure(loss)))
+        pairs.append(("Loss", words.figure(loss)))
         if view.evaluated:
-            pairs.append(("Held-out loss", show.figure(view.evaluated.loss)))
+            pairs.append(("Held-out loss", words.figure(view.evaluated.loss)))
         if step.token_accuracy is not None:
             pairs.append(("Right tokens", f"{100 * step.token_accuracy:.0f} %"))
         if step.tokens_per_second:
@@ -491,9 +492,9 @@ def figures(view: RunView, active: bool) -> list[tuple[str, str]]:
         if active and step.learning_rate is not None:
             pairs.append(("Learning rate", f"{step.learning_rate:.1e}"))
         if active and step.grad_norm is not None:
-            pairs.append(("Gradient norm", show.figure(step.grad_norm, 2)))
+            pairs.append(("Gradient norm", words.figure(step.grad_norm, 2)))
     if view.ended and view.ended.peak_memory:
-        pairs.append(("Peak memory", show.size(view.ended.peak_memory)))
+        pairs.append(("Peak memory", words.size(view.ended.peak_memory)))
     return pairs
 
 
@@ -560,12 +561,12 @@ VERDICTS = {
 
 def report_html(report: dict[str, Any]) -> str:
     """Verdict, table of figures, and sample answers side by side."""
-    colour, words = VERDICTS.get(str(report.get("verdict")), ("grey", "No verdict"))
+    colour, verdict = VERDICTS.get(str(report.get("verdict")), ("grey", "No verdict"))
     rows = report.get("rows", 0)
     body = [
         '<div class="section-head"><div><h2>Base against tuned</h2>'
-        f"<p>On {show.count(rows)} held-out rows that were not trained on.</p></div></div>",
-        f'<p class="verdict">{show.badge(words, colour)}</p>',
+        f"<p>On {words.count(rows)} held-out rows that were not trained on.</p></div></div>",
+        f'<p class="verdict">{show.badge(verdict, colour)}</p>',
         comparison_table(report.get("comparisons", [])),
         *samples("Gained most", report.get("gained", [])),
         *samples("Lost most", report.get("lost", [])),
@@ -578,10 +579,10 @@ def comparison_table(comparisons: list[dict[str, Any]]) -> str:
     rows = [
         (
             str(item["title"]),
-            show.figure(item["base"]),
-            show.figure(item["tuned"]),
-            show.signed(item["difference"]),
-            f"{show.signed(item['low'])} to {show.signed(item['high'])}",
+            words.figure(item["base"]),
+            words.figure(item["tuned"]),
+            words.signed(item["difference"]),
+            f"{words.signed(item['low'])} to {words.signed(item['high'])}",
             item["verdict"],
         )
         for item in comparisons

@@ -17,6 +17,7 @@ from typing import Any
 
 import gradio as gr
 
+from phi3lora import words
 from phi3lora.app.application import Application
 from phi3lora.app.datasets import NO_PARTS, Suggestion
 from phi3lora.config import POCKET, RunConfig
@@ -444,9 +445,9 @@ def dataset_line(suggestion: Suggestion) -> str:
         found.id,
         "used lately" if suggestion.used_lately else "",
         found.rows and f"{found.rows} rows",
-        found.downloads and f"{show.short_count(found.downloads)} downloads",
-        found.likes and f"{show.short_count(found.likes)} likes",
-        found.size and show.size(found.size),
+        found.downloads and f"{words.short_count(found.downloads)} downloads",
+        found.likes and f"{words.short_count(found.likes)} likes",
+        found.size and words.size(found.size),
         found.licence,
         "gated" if found.gated else "",
         "private" if found.private else "",
@@ -524,7 +525,7 @@ def data_summary(config: RunConfig, look: Preflight) -> str:
     share = 100 * inspection.supervised_tokens / max(1, inspection.total_tokens)
     pairs = [
         ("Conversations", kept),
-        ("Tokens", show.short_count(inspection.total_tokens)),
+        ("Tokens", words.short_count(inspection.total_tokens)),
         ("Supervised", f"{share:.0f} %"),
         ("Median length", f"{inspection.tokens['p50']:,.0f} tokens"),
         ("Longest", f"{inspection.tokens['max']:,.0f} tokens"),
@@ -593,14 +594,16 @@ def estimate_facts(estimate: Any) -> str:
         return ""
     share = 100 * estimate.trainable / max(1, estimate.total)
     pairs = [
-        ("Memory", show.size(estimate.memory_bytes)),
-        ("Trained", f"{show.short_count(estimate.trainable)} ({share:.2g} %)"),
+        ("Memory", words.size(estimate.memory_bytes)),
+        ("Trained", f"{words.short_count(estimate.trainable)} ({share:.2g} %)"),
     ]
     if estimate.steps:
         about = "" if estimate.exact else "about "
-        pairs.append(("Updates", about + show.count(estimate.steps)))
-    known = estimate.seconds is not None
-    pairs.append(("Time", f"~ {show.duration(estimate.seconds)}" if known else "after a first run"))
+        pairs.append(("Updates", about + words.count(estimate.steps)))
+    if estimate.seconds is None:
+        pairs.append(("Time", "known after a first run"))
+    else:
+        pairs.append(("Time", f"~ {words.duration(estimate.seconds)}"))
     return f'<div class="estimate">{show.facts(pairs)}</div>'
 
 

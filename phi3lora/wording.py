@@ -5,6 +5,7 @@ describe(Step(step=5, total_steps=80, loss=2.1))   →   "step 5/80, loss 2.1000
 
 from __future__ import annotations
 
+from phi3lora import words
 from phi3lora.events import (
     Ended,
     Evaluated,
@@ -44,15 +45,6 @@ def describe(event: Event) -> str:
     return event.kind
 
 
-def duration(seconds: float) -> str:
-    """`48 s`, `3 min 20 s`, `2 h 5 min`."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
-
-
 def _prepared(event: Prepared) -> str:
     parts = [
         f"{event.train_rows:,} rows to train on, {event.test_rows:,} held out",
@@ -86,5 +78,5 @@ def _step(event: Step) -> str:
     if event.tokens_per_second is not None:
         parts.append(f"{event.tokens_per_second:,.0f} tokens/s")
     if event.seconds_left is not None:
-        parts.append(f"{duration(event.seconds_left)} left")
+        parts.append(f"{words.duration(event.seconds_left)} left")
     return ", ".join(parts)

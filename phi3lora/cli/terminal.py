@@ -8,8 +8,7 @@ with show_progress(as_json=False) as show:
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
@@ -20,12 +19,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from phi3lora.chat.options import Pair
+from phi3lora import words
+from phi3lora.chat.options import Pair, Side
 from phi3lora.events import Event, Stage, Step
 from phi3lora.hub.access import Found
 from phi3lora.hub.backup import RunRepo
 from phi3lora.runs.store import Run
-from phi3lora.runs.wording import describe, duration
+from phi3lora.wording import describe
 
 Show = Callable[[Event], None]
 SUPERVISED = "bold green"
@@ -71,7 +71,7 @@ def _bar(console: Console) -> Iterator[Show]:
             if isinstance(event, Step):
                 loss = f"loss {event.loss:.4f} · " if event.loss is not None else loss
                 left = event.seconds_left
-                figures = loss + (f"{duration(left)} left" if left is not None else "")
+                figures = loss + (f"{words.duration(left)} left" if left is not None else "")
                 progress.update(
                     task,
                     description="training",
@@ -91,7 +91,7 @@ def print_runs(runs: Iterable[Run]) -> None:
     """A table of runs, newest first."""
     table = Table("run", "status", "title", "created", box=None, pad_edge=False)
     for run in runs:
-        table.add_row(run.id, run.status, Text(run.title), clock(run.state.created))
+        table.add_row(run.id, run.status, Text(run.title), words.clock(run.state.created))
     _print_table(table)
 
 
@@ -107,7 +107,7 @@ def print_found(found: Iterable[Found]) -> None:
     for one in found:
         locks = " ".join(word for word in ("gated", "private") if getattr(one, word))
         counts = ["" if n is None else f"{n:,}" for n in (one.downloads, one.likes)]
-        length = "" if one.size is None else size(one.size)
+        length = "" if one.size is None else words.size(one.size)
         table.add_row(one.id, *counts, one.rows or length, one.licence, locks)
     _print_table(table)
 
@@ -117,7 +117,7 @@ def print_copies(copies: Iterable[RunRepo]) -> None:
     table = Table("repository", "title", "step", "created", box=None, pad_edge=False)
     for copy in copies:
         step = "finished" if copy.finished else "" if copy.step is None else str(copy.step)
-        table.add_row(copy.repo, Text(copy.title), step, clock(copy.created))
+        table.add_row(copy.repo, Text(copy.title), step, words.clock(copy.created))
     _print_table(table)
 
 
@@ -138,16 +138,16 @@ def print_figures(figures: dict[str, Any]) -> None:
     table = Table.grid(padding=(0, 2))
     for name, value in figures.items():
         if value not in (None, "", {}, []):
-            table.add_row(name.replace("_", " "), Text(words(value)))
+            table.add_row(name.replace("_", " "), Text(plain(value)))
     Console().print(table)
 
 
-def words(value: Any) -> str:
+def plain(value: Any) -> str:
     """A value as people write it: `1,000`, `0.25`, `p50 24, p95 33`, `empty answer 3`."""
     if isinstance(value, dict):
-        return ", ".join(f"{name} {words(inner)}" for name, inner in value.items())
+        return ", ".join(f"{name} {plain(inner)}" for name, inner in value.items())
     if isinstance(value, list):
-        return ", ".join(map(words, value))
+        return ", ".join(map(plain, value))
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
     return f"{value:.6g}" if isinstance(value, float) else str(value)
@@ -161,28 +161,38 @@ def print_conversation(pieces: Iterable[dict[str, Any]]) -> None:
     Console().print(text)
 
 
-def print_pair(pairs: Iterable[Pair]) -> Pair:
-    """Both answers side by side as they grow, or one after the other in a file; the last pair."""
+def print_pair(
+    pairs: Iterable[Pair],
+    order: Sequence[Side] = ("base", "tuned"),
+    titles: Sequence[str] = ("base", "tuned"),
+) -> Pair:
+    """Answers side by side as they grow, or one after the other in a file; the last pair.
+
+    Args:
+        order: whose answer stands where; one of them alone, if there is no other.
+        titles: what they are called, which may hide whose they are.
+    """
     console = Console()
     pair = Pair()
     if not console.is_terminal:
         *_, pair = pairs
-        print_line(f"base:  {pair.base}\n\ntuned: {pair.tuned}\n")
+        width = max(map(len, titles)) + 1
+        said = [
+            f"{title + ':':<{width}} {getattr(pair, side)}\n"
+            for title, side in zip(titles, order, strict=True)
+        ]
+        print_line("\n".join(said))
         return pair
     with Live(console=console, refresh_per_second=12) as live:
         for pair in pairs:
             table = Table.grid(padding=(0, 3), expand=True)
-            table.add_column(ratio=1)
-            table.add_column(ratio=1)
-            table.add_row(Text("base", style="bold"), Text("tuned", style="bold"))
-            table.add_row(Text(pair.base or pair.note), Text(pair.tuned))
+            for _ in order:
+                table.add_column(ratio=1)
+            table.add_row(*(Text(title, style="bold") for title in titles))
+            answers = [getattr(pair, side) for side in order]
+            table.add_row(Text(answers[0] or pair.note), *map(Text, answers[1:]))
             live.update(table)
     return pair
-
-
-def clock(seconds: float | None) -> str:
-    """A time of day, local."""
-    return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds)) if seconds else ""
 
 
 def with_units(figures: dict[str, Any]) -> dict[str, Any]:
@@ -190,18 +200,9 @@ def with_units(figures: dict[str, Any]) -> dict[str, Any]:
     said: dict[str, Any] = {}
     for name, value in figures.items():
         if name.endswith("_bytes") and value is not None:
-            said[name.removesuffix("_bytes")] = size(value)
+            said[name.removesuffix("_bytes")] = words.size(value)
         elif name == "seconds" and value is not None:
-            said["time"] = duration(value)
+            said["time"] = words.duration(value)
         else:
             said[name] = value
     return said
-
-
-def size(count: float) -> str:
-    """Bytes in words: `1.5 GiB`."""
-    for unit in ("B", "KiB", "MiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}"
-        count /= 1024
-    return f"{count:.1f} GiB"

@@ -1,0 +1,170 @@
+"""`phi3lora chat`: base and tuned side by side, blind, or the base alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from phi3lora.chat.options import SETTINGS, Options
+from phi3lora.cli.root import app
+from phi3lora.cli.shared import AsJson, here, tell
+from phi3lora.config import ModelConfig
+from phi3lora.errors import ConfigError, Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from phi3lora.app.application import Application
+    from phi3lora.app.callers import Caller
+    from phi3lora.app.comparing import Subject
+    from phi3lora.chat.options import Pair, Side
+
+VOTES = {"a": "left", "b": "right", "t": "tie", "n": "both bad"}
+
+
+def _sampling(name: str) -> Any:
+    """The flag of a sampling option, described where its slider is."""
+    return typer.Option(help=SETTINGS[name].help)
+
+
+@app.command()
+def chat(
+    adapter: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="A run's id, a folder with an adapter, a model or a run, or an adapter on the "
+            "Hub, USER/NAME; without it the base answers alone.",
+        ),
+    ] = "",
+    model: Annotated[
+        str | None, typer.Option(help="The base that answers where no adapter is named.")
+    ] = None,
+    prompt: Annotated[
+        str | None, typer.Option(help="Ask this one question, print the answers and exit.")
+    ] = None,
+    blind: Annotated[
+        bool,
+        typer.Option("--blind", help="Hide which answer is whose until you have voted for one."),
+    ] = False,
+    system: Annotated[
+        str, typer.Option(help="The system prompt that is put before the conversation.")
+    ] = "",
+    temperature: Annotated[float, _sampling("temperature")] = Options.temperature,
+    top_k: Annotated[int, _sampling("top_k")] = Options.top_k,
+    top_p: Annotated[float, _sampling("top_p")] = Options.top_p,
+    min_p: Annotated[float, _sampling("min_p")] = Options.min_p,
+    repetition_penalty: Annotated[
+        float, _sampling("repetition_penalty")
+    ] = Options.repetition_penalty,
+    max_new_tokens: Annotated[int, _sampling("max_new_tokens")] = Options.max_new_tokens,
+    seed: Annotated[int, _sampling("seed")] = Options.seed,
+    as_json: AsJson = False,
+) -> None:
+    """Ask base and tuned the same, side by side."""
+    options = Options(
+        system, temperature, top_p, max_new_tokens, seed, top_k, min_p, repetition_penalty
+    )
+    _check(adapter, model, prompt, blind, as_json)
+    application, caller = here()
+    subject = application.comparing.subject(adapter, caller)
+    if model:
+        subject = replace(subject, base=ModelConfig(path=model))
+    for note in application.comparing.load(subject, caller):
+        tell(note)
+    talk = Talk(application, caller, subject, adapter, options, blind)
+    if prompt is None:
+        talk.converse()
+    else:
+        talk.ask_once(prompt, as_json)
+
+
+def _check(adapter: str, model: str | None, prompt: str | None, blind: bool, as_json: bool) -> None:
+    wrong = []
+    if as_json and prompt is None:
+        wrong.append(Problem("--json", "answers one question; give it with --prompt."))
+    if blind and not adapter:
+        wrong.append(Problem("--blind", "hides which of two answers is whose; name an --adapter."))
+    if blind and as_json:
+        wrong.append(Problem("--blind", "asks you for a vote; leave out --json."))
+    if model and adapter:
+        wrong.append(Problem("--model", "is for the base alone; an adapter names its own base."))
+    if wrong:
+        raise ConfigError(wrong)
+
+
+class Talk:
+    """A conversation at a terminal."""
+
+    def __init__(
+        self,
+        application: Application,
+        caller: Caller,
+        subject: Subject,
+        name: str,
+        options: Options,
+        blind: bool,
+    ) -> None:
+        self._comparing, self._caller, self._subject = application.comparing, caller, subject
+        self._name, self._options, self._blind = name, options, blind
+        self._base: list[dict[str, str]] = []
+        self._tuned: list[dict[str, str]] = []
+
+    def _answers(self, prompt: str) -> Iterator[Pair]:
+        question = {"role": "user", "content": prompt}
+        self._base.append(question)
+        self._tuned.append(question)
+        return self._comparing.reply(
+            self._subject, self._base, self._tuned, self._options, caller=self._caller
+        )
+
+    def ask_once(self, prompt: str, as_json: bool) -> None:
+        """One question, its answers, and nothing more."""
+        from phi3lora.cli.terminal import print_json
+
+        if not as_json:
+            self._show(prompt)
+            return
+        *_, last = self._answers(prompt)
+        names = ("base", "tuned", "stopped_base", "stopped_tuned", "tokens_base", "tokens_tuned")
+        print_json({name: getattr(last, name) for name in names})
+
+    def converse(self) -> None:
+        """Ask and answer until an empty line or the end of the input."""
+        while prompt := _read_line("you: "):
+            last = self._show(prompt)
+            self._base.append({"role": "assistant", "content": last.base})
+            self._tuned.append({"role": "assistant", "content": last.tuned})
+
+    def _show(self, prompt: str) -> Pair:
+        from phi3lora.app.comparing import draw_sides
+        from phi3lora.cli.terminal import print_pair
+
+        both = self._subject.result is not None
+        sides = draw_sides(blind=self._blind)
+        order: tuple[Side, ...] = sides.order if both else ("base",)
+        titles = ("A", "B") if self._blind else order
+        last = print_pair(self._answers(prompt), order, titles)
+        if self._blind:
+            self._vote(prompt, sides)
+        return last
+
+    def _vote(self, prompt: str, sides: Any) -> None:
+        """Ask which answer is better, count it, and say whose they were."""
+        from phi3lora.chat.votes import Vote
+        from phi3lora.cli.terminal import print_line
+
+        said = _read_line("better: a, b, t (tie), n (neither), or Enter to skip: ").lower()
+        if choice := VOTES.get(said[:1]):
+            vote = Vote(self._name, sides.pair, choice, sides.left, prompt)  # type: ignore[arg-type]
+            self._comparing.vote(vote, self._caller)
+        print_line(f"A was {sides.order[0]}, B was {sides.order[1]}.\n")
+
+
+def _read_line(question: str) -> str:
+    try:
+        return input(question).strip()
+    except EOFError:
+        return ""

@@ -1,0 +1,127 @@
+"""Before there is a run: inspect, search, recipes."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from phi3lora.cli.root import app
+from phi3lora.cli.shared import AsJson, given, here, pairs, tell
+from phi3lora.config import RunConfig
+from phi3lora.recipes import describe, recipes
+
+
+@app.command()
+def inspect(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE", help="A file, a dataset's id on the Hub, or `example:NAME`."
+        ),
+    ],
+    name: Annotated[
+        str | None, typer.Option(help="The configuration of a Hub dataset that has several.")
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option(help="The split of a Hub dataset, such as train.")
+    ] = None,
+    revision: Annotated[
+        str | None, typer.Option(help="The branch, tag or commit of a Hub dataset.")
+    ] = None,
+    format: Annotated[
+        str | None, typer.Option(help="The format of the rows, where detection is wrong.")
+    ] = None,
+    column: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="WHAT=COLUMN",
+            help="Say which column holds what, such as `prompt=Question`; may be repeated.",
+        ),
+    ] = None,
+    role: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=ROLE",
+            help="Say what the name of a role means, such as `Bot=assistant`; may be repeated.",
+        ),
+    ] = None,
+    system_prompt: Annotated[
+        str | None, typer.Option(help="Put this before conversations that have no system prompt.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="The base whose tokens are counted; no weights are read.")
+    ] = None,
+    max_length: Annotated[
+        int | None, typer.Option(help="Conversations are cut at this many tokens.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Stop reading after this many rows.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what a dataset holds and what of it would be trained."""
+    from phi3lora.cli.terminal import print_conversation, print_figures, print_json, print_line
+
+    values = {
+        "data.path": source,
+        "data.name": name,
+        "data.split": split,
+        "data.revision": revision,
+        "data.format": format,
+        "data.columns": pairs("--column", column),
+        "data.roles": pairs("--role", role),
+        "data.system_prompt": system_prompt,
+        "model.path": model,
+        "training_config.max_length": max_length,
+    }
+    config = RunConfig().with_values(given(values))
+    application, caller = here()
+    found = application.datasets.inspect(config, caller, limit)
+    figures = found.to_json()
+    if as_json:
+        print_json(figures)
+        return
+    preview = figures.pop("preview")
+    print_figures({**figures, "format": f"{found.format}: {found.reason}"})
+    for pieces in preview:
+        print_line()
+        print_conversation(pieces)
+
+
+@app.command()
+def search(
+    query: Annotated[
+        str, typer.Argument(help="Words of its name; suggestions are listed without any.")
+    ] = "",
+    models: Annotated[
+        bool, typer.Option("--models", help="Search for bases instead of datasets.")
+    ] = False,
+    limit: Annotated[
+        int, typer.Option(min=1, max=100, help="List at most this many results.")
+    ] = 10,
+    as_json: AsJson = False,
+) -> None:
+    """Search the Hub for datasets, or for bases of type phi3."""
+    from phi3lora.cli.terminal import print_found, print_json
+
+    application, caller = here()
+    found = application.datasets.find(query, caller, limit, models=models)
+    if as_json:
+        print_json([asdict(one) for one in found])
+    elif found:
+        print_found(found)
+    else:
+        tell(f"Nothing on the Hub is called {query!r}; try fewer words.")
+
+
+@app.command(name="recipes")
+def list_recipes(as_json: AsJson = False) -> None:
+    """Name the recipes that `train` takes."""
+    from phi3lora.cli.terminal import print_json, print_line
+
+    found = {name: describe(name) for name in recipes()}
+    if as_json:
+        print_json(found)
+        return
+    for name, text in found.items():
+        print_line(f"{name}\n    {text}")

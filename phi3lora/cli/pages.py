@@ -1,0 +1,39 @@
+"""The pages in a browser, and the generated pages of the documentation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from phi3lora.cli.root import app
+from phi3lora.settings import Settings
+
+
+@app.command(name="app")
+def open_app(
+    port: Annotated[
+        int | None, typer.Option(help="Listen on this port; 7860 unless it is taken.")
+    ] = None,
+    host: Annotated[
+        str,
+        typer.Option(
+            help="Listen on this address; 0.0.0.0 lets other machines in, which can then train."
+        ),
+    ] = "127.0.0.1",
+) -> None:
+    """Open the pages in a browser: Train, Runs, Compare."""
+    from phi3lora.ui.app import launch
+
+    launch(Settings.from_environment(), host=host, port=port)
+
+
+@app.command(hidden=True)
+def docs(folder: Annotated[Path, typer.Argument()] = Path("docs")) -> None:
+    """Write the generated pages of the documentation again."""
+    from phi3lora.cli.reference import command_page, option_page
+
+    folder.mkdir(exist_ok=True)
+    (folder / "cli.md").write_text(command_page(typer.main.get_command(app)), encoding="utf-8")
+    (folder / "config.md").write_text(option_page(), encoding="utf-8")

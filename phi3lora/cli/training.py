@@ -1,0 +1,174 @@
+"""Training and its proof: estimate, train, evaluate."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from phi3lora.cli.root import app
+from phi3lora.cli.shared import (
+    AsJson,
+    Changes,
+    ConfigName,
+    RunName,
+    find_run,
+    here,
+    read_config,
+    tell,
+)
+
+if TYPE_CHECKING:
+    from phi3lora.runs.store import Run
+    from phi3lora.training.preflight import Preflight
+
+
+@app.command()
+def estimate(config: ConfigName, changes: Changes = None, as_json: AsJson = False) -> None:
+    """Check a configuration before it runs: data, model, hardware, memory, time, disk."""
+    from phi3lora.app.launching import blocking
+    from phi3lora.cli.terminal import print_json
+
+    application, caller = here()
+    done = application.launching.preflight(read_config(config, changes), caller)
+    blocked = blocking(done)
+    if as_json:
+        checks = [asdict(check) for check in done.checks]
+        figures = asdict(done.estimate) if done.estimate else None
+        print_json({"ready": not blocked, "checks": checks, "estimate": figures})
+    else:
+        _show_checks(done)
+    if blocked:
+        raise typer.Exit(2)
+
+
+def _show_checks(done: Preflight) -> None:
+    from phi3lora.cli.terminal import print_figures, print_line, with_units
+
+    marks = {"green": "ok", "amber": "note", "red": "NO"}
+    for check in done.checks:
+        print_line(f"{marks[check.level]:>4}  {check.name}: {check.found} {check.remedy}".rstrip())
+    if done.estimate:
+        print_line()
+        figures = with_units(asdict(done.estimate))
+        if not figures.pop("exact"):
+            figures["steps"] = f"about {figures['steps']:,}"
+        print_figures(figures)
+
+
+@app.command()
+def train(
+    config: ConfigName,
+    changes: Changes = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", help="Use this folder, which must be new or empty, for the run."
+        ),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Train even where a check before the launch is red.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train, and watch it.
+
+    The checks of `estimate` come first; where one is red there is no run, and the exit status is 2.
+    Ctrl-C saves and stops; the same command with the same FOLDER goes on from there.
+    """
+    application, caller = here(helper=True)  # so that this process stays small while it waits
+    checked = read_config(config, changes)
+    begin = _bytes_of(output / "events.jsonl") if output else 0
+    try:
+        if output is None:
+            run = application.launching.launch(checked, caller, force=force)
+        else:
+            run = application.launching.launch_in(output, checked, caller, force=force)
+    finally:
+        application.close()
+    if run.status == "finished" and run.events_end() == begin:
+        tell(f"{run.folder} holds this very run, finished.")
+        return
+    tell(f"Run {run.id} in {run.folder.resolve()}")
+    _follow(run, begin, as_json)
+
+
+def _bytes_of(file: Path) -> int:
+    return file.stat().st_size if file.is_file() else 0
+
+
+def _follow(run: Run, begin: int, as_json: bool) -> None:
+    """Show a run to its end, and end as it does. Ctrl-C asks it to stop; twice leaves it."""
+    from phi3lora.cli.terminal import show_progress
+
+    with _stopping(run) as asked, show_progress(as_json) as show:
+        for event in run.follow(begin):
+            show(event)
+    run = run.refresh()
+    if asked and run.status == "stopped":
+        tell("Stopped and saved; the same run can be resumed.")
+        raise typer.Exit(130)
+    end_as(run)
+
+
+@contextmanager
+def _stopping(run: Run) -> Iterator[list[int]]:
+    """The first Ctrl-C asks the run to save and stop; the second one leaves it to itself."""
+    asked: list[int] = []
+
+    def stop(number: int, _: Any) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+        run.stop_file.touch()
+        tell("Saving; Ctrl-C again leaves the run to stop by itself.")
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def end_as(run: Run) -> None:
+    """Say how a run ended, with its exit status."""
+    if run.status == "finished":
+        tell(run.message or "Finished.")
+        result = run.result
+        tell(f"{result.noun.capitalize()}: {result.folder.resolve()}")
+        return
+    tell(f"Run {run.id} {run.status}. {run.message}".rstrip())
+    raise typer.Exit(run.state.exit_status or 1)
+
+
+@app.command()
+def evaluate(
+    run: RunName,
+    rows: Annotated[
+        int | None, typer.Option(min=1, help="Have at most this many held-out rows answered.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Score base and tuned on the rows that were held out of a run, and write its report."""
+    from phi3lora.cli.terminal import print_json, print_line, show_progress
+
+    application, caller = here()
+    found = find_run(run)
+    if as_json:
+        print_json(application.launching.evaluate(found, rows, caller).to_json())
+        return
+    with show_progress(as_json=False) as show:
+        report = application.launching.evaluate(found, rows, caller, show)
+    for comparison in report.comparisons:
+        print_line(
+            f"{comparison.name:>16}  base {comparison.base:.4f}  tuned {comparison.tuned:.4f}  "
+            f"difference {comparison.difference:+.4f} ({comparison.low:+.4f} to "
+            f"{comparison.high:+.4f})  {comparison.verdict}"
+        )
+    print_line(report.summary())
