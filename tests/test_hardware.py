@@ -18,7 +18,7 @@ from phi3lora.models.hardware import (
 )
 
 CPU = Hardware("cpu", "CPU, 2 cores", 16 * GIB, 12 * GIB, True, 2)
-T4 = Hardware("cuda", "Tesla T4", 15 * GIB, 14 * GIB, False, 4)
+T4 = Hardware("cuda", "Tesla T4", 15 * GIB, 14 * GIB, False, 4, (7, 5))
 A10 = Hardware("cuda", "NVIDIA A10G", 22 * GIB, 21 * GIB, True, 4)
 
 

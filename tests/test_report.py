@@ -191,14 +191,3 @@ def test_a_run_that_cannot_be_evaluated_says_why(pirate: Path, tmp_path: Path) -
         evaluate(config(**{"data.test_size": 0}), pirate)
     with pytest.raises(RunError, match="evaluate the run again"):
         evaluate(config(), pirate, should_stop=lambda: True)
-
-
-def test_memory_that_runs_out_names_the_setting(
-    pirate: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*_: Any, **__: Any) -> None:
-        raise torch.OutOfMemoryError("out of memory")
-
-    monkeypatch.setattr(module, "score_rows", full)
-    with pytest.raises(RunError, match=r"lower evaluation\.batch_size"):
-        evaluate(config(), pirate)

@@ -32,11 +32,11 @@ from phi3lora.evaluation.metrics import (
     verdict,
 )
 from phi3lora.evaluation.scoring import HeldOutRow, held_out_rows, score_rows
-from phi3lora.events import Emit, Stage
+from phi3lora.events import Emit, Notice, Stage
 from phi3lora.lora.adapters import load_adapter
 from phi3lora.lora.result import find_result
 from phi3lora.models.base import resolve_path
-from phi3lora.models.hardware import detect_hardware
+from phi3lora.models.hardware import detect_hardware, free_memory
 from phi3lora.models.loading import load_model, load_tokenizer
 from phi3lora.training.failures import is_out_of_memory
 
@@ -149,6 +149,7 @@ def evaluate(
     base = _base_scores(score, model, cache_folder)
     if result.kind == "model":
         del model  # two whole models need not fit at once
+        free_memory()
         model = load(config.model.model_copy(update={"path": str(tuned_folder), "revision": None}))
     else:
         model = load_adapter(model, tuned_folder)
@@ -170,28 +171,43 @@ class _Scorer:
     should_stop: Callable[[], bool]
 
     def __call__(self, model: Any, stage: str) -> list[RowScore]:
-        options = self.config.evaluation
+        batch = self.config.evaluation.batch_size
+        while (scores := self._scored(model, stage, batch)) is None:
+            batch //= 2
+            self.emit(
+                Notice(
+                    message=f"Memory ran out while {stage.partition(' answers')[0]} answered; "
+                    f"rows are answered {batch} at a time instead.",
+                    level="warning",
+                )
+            )
+        if len(scores) < len(self.rows):
+            raise RunError("The evaluation was stopped; evaluate the run again to get its report.")
+        return scores
+
+    def _scored(self, model: Any, stage: str, batch: int) -> list[RowScore] | None:
+        """The rows' scores; None where the memory does not hold so many at once."""
         try:
-            scores = score_rows(
+            return score_rows(
                 model,
                 self.tokenizer,
                 self.rows,
-                max_new_tokens=options.max_new_tokens,
-                batch_size=options.batch_size,
+                max_new_tokens=self.config.evaluation.max_new_tokens,
+                batch_size=batch,
                 progress=lambda fraction: self.emit(Stage(name=stage, fraction=fraction)),
                 should_stop=self.should_stop,
             )
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            raise RunError(
-                f"Memory ran out while {stage.partition(' answers')[0]} answered "
-                f"{options.batch_size} rows at once; lower evaluation.batch_size, and evaluate "
-                "the run again."
-            ) from error
-        if len(scores) < len(self.rows):
-            raise RunError("The evaluation was stopped; evaluate the run again to get its report.")
-        return scores
+            if batch == 1:
+                raise RunError(
+                    f"Memory ran out while {stage.partition(' answers')[0]} answered one row at a "
+                    "time; end what else uses this device, or lower evaluation.max_new_tokens, "
+                    "and evaluate the run again."
+                ) from error
+        free_memory()  # out here, where the error's traceback holds nothing any more
+        return None
 
     def fingerprint(self, model: Any) -> str:
         """Equal where base, precision, rows and limits are: then the base's scores are too."""

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
 
 REPLACING = ("pissa", "olora")
+SPARE, ROUNDS = 32, 8  # of subspace iteration: directions beyond the rank, and passes
 
 
 def replaces_base(initial: bool | str) -> bool:
@@ -104,7 +105,6 @@ def start_from_quantization_error(model: PeftModel, folder: Path) -> None:
         model: with a plain adapter on `bitsandbytes` 4-bit layers.
         folder: of the base's unquantized weights, in safetensors.
     """
-    import torch
     from bitsandbytes.functional import dequantize_4bit
     from peft.tuners.lora import LoraLayer
 
@@ -117,10 +117,25 @@ def start_from_quantization_error(model: PeftModel, folder: Path) -> None:
         exact = _tensor(folder, f"{path.removeprefix('base_model.model.')}.weight")
         rounded = dequantize_4bit(weight.data, weight.quant_state).float()  # (out, in)
         rank, scale = module.r["default"], module.scaling["default"]
-        u, s, v = torch.linalg.svd(exact.to(rounded) - rounded, full_matrices=False)
-        root = (s[:rank] / scale).sqrt()
-        _set(module.lora_A["default"], root[:, None] * v[:rank])
-        _set(module.lora_B["default"], u[:, :rank] * root)
+        u, s, v = _directions(exact.to(rounded) - rounded, rank)
+        root = (s / scale).sqrt()
+        _set(module.lora_A["default"], root[:, None] * v)
+        _set(module.lora_B["default"], u * root)
+
+
+def _directions(matrix: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The first singular directions: u (out, rank), s (rank), v (rank, in).
+
+    All of them are computed on a CPU. On a GPU, where that takes tens of minutes for a whole model,
+    these alone, by subspace iteration; docs/decisions.md says how near they come.
+    """
+    import torch
+
+    if matrix.is_cuda:
+        u, s, v = torch.svd_lowrank(matrix, q=min(rank + SPARE, *matrix.shape), niter=ROUNDS)
+        return u[:, :rank], s[:rank], v[:, :rank].t()
+    u, s, v = torch.linalg.svd(matrix, full_matrices=False)
+    return u[:, :rank], s[:rank], v[:rank]
 
 
 def _set(layer: Any, value: torch.Tensor) -> None:

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from phi3lora.config import PeftConfig, SliceConfig
@@ -146,8 +145,8 @@ def keep_slices_apart(model: nn.Module, peft: PeftConfig, adapter: str = "defaul
     from peft.tuners.lora import LoraLayer
 
     parts, slices = slices_of(model), peft.slices or SliceConfig()
-    shared: dict[tuple[str, int], torch.Tensor] = {}  # the layers share their masks
-    masks: list[tuple[nn.Module, torch.Tensor]] = []
+    shared: dict[tuple[str, int], _Inside] = {}  # the layers share their masks
+    masks: list[tuple[nn.Module, _Inside]] = []
     for path, layer in model.named_modules():
         name, module = _last(path), cast("Any", layer)
         if name not in PHI3.fused or not isinstance(layer, LoraLayer):
@@ -157,21 +156,29 @@ def keep_slices_apart(model: nn.Module, peft: PeftConfig, adapter: str = "defaul
         if peft.init_lora_weights == "gaussian":  # PEFT's spread is 1 / (n·r); a slice's is 1 / r
             module.lora_A[adapter].weight.data *= sum(enabled)
         if (name, rank) not in shared:
-            shared[name, rank] = block_mask(parts[name], enabled, rank)
+            shared[name, rank] = _Inside(block_mask(parts[name], enabled, rank))
         masks.append((module.lora_B[adapter], shared[name, rank]))
     _look_after(masks)
     model.register_forward_pre_hook(lambda *_: _look_after(masks))
 
 
-def _look_after(masks: list[tuple[nn.Module, torch.Tensor]]) -> None:
+def _look_after(masks: list[tuple[nn.Module, _Inside]]) -> None:
     """See that the gradient of each B is kept inside its mask."""
-    for layer, mask in masks:
+    for layer, inside in masks:
         weight: Any = layer.weight
         if getattr(weight, "slice_mask", None) is None and weight.requires_grad:
-            weight.slice_mask = mask
-            weight.register_hook(partial(_inside, mask))
+            weight.slice_mask = inside.mask
+            weight.register_hook(inside)
 
 
-def _inside(mask: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
-    """The gradient where the mask is, zero elsewhere; the hook of B."""
-    return gradient.masked_fill(~mask.to(gradient.device), 0)
+class _Inside:
+    """The hook of B: its gradient where the mask is, zero elsewhere."""
+
+    def __init__(self, mask: torch.Tensor) -> None:
+        self.mask = mask
+        self._outside = ~mask
+
+    def __call__(self, gradient: torch.Tensor) -> torch.Tensor:
+        if self._outside.device != gradient.device:  # once: each copy would wait for the GPU
+            self._outside = self._outside.to(gradient.device)
+        return gradient.masked_fill(self._outside, 0)

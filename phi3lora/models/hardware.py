@@ -11,14 +11,19 @@ that says what was taken instead and why.
 from __future__ import annotations
 
 import os
+import subprocess
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from phi3lora.errors import ModelError
 
 Device = Literal["cpu", "cuda"]
 GIB = 2**30
-FLASH = {"flash_attention_2", "flash_attention_3"}
+AMPERE = (8, 0)  # the first with bfloat16, TF32 and FlashAttention
+# The first generation that each runs on; the third is written for Hopper's instructions.
+FLASH = {"flash_attention_2": AMPERE, "flash_attention_3": (9, 0)}
+DEVICES = Path("/dev")
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,7 @@ class Hardware:
         memory_free: bytes that are free now.
         bfloat16: whether it computes in bfloat16; T4 and older do not.
         cores: CPU cores of the machine.
+        capability: of a GPU, as CUDA counts generations: (7, 5) is a T4, (9, 0) an H100.
     """
 
     device: Device
@@ -40,6 +46,7 @@ class Hardware:
     memory_free: int
     bfloat16: bool
     cores: int
+    capability: tuple[int, int] | None = None
 
 
 def detect_hardware(device: str = "auto") -> Hardware:
@@ -58,14 +65,92 @@ def detect_hardware(device: str = "auto") -> Hardware:
         return _cpu()
     index = torch.cuda.current_device()
     free, total = torch.cuda.mem_get_info(index)
+    capability = torch.cuda.get_device_capability(index)
     return Hardware(
         device="cuda",
         name=torch.cuda.get_device_name(index),
         memory_total=total,
         memory_free=free,
-        bfloat16=torch.cuda.get_device_capability(index) >= (8, 0),
+        bfloat16=capability >= AMPERE,
         cores=_cores(),
+        capability=capability,
     )
+
+
+def hidden_gpu() -> str | None:
+    """Why PyTorch cannot use the GPU that this machine has; None where it can, or has none.
+
+    A driver that is older than PyTorch's CUDA makes it a CPU machine without a word.
+    """
+    import torch
+
+    driver = _driver()
+    if driver is None or torch.cuda.is_available() or _told_to_see_none():
+        return None
+    built = torch.version.cuda
+    if built is None:
+        return (
+            f"This machine has a GPU (driver {driver}), but this PyTorch {torch.__version__} was "
+            "built without CUDA: everything runs on the CPU. Install a CUDA build of it."
+        )
+    return (
+        f"This machine has a GPU, but PyTorch {torch.__version__} cannot use it: it was built for "
+        f"CUDA {built}, and the driver is {driver}. Everything runs on the CPU. Update the driver "
+        "(CUDA 13 needs 580 or later), or install a build for an older one: pip install torch "
+        "--index-url https://download.pytorch.org/whl/cu126"
+    )
+
+
+def _driver() -> str | None:
+    """The NVIDIA driver's version; `unknown` where there is a GPU that does not say, else None."""
+    version = Path("/sys/module/nvidia/version")
+    try:
+        return version.read_text(encoding="ascii").strip()
+    except OSError:
+        return "unknown" if gpus_of_the_machine() else None
+
+
+def _told_to_see_none() -> bool:
+    return os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in {"", "-1"}
+
+
+def gpus_of_the_machine() -> int:
+    """How many GPUs there are, counted without torch.
+
+    NVIDIA's driver has a device file for each. WSL2 (/dev/dxg) and ROCm (/dev/kfd) have one for
+    all; there nvidia-smi is asked, and one is taken where it does not answer.
+    """
+    files = len(list(DEVICES.glob("nvidia[0-9]*")))
+    if files or not any((DEVICES / name).exists() for name in ("dxg", "kfd")):
+        return files
+    try:
+        answer = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.SubprocessError):
+        return 1
+    return max(answer.stdout.count("GPU "), 1)
+
+
+def use_one_gpu() -> None:
+    """One process trains on one GPU; a launcher that gives each process its own says so.
+
+    Of several that are visible TRL would make a DataParallel, which it then refuses.
+    """
+    import torch
+
+    if "LOCAL_RANK" not in os.environ and torch.cuda.device_count() > 1:
+        names = os.environ.get("CUDA_VISIBLE_DEVICES", "0")
+        os.environ["CUDA_VISIBLE_DEVICES"] = names.split(",")[0]
+
+
+def free_memory() -> None:
+    """Give back what nobody uses: a trained model lies in circles that only a collection breaks."""
+    import gc
+
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _cpu() -> Hardware:
@@ -141,6 +226,8 @@ def _unusable(attention: str, hardware: Hardware, dtype: str) -> str | None:
             return "it needs a GPU"
         if dtype == "float32":
             return "it needs 16-bit weights, and the base is in float32"
+        if hardware.capability is not None and hardware.capability < FLASH[attention]:
+            return f"{hardware.name} is too old for it"
         installed = {
             "flash_attention_2": import_utils.is_flash_attn_2_available,
             "flash_attention_3": import_utils.is_flash_attn_3_available,

@@ -119,7 +119,8 @@ def _work(run: Run, settings: Settings, copy: Copy, stop: ShouldStop, token: str
     with turn(run, RunStore(settings), copy, stop) as device:
         if device is None:
             return _cancelled(run, copy)
-        take(device)
+        if device != "cpu" or run.config.model.device == "cpu":
+            take(device)  # else a GPU that cannot be counted from outside stays in sight
         _reserve(run).write_bytes(bytes(RESERVE_BYTES))
         run = changed(run, status="running", started=time.time())
         copy.begin()

@@ -27,7 +27,18 @@ _FULL_WORDS = (
     "inline_container.cc",
     "basic_ios::clear",
 )
-_MEMORY_WORDS = ("out of memory", "can't allocate memory", "not enough memory", "bad_alloc")
+# A GPU has names of its own for it: cuBLAS and cuDNN that get no workspace, the driver's error 2,
+# and the allocator's own checks.
+_MEMORY_WORDS = (
+    "out of memory",
+    "can't allocate memory",
+    "not enough memory",
+    "bad_alloc",
+    "alloc_failed",
+    "driver error: 2",
+    "cudacachingallocator",
+    "cudaerrormemoryallocation",
+)
 
 
 @contextmanager

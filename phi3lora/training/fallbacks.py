@@ -1,6 +1,6 @@
 """What a training asks for and this machine lacks: the nearest that works, with a notice.
 
-    training, notices = within_reach(config.training_config, device="cpu")
+    training, notices = within_reach(config.training_config, device="cpu", bfloat16=True)
 
 The samples of the guide are written for a GPU with every tracker installed; so the same file
 trains anywhere.
@@ -16,8 +16,15 @@ from phi3lora.config import TrainingConfig
 TRACKERS = {"tensorboard": "tensorboard", "trackio": "trackio", "wandb": "wandb"}
 
 
-def within_reach(training: TrainingConfig, device: str) -> tuple[TrainingConfig, list[str]]:
-    """The training with what cannot be had here replaced, and a notice for each replacement."""
+def within_reach(
+    training: TrainingConfig, device: str, bfloat16: bool = True
+) -> tuple[TrainingConfig, list[str]]:
+    """The training with what cannot be had here replaced, and a notice for each replacement.
+
+    Args:
+        device: `cpu` or `cuda`.
+        bfloat16: whether it computes in bfloat16; GPUs from before 2020 only emulate it.
+    """
     changes: dict[str, object] = {}
     notices = []
     tracker = TRACKERS.get(training.report_to)
@@ -42,7 +49,24 @@ def within_reach(training: TrainingConfig, device: str) -> tuple[TrainingConfig,
     if device == "cpu" and training.tf32:
         changes["tf32"] = None
         notices.append("training_config.tf32: TF32 needs a GPU; float32 is used.")
+    if device == "cuda" and not bfloat16:
+        changes |= _before_ampere(training, notices)
     return training.model_copy(update=changes), notices
+
+
+def _before_ampere(training: TrainingConfig, notices: list[str]) -> dict[str, object]:
+    """What a GPU such as a T4 has not: PyTorch would emulate bfloat16, several times slower."""
+    changes: dict[str, object] = {}
+    if training.bf16:
+        changes["bf16"] = None
+        notices.append(
+            "training_config.bf16: this GPU has no bfloat16; its precision follows the weights, "
+            "float16 with scaled gradients."
+        )
+    if training.tf32:
+        changes["tf32"] = None
+        notices.append("training_config.tf32: TF32 needs a GPU of 2020 or later; float32 is used.")
+    return changes
 
 
 def _installed(package: str) -> bool:

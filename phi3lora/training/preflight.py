@@ -63,6 +63,7 @@ def preflight(
     """
     checks: list[Check] = []
     hardware = _attempt(checks, "Hardware", lambda: _hardware(config))
+    checks += _hidden_gpu(config)
     base = _attempt(checks, "Model", lambda: _base(config, hardware, settings, token))
     inspection = inspection or (
         _attempt(checks, "Data", lambda: _inspect(config, settings, token)) if base else None
@@ -108,6 +109,15 @@ def _hardware(config: RunConfig) -> Any:
     from phi3lora.models.hardware import detect_hardware
 
     return detect_hardware(config.model.device)
+
+
+def _hidden_gpu(config: RunConfig) -> list[Check]:
+    """A GPU that is there and cannot be used: who trains beside it without a word, pays for it."""
+    from phi3lora.models.hardware import hidden_gpu
+
+    reason = None if config.model.device == "cpu" else hidden_gpu()
+    remedy = "To train on the CPU all the same, set model.device to cpu."
+    return [Check("Hardware", "red", reason, remedy)] if reason else []
 
 
 def _base(config: RunConfig, hardware: Any, settings: Settings, token: str | None) -> Any:

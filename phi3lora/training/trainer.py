@@ -32,7 +32,7 @@ from phi3lora.events import Emit, Ended, Loaded, Notice, Prepared, Stage
 from phi3lora.lora.adapters import attach_adapter, save_adapter
 from phi3lora.lora.targets import count_parameters
 from phi3lora.models.base import resolve_path
-from phi3lora.models.hardware import detect_hardware
+from phi3lora.models.hardware import detect_hardware, free_memory, use_one_gpu
 from phi3lora.models.loading import load_model, load_tokenizer
 from phi3lora.training.callbacks import (
     Outcome,
@@ -73,9 +73,11 @@ def train(
     """
     started = time.monotonic()
     progress = Progress(emit, should_stop, deadline)
+    use_one_gpu()
     try:
         with explained(config, lambda: progress.step):
             outcome = _train(config, Path(folder), progress, emit, token, cache_folder)
+        free_memory()
     except Exception as error:
         _end(emit, "failed", progress.step, started, error)
         raise
@@ -129,7 +131,8 @@ def fit(
 ) -> Outcome:
     """Train a model that is ready on rows that are ready, from the last whole checkpoint on."""
     device = next(model.parameters()).device.type
-    training, notices = within_reach(config.training_config, device)
+    bfloat16 = device == "cpu" or torch.cuda.get_device_capability() >= (8, 0)
+    training, notices = within_reach(config.training_config, device, bfloat16)
     for notice in notices:
         progress.emit(Notice(message=notice, level="warning"))
     training = with_precision(training, model)
@@ -163,15 +166,20 @@ def fit(
 
 
 def with_precision(training: TrainingConfig, model: Any) -> TrainingConfig:
-    """The training with `bf16` and `fp16` decided by the weights, where nothing else was said."""
-    if training.bf16 is not None or training.fp16:
+    """The training with `bf16` and `fp16` decided by the weights, where nothing else was said.
+
+    `bf16: false` says no more than that: float16 weights still need their gradients scaled.
+    """
+    if training.fp16:
         return training.model_copy(update={"bf16": bool(training.bf16)})
     # A quantized base is multiplied in a precision of its own; what is left of it is float32.
     quantization = getattr(model.config, "quantization_config", None)
     dtype = getattr(quantization, "bnb_4bit_compute_dtype", None) or model.dtype
     on_gpu = next(model.parameters()).device.type == "cuda"
-    fp16 = dtype == torch.float16 and on_gpu  # on a CPU there is no autocast worth its name
-    return training.model_copy(update={"bf16": dtype == torch.bfloat16, "fp16": fp16})
+    bf16 = dtype == torch.bfloat16 if training.bf16 is None else training.bf16
+    # On a CPU there is no float16 autocast worth its name.
+    fp16 = dtype == torch.float16 and on_gpu and not bf16
+    return training.model_copy(update={"bf16": bf16, "fp16": fp16})
 
 
 def _arguments(training: TrainingConfig, test_rows: Dataset | None) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from phi3lora.config import RunConfig
 from phi3lora.errors import RunError
 from phi3lora.isolation import inherited, send_token
+from phi3lora.models.hardware import gpus_of_the_machine
 from phi3lora.runs import life
 from phi3lora.settings import Settings
 
@@ -100,6 +101,9 @@ def worker_environment(
     environment["PYTHONPATH"] = _python_path(environment)
     environment["PYTHONFAULTHANDLER"] = "1"
     environment["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # a log is read, not watched
+    if "PYTORCH_CUDA_ALLOC_CONF" not in environment:
+        # Batches without padding have another size each; fixed segments would be torn to pieces.
+        environment.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     return environment
 
 
@@ -121,4 +125,4 @@ def devices(kind: str, environ: Mapping[str, str] = os.environ) -> list[str]:
     if visible is not None:
         names = [name.strip() for name in visible.split(",")]
         return [name for name in names if name and name != "-1"]
-    return [str(index) for index, _ in enumerate(Path("/dev").glob("nvidia[0-9]*"))]
+    return [str(index) for index in range(gpus_of_the_machine())]

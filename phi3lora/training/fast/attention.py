@@ -5,9 +5,9 @@
 
 A packed row holds several documents that must not see each other. The usual way is a mask of
 (row, row), of which nearly all is wasted; here each document is multiplied with itself alone. On a
-CPU that is a loop over blocks of queries, small enough to stay in its caches; on a GPU it is
-PyTorch's variable-length kernel. What has no document lengths (a padded batch, a cache) goes to
-transformers' own `sdpa`.
+CPU, and on a GPU from before 2020, that is a loop over blocks of queries, small enough to stay in
+its caches; on a newer GPU it is PyTorch's variable-length kernel. What has no document lengths
+(a padded batch, a cache) goes to transformers' own `sdpa`.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.weak import WeakIdKeyDictionary
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -84,8 +85,7 @@ def packed_attention_forward(
     if _has_kernel(q):
         out = _by_kernel(q, k, v, cu_seq_lens_q, max_length_q, scale, sliding_window)
     else:
-        bounds = tuple(cu_seq_lens_q.tolist())
-        out = _PackedAttention.apply(q, k, v, bounds, scale, sliding_window)
+        out = _PackedAttention.apply(q, k, v, _on_host(cu_seq_lens_q), scale, sliding_window)
     return out[None], None
 
 
@@ -93,6 +93,18 @@ def compute_dtype(x: Tensor) -> torch.dtype:
     """In which precision x is multiplied: autocast's where it is on, else its own."""
     device = x.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+
+def _on_host(bounds: Tensor) -> tuple[int, ...]:
+    """Where documents begin, as numbers: asked of a GPU once a batch, and not in every layer."""
+    found: tuple[int, ...] | None = _BOUNDS.get(bounds)
+    if found is None:
+        found = _BOUNDS[bounds] = tuple(bounds.tolist())
+    return found
+
+
+# The layers of a pass, and the passes of checkpointing, are given the very same tensor.
+_BOUNDS: Any = WeakIdKeyDictionary()
 
 
 def _has_kernel(query: Tensor) -> bool:
@@ -114,12 +126,11 @@ def _by_kernel(
     window: int | None,
 ) -> Tensor:
     """FlashAttention over all documents at once; (seq, heads, dim) in and out."""
-    from torch.nn.attention.varlen import varlen_attn
-
     longest = int(bounds.diff().max()) if longest is None else int(longest)
     bounds = bounds.to(torch.int32)
+    # Not `varlen_attn` above it, which has neither window nor grouped queries before torch 2.12.
     # Flash counts the tokens to the left of the query; transformers' window includes it.
-    out: Any = varlen_attn(
+    out: Tensor = torch.ops.aten._flash_attention_forward(
         q,
         k,
         v,
@@ -127,10 +138,13 @@ def _by_kernel(
         bounds,
         longest,
         longest,
+        0.0,
+        False,
+        False,
         scale=scale,
-        window_size=(-1 if window is None else window - 1, 0),
-        enable_gqa=q.shape[1] != k.shape[1],
-    )
+        window_size_left=-1 if window is None else window - 1,
+        window_size_right=0,
+    )[0]
     return out
 
 
@@ -194,20 +208,35 @@ def blocks(bounds: tuple[int, ...], window: int | None) -> list[tuple[slice, sli
 def _weights(
     q: Tensor, k: Tensor, rows: slice, keys: slice, scale: float, window: int | None
 ) -> Tensor:
-    """softmax(scale · q kᵀ) with what lies ahead masked; (kv heads, groups · n, m)."""
+    """softmax(scale · q kᵀ) with what lies ahead masked; (kv heads, groups · n, m).
+
+    What is hidden lies in the last n of the m keys, and behind a window in the first n: the rest
+    needs no mask.
+    """
     n, m = rows.stop - rows.start, keys.stop - keys.start
-    mask = _ahead(n, m, window, q.shape[1] // n, q.dtype)
-    scores = torch.baddbmm(mask.to(q.device), q, k.transpose(1, 2), alpha=scale)
+    scores = torch.baddbmm(q.new_zeros(()), q, k.transpose(1, 2), beta=0, alpha=scale)
+    by_query = scores.view(len(scores), -1, n, m)  # (kv heads, groups, n, m)
+    by_query[..., m - n :] += _ahead(n, q.dtype, q.device)
+    if window is not None and m > window:
+        first = min(n, m)
+        by_query[..., :first] += _behind(n, first, m - n - window, q.dtype, q.device)
     return torch.softmax(scores, -1)  # summed in float32 whatever comes out
 
 
-@lru_cache(maxsize=1024)
-def _ahead(n: int, m: int, window: int | None, groups: int, dtype: torch.dtype) -> Tensor:
-    """-inf where one of the last n of m tokens may not look, else 0; (groups · n, m)."""
-    past = torch.arange(m - n, m)[:, None] - torch.arange(m)  # (n, m): how far back the key lies
-    hidden = past < 0 if window is None else (past < 0) | (past >= window)
-    mask = torch.zeros(n, m, dtype=dtype).masked_fill_(hidden, -torch.inf)
-    return mask.repeat(groups, 1)
+@lru_cache(maxsize=BLOCK)
+def _ahead(n: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """-inf where one of n tokens may not look at a later one, else 0; (n, n)."""
+    return torch.full((n, n), -torch.inf, dtype=dtype, device=device).triu_(1)
+
+
+@lru_cache(maxsize=BLOCK)
+def _behind(n: int, first: int, beyond: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """-inf where a key has fallen out of the window, else 0; (n, first).
+
+    Query i lies i + beyond tokens further from key j than the window reaches, less j.
+    """
+    hidden = torch.ones((n, first), dtype=torch.bool, device=device).tril_(beyond)
+    return torch.zeros((n, first), dtype=dtype, device=device).masked_fill_(hidden, -torch.inf)
 
 
 def _by_groups(x: Tensor, kv_heads: int) -> Tensor:

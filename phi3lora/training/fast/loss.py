@@ -199,5 +199,7 @@ class _Chunk:
 
 def _won_ties(z: Tensor, tied: Tensor, place: Tensor) -> Tensor:
     """Of two most likely tokens the first one counts, as in TRL; ties are common in 16 bits."""
+    if z.is_cuda:  # finding the rows of ties would wait for the GPU; another pass over z does not
+        return (tied & (z.argmax(-1, keepdim=True) == place)).sum()
     rows = tied.squeeze(-1).nonzero().squeeze(-1)
     return (z[rows].argmax(-1) == place[rows, 0]).sum()

@@ -93,16 +93,9 @@ CHANGES = (
         "A hook keeps the gradient of each B inside its slices.",
     ),
     Change(
-        "phi3lora.chat.decoding:use_rows",
-        "Chat's attention reads each conversation's own cache; rows lie end to end.",
-    ),
-    Change(
-        "phi3lora.chat.packing:pack",
-        "On a CPU, linear layers give way to ones whose weights lie in oneDNN's order.",
-    ),
-    Change(
-        "phi3lora.chat.adapters:Router",
-        "A hook on each adapted layer adds the adapter to the tokens that ask for it.",
+        "phi3lora.chat.patches:patched",
+        "All that the chat changes: linear layers in oneDNN's order on a CPU, attention by rows, "
+        "and a hook on each layer that an adapter changes.",
     ),
 )
 

@@ -52,6 +52,7 @@ class FastTrainer(SFTTrainer):
         self.fast = fast
         self._loraplus_lr_ratio = loraplus_lr_ratio
         self._bad_loss = bad_loss
+        self._unchecked: torch.Tensor | None = None  # losses since the last update
         super().__init__(*args, **kwargs)
         self._replaced = {patch.name for patch in patches(self.model, self.args)} if fast else set()
         self._inside = False
@@ -174,10 +175,16 @@ class FastTrainer(SFTTrainer):
         return self.optimizer
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """One pass forward and back; a loss that is not finite ends the training here."""
+        """One pass forward and back; a loss that is not finite ends the training here.
+
+        It is asked once an update, before the optimizer: each question waits for a GPU.
+        """
         loss = super().training_step(*args, **kwargs)
-        if self._bad_loss is not None and not math.isfinite(value := float(loss)):
-            raise self._bad_loss(value, self.state.global_step + 1)
+        self._unchecked = loss if self._unchecked is None else self._unchecked + loss
+        if self.accelerator.sync_gradients and self._bad_loss is not None:
+            if not math.isfinite(value := float(self._unchecked)):
+                raise self._bad_loss(value, self.state.global_step + 1)
+            self._unchecked = None
         if self.progress is not None:
             self.progress.tokens = self._tokens_before + int(self._total_train_tokens)
         return loss

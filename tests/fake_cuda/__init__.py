@@ -1,0 +1,1 @@
+"""The project's own training on a CUDA device that is none: see `device.py`."""

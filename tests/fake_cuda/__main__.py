@@ -1,0 +1,54 @@
+"""Run scenarios in this process and print what was counted, a line of JSON each.
+
+    python -m tests.fake_cuda LIBRARY < scenarios.json      # [["training", "T4", {...}], ...]
+
+A scenario that fails prints its traceback instead of figures, and the next one goes on.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+from tests.fake_cuda.build import load
+
+
+def main() -> None:
+    """Every scenario of standard input."""
+    load(Path(sys.argv[1]))
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    # Before anything pretends: bitsandbytes asks for the device when it is imported.
+    import bitsandbytes  # noqa: F401
+    import trl  # noqa: F401
+
+    for scenario in json.load(sys.stdin):
+        began = time.process_time()
+        found = _result(scenario)
+        found["seconds"] = time.process_time() - began
+        sys.__stdout__.write("RESULT " + json.dumps(found) + "\n")  # type: ignore[union-attr]
+        sys.__stdout__.flush()  # type: ignore[union-attr]
+        gc.collect()
+
+
+def _result(scenario: list[Any]) -> dict[str, Any]:
+    from tests.fake_cuda import scenarios
+    from tests.fake_cuda.device import CARDS
+
+    kind, card, changes, *more = scenario
+    try:
+        if kind == "training":
+            return scenarios.training(CARDS[card], changes)
+        shape, tokens, documents, states = more
+        shapes = {"tiny": scenarios.TINY, "few": scenarios.FEW, "mini": scenarios.MINI}
+        return scenarios.one_pass(CARDS[card], changes, shapes[shape], tokens, documents, states)
+    except Exception:  # noqa: BLE001 - told to the test that asked
+        return {"error": traceback.format_exc()}
+
+
+main()

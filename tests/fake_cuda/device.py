@@ -1,0 +1,253 @@
+"""A CUDA device that is none: shapes and types are computed, and everything is counted.
+
+    pretend(CARDS["T4"])
+    with device() as gpu:
+        ...
+    gpu.peak, gpu.kernels, gpu.copies, gpu.syncs
+
+It sees devices, types, memory, kernels, copies and synchronizations. It does not see numbers, the
+limits of kernels, fragmentation, SDPA's choice of a kernel, or random streams.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import types
+import weakref
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.utils
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+GIB = 2**30
+# Operations that launch nothing: views, and memory that is only reserved.
+SILENT = set(
+    [
+        "device",
+        "view",
+        "t",
+        "transpose",
+        "permute",
+        "expand",
+        "slice",
+        "select",
+        "split",
+        "unbind",
+        "squeeze",
+        "unsqueeze",
+        "alias",
+        "detach",
+        "as_strided",
+        "_unsafe_view",
+        "split_with_sizes",
+        "lift_fresh",
+        "_reshape_alias",
+        "unfold",
+        "narrow",
+        "diagonal",
+        "empty",
+        "new_empty",
+        "empty_like",
+        "empty_strided",
+        "set_",
+        "chunk",
+    ]
+)
+PRODUCTS = {"mm", "addmm", "addmm_", "bmm", "baddbmm"}
+
+
+@dataclass(frozen=True)
+class Card:
+    """A GPU by its name, generation and memory in GiB."""
+
+    name: str
+    capability: tuple[int, int]
+    memory: float
+
+
+CARDS = {
+    "A100": Card("NVIDIA A100-SXM4-80GB", (8, 0), 79.0),
+    "L4": Card("NVIDIA L4", (8, 9), 22.0),
+    "T4": Card("Tesla T4", (7, 5), 14.6),
+}
+
+
+class Gpu:
+    """What happened on the device since `reset`."""
+
+    def __init__(self) -> None:
+        self.now = self.peak = 0  # bytes
+        self.reset()
+        self.bounds: list[int] = [0, 1]  # of the documents in the row that is computed
+        self._known: dict[int, int] = {}
+        self.truths: set[int] = set()  # storages of what answers True
+
+    def reset(self) -> None:
+        """Count from here; what is held stays held."""
+        self.peak, self.kernels, self.traffic = self.now, 0, 0
+        self.copies: Counter[str] = Counter()  # `to device`, `to host`
+        self.syncs: Counter[str] = Counter()  # by what waited
+        self.names: Counter[str] = Counter()
+
+    def saw(self, tensor: torch.Tensor) -> None:
+        """Count a tensor's memory once, and until it is gone; rounded as CUDA's allocator does."""
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self._known:
+            return
+        self._known[key] = (storage.nbytes() + 511) // 512 * 512
+        self.now += self._known[key]
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._gone, key)
+
+    def _gone(self, key: int) -> None:
+        self.now -= self._known.pop(key, 0)
+        self.truths.discard(key)
+
+
+def pretend(card: Card, gpu: Gpu) -> None:
+    """Let `torch.cuda` answer as if the card were there."""
+    total = int(card.memory * GIB)
+    # A fake parameter may be put in the place of another, whoever holds it.
+    torch.utils.weakref = types.SimpleNamespace(getweakrefs=lambda _: [])  # type: ignore[attr-defined]
+    properties = types.SimpleNamespace(
+        major=card.capability[0], minor=card.capability[1], multi_processor_count=100
+    )
+    answers: dict[str, Any] = {
+        "is_available": lambda: True,
+        "device_count": lambda: 1,
+        "current_device": lambda: 0,
+        "set_device": lambda device: None,
+        "get_device_capability": lambda *_: card.capability,
+        "get_device_name": lambda *_: card.name,
+        "get_device_properties": lambda *_: properties,
+        "mem_get_info": lambda *_: (total, total),
+        # As torch answers: emulation counts, unless it is asked for the real thing.
+        "is_bf16_supported": lambda including_emulation=True: (
+            including_emulation or card.capability >= (8, 0)
+        ),
+        "memory_reserved": lambda *_: gpu.now,
+        "memory_allocated": lambda *_: gpu.now,
+        "max_memory_allocated": lambda *_: gpu.peak,
+        "reset_peak_memory_stats": lambda *_: None,
+        "empty_cache": lambda: None,
+        "synchronize": lambda *_: None,
+        "_lazy_init": lambda: None,
+    }
+    for name, answer in answers.items():
+        setattr(torch.cuda, name, answer)
+    torch.amp.grad_scaler.amp_definitely_not_available = lambda: False
+    torch.cuda.amp.common.amp_definitely_not_available = lambda: False  # type: ignore[attr-defined]
+
+
+class _Fake(FakeTensorMode):
+    avoid_device_init = property(lambda self: True)  # type: ignore[assignment]
+
+
+class _Counting(TorchDispatchMode):
+    """Counts every operation, and answers those that would have to read a value."""
+
+    def __init__(self, gpu: Gpu) -> None:
+        super().__init__()
+        self.gpu = gpu
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = func.overloadpacket.__name__
+        if name == "_local_scalar_dense":
+            return self._value(args[0])
+        if name == "nonzero":
+            return self._nonzero(args[0])
+        self._count_copy(name, args, kwargs)
+        out = func(*args, **kwargs)
+        self._count(name, args, kwargs, out)
+        return out
+
+    def _value(self, x: torch.Tensor) -> Any:
+        self.gpu.syncs["item"] += x.device.type == "cuda"
+        if x.dtype == torch.bool:
+            return x.untyped_storage()._cdata in self.gpu.truths
+        return 1.0 if x.dtype.is_floating_point else 1
+
+    def _nonzero(self, x: torch.Tensor) -> torch.Tensor:
+        """All of it: the most there may be."""
+        self.gpu.syncs["nonzero"] += 1
+        return torch.empty((x.numel(), x.dim()), dtype=torch.int64, device=x.device)
+
+    def _count_copy(self, name: str, args: Any, kwargs: Any) -> None:
+        if name not in ("_to_copy", "copy_"):
+            return
+        source = args[0] if name == "_to_copy" else args[1]
+        target = kwargs.get("device") if name == "_to_copy" else args[0].device
+        if target is None:
+            return
+        ends = source.device.type, torch.device(target).type
+        if ends == ("cpu", "cuda"):
+            self.gpu.copies["to device"] += 1
+        elif ends == ("cuda", "cpu"):
+            self.gpu.copies["to host"] += 1
+
+    def _count(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
+        ins, outs = ([x for x in tree_leaves(t) if _on_gpu(x)] for t in ((args, kwargs), out))
+        for tensor in outs:
+            self.gpu.saw(tensor)
+            if name == "all":
+                self.gpu.truths.add(tensor.untyped_storage()._cdata)
+        if (ins or outs) and name not in SILENT:
+            self.gpu.kernels += 1
+            self.gpu.names[name] += 1
+            if name not in PRODUCTS:
+                self.gpu.traffic += sum(map(_bytes, (*ins, *outs)))
+
+
+class _Lists(TorchFunctionMode):
+    """`tolist` reads values: where documents begin, or ones."""
+
+    def __init__(self, gpu: Gpu) -> None:
+        super().__init__()
+        self.gpu = gpu
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.Tensor.tolist and isinstance(args[0], FakeTensor):
+            return _listed(self.gpu, args[0])
+        return func(*args, **(kwargs or {}))
+
+
+def _listed(gpu: Gpu, x: torch.Tensor) -> Any:
+    gpu.syncs["tolist"] += x.device.type == "cuda"
+    if x.dtype == torch.int32 and x.dim() == 1:
+        return list(gpu.bounds)
+    return _ones(tuple(x.shape))
+
+
+def _ones(shape: tuple[int, ...]) -> Any:
+    return [_ones(shape[1:]) for _ in range(shape[0])] if shape else 1.0
+
+
+def _on_gpu(x: Any) -> bool:
+    return isinstance(x, torch.Tensor) and x.device.type == "cuda"
+
+
+def _bytes(x: torch.Tensor) -> int:
+    return min(x.numel() * x.element_size(), x.untyped_storage().nbytes())
+
+
+@contextlib.contextmanager
+def device(gpu: Gpu) -> Iterator[FakeTensorMode]:
+    """Tensors on `cuda` are fake inside."""
+    mode = _Fake(allow_non_fake_inputs=True)
+    FakeTensor.tolist = lambda self: _listed(gpu, self)  # type: ignore[method-assign]
+    before = torch._C._only_lift_cpu_tensors()
+    torch._C._set_only_lift_cpu_tensors(True)
+    try:
+        with mode, _Counting(gpu), _Lists(gpu):
+            yield mode
+    finally:
+        torch._C._set_only_lift_cpu_tensors(before)

@@ -1,0 +1,311 @@
+"""What is run on the fake device: whole trainings, and single passes at any size.
+
+    training(card, changes)        # fit() from the first batch to the last, two updates
+    one_pass(card, changes, …)     # forward and backward on one packed row
+
+Models are made of Phi-3's own classes and adapters by the project's own `attach_adapter`. Layers of
+4 bits are made by hand, since bitsandbytes quantizes real numbers only.
+"""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import bitsandbytes
+import torch
+from bitsandbytes.nn import Linear4bit
+from datasets import Dataset
+from torch import nn
+from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils.data import DataLoader
+from transformers import BitsAndBytesConfig, Phi3Config, Phi3ForCausalLM
+
+from phi3lora.config import RunConfig
+from phi3lora.lora.adapters import attach_adapter
+from phi3lora.models.hardware import choose_dtype, detect_hardware
+from phi3lora.models.loading import load_tokenizer
+from phi3lora.training import trainer as module
+from phi3lora.training.callbacks import Progress
+from phi3lora.training.fast.patches import patched
+from phi3lora.training.fast.trainer import FastTrainer
+from tests.fake_cuda.device import Card, Gpu, device, pretend
+
+Shape = dict[str, int]
+TINY: Shape = {
+    "hidden_size": 128,
+    "intermediate_size": 256,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "vocab_size": 2048,
+}
+MINI: Shape = {  # microsoft/Phi-3-mini-4k-instruct
+    "hidden_size": 3072,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 32,
+    "vocab_size": 32064,
+}
+FEW: Shape = {**MINI, "num_hidden_layers": 6}  # as wide, in a fifth of the time
+LENGTHS = (40, 60, 30, 70)
+
+
+def training(card: Card, changes: dict[str, Any]) -> dict[str, Any]:
+    """Two updates of two batches; what was counted from the first batch on."""
+    gpu, config, tokenizer = Gpu(), _config(changes), load_tokenizer("pocket")
+    pretend(card, gpu)
+    events: list[Any] = []
+    with device(gpu), _collected(gpu), tempfile.TemporaryDirectory() as folder:
+        model = attached(config, TINY)
+        gpu.reset()
+        progress = Progress(events.append)
+        outcome = module.fit(config, Path(folder), model, tokenizer, _rows(), None, progress)
+        trained = {str(p.dtype) for p in model.parameters() if p.requires_grad}
+    loaded = next(event for event in events if event.kind == "loaded")
+    return {
+        "outcome": outcome,
+        "steps": progress.step,
+        "device": loaded.device,
+        "attention": loaded.attention,
+        "trained": sorted(trained),
+        **_Trainer.seen,
+        **_counted(gpu),
+    }
+
+
+def one_pass(
+    card: Card,
+    changes: dict[str, Any],
+    shape: Shape,
+    tokens: int,
+    documents: int = 1,
+    states: bool = False,
+) -> dict[str, Any]:
+    """The second forward and backward pass, when gradients exist already.
+
+    Args:
+        tokens: in one packed row, of equally long documents.
+        states: keep the optimizer's two moments of each trained weight, as a training does.
+    """
+    gpu, config = Gpu(), _config(changes)
+    pretend(card, gpu)
+    cut = [tokens * number // documents for number in range(documents + 1)]
+    gpu.bounds = cut
+    with device(gpu):
+        model = attached(config, shape).train()
+        if config.training_config.gradient_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+            model.enable_input_require_grads()
+        arguments = module.with_precision(config.training_config, model)
+        if arguments.fp16 or (config.adapter == "none" and model.dtype == torch.float16):
+            _widen(model)
+        held = _moments(model) if states else []
+        row = _row(tokens, cut)
+        with patched(model, _Arguments(config)):
+            for _ in range(2):
+                gpu.reset()
+                row["cu_seq_lens_q"] = row["cu_seq_lens_q"].clone()  # another batch
+                with _autocast(arguments):
+                    sums = model(**row, use_cache=False, supervised_loss=True)
+                (sums.loss / 1000).backward()
+                del sums
+        del held
+        gradients = {
+            (str(p.grad.dtype), p.grad.device.type)
+            for p in model.parameters()
+            if p.grad is not None
+        }
+        missing = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    return {"gradients": sorted(gradients), "missing": missing, **_counted(gpu)}
+
+
+def attached(config: RunConfig, shape: Shape) -> Any:
+    """A Phi-3 in the precision that a run would choose, with the config's adapter."""
+    hardware = detect_hardware(config.model.device)
+    dtype = getattr(torch, choose_dtype(config.model.dtype, hardware)[0])
+    settings = Phi3Config(
+        max_position_embeddings=4096,
+        sliding_window=2047,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        attn_implementation="sdpa",
+        **shape,
+    )
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device("cuda"):
+            model: Any = Phi3ForCausalLM(settings)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    model.files_folder = ""
+    if config.model.quantization == "nf4":
+        _quantize(model, dtype)
+    with torch.device("cuda"):  # where PEFT puts an adapter, beside its layer
+        made: Any = attach_adapter(model, config)
+    # Nothing has to be moved, and fake parameters cannot be.
+    made.to = lambda *_, **__: made
+    return made
+
+
+def _quantize(model: Any, dtype: torch.dtype) -> None:
+    """As `load_model` leaves a base of 4 bits: the rest of it in float32, all of it frozen."""
+    for name, layer in list(model.named_modules()):
+        if type(layer) is nn.Linear and name != "lm_head":
+            parent, _, last = name.rpartition(".")
+            setattr(model.get_submodule(parent), last, _four_bits(layer, dtype))
+    model.is_loaded_in_4bit, model.quantization_method = True, "bitsandbytes"
+    model.config.quantization_config = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_compute_dtype=dtype
+    )
+    model.hf_quantizer = type("Quantizer", (), {"is_trainable": True, "is_qat_trainable": False})
+    for parameter in model.parameters():
+        parameter.requires_grad = False
+        if parameter.dtype in (torch.float16, torch.bfloat16):
+            parameter.data = parameter.data.float()
+
+
+def _four_bits(layer: nn.Linear, dtype: torch.dtype) -> Linear4bit:
+    made: Any = Linear4bit.__new__(Linear4bit)
+    nn.Module.__init__(made)
+    made.in_features, made.out_features, made.bias = layer.in_features, layer.out_features, None
+    made.compute_dtype, made.compute_type_is_set = dtype, True
+    made.support_avx512bf16_for_cpu = False
+    packed, state = bitsandbytes.functional.quantize_4bit(
+        layer.weight.data, blocksize=64, compress_statistics=True, quant_type="nf4"
+    )
+    weight: Any = nn.Parameter(packed, requires_grad=False)
+    weight.quant_state, weight.bnb_quantized, weight.blocksize = state, True, 64
+    weight.compress_statistics, weight.quant_type = True, "nf4"
+    weight.quant_storage = torch.uint8
+    made.weight, made.quant_state = weight, state
+    return made
+
+
+def _config(changes: dict[str, Any]) -> RunConfig:
+    settings = {
+        "training_config.max_length": 128,
+        "training_config.max_steps": 2,
+        "training_config.gradient_accumulation_steps": 2,
+        "training_config.per_device_train_batch_size": 4,
+        "training_config.save_strategy": "no",
+        "training_config.eval_strategy": "no",
+        "training_config.report_to": "none",
+        "training_config.logging_steps": 1,
+        "training_config.log_level": "error",
+        "training_config.optim": "adamw_torch",
+        "training_config.dataloader_pin_memory": False,
+    }
+    known = {n: v for n, v in settings.items() if not n.endswith("pin_memory")}
+    return RunConfig().with_values({**known, **changes})
+
+
+class _Arguments:
+    """Of SFTConfig, what decides which patches stand in."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self.label_smoothing_factor = config.training_config.label_smoothing_factor
+        self.torch_compile = False
+
+
+def _autocast(training: Any) -> Any:
+    dtype = torch.float16 if training.fp16 else torch.bfloat16
+    return torch.autocast("cuda", dtype=dtype) if training.fp16 or training.bf16 else nullcontext()
+
+
+def _widen(model: Any) -> None:
+    """What a float16 training does with trained weights, see `FastTrainer`."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+
+
+def _moments(model: Any) -> list[torch.Tensor]:
+    trained = [p for p in model.parameters() if p.requires_grad]
+    return [torch.zeros_like(p) for p in trained for _ in range(2)]
+
+
+def _row(tokens: int, cut: list[int]) -> dict[str, Any]:
+    longest = max(b - a for a, b in itertools.pairwise(cut))
+
+    def integers(*shape: int, dtype: torch.dtype = torch.int64) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype, device="cuda")
+
+    return {
+        "input_ids": integers(1, tokens),
+        "labels": integers(1, tokens),
+        "position_ids": integers(1, tokens),
+        "cu_seq_lens_q": integers(len(cut), dtype=torch.int32),
+        "max_length_q": longest,
+    }
+
+
+def _rows() -> Dataset:
+    lengths = LENGTHS * 8
+    labels = [[-100] * 10 + [5] * (length - 10) for length in lengths]
+    return Dataset.from_dict({"input_ids": [[5] * n for n in lengths], "labels": labels})
+
+
+class _Trainer(FastTrainer):
+    """Real batches of the real collator, laid on the fake device with the shapes they have."""
+
+    gpu: Gpu
+    seen: dict[str, Any] = {}  # noqa: RUF012 - of the last training
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        _Trainer.seen = {
+            "precision": self.args.mixed_precision,
+            "scaled": self.accelerator.scaler is not None,
+            "patches": sorted(self._replaced),
+        }
+
+    def get_batch_samples(self, iterator: Any, count: int, where: Any) -> Any:
+        found = []
+        with _disable_current_modes():
+            for _, batch in zip(range(count), iterator, strict=False):
+                found.append(batch)
+            self.gpu.bounds = found[-1]["cu_seq_lens_q"].tolist()
+        laid = [{name: _lay(value) for name, value in batch.items()} for batch in found]
+        return laid, self._get_num_items_in_batch(laid, where)
+
+    def get_train_dataloader(self) -> Any:
+        return DataLoader(
+            self.train_dataset,
+            batch_size=self.args.per_device_train_batch_size,
+            collate_fn=self.data_collator,
+        )
+
+
+def _lay(value: Any) -> Any:
+    if not isinstance(value, torch.Tensor):
+        return value
+    return torch.empty(value.shape, dtype=value.dtype, device="cuda")
+
+
+@contextmanager
+def _collected(gpu: Gpu) -> Iterator[None]:
+    """`fit` makes its trainer of this one."""
+    before, module.FastTrainer = module.FastTrainer, _Trainer  # type: ignore[misc]
+    _Trainer.gpu = gpu
+    try:
+        yield
+    finally:
+        module.FastTrainer = before  # type: ignore[misc]
+
+
+def _counted(gpu: Gpu) -> dict[str, Any]:
+    return {
+        "peak": gpu.peak,
+        "kernels": gpu.kernels,
+        "traffic": gpu.traffic,
+        "copies": dict(gpu.copies),
+        "syncs": dict(gpu.syncs),
+        "names": dict(gpu.names.most_common(30)),
+    }
