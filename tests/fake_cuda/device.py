@@ -28,38 +28,36 @@ from torch.utils._pytree import tree_leaves
 
 GIB = 2**30
 # Operations that launch nothing: views, and memory that is only reserved.
-SILENT = set(
-    [
-        "device",
-        "view",
-        "t",
-        "transpose",
-        "permute",
-        "expand",
-        "slice",
-        "select",
-        "split",
-        "unbind",
-        "squeeze",
-        "unsqueeze",
-        "alias",
-        "detach",
-        "as_strided",
-        "_unsafe_view",
-        "split_with_sizes",
-        "lift_fresh",
-        "_reshape_alias",
-        "unfold",
-        "narrow",
-        "diagonal",
-        "empty",
-        "new_empty",
-        "empty_like",
-        "empty_strided",
-        "set_",
-        "chunk",
-    ]
-)
+SILENT = {
+    "device",
+    "view",
+    "t",
+    "transpose",
+    "permute",
+    "expand",
+    "slice",
+    "select",
+    "split",
+    "unbind",
+    "squeeze",
+    "unsqueeze",
+    "alias",
+    "detach",
+    "as_strided",
+    "_unsafe_view",
+    "split_with_sizes",
+    "lift_fresh",
+    "_reshape_alias",
+    "unfold",
+    "narrow",
+    "diagonal",
+    "empty",
+    "new_empty",
+    "empty_like",
+    "empty_strided",
+    "set_",
+    "chunk",
+}
 PRODUCTS = {"mm", "addmm", "addmm_", "bmm", "baddbmm"}
 
 
