@@ -36,7 +36,7 @@ from phi3lora.training.preflight import Check, Preflight
 from phi3lora.ui import compare_page, runs_page, train_page
 from phi3lora.ui.app import build
 from phi3lora.ui.compare_page import Match
-from phi3lora.ui.watch import OriginGuard
+from phi3lora.ui.guard import Guard, Rules
 from tests import stage
 
 INSPECTION = SimpleNamespace(
@@ -44,6 +44,11 @@ INSPECTION = SimpleNamespace(
     reason="'messages' holds turns.",
     columns={},
     rows=5,
+    expected=None,
+    read=5,
+    unread=[],
+    notices=[],
+    changes={},
     kept=3,
     dropped={"no answer": 2},
     tokens={"p50": 24, "p95": 40, "max": 300},
@@ -587,7 +592,7 @@ def test_who_asks_before_the_page_has_loaded_gets_the_adapter_of_the_address(
     page = page_of(compare_page, app)
     run = stage.finished(app.launching.store)
     stage.finished(app.launching.store, "Newer")
-    values = ("Who?", [], [], None, False, Match(), "", 0.0, 1.0, 64, 0)
+    values = ("Who?", [], [], None, False, Match(), "", 0.0, 1.0, 64, 0, 0, 0.0, 1.0)
     list(page.on_ask(request(adapter=run.id), *values))
     assert app.comparing.asked[0].name == "Pirate"
     list(page.on_ask(request(), *values))
@@ -745,10 +750,13 @@ def test_foreign_pages_change_nothing(method: str, origin: str | None, status: i
     async def send(message: dict[str, Any]) -> None:
         sent.append(message)
 
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
     headers = [(b"host", b"app.example")] + ([(b"origin", origin.encode())] if origin else [])
     scope = {"type": "http", "method": method, "path": "/", "headers": headers}
-    guard = OriginGuard(app, frozenset({"proxy.example"}))
-    asyncio.run(guard(scope, None, send))  # type: ignore[arg-type]
+    guard = Guard(app, Rules(hosts=None, own=frozenset({"proxy.example"})))
+    asyncio.run(guard(scope, receive, send))
     assert sent[0]["status"] == status
 
 

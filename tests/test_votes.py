@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from phi3lora.chat import votes
 from phi3lora.chat.votes import Tally, Vote, VoteBook
 from phi3lora.errors import RunError
 
@@ -72,7 +73,26 @@ def test_broken_lines_cost_nothing_but_themselves(tmp_path: Path) -> None:
     assert book.tally("pirate") == Tally(tuned=1)
     book.record(Vote("pirate", "4", "right", left="tuned", prompt="Größe?"))
     assert book.tally("pirate") == Tally(tuned=1, base=1)
-    assert [vote.prompt for vote in book.votes("pirate")] == ["", "Größe?"]
+    assert json.loads(path.read_bytes().splitlines()[-1])["prompt"] == "Größe?"
+    again = VoteBook(path)
+    assert again.tally("pirate") == Tally(tuned=1, base=1)
+
+
+def test_a_vote_costs_what_was_written_since(
+    book: VoteBook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(50):
+        book.record(Vote("pirate", str(number), "left", left="tuned"))
+    other = VoteBook(book._path)  # another process
+    assert other.tally("pirate").tuned == 50
+    book.record(Vote("pirate", "new", "tie", left="tuned"))
+    parsed: list[bytes] = []
+    known = votes._parse
+    monkeypatch.setattr(votes, "_parse", lambda line: parsed.append(line) or known(line))
+    assert other.tally("pirate") == Tally(tuned=50, ties=1)
+    assert len(parsed) == 1
+    with pytest.raises(RunError, match="voted on already"):
+        other.record(Vote("pirate", "new", "left", left="tuned"))
 
 
 def test_many_voters_at_once(book: VoteBook) -> None:

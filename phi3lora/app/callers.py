@@ -16,9 +16,10 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import Any
 
-from phi3lora.config import ModelConfig
+from phi3lora.app.signed_out import SignedOut
+from phi3lora.config import POCKET, ModelConfig
 from phi3lora.errors import AccessError, HubError
-from phi3lora.hub.access import Identity, cached_identity, identity, stored_token
+from phi3lora.hub.access import SUGGESTED_MODELS, Identity, cached_identity, identity, stored_token
 from phi3lora.hub.client import Unreachable
 from phi3lora.runs.store import LOCAL
 from phi3lora.settings import Settings
@@ -76,6 +77,9 @@ class Callers:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        self.signed_out = SignedOut(settings.home / "signed-out.txt")
+        self.beyond_loopback = False  # neighbours reach the app: the stored token is not theirs
+        self.listed_bases: set[str] = set()  # that the owner of a Space shows to everybody
         self._tokens: OrderedDict[str, str] = OrderedDict()  # by browser
         self._names: OrderedDict[str, str] = OrderedDict()  # by a token's hash
         self._readable: OrderedDict[tuple[str, str, str], float] = OrderedDict()
@@ -83,8 +87,11 @@ class Callers:
     def caller(self, session: Session = Session()) -> Caller:
         """Who sent a request. Raises HubError where the Hub cannot be asked, and was not lately."""
         if not self.settings.on_space:
-            return Caller(LOCAL, self._tokens.get(session.browser) or stored_token())
-        return self._owner_of(session.token) if session.token else Caller(ANONYMOUS)
+            stored = None if self.beyond_loopback else stored_token()
+            return Caller(LOCAL, self._tokens.get(session.browser) or stored)
+        if session.token is None or self.signed_out.ended(session.token):
+            return Caller(ANONYMOUS)
+        return self._owner_of(session.token)
 
     def _owner_of(self, token: str) -> Caller:
         """Whom the Hub knows by this token; whom it knew, while it gives no answer."""
@@ -123,12 +130,22 @@ class Callers:
         from phi3lora.models.base import check_base, resolve_path
         from phi3lora.models.hardware import detect_hardware
 
+        self.check_listed(base.path, caller)
         request = (caller.name, base.path, base.revision or "")
         if time.monotonic() < self._readable.get(request, 0):
             return
         path = resolve_path(base.path, detect_hardware(base.device))
         check_base(path, base.revision, caller.token)
         _remember(self._readable, request, time.monotonic() + PERMISSION_SECONDS)
+
+    def check_listed(self, base: str, caller: Caller) -> None:
+        """On a Space an anonymous visitor loads no base of their own choice. AccessError."""
+        listed = {"auto", POCKET, *SUGGESTED_MODELS} | self.listed_bases
+        if self.settings.on_space and caller.anonymous and base not in listed:
+            raise AccessError(
+                f"{base[:100]} is not among the bases that are open to everybody here; sign in "
+                "with Hugging Face to load it."
+            )
 
 
 def terminal_caller() -> Caller:

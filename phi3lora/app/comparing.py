@@ -21,6 +21,7 @@ from phi3lora.app.callers import Caller, Callers
 from phi3lora.app.views import Follower
 from phi3lora.app.working import Put, in_thread
 from phi3lora.chat.options import Options, Pair, Side
+from phi3lora.chat.requests import check_lengths
 from phi3lora.chat.votes import Tally, Vote, VoteBook
 from phi3lora.config import POCKET, ModelConfig
 from phi3lora.errors import AccessError, AdapterError, Phi3LoraError, RunError
@@ -113,8 +114,8 @@ class Comparing:
         if ID.fullmatch(name) and (run := self._own(name, caller)):
             return subject_of(run)
         local = not self.settings.on_space
-        folder = Path(name).expanduser()
-        if local and folder.is_dir():
+        folder = _named_folder(name)
+        if local and folder is not None:
             return _in_folder(folder)
         if is_hub_id(name):
             found = fetch_adapter(name, caller.token, self.settings.cache_folder, revision)
@@ -173,6 +174,8 @@ class Comparing:
     ) -> Iterator[Pair]:
         """Both answers as they grow, a dozen times a second at most. Raises Phi3LoraError."""
         self._callers.check_base(subject.base, caller)
+        if self.settings.on_space:
+            check_lengths([*base, *tuned])
         pairs = self.engine().reply(
             base,
             tuned,
@@ -261,7 +264,17 @@ class ComparingOne(Comparing):
             if self._subject is None:
                 owner = Caller(caller.name, stored_token())
                 self._subject = super().subject(self.repo, owner, self._revision)
+                self._callers.listed_bases.add(self._subject.base.path)
             return self._subject
+
+
+def _named_folder(name: str) -> Path | None:
+    """A folder of this machine by that name; None where there is none."""
+    try:
+        folder = Path(name).expanduser()
+        return folder if folder.is_dir() else None
+    except (OSError, RuntimeError, ValueError):  # too long, `~nobody`, a NUL
+        return None
 
 
 def subject_of(run: Run) -> Subject:

@@ -8,17 +8,17 @@ datasets.inspect(config, caller)               format, counts, a few rendered co
 
 from __future__ import annotations
 
-import hashlib
-import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from phi3lora.app.callers import Caller, check_may_train
 from phi3lora.app.preflights import Preflights
+from phi3lora.app.uploads import keep
 from phi3lora.config import POCKET, RunConfig
 from phi3lora.data.sources import is_local
-from phi3lora.errors import DataError, Phi3LoraError
+from phi3lora.errors import Phi3LoraError
 from phi3lora.hub.access import SUGGESTED_MODELS, Found, search_datasets, search_models
 from phi3lora.runs.permission import check_path
 from phi3lora.runs.store import RunStore
@@ -27,7 +27,6 @@ from phi3lora.settings import Settings
 if TYPE_CHECKING:
     from phi3lora.data.inspection import Inspection
 
-BLOCK = 1 << 20  # bytes of an upload that are read at once
 FOUND, RECENT = 8, 3  # suggestions on the page; datasets used lately among them
 LATELY = 20  # runs whose datasets are suggested again
 
@@ -103,7 +102,7 @@ class Datasets:
         check_path("data.path", path, caller.name, self.settings)
         if is_local(path):
             return NO_PARTS
-        names, splits = self._preflights.parts(path, name, caller.token)
+        names, splits = self._preflights.parts(path, name, caller.token, caller.name)
         chosen = name if name in names else (names[0] if len(names) > 1 else None)
         first = next((split for split in splits if split.startswith("train")), splits[0])
         return Parts(names, splits, chosen, first)
@@ -111,19 +110,15 @@ class Datasets:
     def keep_upload(self, temporary: Path, caller: Caller) -> Path:
         """Keep a dropped file where a run can still read it tomorrow. Raises DataError."""
         check_may_train(caller, self.settings)
-        digest = hashlib.sha256()
-        try:
-            with temporary.open("rb") as file:
-                while block := file.read(BLOCK):
-                    digest.update(block)
-            folder = self.settings.uploads(caller.name) / digest.hexdigest()[:32]
-            folder.mkdir(parents=True, exist_ok=True)
-            kept = folder / temporary.name
-            if not kept.exists():
-                shutil.copyfile(temporary, kept)
-        except OSError as error:
-            raise DataError(f"The file could not be kept: {error.strerror}.") from None
-        return kept
+        return keep(temporary, caller.name, self.settings, self._named(caller))
+
+    def _named(self, caller: Caller) -> set[Path]:
+        """Files that the caller's runs name: they are not swept away under them."""
+        found = set()
+        for run in self._store.list(caller.name):
+            with suppress(Phi3LoraError):
+                found.add(Path(run.config.data.path))
+        return found
 
     def inspect(self, config: RunConfig, caller: Caller, limit: int | None = None) -> Inspection:
         """Read and render the rows in this process, at most `limit` of them."""

@@ -84,7 +84,8 @@ class Launching:
         """
         check_may_train(caller, self.settings)
         check_paths(config, caller.name, self.settings)
-        return self._preflights.preflight(config, caller.token, self._speed(config, caller))
+        speed = self._speed(config, caller)
+        return self._preflights.preflight(config, caller.token, speed, caller.name)
 
     def _speed(self, config: RunConfig, caller: Caller) -> float | None:
         """Tokens per second of the caller's last finished run with the same base, if there is."""

@@ -1,44 +1,52 @@
-"""Preflights for many: data, machine and Hub are checked before launch, in a helper process.
+"""Preflights for many: data, machine and Hub are checked before launch, in helper processes.
 
     pool = PreflightPool(settings)
-    done = pool.preflight(config, token)       done.inspection, done.checks, done.estimate
+    done = pool.preflight(config, token, person="ann")    done.inspection, done.checks
 
 The process that serves the pages stays small and quick: transformers, tokenizing and a GPU's
-context live in this helper, which starts with the first preflight and ends with the app. A
+context live in helpers, which start with the first preflight and end with the app. On a Space
+people are strangers: one preflight of a person at a time, each within bounds of time and memory. A
 command runs them in its own process: `HerePreflights`.
 """
 
 from __future__ import annotations
 
 import hashlib
-import multiprocessing
-import os
 import threading
-from collections import OrderedDict
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections import Counter, OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
+from phi3lora.app.helper import GIB, Helper, HelperDied, Limits
 from phi3lora.config import RunConfig
 from phi3lora.errors import Phi3LoraError
-from phi3lora.isolation import hide_process, inherited
 from phi3lora.settings import Settings
 from phi3lora.training.preflight import Preflight, preflight
 
 WORKERS = 2  # a long preflight of one visitor leaves room for another's
-KEPT = 32  # inspections that are remembered
+KEPT = 32
+OF_STRANGERS = Limits(seconds=60, bytes=4 * GIB)
+PATIENCE = 90.0  # seconds that a preflight waits for a helper
+MOST_WAITING = 2  # preflights of one person, beside the one that is computed
 
 
 class Preflights(Protocol):
     """Where preflights are run."""
 
     def preflight(
-        self, config: RunConfig, token: str | None = None, tokens_per_second: float | None = None
+        self,
+        config: RunConfig,
+        token: str | None = None,
+        tokens_per_second: float | None = None,
+        person: str = "",
     ) -> Preflight:
         """Inspect the data and run the checks. What is wrong is in the result, not raised."""
 
-    def parts(self, path: str, name: str | None, token: str | None) -> tuple[list[str], list[str]]:
+    def parts(
+        self, path: str, name: str | None, token: str | None, person: str = ""
+    ) -> tuple[list[str], list[str]]:
         """Configurations and splits of a Hub dataset. Raises DataError or HubError."""
 
     def close(self) -> None:
@@ -52,11 +60,17 @@ class HerePreflights:
         self._settings = settings
 
     def preflight(
-        self, config: RunConfig, token: str | None = None, tokens_per_second: float | None = None
+        self,
+        config: RunConfig,
+        token: str | None = None,
+        tokens_per_second: float | None = None,
+        person: str = "",
     ) -> Preflight:
         return preflight(config, self._settings, token, None, tokens_per_second)
 
-    def parts(self, path: str, name: str | None, token: str | None) -> tuple[list[str], list[str]]:
+    def parts(
+        self, path: str, name: str | None, token: str | None, person: str = ""
+    ) -> tuple[list[str], list[str]]:
         return _parts(path, name, token)
 
     def close(self) -> None:
@@ -64,72 +78,112 @@ class HerePreflights:
 
 
 class PreflightPool:
-    """In a helper process, remembering the last inspections while their data is the same."""
+    """In helper processes, remembering the last inspections while their data is the same."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._lock = threading.Lock()
-        self._pool: ProcessPoolExecutor | None = None
+        self._limits = OF_STRANGERS if settings.on_space else Limits()
+        self._changed = threading.Condition()
+        self._idle: list[Helper] = []
+        self._busy: list[Helper | None] = []  # None: one that is being started
+        self._of: Counter[str] = Counter()  # preflights that are computed, by person
+        self._waiting: Counter[str] = Counter()
+        self._closed = False
         self._kept: OrderedDict[str, Any] = OrderedDict()
 
     def preflight(
-        self, config: RunConfig, token: str | None = None, tokens_per_second: float | None = None
+        self,
+        config: RunConfig,
+        token: str | None = None,
+        tokens_per_second: float | None = None,
+        person: str = "",
     ) -> Preflight:
         """Inspect the data and run the checks. What is wrong is in the result, not raised.
 
-        Data that was inspected lately, with the same settings, is not read again.
+        Data that was inspected lately, with the same settings, is not read again. Raises
+        Phi3LoraError where a helper reached its bounds or failed.
         """
         key = _data_key(config, token)
-        cached = self._kept.get(key)
-        done = self._run(config, self._settings, token, cached, tokens_per_second)
+        known = self._kept.get(key)
+        done: Preflight = self._ask(
+            person, preflight, config, self._settings, token, known, tokens_per_second
+        )
         if done.inspection is not None:
-            with self._lock:
+            with self._changed:
                 self._kept[key] = done.inspection
                 while len(self._kept) > KEPT:
                     self._kept.popitem(last=False)
         return done
 
-    def parts(self, path: str, name: str | None, token: str | None) -> tuple[list[str], list[str]]:
+    def parts(
+        self, path: str, name: str | None, token: str | None, person: str = ""
+    ) -> tuple[list[str], list[str]]:
         """Configurations and splits of a Hub dataset. Raises DataError or HubError."""
-        return self._ready().submit(_parts, path, name, token).result()
+        parts: tuple[list[str], list[str]] = self._ask(person, _parts, path, name, token)
+        return parts
 
-    def _run(self, *arguments: Any) -> Preflight:
-        """Have the helper do it; a helper that was killed is replaced once."""
-        for attempt in (1, 2):
-            pool = self._ready()
-            try:
-                return pool.submit(preflight, *arguments).result()
-            except BrokenProcessPool:
-                self._replace(pool)
-                if attempt == 2:
-                    raise Phi3LoraError(
-                        "Reading the data ended without an answer, most likely for want of "
-                        "memory. Set a row limit (data.max_rows) and try again."
-                    ) from None
-        raise AssertionError("unreachable")
+    def _ask(self, person: str, function: Any, *arguments: Any) -> Any:
+        """Have a helper compute; one that died is replaced once."""
+        for _ in range(2):
+            with self._turn(person) as helper, suppress(HelperDied):
+                return helper.ask(function, arguments, self._limits)
+        raise Phi3LoraError(
+            "Reading the data ended without an answer, most likely for want of memory. Set a row "
+            "limit (data.max_rows) and try again."
+        )
 
-    def _ready(self) -> ProcessPoolExecutor:
-        with self._lock:
-            if self._pool is None:
-                self._pool = ProcessPoolExecutor(
-                    WORKERS,
-                    multiprocessing.get_context("spawn"),
-                    initializer=_begin,
-                    initargs=(self._settings.on_space,),
-                )
-            return self._pool
+    @contextmanager
+    def _turn(self, person: str) -> Iterator[Helper]:
+        """A helper for one question, when it is this person's turn and one is free."""
+        with self._changed:
+            self._take_place(person)
+            helper = self._idle.pop() if self._idle else None
+            self._busy.append(helper)
+            self._of[person] += 1
+        try:
+            if helper is None or not helper.alive:
+                fresh = Helper(strangers=self._settings.on_space)
+                with self._changed:
+                    self._busy[self._busy.index(helper)] = fresh
+                helper = fresh
+            yield helper
+        finally:
+            with self._changed:
+                self._busy.remove(helper)
+                self._of[person] -= 1
+                if helper is not None and helper.alive:
+                    self._idle.append(helper)
+                if self._closed:
+                    self._end_idle()
+                self._changed.notify_all()
 
-    def _replace(self, broken: ProcessPoolExecutor) -> None:
-        with self._lock:
-            if self._pool is broken:
-                self._pool = None
-        broken.shutdown(wait=False)
+    def _take_place(self, person: str) -> None:
+        """Wait until a helper is free, and on a Space until the person's last preflight ended."""
+        alone = self._settings.on_space
+        if alone and self._waiting[person] >= MOST_WAITING:
+            raise Phi3LoraError(
+                f"{MOST_WAITING} previews of yours are waiting already; wait until one has ended."
+            )
+        self._waiting[person] += 1
+        try:
+            free = self._changed.wait_for(
+                lambda: len(self._busy) < WORKERS and not (alone and self._of[person]),
+                PATIENCE if alone else None,
+            )
+        finally:
+            self._waiting[person] -= 1
+        if not free:
+            raise Phi3LoraError("Others are reading their data just now; try again in a minute.")
 
     def close(self) -> None:
-        """End the helper process."""
-        if self._pool is not None:
-            self._pool.shutdown(wait=False, cancel_futures=True)
-            self._pool = None
+        """End the helper processes; those that compute end when they have answered."""
+        with self._changed:
+            self._closed = True
+            self._end_idle()
+
+    def _end_idle(self) -> None:
+        while self._idle:
+            self._idle.pop().end()
 
 
 def _data_key(config: RunConfig, token: str | None) -> str:
@@ -144,11 +198,10 @@ def _data_key(config: RunConfig, token: str | None) -> str:
         str(config.training_config.max_length),
         token or "",
     ]
-    file = Path(config.data.path).expanduser()
-    if file.is_file():
-        stat = file.stat()
+    with suppress(OSError, RuntimeError, ValueError):  # `~nobody`, a NUL: the preflight says so
+        stat = Path(config.data.path).expanduser().stat()
         parts.append(f"{stat.st_size} {stat.st_mtime_ns}")
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+    return hashlib.sha256("\n".join(parts).encode("utf-8", "replace")).hexdigest()
 
 
 def _parts(path: str, name: str | None, token: str | None) -> tuple[list[str], list[str]]:
@@ -158,13 +211,3 @@ def _parts(path: str, name: str | None, token: str | None) -> tuple[list[str], l
     names = configurations(path, token=token)
     chosen = name if name in names else (names[0] if len(names) > 1 else None)
     return names, splits(path, chosen, token=token)
-
-
-def _begin(on_space: bool) -> None:
-    """A helper whose app was killed would wait for work for ever; it knows no secret of a Space."""
-    if on_space:
-        hide_process()
-        for name in os.environ.keys() - inherited(os.environ).keys():
-            del os.environ[name]
-    parent: Any = multiprocessing.parent_process()
-    threading.Thread(target=lambda: (parent.join(), os._exit(0)), daemon=True).start()

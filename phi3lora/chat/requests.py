@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from phi3lora.chat.options import Options, Pair, Side
 from phi3lora.config import ModelConfig
+from phi3lora.errors import DataError
 
 if TYPE_CHECKING:
     from phi3lora.chat.serving import Column, Serving
     from phi3lora.data.conversation import Message
+
+
+LONGEST_QUESTION = 2_000  # characters that a stranger asks at once
+LONGEST_TALK = 100_000  # of a conversation, answers included
+
+
+def check_lengths(messages: Sequence[Mapping[str, Any]]) -> None:
+    """Raise DataError for more than a stranger may ask at once: reading it costs everybody."""
+    asked = [len(message["content"]) for message in messages if message["role"] != "assistant"]
+    if max(asked, default=0) > LONGEST_QUESTION:
+        raise DataError(
+            f"A question has at most {LONGEST_QUESTION:,} characters here, this one has "
+            f"{max(asked):,}. Ask in fewer words."
+        )
+    if sum(len(message["content"]) for message in messages) > LONGEST_TALK:
+        raise DataError("This conversation is too long to go on; clear it and ask again.")
 
 
 def never() -> bool:

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
+import threading
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -61,6 +62,11 @@ class Tally:
     ties: int = 0
     both_bad: int = 0
 
+    def plus(self, vote: Vote) -> Tally:
+        """One more vote."""
+        name = vote.winner or ("ties" if vote.choice == "tie" else "both_bad")
+        return replace(self, **{name: getattr(self, name) + 1})
+
     @property
     def votes(self) -> int:
         """All of them."""
@@ -74,10 +80,17 @@ class Tally:
 
 
 class VoteBook:
-    """All votes, in one file; safe for several processes."""
+    """All votes, in one file; safe for several processes.
+
+    What was read is kept counted: a vote costs what was written since the last one.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._lock = threading.Lock()
+        self._read = 0  # bytes of the file that are counted, whole lines
+        self._counted: dict[str, Tally] = {}
+        self._pairs: set[tuple[str, str]] = set()  # (adapter, pair)
 
     def record(self, vote: Vote) -> None:
         """Write a vote down.
@@ -90,35 +103,37 @@ class VoteBook:
                 f"(left {vote.left!r})."
             )
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        with self._path.open("a+b") as file:
+        with self._lock, self._path.open("a+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX)  # let go when the file is closed
-            if any(before.pair == vote.pair for before in self.votes(vote.adapter)):
+            self._catch_up()
+            if (vote.adapter, vote.pair) in self._pairs:
                 raise RunError("These two answers were voted on already. Ask something new.")
             line = json.dumps(asdict(vote), ensure_ascii=False).encode() + b"\n"
             file.write(line if _ends_whole(file.tell(), self._path) else b"\n" + line)
 
-    def votes(self, adapter: str) -> Iterator[Vote]:
-        """The votes about an adapter, oldest first; lines that cannot be read are passed over."""
-        try:
-            lines = self._path.read_bytes().splitlines()
-        except FileNotFoundError:
-            return
-        seen: set[str] = set()
-        for line in lines:
-            vote = _parse(line)
-            if vote is not None and vote.adapter == adapter and vote.pair not in seen:
-                seen.add(vote.pair)
-                yield vote
-
     def tally(self, adapter: str) -> Tally:
         """What people thought of an adapter."""
-        votes = list(self.votes(adapter))
-        return Tally(
-            tuned=sum(vote.winner == "tuned" for vote in votes),
-            base=sum(vote.winner == "base" for vote in votes),
-            ties=sum(vote.choice == "tie" for vote in votes),
-            both_bad=sum(vote.choice == "both bad" for vote in votes),
-        )
+        with self._lock:
+            self._catch_up()
+            return self._counted.get(adapter, Tally())
+
+    def _catch_up(self) -> None:
+        """Count what was written since; lines that cannot be read are passed over."""
+        try:
+            with self._path.open("rb") as file:
+                if os.fstat(file.fileno()).st_size < self._read:  # another file by this name
+                    self._read, self._counted, self._pairs = 0, {}, set()
+                file.seek(self._read)
+                new = file.read()
+        except FileNotFoundError:
+            return
+        whole = new[: new.rfind(b"\n") + 1]
+        self._read += len(whole)
+        for line in whole.splitlines():
+            vote = _parse(line)
+            if vote is not None and (vote.adapter, vote.pair) not in self._pairs:
+                self._pairs.add((vote.adapter, vote.pair))
+                self._counted[vote.adapter] = self._counted.get(vote.adapter, Tally()).plus(vote)
 
 
 def _parse(line: bytes) -> Vote | None:

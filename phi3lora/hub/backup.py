@@ -58,7 +58,7 @@ RESULT = re.compile(
 )
 DATA_FILE = re.compile(r"(?!\.)[\w .()-]+")
 STEP = re.compile(r"checkpoint-(\d+)\Z")
-TEXTS = {".json", ".jsonl", ".yaml"}
+TEXTS = {".json", ".jsonl", ".md", ".yaml"}
 Notify = Callable[[str], None]
 
 

@@ -27,6 +27,7 @@ from phi3lora.hub.client import HubRequest, Tell, explained, find_repo, is_hub_i
 from phi3lora.hub.facts import Facts, Origin, collect
 from phi3lora.hub.sending import Progress, check_contents, create, send
 from phi3lora.lora.result import find_result
+from phi3lora.redaction import redact
 
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 TOKENIZER = (
@@ -102,7 +103,7 @@ def push(
         _check_with_hub(contents["README.md"], token)
         if parent is None:
             create(token, repo, private=private)
-        title = f"Publish {facts.title or 'a run'} with phi3lora"
+        title = redact(f"Publish {facts.title or 'a run'} with phi3lora", token)
         done = send(
             token,
             repo,

@@ -35,6 +35,7 @@ from phi3lora.errors import ConfigError, Problem, RunError
 from phi3lora.events import Event, read_events
 from phi3lora.files import write_whole
 from phi3lora.lora.result import Result, find_result
+from phi3lora.redaction import redact
 from phi3lora.runs.backends import backend_of
 from phi3lora.settings import Settings
 
@@ -244,6 +245,8 @@ class RunStore:
             ) from None
 
     def _create(self, config: RunConfig, owner: str, title: str, folder: Path | None) -> Run:
+        # A token that somebody typed as a title is written nowhere.
+        title, config = redact(title), config.model_copy(update={"title": redact(config.title)})
         created = time.time()
         run_id = _new_id(created)
         title = title or config.title or Path(config.data.path).name

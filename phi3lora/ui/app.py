@@ -6,6 +6,7 @@ launch(settings, host="127.0.0.1", port=7860)
 
 from __future__ import annotations
 
+import sys
 from functools import partial
 
 import gradio as gr
@@ -17,12 +18,14 @@ from phi3lora.errors import HubError
 from phi3lora.isolation import hide_process
 from phi3lora.settings import Settings
 from phi3lora.ui import account, compare_page, runs_page, train_page
+from phi3lora.ui.guard import guarded, rules_for
 from phi3lora.ui.sessions import session_of
 from phi3lora.ui.theme import SCRIPT, STYLE, theme
-from phi3lora.ui.watch import beside, own_hosts
+from phi3lora.ui.watch import beside
 
 TITLE = "phi3lora"
 MAX_UPLOAD = "2gb"
+TEMPORARY = (600, 3600)  # seconds: how often old temporary files are swept, and when they are old
 WAITING = 200  # requests that may wait in the queue
 LOOK_INTO_QUEUE = 0.02  # seconds
 PAGES = (("Train", "./"), ("Runs", "./runs"), ("Compare", "./compare"))
@@ -30,7 +33,9 @@ PAGES = (("Train", "./"), ("Runs", "./runs"), ("Compare", "./compare"))
 
 def build(app: Application) -> gr.Blocks:
     """The three pages."""
-    with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True) as demo:
+    with gr.Blocks(
+        title=TITLE, analytics_enabled=False, fill_width=True, delete_cache=TEMPORARY
+    ) as demo:
         header("Train", app)
         train_page.build(app, demo)
     with demo.route("Runs", "/runs"):
@@ -83,12 +88,15 @@ def serve(demo: gr.Blocks, app: Application, host: str, port: int | None, block:
     demo._queue.sleep_when_free = LOOK_INTO_QUEUE
     demo._queue.progress_update_sleep_when_free = 10 * LOOK_INTO_QUEUE
     _without_reloading()
+    rules = rules_for(app.settings, host)
+    app.callers.beyond_loopback = rules.key is not None
+    http_server.Server = guarded(rules)  # type: ignore[misc]
     if app.settings.on_space:
         hide_process()
     demo.launch(
         server_name=host,
         server_port=port,
-        prevent_thread_lock=not block,
+        prevent_thread_lock=True,
         quiet=not block,
         theme=theme(),
         css_paths=[STYLE],
@@ -100,9 +108,23 @@ def serve(demo: gr.Blocks, app: Application, host: str, port: int | None, block:
         show_error=False,
         ssr_mode=False,
         enable_monitoring=False,
-        app_kwargs=beside(partial(pulse, app), own_hosts(), tell_apart=not app.settings.on_space),
+        app_kwargs=beside(partial(pulse, app), app.callers),
     )
+    if rules.key is not None:
+        sys.stderr.write(announced(demo.local_url or "", rules.key))
+    if block:
+        demo.block_thread()
     return demo
+
+
+def announced(address: str, key: str) -> str:
+    """What listening beyond loopback opens, and to whom."""
+    return (
+        "\nWhoever reaches this machine and has this address uses the app as you do:\n"
+        f"    {address.rstrip('/')}/?token={key}\n"
+        "It reads files of this machine, trains and publishes; pass it on like a password. The "
+        "stored Hub token is not used here: sign in on the page.\n\n"
+    )
 
 
 def _without_reloading() -> None:

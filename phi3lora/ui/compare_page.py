@@ -7,6 +7,7 @@ visitor has their own; the one engine answers everybody.
 
 from __future__ import annotations
 
+import html
 import random
 import secrets
 import threading
@@ -320,7 +321,7 @@ class ComparePage:
         """Values for what an answer changes, in the order of `answering`."""
         busy, hidden = phase != "done", blind and subject.result is not None
         answers = [
-            with_answer(column, getattr(pair, side), waiting=not getattr(pair, f"done_{side}"))
+            escaped(with_answer(column, getattr(pair, side), not getattr(pair, f"done_{side}")))
             if column
             else []
             for column, side in zip(columns, match.sides, strict=True)
@@ -347,7 +348,7 @@ class ComparePage:
         if not left:
             return [gr.skip(), gr.skip(), gr.skip()]
         last = max(place for place, turn in enumerate(left) if turn["role"] == "user")
-        return [left[last]["content"], left[:last], right[:last]]
+        return [left[last]["content"], escaped(left[:last]), escaped(right[:last])]
 
     def on_clear(self) -> list[Any]:
         """A fresh conversation with the names shown."""
@@ -476,10 +477,17 @@ def first_choice(wanted: str | None, choices: list[tuple[str, str]]) -> str:
 
 
 def plain(messages: list[Message] | None) -> list[Message]:
-    """Role and text alone, whatever the chat component adds."""
+    """Role and text alone, as they were said, whatever the chat component adds."""
     return [
-        {"role": message["role"], "content": text_of(message["content"])}
+        {"role": message["role"], "content": html.unescape(text_of(message["content"]))}
         for message in messages or []
+    ]
+
+
+def escaped(messages: list[Message]) -> list[Message]:
+    """As the chat component gets them, which draws every text as HTML."""
+    return [
+        {**message, "content": html.escape(message["content"], quote=False)} for message in messages
     ]
 
 

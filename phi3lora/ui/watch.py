@@ -1,6 +1,6 @@
-"""What the server does beside Gradio: refuse foreign requests, and say cheaply what changed.
+"""What the server does beside Gradio, where it is known who asks: see `guard` for the outer layer.
 
-    launch(app_kwargs=beside(pulse, own_hosts()))
+    launch(app_kwargs=beside(pulse, app.callers))
 
 An idle page asks `/pulse` every few seconds. The answer is a short fingerprint; only when it
 differs does the page call Gradio, so that a hundred open pages cost next to nothing.
@@ -8,72 +8,67 @@ differs does the page call Gradio, so that a hundred open pages cost next to not
 
 from __future__ import annotations
 
-import os
+import hashlib
+import hmac
+import json
 import secrets
 import time
+from collections import OrderedDict
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware import Middleware
-from starlette.requests import Request
+from starlette.requests import HTTPConnection, Request
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from phi3lora.ui.sessions import BROWSER, session_token
+from phi3lora.app.callers import Callers
+from phi3lora.ui.guard import UPLOAD, refuse
+from phi3lora.ui.sessions import BROWSER, session_of, session_token
 
 Pulse = Callable[[Request], str]
 FRESH = 0.8  # seconds for which an answer serves everybody who asks the same
 KEPT = 1024
-SAFE = {"GET", "HEAD", "OPTIONS"}
-
-
-class OriginGuard:
-    """Refuses a state-changing request that another site's page sent in the visitor's name.
-
-    A request without an Origin comes from a program, which has no cookies to abuse.
-    """
-
-    def __init__(self, app: ASGIApp, allowed: frozenset[str] = frozenset()) -> None:
-        self.app = app
-        self.allowed = allowed
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on, or answer 403."""
-        if scope["type"] == "http" and scope["method"] not in SAFE and self._foreign(scope):
-            message = "This request came from another site's page; open the app itself.\n"
-            await PlainTextResponse(message, status_code=403)(scope, receive, send)
-            return
-        await self.app(scope, receive, send)
-
-    def _foreign(self, scope: Scope) -> bool:
-        headers = Headers(scope=scope)
-        origin = headers.get("origin")
-        if origin is None:
-            return False
-        host = urlsplit(origin).netloc.lower()
-        return host != headers.get("host", "").lower() and host not in self.allowed
+FILE = "/gradio_api/file"
+HOUR = 3600.0
+HOURLY_BYTES = 4 * 2**30  # that one visitor of a Space may upload within an hour
+REMEMBERED = 10_000  # uploads whose owner is known
 
 
 class BrowserCookie:
-    """Gives each browser a name of its own, by which the token it brought is found again."""
+    """Gives each browser a name of its own, by which the token it brought is found again.
+
+    The name is signed by this process: one that somebody else made up is taken for none.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
+        self._secret = secrets.token_bytes(32)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on; a page's answer brings the cookie where there is none."""
-        cookies = Headers(scope=scope).get("cookie", "") if scope["type"] == "http" else ""
-        if scope["type"] != "http" or scope["method"] != "GET" or f"{BROWSER}=" in cookies:
+        if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        cookie = f"{BROWSER}={secrets.token_urlsafe(24)}; Path=/; HttpOnly; SameSite=Lax"
+        if self._signed(session_of(HTTPConnection(scope)).browser):
+            await self.app(scope, receive, send)
+            return
+        kept = [(k, v) for k, v in scope["headers"] if k != b"cookie"]
+        others = "; ".join(
+            part.strip()
+            for part in Headers(scope=scope).get("cookie", "").split(";")
+            if part.strip() and not part.strip().startswith(f"{BROWSER}=")
+        )
+        scope = {**scope, "headers": [*kept, (b"cookie", others.encode("latin-1", "replace"))]}
+        name = secrets.token_urlsafe(24)
+        cookie = f"{BROWSER}={name}.{self._sign(name)}; Path=/; HttpOnly; SameSite=Lax"
 
         async def answer(message: Message) -> None:
-            if message["type"] == "http.response.start":
+            if message["type"] == "http.response.start" and scope["method"] == "GET":
                 headers = MutableHeaders(scope=message)
                 if headers.get("content-type", "").startswith("text/html"):
                     headers.append("set-cookie", cookie)
@@ -81,32 +76,139 @@ class BrowserCookie:
 
         await self.app(scope, receive, answer)
 
+    def _sign(self, name: str) -> str:
+        return hmac.new(self._secret, name.encode(), hashlib.sha256).hexdigest()
 
-def own_hosts() -> frozenset[str]:
-    """Names under which a Space's proxy is reached; a comma-separated list."""
-    names = os.environ.get("SPACE_HOST", "")
-    return frozenset(name.strip().lower() for name in names.split(",") if name.strip())
+    def _signed(self, value: str) -> bool:
+        name, _, signature = value.rpartition(".")
+        return hmac.compare_digest(self._sign(name).encode(), signature.encode())
 
 
-def beside(pulse: Pulse, allowed: frozenset[str], tell_apart: bool = False) -> dict[str, Any]:
-    """Arguments of the FastAPI app: the guard, and the route that idle pages ask.
+class Visits:
+    """What depends on who is signed in: signing out, uploading, and reading what was uploaded."""
 
-    With `tell_apart` each browser gets a name, by which its token is found.
+    def __init__(self, app: ASGIApp, callers: Callers) -> None:
+        self.app, self.callers = app, callers
+        self._owners: OrderedDict[str, set[str]] = OrderedDict()  # of an upload, by its path
+        self._sizes: dict[str, list[tuple[float, int]]] = {}  # (when, bytes) by visitor
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, or answer 401, 403 or 413."""
+        path = scope.get("path", "") if scope["type"] == "http" else ""
+        connection = HTTPConnection(scope)
+        if path.rstrip("/") == "/logout":
+            await self._sign_out(connection, receive, send)
+        elif path == UPLOAD:
+            await self._upload(connection, receive, send)
+        elif path.startswith(FILE) and not self._may_read(path, visitor_of(connection)):
+            await refuse("This file was uploaded by somebody else.")(scope, receive, send)
+        else:
+            await self.app(scope, receive, send)
+
+    async def _sign_out(self, connection: HTTPConnection, receive: Receive, send: Send) -> None:
+        """End the session here too: a copy of its cookie is good for nothing any more."""
+        scope = connection.scope
+        if connection.headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
+            await refuse("Sign out on the page itself.")(scope, receive, send)
+            return
+        if token := session_token(connection):
+            self.callers.signed_out.end(token)
+        await self.app(scope, receive, send)
+
+    async def _upload(self, connection: HTTPConnection, receive: Receive, send: Send) -> None:
+        scope, who = connection.scope, visitor_of(connection)
+        if self.callers.signed_out.ended(session_token(connection)):
+            who = ""
+        length = connection.headers.get("content-length", "")
+        strangers = self.callers.settings.on_space
+        if strangers and not who and self.callers.settings.who_may_train != "anyone":
+            await refuse("Sign in first; files are uploaded to train on.", 401)(
+                scope, receive, send
+            )
+            return
+        if strangers and not (length.isdecimal() and self._within_quota(who, int(length[:18]))):
+            await refuse(
+                f"At most {HOURLY_BYTES // 2**30} GB are uploaded within an hour, by requests that "
+                "say their length.",
+                413,
+            )(scope, receive, send)
+            return
+        said = b""
+
+        async def answer(message: Message) -> None:
+            nonlocal said
+            if message["type"] == "http.response.body":
+                said += message.get("body", b"")
+                if not message.get("more_body"):
+                    self._remember(said, who)
+            await send(message)
+
+        await self.app(scope, receive, answer)
+
+    def _within_quota(self, who: str, size: int) -> bool:
+        now = time.monotonic()
+        lately = [(when, of) for when, of in self._sizes.get(who, []) if now - when < HOUR]
+        if sum(of for _, of in lately) + size > HOURLY_BYTES:
+            return False
+        if len(self._sizes) > REMEMBERED:
+            self._sizes.clear()
+        self._sizes[who] = [*lately, (now, size)]
+        return True
+
+    def _remember(self, answer: bytes, who: str) -> None:
+        """Whose the files are that an upload's answer names."""
+        try:
+            paths = json.loads(answer)
+        except ValueError:
+            return  # refused, in words
+        for path in paths if isinstance(paths, list) else []:
+            key = settled(str(path))
+            self._owners.setdefault(key, set()).add(who)
+            self._owners.move_to_end(key)
+        while len(self._owners) > REMEMBERED:
+            self._owners.popitem(last=False)
+
+    def _may_read(self, path: str, who: str) -> bool:
+        owners = self._owners.get(settled(path.removeprefix(FILE).lstrip("=/")))
+        return owners is None or who in owners
+
+
+def settled(path: str) -> str:
+    """One spelling of a file's path."""
+    try:
+        return str(Path("/", path).resolve())
+    except (OSError, RuntimeError, ValueError):
+        return ""
+
+
+def visitor_of(connection: HTTPConnection) -> str:
+    """What tells a visitor from others, before the Hub is asked who they are; empty for nobody."""
+    token = session_token(connection)
+    return hashlib.sha256(token.encode()).hexdigest() if token else session_of(connection).browser
+
+
+def beside(pulse: Pulse, callers: Callers) -> dict[str, Any]:
+    """Arguments of the FastAPI app: who asks, and the route that idle pages ask.
+
+    On one's own machine each browser gets a name, by which its token is found.
     """
-    answers: dict[tuple[str | None, str], tuple[float, str]] = {}
+    answers: dict[tuple[str, str], tuple[float, str]] = {}
 
     async def answer(request: Request) -> PlainTextResponse:
         # A thread costs more than all the rest, so who asks the same within a second shares one.
-        asked = session_token(request), request.query_params.get("run", "")
-        known = answers.get(asked)
-        if known is None or time.monotonic() - known[0] > FRESH:
+        asked = visitor_of(request), request.query_params.get("run", "")
+        kept = answers.get(asked)
+        if kept is None or time.monotonic() - kept[0] > FRESH:
             if len(answers) >= KEPT:
                 answers.clear()
-            known = answers[asked] = (time.monotonic(), await run_in_threadpool(pulse, request))
-        return PlainTextResponse(known[1], headers={"Cache-Control": "no-store"})
+            kept = answers[asked] = (
+                time.monotonic(),
+                await run_in_threadpool(pulse, request),
+            )
+        return PlainTextResponse(kept[1], headers={"Cache-Control": "no-store"})
 
-    cookies = [Middleware(BrowserCookie)] if tell_apart else []
+    cookies = [] if callers.settings.on_space else [Middleware(BrowserCookie)]
     return {
-        "middleware": [Middleware(OriginGuard, allowed=allowed), *cookies],
+        "middleware": [*cookies, Middleware(Visits, callers=callers)],
         "routes": [Route("/pulse", answer)],
     }

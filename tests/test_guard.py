@@ -1,0 +1,337 @@
+"""Who may speak to the app at all, over real HTTP: on one's own machine, beyond it, on a Space."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import re
+import socket
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from phi3lora.app import uploads
+from phi3lora.app.application import Application
+from phi3lora.app.callers import Caller, Session
+from phi3lora.app.signed_out import SignedOut
+from phi3lora.errors import DataError
+from phi3lora.settings import Settings
+from phi3lora.ui import guard, watch
+from phi3lora.ui.app import build, serve
+from phi3lora.ui.guard import MAX_BODY, Rules, depth, rules_for
+
+FORM = "multipart/form-data; boundary=X"
+PART = b'Content-Disposition: form-data; name="files"; filename="a.jsonl"'
+FILE = b"--X\r\n" + PART + b"\r\n\r\n{}\r\n--X--\r\n"
+
+
+@dataclass
+class Answer:
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+
+@dataclass
+class App:
+    port: int
+    application: Application
+
+    def ask(self, method: str, path: str, body: bytes | None = None, **headers: str) -> Answer:
+        """One request; `host_` and the like become headers."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        named = {name.strip("_").replace("_", "-"): value for name, value in headers.items()}
+        connection.request(method, path, body, named)
+        answer = connection.getresponse()
+        fields = {name.lower(): value for name, value in answer.getheaders()}
+        try:
+            return Answer(answer.status, fields, answer.read())
+        finally:
+            connection.close()
+
+
+def start(settings: Settings, host: str = "127.0.0.1") -> Iterator[App]:
+    application = Application.open(settings)
+    demo = serve(build(application), application, host, None, block=False)
+    yield App(int(demo.server_port), application)
+    demo.close()
+    application.close()
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
+    yield from start(Settings(home=tmp_path_factory.mktemp("here")))
+
+
+@pytest.fixture(scope="module")
+def space(tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
+    home = tmp_path_factory.mktemp("space")
+    yield from start(Settings(home=home, space_id="ann/space", who_may_train="signed-in"))
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "127.0.0.1:7860", "[::1]", "[::1]:1"])
+def test_the_machines_own_names_are_answered(here: App, host: str) -> None:
+    assert here.ask("GET", "/", host=host).status == 200
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "evil.example",
+        "127.0.0.1.evil.example",
+        "localhost.evil.example:7860",
+        "localhost.",
+        "[::1].evil",
+        "0.0.0.0",
+        "2130706433",
+        "127.1",
+        "",
+        "user@localhost",
+    ],
+)
+@pytest.mark.parametrize("path", ["/", "/config", "/pulse", "/gradio_api/info"])
+def test_other_names_are_refused_reads_too(here: App, host: str, path: str) -> None:
+    answer = here.ask("GET", path, host=host)
+    assert answer.status == 403
+    assert b"name is not the app's" in answer.body
+
+
+@pytest.mark.parametrize(
+    "origin",
+    ["https://evil.example", "null", "http://[", "", "http://127.0.0.1", "http://localhost.evil"],
+)
+def test_another_sites_page_gets_no_rights(here: App, origin: str) -> None:
+    """An origin of another port is another site's, too."""
+    for path in ("/", "/config", "/pulse"):
+        answer = here.ask("GET", path, origin=origin)
+        assert not [name for name in answer.headers if name.startswith("access-control")]
+    asked = {"origin": origin, "access_control_request_method": "POST"}
+    assert here.ask("OPTIONS", "/gradio_api/queue/join", **asked).status == 403
+    joined = here.ask("POST", "/gradio_api/queue/join", b"{}", origin=origin)
+    assert (joined.status, b"another site's page" in joined.body) == (403, True)
+
+
+def test_every_answer_keeps_the_page_to_itself(here: App) -> None:
+    for path, host in (("/", "localhost"), ("/theme.css", "localhost"), ("/", "evil.example")):
+        headers = here.ask("GET", path, host=host).headers
+        policy = headers["content-security-policy"]
+        for name in ("img-src", "form-action", "connect-src", "frame-ancestors"):
+            assert f"{name} 'self'" in policy
+        assert headers["x-content-type-options"] == "nosniff"
+        assert headers["referrer-policy"] == "same-origin"
+
+
+def test_only_a_cookie_of_this_process_names_a_browser(here: App) -> None:
+    name = here.ask("GET", "/").headers["set-cookie"].split(";")[0]
+    assert "set-cookie" not in here.ask("GET", "/", cookie=name).headers
+    for planted in ("phi3lora=planted", f"{name[:-1]}x", "phi3lora=.", f"a=b; {name[:-2]}"):
+        fresh = here.ask("GET", "/", cookie=planted).headers["set-cookie"]
+        assert fresh.split(";")[0] != planted
+        assert "HttpOnly" in fresh
+        assert "SameSite=Lax" in fresh
+
+
+def test_closed_routes_are_closed(here: App) -> None:
+    for path in ("/monitoring", "/gradio_api/proxy=http://x", "/gradio_api/token"):
+        assert here.ask("GET", path).status == 404
+
+
+def test_a_large_or_deep_body_is_refused_in_words(here: App) -> None:
+    join = "/gradio_api/queue/join"
+    large = here.ask("POST", join, b" " * (MAX_BODY + 1))
+    assert (large.status, b"5 MB" in large.body) == (413, True)
+    deep = here.ask("POST", join, b"[" * 5000 + b"]" * 5000, content_type="application/json")
+    assert (deep.status, b"levels" in deep.body) == (400, True)
+    wide = json.dumps({"data": ["[" * 500] + [[]] * 500, "fn_index": 0}).encode()
+    assert here.ask("POST", join, wide, content_type="application/json").status == 400  # no session
+    huge = b'{"data": [' + b"9" * 6000 + b'], "fn_index": 0, "session_hash": "a"}'
+    assert here.ask("POST", join, huge, content_type="application/json").status in (400, 422)
+
+
+def test_depth_is_counted_in_linear_time() -> None:
+    assert depth(b'{"a": [[1], "[[[[", {"b\\"[": []}]}') == 4
+    assert depth(b"]]]][") <= 1
+    for text in (b'\\"' * 500_000, b'"' * 999_999, b"[" * 500_000):
+        began = time.process_time()
+        depth(text)
+        assert time.process_time() - began < 5  # quadratic would take hours
+
+
+def test_headers_that_never_end_are_hung_up_on(here: App, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "HEADER_SECONDS", 0.2)
+    for beginning in (b"", b"GET / HTTP/1.1\r\nHost: localhost\r\nX-Slow: "):
+        with socket.create_connection(("127.0.0.1", here.port), timeout=30) as slow:
+            slow.sendall(beginning)
+            assert slow.recv(1000).partition(b"\r\n")[0] in (b"", b"HTTP/1.1 400 Bad Request")
+    assert here.ask("GET", "/pulse").status == 200
+
+
+# Beyond loopback
+
+
+def test_beyond_loopback_a_token_in_the_address_is_needed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("phi3lora.app.callers.stored_token", lambda: "hf_of_this_machine")
+    for app in start(Settings(home=tmp_path), "0.0.0.0"):
+        said = capsys.readouterr().err
+        key = re.search(r"/\?token=(\S+)", said)
+        assert key is not None
+        assert "reads files of this machine" in said
+        for path in ("/", "/config", "/pulse", "/gradio_api/file=/etc/passwd", "/assets/x.js"):
+            assert app.ask("GET", path).status == 401
+            assert app.ask("GET", f"{path}?token=guess").status == 401
+            assert app.ask("GET", path, cookie="phi3lora-key=guess").status == 401
+        assert app.ask("POST", f"/gradio_api/queue/join?token={key[1]}", b"{}").status == 401
+        came = app.ask("GET", f"/compare?token={key[1]}&adapter=a%2Fb")
+        assert (came.status, came.headers["location"]) == (303, "/compare?adapter=a%2Fb")
+        assert "HttpOnly" in came.headers["set-cookie"]
+        cookie = came.headers["set-cookie"].split(";")[0]
+        assert app.ask("GET", "/", cookie=cookie).status == 200
+        assert app.ask("GET", "/", host="box.lan", cookie=cookie).status == 200
+        assert app.ask("GET", "/config", authorization=f"Bearer {key[1]}").status == 200
+        elsewhere = app.ask("GET", f"//evil.example/?token={key[1]}")
+        assert elsewhere.headers.get("location", "/").startswith("/evil")
+        callers = app.application.callers
+        assert callers.caller(Session()).token is None
+        callers.beyond_loopback = False
+        assert callers.caller(Session()).token == "hf_of_this_machine"
+
+
+@pytest.mark.parametrize(
+    ("host", "names"),
+    [
+        ("127.0.0.1", {"localhost", "127.0.0.1", "[::1]"}),
+        ("localhost", {"localhost", "127.0.0.1", "[::1]"}),
+        ("::1", {"localhost", "127.0.0.1", "[::1]"}),
+        ("127.0.0.7", {"localhost", "127.0.0.1", "[::1]", "127.0.0.7"}),
+    ],
+)
+def test_hosts_of_loopback(tmp_path: Path, host: str, names: set[str]) -> None:
+    rules = rules_for(Settings(home=tmp_path), host)
+    assert (rules.hosts, rules.key) == (names, None)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "box.lan", "[2001:db8::1]"])
+def test_hosts_beyond_loopback_need_a_key(tmp_path: Path, host: str) -> None:
+    rules = rules_for(Settings(home=tmp_path), host)
+    assert len(rules.key or "") >= 32
+    assert rules.key not in repr(rules)
+    assert rules_for(Settings(home=tmp_path), host).key != rules.key
+
+
+def test_a_proxys_names_are_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PHI3LORA_HOSTS", "Lab.example, other.example")
+    assert {"lab.example", "other.example"} <= set(rules_for(Settings(tmp_path), "::1").hosts or ())
+    assert "frame-ancestors 'self' https://huggingface.co" in (
+        rules_for(Settings(tmp_path, space_id="ann/space"), "0.0.0.0").policy
+    )
+    assert Rules().policy.count("huggingface") == 0
+
+
+# On a Space
+
+
+def test_an_upload_needs_a_session_on_a_space(space: App) -> None:
+    answer = space.ask("POST", "/gradio_api/upload", FILE, content_type=FORM)
+    assert (answer.status, b"Sign in first" in answer.body) == (401, True)
+
+
+@pytest.fixture
+def signed_in(space: App, monkeypatch: pytest.MonkeyPatch) -> App:
+    """Sessions without OAuth: a header is the session's token."""
+
+    def token(connection: Any) -> str | None:
+        connection = getattr(connection, "request", connection)
+        return getattr(connection, "headers", {}).get("x-token")
+
+    monkeypatch.setattr(watch, "session_token", token)
+    return space
+
+
+def test_an_upload_is_its_owners(signed_in: App) -> None:
+    up = signed_in.ask("POST", "/gradio_api/upload", FILE, content_type=FORM, x_token="ann")
+    path = json.loads(up.body)[0]
+    for spelled in (f"={path}", f"=/tmp/..{path}", f"/{path}", f"=/{path}"):
+        for who in ({}, {"x_token": "eve"}):
+            assert signed_in.ask("GET", f"/gradio_api/file{spelled}", **who).status == 403
+    assert signed_in.ask("GET", f"/gradio_api/file={path}", x_token="ann").body == b"{}"
+
+
+def test_uploads_have_a_quota(signed_in: App, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "HOURLY_BYTES", 3 * len(FILE))
+    codes = [
+        signed_in.ask("POST", "/gradio_api/upload", FILE, content_type=FORM, x_token="bob").status
+        for _ in range(4)
+    ]
+    assert codes == [200, 200, 200, 413]
+    other = signed_in.ask("POST", "/gradio_api/upload", FILE, content_type=FORM, x_token="amy")
+    assert other.status == 200
+    chunked = {"content_type": FORM, "x_token": "amy", "transfer_encoding": "chunked"}
+    body = b"%x\r\n%s\r\n0\r\n\r\n" % (len(FILE), FILE)
+    assert signed_in.ask("POST", "/gradio_api/upload", body, **chunked).status == 413
+
+
+def test_kept_uploads_have_a_quota_and_an_expiry(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Settings(home=tmp_path / "home", space_id="ann/space")
+    monkeypatch.setattr(uploads, "QUOTA", 250)
+
+    def drop(name: str, named: set[Path]) -> Path:
+        (tmp_path / name).write_text(name * 50)
+        return uploads.keep(tmp_path / name, "eve", settings, named)
+
+    one, two = drop("aa", set()), drop("bb", set())
+    with pytest.raises(DataError, match="would exceed"):
+        drop("cc", set())
+    monkeypatch.setattr(uploads, "EXPIRES", -1.0)
+    three = drop("cc", {one})
+    assert [file.exists() for file in (one, two, three)] == [True, False, True]
+    assert not two.parent.exists()
+    (tmp_path / "dd").write_text("x" * 500)
+    here = Settings(home=tmp_path / "own")
+    assert uploads.keep(tmp_path / "dd", "local", here, set()).stat().st_size == 500
+
+
+def test_sign_out_ends_the_session_here(signed_in: App) -> None:
+    def uploads_as(token: str) -> int:
+        up = signed_in.ask("POST", "/gradio_api/upload", FILE, content_type=FORM, x_token=token)
+        return up.status
+
+    assert uploads_as("hf_session_1") == 200
+    foreign = signed_in.ask("GET", "/logout", x_token="hf_session_1", sec_fetch_site="cross-site")
+    assert foreign.status == 403
+    assert uploads_as("hf_session_1") == 200
+    signed_in.ask("GET", "/logout", x_token="hf_session_1", sec_fetch_site="same-origin")
+    assert uploads_as("hf_session_1") == 401
+    assert uploads_as("hf_session_2") == 200
+
+
+def test_an_ended_session_stays_ended(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "signed-out.txt"
+    SignedOut(path).end("hf_secret_of_ann")
+    again = SignedOut(path)
+    assert again.ended("hf_secret_of_ann")
+    assert not again.ended("hf_other")
+    assert not again.ended(None)
+    assert "secret" not in path.read_text()
+    path.write_bytes(b"\xff\n\nx y z\nabc nan\n")
+    assert not SignedOut(path).ended("hf_secret_of_ann")
+
+
+def test_anonymous_visitors_load_no_base_of_their_own(space: App, here: App) -> None:
+    for name, refused in (("pocket", False), ("auto", False), ("eve/million-layers", True)):
+        for app, caller in ((space, Caller("")), (space, Caller("ann")), (here, Caller())):
+            callers = app.application.callers
+            if refused and app is space and not caller.name:
+                with pytest.raises(Exception, match="sign in with Hugging Face"):
+                    callers.check_listed(name, caller)
+            else:
+                callers.check_listed(name, caller)
+    space.application.callers.listed_bases.add("ann/base")
+    space.application.callers.check_listed("ann/base", Caller(""))
