@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PORT ?= 7860
 
-.PHONY: run test lint docs screenshots hub-demo browser clean
+.PHONY: run test test-space lint docs screenshots hub-demo hub-conformance browser clean
 
 run: .venv/installed  ## set up and open the app
 	$(BIN)/python app.py --port $(PORT)
@@ -23,6 +23,12 @@ screenshots: .venv/installed browser  ## every page, light and dark, wide and ph
 hub-demo: .venv/installed  ## the app beside a Hub on loopback, for a machine without internet
 	$(BIN)/python -m tests.hub --app
 
+hub-conformance: .venv/installed  ## the Hub clients' own tests against the Hub on loopback
+	$(BIN)/python -m tests.hub.conformance
+
+test-space: .venv-space/installed  ## what depends on pydantic, with the versions that a Space has
+	.venv-space/bin/python -m pytest tests/test_config.py tests/test_settings.py tests/test_form.py
+
 browser:  ## Debian's Chromium where no browser is found and this user may install one
 	@command -v chromium >/dev/null || command -v google-chrome >/dev/null || \
 	  { apt-get update -qq && apt-get install -y -qq chromium; } >/dev/null 2>&1 || \
@@ -35,5 +41,12 @@ browser:  ## Debian's Chromium where no browser is found and this user may insta
 	$(BIN)/pip install --quiet -e ".[dev]"
 	touch $@
 
+# A Space installs gradio[oauth,mcp] beside the requirements, which takes an older pydantic.
+.venv-space/installed: requirements.txt pyproject.toml
+	test -x .venv-space/bin/python || $(PYTHON) -m venv .venv-space
+	.venv-space/bin/pip install --quiet "torch==2.13.0"
+	.venv-space/bin/pip install --quiet -r requirements.txt "gradio[oauth,mcp]" pytest pytest-xdist
+	touch $@
+
 clean:
-	rm -rf .venv
+	rm -rf .venv .venv-space

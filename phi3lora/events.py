@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -155,6 +156,8 @@ class EventLog:
         line = json.dumps({"kind": event.kind, **_finite(asdict(event))}, ensure_ascii=False)
         self._file.write(line.encode() + b"\n")
         self._file.flush()
+        if isinstance(event, Saved | Ended):  # what a resume relies on outlives a crash
+            os.fsync(self._file.fileno())
 
     def __enter__(self) -> EventLog:
         return self

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
+MOUNT = Path("/data")  # where a Space's volume is
 WhoMayTrain = Literal["owner", "signed-in", "anyone"]
 
 
@@ -24,7 +25,10 @@ class Settings:
     """Where things are kept, and what this installation allows.
 
     Attributes:
-        home: folder of runs, votes and caches.
+        home: folder of runs, votes and uploads.
+        own_disk: folder of caches where `home` is a mounted bucket: what is fetched would fill it.
+        home_problem: why runs are not kept where they should be; empty where they are.
+        oauth_scopes: what visitors who sign in permit.
         space_id: `USER/SPACE` on a Hugging Face Space, else None.
         sign_in: True on a Space whose visitors can sign in with Hugging Face (OAuth).
         zero_gpu: True on a Space whose GPU is lent by the call (ZeroGPU).
@@ -35,6 +39,9 @@ class Settings:
     """
 
     home: Path
+    own_disk: Path | None = None
+    home_problem: str = ""
+    oauth_scopes: frozenset[str] = frozenset()
     space_id: str | None = None
     sign_in: bool = False
     zero_gpu: bool = False
@@ -51,7 +58,12 @@ class Settings:
     @property
     def cache_folder(self) -> Path:
         """What can be computed again: prepared datasets, scores of a base."""
-        return self.home / "cache"
+        return (self.own_disk or self.home) / "cache"
+
+    @property
+    def may_propose(self) -> bool:
+        """Whether pull requests can be opened: a sign-in needs a permission of its own for it."""
+        return not self.sign_in or "write-discussions" in self.oauth_scopes
 
     def uploads(self, owner: str) -> Path:
         """Files that this person dropped on the page, each under a name made from its content."""
@@ -71,8 +83,13 @@ class Settings:
     def from_environment(cls, environ: Mapping[str, str] = os.environ) -> Settings:
         """Read `PHI3LORA_*` and what a Space sets by itself."""
         space_id = environ.get("SPACE_ID") or None
+        home = _home(environ, on_space=space_id is not None)
+        mounted = space_id is not None and home.is_relative_to(MOUNT)
         return cls(
-            home=_home(environ, on_space=space_id is not None),
+            home=home,
+            own_disk=_user_cache(environ) if mounted else None,
+            home_problem=_home_problem(environ) if space_id is not None else "",
+            oauth_scopes=frozenset(environ.get("OAUTH_SCOPES", "").split()),
             space_id=space_id,
             sign_in=environ.get("SYSTEM") == "spaces" and bool(environ.get("OAUTH_CLIENT_ID")),
             zero_gpu=environ.get("SPACES_ZERO_GPU", "").lower() in {"1", "true", "t"},
@@ -87,10 +104,25 @@ def _home(environ: Mapping[str, str], on_space: bool) -> Path:
     """`PHI3LORA_HOME`, else a Space's volume at /data, else the user's cache folder."""
     if named := environ.get("PHI3LORA_HOME"):
         return Path(named).expanduser().resolve()
-    if on_space and os.access("/data", os.W_OK):
-        return Path("/data/phi3lora")
+    if on_space and os.access(MOUNT, os.W_OK):
+        return MOUNT / "phi3lora"
+    return _user_cache(environ)
+
+
+def _user_cache(environ: Mapping[str, str]) -> Path:
     cache = environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     return Path(cache) / "phi3lora"
+
+
+def _home_problem(environ: Mapping[str, str]) -> str:
+    """What is wrong with a Space's volume, where it has one."""
+    if environ.get("PHI3LORA_HOME") or not MOUNT.is_dir() or os.access(MOUNT, os.W_OK):
+        return ""
+    return (
+        f"The volume at {MOUNT} cannot be written, so runs are kept on the Space's own disk and "
+        "are lost when it restarts. Mount a bucket that may be written, or back runs up "
+        "(hub.backup)."
+    )
 
 
 def _who_may_train(environ: Mapping[str, str], on_space: bool) -> WhoMayTrain:

@@ -45,11 +45,13 @@ class Application:
         store = RunStore(settings)
         views, callers = Follower(store), Callers(settings)
         preflights = PreflightPool(settings) if helper else HerePreflights(settings)
+        launching = Launching(settings, store, Queue(settings, store), views, preflights)
+        callers.on_sign_in = launching.renew
         return cls(
             settings,
             callers,
             Datasets(settings, store, preflights),
-            Launching(settings, store, Queue(settings, store), views, preflights),
+            launching,
             Comparing(settings, store, views, callers),
             Publishing(settings),
             views,

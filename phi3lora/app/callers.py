@@ -11,8 +11,10 @@ session's token belongs to, and nobody else.
 from __future__ import annotations
 
 import hashlib
+import threading
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -83,6 +85,7 @@ class Callers:
         self._tokens: OrderedDict[str, str] = OrderedDict()  # by browser
         self._names: OrderedDict[str, str] = OrderedDict()  # by a token's hash
         self._readable: OrderedDict[tuple[str, str, str], float] = OrderedDict()
+        self.on_sign_in: Callable[[Caller], None] = lambda caller: None  # with a token not yet seen
 
     def caller(self, session: Session = Session()) -> Caller:
         """Who sent a request. Raises HubError where the Hub cannot be asked, and was not lately."""
@@ -104,8 +107,11 @@ class Callers:
             return Caller(self._names[key], token)
         except HubError:  # refused: revoked, or expired
             return Caller(ANONYMOUS)
+        caller, seen = Caller(name, token), key in self._names
         _remember(self._names, key, name)
-        return Caller(name, token)
+        if not seen:
+            threading.Thread(target=self.on_sign_in, args=(caller,), daemon=True).start()
+        return caller
 
     def sign_in(self, token: str, session: Session) -> str:
         """Use this token for what this browser asks, until the app ends; whose it is.
@@ -116,6 +122,7 @@ class Callers:
             raise AccessError("Sign in with Hugging Face; tokens are not taken here.")
         name = cached_identity(token).name
         _remember(self._tokens, session.browser, token)
+        threading.Thread(target=self.on_sign_in, args=(Caller(LOCAL, token),), daemon=True).start()
         return name
 
     def sign_out(self, session: Session) -> None:

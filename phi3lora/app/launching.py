@@ -24,6 +24,7 @@ from phi3lora.runs.copies import restore
 from phi3lora.runs.life import holder
 from phi3lora.runs.permission import check_paths
 from phi3lora.runs.queue import Queue
+from phi3lora.runs.renewal import renew
 from phi3lora.runs.store import ACTIVE, LOCAL, Run, RunStore, open_run, with_whole_paths
 from phi3lora.settings import Settings
 from phi3lora.training.preflight import Preflight, blocking
@@ -74,6 +75,12 @@ class Launching:
     def process(self, run: Run) -> int | None:
         """The process that computes it, or waits to, on this machine."""
         return holder(run.folder) if run.status in ACTIVE else None
+
+    def renew(self, caller: Caller) -> None:
+        """Hand a new sign-in to the caller's runs that are at work: their backups go on with it."""
+        for run in self.runs(caller):
+            if caller.token and run.status in ACTIVE and run.config.hub.backup:
+                renew(run.folder, caller.token)
 
     # Before a run, and its beginning
 

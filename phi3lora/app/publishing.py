@@ -110,6 +110,13 @@ class Publishing:
             tell=tell,
         )
 
+    def allowance(self, caller: Caller) -> str:
+        """What the caller's account may have on the Hub, before a Space is asked for. HubError."""
+        from phi3lora.hub.space import allowance
+
+        who = caller.identity()
+        return allowance(who) if who else SIGN_IN
+
     def deploy(
         self,
         space: str,
@@ -129,6 +136,7 @@ class Publishing:
         token = caller.needed_token(SIGN_IN)
         if not space.strip():
             raise HubError("Name the Space first: USER/NAME.")
+        tell(self.allowance(caller))
         tell("Making the Space")
         if compare is None:
             return spaces.deploy(space.strip(), token, wanted, progress=progress, tell=tell)

@@ -49,6 +49,12 @@ class Copy:
         rows = rows_to_send(run, self._settings)
         self._backup = Backup(run.folder, note, run.config, self._token, self._notify, rows=rows)
 
+    def sign_in(self, token: str) -> None:
+        """Go on with another token: the owner has signed in again."""
+        self._token = token
+        if self._backup is not None:
+            self._backup.sign_in(token)
+
     def finish(self) -> None:
         """Send the last state, and wait for it."""
         if self._backup is not None:

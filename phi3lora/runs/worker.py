@@ -35,6 +35,7 @@ from phi3lora.runs.copies import Copy, copied
 from phi3lora.runs.permission import check_paths
 from phi3lora.runs.queue import waiting_runs
 from phi3lora.runs.redaction import RedactedStream, redact, redact_event
+from phi3lora.runs.renewal import renewable
 from phi3lora.runs.store import Run, RunStore, changed, open_run
 from phi3lora.settings import Settings
 from phi3lora.wording import describe
@@ -102,7 +103,10 @@ def work(run: Run, settings: Settings, should_stop: ShouldStop, token: str | Non
         emit = Reporter(log, token)
         # The copy on the Hub is finished after the turn, so that the next run need not wait, and
         # after the end was written down, so that nobody waits to hear of it.
-        with copied(run, emit, token, settings) as copy:
+        with (
+            copied(run, emit, token, settings) as copy,
+            renewable(run.folder, copy.sign_in),
+        ):
             try:
                 return _work(run, settings, copy, stop, token)
             except Exception as error:  # noqa: BLE001 - a run never ends without a word

@@ -46,6 +46,7 @@ class PublishCard:
                     elem_id="proposal",
                     min_width=160,
                     info="To a repository that exists",
+                    visible=app.settings.may_propose,
                 )
             with gr.Accordion("Model card", open=False, elem_classes="fold", elem_id="card-fold"):
                 self.text = gr.Textbox(
@@ -72,6 +73,7 @@ class PublishCard:
                 placeholder="USER/NAME",
                 info="A small page of its own, where anyone asks base and tuned the same",
             )
+            self.allowance = gr.HTML(elem_id="allowance", apply_default_css=False)
             with gr.Row(elem_classes="actions"):
                 self.deploy = gr.Button("Deploy a comparison Space", size="md", elem_id="deploy")
             self.deployed = gr.HTML(elem_id="deployed", apply_default_css=False)
@@ -125,9 +127,10 @@ class PublishCard:
         for told in in_thread(work):
             if isinstance(told, Published):
                 space = gr.update(visible=told.pull_request is None)
-                yield [published(told), space, f"{told.repo}-compare", ""]
+                may = show.notice(self.app.publishing.allowance(caller), "grey")
+                yield [published(told), space, f"{told.repo}-compare", may, ""]
             else:
-                yield [sending(told), gr.skip(), gr.skip(), gr.skip()]
+                yield [sending(told), *[gr.skip()] * 4]
 
     @shown
     def on_deploy(self, repo: str, space: str, private: bool, request: gr.Request) -> Iterator[str]:
@@ -173,7 +176,7 @@ class PublishCard:
         self.send.click(
             self.on_send,
             [self.run_id, self.repo, self.private, self.proposal, self.text, self.draft],
-            [self.result, self.deploy_row, self.space, self.deployed],
+            [self.result, self.deploy_row, self.space, self.allowance, self.deployed],
             **quiet,
         )
         self.deploy.click(

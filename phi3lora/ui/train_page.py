@@ -58,6 +58,8 @@ class TrainPage:
         self._typed: dict[str, object] = {}  # likewise what is typed into the search
         self.start = first_recipe()
         self.fields = Fields(load_recipe(self.start)[0].model_copy(update={"title": ""}))
+        if app.settings.home_problem:
+            gr.HTML(show.notice(app.settings.home_problem, "amber"), elem_id="home-problem")
         with gr.Row(elem_classes="page split", equal_height=False):
             with gr.Column(scale=17, min_width=340, elem_classes="main"):
                 with gr.Column(elem_classes="card"):

@@ -1,0 +1,1 @@
+"""The clients' own tests against this Hub: ``python -m tests.hub.conformance``."""
