@@ -173,17 +173,18 @@ async def commit(
     header = next(line["value"] for line in lines if line["key"] == "header")
     base = repo.resolve(rest)
     if header.get("parentCommit") not in (None, base.oid):
-        raise HubError(412, "A commit has happened since. Please refresh and try again.")
+        words = "The branch was updated since you opened this page. Please refresh and try again."
+        raise HubError(412, words)
     if not header.get("summary"):
         raise HubError(400, '"summary" is not allowed to be empty')
     xet.receive(request, repo, lines)
     tree = apply(repo, dict(base.tree), lines)
     check_readme(repo, tree, lines)
     pull = None
+    if rest not in repo.refs:
+        raise HubError(404, f"Invalid rev id: {rest}", "RevisionNotFound")
     if flag(request, "create_pr"):
         pull = repo.open_pull(header["summary"], caller.name, rest)
-    elif rest not in repo.refs:
-        raise HubError(400, f"{rest} is not a branch: commits go on top of branches only")
     new = repo.commit(
         pull.ref if pull else rest,
         tree,
@@ -216,8 +217,11 @@ def apply(repo: Repo, tree: dict[str, Entry], lines: list[dict[str, Any]]) -> di
         elif key == "lfsFile":
             tree[check_path(value["path"])] = keep_pointer(repo, value)
         elif key == "deletedFile":
-            if tree.pop(value["path"], None) is None:
+            folder = value["path"].rstrip("/") + "/"
+            gone = {path for path in tree if path == value["path"] or path.startswith(folder)}
+            if not gone:
                 raise HubError(404, f"{value['path']} does not exist", "EntryNotFound")
+            tree = {path: entry for path, entry in tree.items() if path not in gone}
         elif key == "deletedFolder":
             folder = value["path"].rstrip("/") + "/"
             tree = {path: entry for path, entry in tree.items() if not path.startswith(folder)}
@@ -227,9 +231,9 @@ def apply(repo: Repo, tree: dict[str, Entry], lines: list[dict[str, Any]]) -> di
 
 
 def check_path(path: str) -> str:
-    parts = path.split("/")
+    parts = path.replace("\\", "/").split("/")
     if path.startswith("/") or any(part in ("", ".", "..", ".git") for part in parts):
-        raise HubError(400, f"Invalid path: {path!r}")
+        raise HubError(422, f"Invalid path: {path!r}")
     return path
 
 

@@ -28,6 +28,7 @@ from .store import KINDS, PREFIX, Commit, Entry, HubError, PullRequest, Repo, St
 router = APIRouter()
 
 NAME = re.compile(r"^(?!.*(--|\.\.))[A-Za-z0-9_][\w.\-]{0,94}[A-Za-z0-9_]$|^[A-Za-z0-9]$")
+REFERENCE = re.compile(r"^(?!.*(\.\.|//|@\{))[^\s~^:?*\[\\]+$")
 SPACE_README = "---\ntitle: {name}\nemoji: 🚀\ncolorFrom: blue\ncolorTo: gray\nsdk: {sdk}\n---\n"
 
 
@@ -296,7 +297,7 @@ async def create_branch(request: Request, repo: WritableRepo, branch: str) -> di
     if branch.startswith("refs/"):
         raise HubError(400, f"Invalid branch name: {branch}")
     if branch in repo.refs:
-        raise HubError(409, f"Reference already exists: {branch}")
+        raise HubError(409, f"Reference refs/heads/{branch} already exists")
     repo.refs[branch] = repo.resolve(body.get("startingPoint") or "main").oid
     return {}
 
@@ -313,6 +314,8 @@ async def delete_branch(repo: WritableRepo, branch: str) -> dict[str, Any]:
 @api(router, "/tag/{name_:path}", "POST")
 async def create_tag(request: Request, repo: WritableRepo, name_: str) -> dict[str, Any]:
     tag = (await request.json())["tag"]
+    if not REFERENCE.match(tag):
+        raise HubError(400, f"Invalid tag name: {tag!r}")
     if tag in repo.tags:
         raise HubError(409, f"Tag reference exists already: {tag}")
     repo.tags[tag] = repo.resolve(name_).oid

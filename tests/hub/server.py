@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
 import socket
 import threading
 import time
@@ -36,7 +37,7 @@ missing = APIRouter()
 async def canonical(request: Request, caller: Who, verb: str = "revision") -> None:
     """Ids without an owner (``squad``): there are none here."""
     plural = request.path_params.get("plural", "models")
-    verbs = ("revision", "tree", "paths-info")
+    verbs = ("revision", "tree", "paths-info", "commits")
     if plural not in ("models", "datasets", "spaces") or verb not in verbs:
         raise UnknownRoute
     if caller.user is None:
@@ -74,7 +75,7 @@ async def answer_error(request: Request, error: Exception) -> Response:
     """The Hub's way to refuse: words in a header and in the body."""
     assert isinstance(error, HubError)
     words = error.message.encode("latin-1", "replace").decode("latin-1").replace("\n", " ")
-    headers = {"X-Error-Message": words, **error.headers}
+    headers = {"X-Error-Message": words, "X-Request-Id": secrets.token_hex(8), **error.headers}
     code = error.code
     if error.status == 401 and words != INVALID and re.match(REPO_PATHS, request.url.path):
         # Over https the client takes any such 401 for a missing repo; over http it wants a code.

@@ -132,7 +132,7 @@ def run(suite: Suite, tests: Path, seconds: int, only: str | None) -> list[Resul
     """Their tests against a Hub of their own."""
     with LoopbackHub() as hub:
         for name, token in PEOPLE:
-            hub.add_user(name, token=token, pro=True)
+            hub.add_user(name, token=token, pro=True).fullname = "Dummy User"
         point_at(tests, hub.url)
         report_file = tests.parent / "report.xml"
         environment = {**hub.env(tests.parent / "home"), "TMPDIR": str(tests.parent)}
@@ -182,7 +182,7 @@ def read_case(case: ElementTree.Element) -> Result:
     for kind in ("failure", "error"):
         found = case.find(kind)
         if found is not None:
-            return Result(name, "failed", found.get("message", "")[:160].replace("\n", " "))
+            return Result(name, "failed", found.get("message", "") + (found.text or ""))
     return Result(name, "passed" if case.find("skipped") is None else "skipped")
 
 
@@ -191,7 +191,7 @@ def report(suite: Suite, results: list[Result], scope: dict[str, str]) -> int:
     why: Counter[str] = Counter()
     failed: list[Result] = []
     for result in results:
-        reason = reason_of(f"{suite.package}/{result.name}", scope)
+        reason = reason_of(f"{suite.package}/{result.name}", result.words, scope)
         if result.outcome == "failed" and reason is None:
             failed.append(result)
         elif result.outcome == "failed":
@@ -205,12 +205,20 @@ def report(suite: Suite, results: list[Result], scope: dict[str, str]) -> int:
     for reason, count in why.most_common():
         print(f"  out of scope: {count:3}  {reason}")
     for result in failed:
-        print(f"  FAILED {result.name}: {result.words}")
+        print(f"  FAILED {result.name}: {shortened(result.words)}")
     return len(failed)
 
 
-def reason_of(name: str, scope: dict[str, str]) -> str | None:
-    return next((why for pattern, why in scope.items() if fnmatchcase(name, pattern)), None)
+def shortened(words: str) -> str:
+    return " ".join(words[:300].split())
+
+
+def reason_of(name: str, words: str, scope: dict[str, str]) -> str | None:
+    """Why a failure is none of ours; a pattern that begins with `?` is looked for in its words."""
+    for pattern, why in scope.items():
+        if fnmatchcase(name, pattern) or (pattern[0] == "?" and pattern[1:].strip() in words):
+            return why
+    return None
 
 
 if __name__ == "__main__":

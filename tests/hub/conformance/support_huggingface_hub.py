@@ -50,19 +50,19 @@ def api() -> HfApi:
 @pytest.fixture
 def repo_factory(api: HfApi) -> Iterator[RepoFactory]:
     """Makes repositories, and removes them after the test."""
-    made: list[RepoUrl] = []
+    made: list[tuple[RepoUrl, Any]] = []
 
     def make(repo_type: str = "model", **options: Any) -> RepoUrl:
         name = options.pop("repo_id", None) or f"repo-{uuid.uuid4().hex[:6]}-{int(time.time())}"
         if repo_type == "space":
             options.setdefault("space_sdk", "static")
         url = api.create_repo(name, repo_type=repo_type, **options)
-        made.append(url)
+        made.append((url, options.get("token")))
         return url
 
     yield make
-    for url in made:
-        api.delete_repo(url.repo_id, repo_type=url.repo_type, missing_ok=True)
+    for url, token in made:
+        api.delete_repo(url.repo_id, repo_type=url.repo_type, missing_ok=True, token=token)
 
 
 @pytest.fixture
