@@ -36,6 +36,7 @@ from phi3lora.settings import Settings
 
 if TYPE_CHECKING:
     from phi3lora.chat.whole import Chat
+    from phi3lora.runs.backends.zerogpu import LentChat
 
 Kind = Literal["base", "adapter", "loralib", "model"]
 ANSWER_FRAME = 0.08  # seconds between two looks at a growing answer
@@ -97,7 +98,7 @@ class Comparing:
         self.settings = settings
         self._store, self._views, self._callers = store, views, callers
         self._book = VoteBook(settings.home / "votes.jsonl")
-        self._engine: Chat | None = None
+        self._engine: Chat | LentChat | None = None
         self._lock = threading.Lock()
 
     # What a name means
@@ -191,14 +192,21 @@ class Comparing:
                 last = time.monotonic()
                 yield pair
 
-    def engine(self) -> Chat:
+    def engine(self) -> Chat | LentChat:
         """The chat, shared by everybody; it loads nothing before it is asked."""
-        from phi3lora.chat.whole import Chat
-
         with self._lock:
             if self._engine is None:
-                self._engine = Chat(self.settings, self._training_needs)
+                self._engine = self._new_engine()
             return self._engine
+
+    def _new_engine(self) -> Chat | LentChat:
+        if self.settings.zero_gpu:
+            from phi3lora.runs.backends.zerogpu import LentChat
+
+            return LentChat(self.settings)
+        from phi3lora.chat.whole import Chat
+
+        return Chat(self.settings, self._training_needs)
 
     def room_message(self) -> str:
         """Why there is no room for the chat beside a training; empty where there is."""

@@ -163,6 +163,20 @@ class Launching:
         check_paths(run.config, run.owner, self.settings, run.folder)
         return self.queue.resume(run, caller.token)
 
+    def compute(self, run: Run, caller: Caller) -> Iterator[Run]:
+        """Compute a run on a GPU that is lent by the call, while the caller's page is open.
+
+        Yields the run after each slice; nothing for a run that computes by itself, or is over.
+        The browser's request must stand behind the call: its visitor's quota is spent.
+        """
+        if run.state.backend != "zerogpu" or run.status != "paused":
+            return
+        from phi3lora.runs.backends.zerogpu import drive
+
+        check_may_train(caller, self.settings)
+        check_paths(run.config, run.owner, self.settings, run.folder)
+        yield from drive(run, self.settings, caller.token)
+
     def delete(self, run: Run) -> None:
         """Remove it with all its files. RunError while it computes or waits."""
         self.store.delete(run)

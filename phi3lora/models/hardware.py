@@ -10,9 +10,10 @@ that says what was taken instead and why.
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -20,6 +21,7 @@ from phi3lora.errors import ModelError
 
 Device = Literal["cpu", "cuda"]
 GIB = 2**30
+LENT = "PHI3LORA_LENT_GPU"  # the card that ZeroGPU lends, as JSON
 AMPERE = (8, 0)  # the first with bfloat16, TF32 and FlashAttention
 # The first generation that each runs on; the third is written for Hopper's instructions.
 FLASH = {"flash_attention_2": AMPERE, "flash_attention_3": (9, 0)}
@@ -49,11 +51,26 @@ class Hardware:
     capability: tuple[int, int] | None = None
 
 
+def lend(hardware: Hardware | None) -> None:
+    """What `detect_hardware` says where a GPU is lent by the call, and this process has none.
+
+    The app of a ZeroGPU Space checks and estimates for that card, in its helper processes too,
+    which inherit it; the call that has the card says None.
+    """
+    if hardware is None:
+        os.environ.pop(LENT, None)
+    else:
+        os.environ[LENT] = json.dumps(asdict(hardware))
+
+
 def detect_hardware(device: str = "auto") -> Hardware:
     """The device that `model.device` names; `auto` takes a GPU where there is one.
 
     Raises ModelError when a GPU is asked for and none is there.
     """
+    if device != "cpu" and (lent := os.environ.get(LENT)):
+        card = json.loads(lent)
+        return Hardware(**{**card, "capability": tuple(card["capability"])})
     import torch
 
     if device == "cuda" and not torch.cuda.is_available():

@@ -36,7 +36,7 @@ from phi3lora.events import Event, read_events
 from phi3lora.files import write_whole
 from phi3lora.lora.result import Result, find_result
 from phi3lora.redaction import redact
-from phi3lora.runs.backends import backend_of
+from phi3lora.runs.backends import BackendName, backend_for, backend_of
 from phi3lora.settings import Settings
 
 LOCAL = "local"  # the owner of runs on one's own machine
@@ -95,7 +95,7 @@ class RunState(BaseModel):
     outcome: str | None = None  # how the training ended, as `train` returned it
     exit_status: int | None = None  # 0 done, 1 could not go on or a fault of ours, 2 the user's
     device: str = "cpu"  # in whose line it waits: `cpu` or `cuda`
-    backend: Literal["local"] = "local"  # where it computes
+    backend: BackendName = "local"  # where it computes
     created: Moment = 0.0
     queued: Moment | None = None
     started: Moment | None = None
@@ -251,7 +251,12 @@ class RunStore:
         run_id = _new_id(created)
         title = title or config.title or Path(config.data.path).name
         state = RunState(
-            id=run_id, owner=owner, title=title, created=created, message="Not started yet."
+            id=run_id,
+            owner=owner,
+            title=title,
+            created=created,
+            message="Not started yet.",
+            backend=backend_for(config, self.settings),
         )
         home = self.settings.runs_folder / run_id
         home.parent.mkdir(parents=True, exist_ok=True)

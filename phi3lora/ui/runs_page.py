@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
 from copy import copy
 from pathlib import Path
 from typing import Any
@@ -262,6 +263,15 @@ class RunsPage:
         self.app.launching.resume(self.app.launching.run(run_id, caller), caller)
 
     @shown
+    def on_compute(self, run_id: str, request: gr.Request) -> Iterator[None]:
+        """Slice after slice on a lent GPU, for as long as this page is open."""
+        if not run_id:
+            return
+        caller = self.app.callers.caller(session_of(request))
+        for _ in self.app.launching.compute(self.app.launching.run(run_id, caller), caller):
+            yield
+
+    @shown
     def on_delete(self, run_id: str, request: gr.Request) -> tuple[str, Any]:
         """Remove it, and choose the newest of those that are left."""
         caller = self.app.callers.caller(session_of(request))
@@ -286,7 +296,8 @@ class RunsPage:
             "api_visibility": "private",
             "concurrency_limit": None,
         }
-        demo.load(self.on_open, None, [self.run_id, *self.seen], **quiet)
+        opened = demo.load(self.on_open, None, [self.run_id, *self.seen], **quiet)
+        self._compute_after(opened, quiet)
         self.timer.tick(
             None, [self.pulse, self.run_id], self.pulse, js=PULSE, show_progress="hidden"
         )
@@ -298,9 +309,10 @@ class RunsPage:
             (self.cancel, self.on_cancel),
             (self.resume, self.on_resume),
         ):
-            button.click(handler, self.run_id, None, **quiet).then(
-                self.on_show, self.run_id, self.seen, **quiet
-            )
+            done = button.click(handler, self.run_id, None, **quiet)
+            done.then(self.on_show, self.run_id, self.seen, **quiet)
+            if button is self.resume:
+                self._compute_after(done, quiet)
         self.delete.click(lambda: gr.update(visible=True), None, self.confirm, **quiet)
         self.keep.click(lambda: gr.update(visible=False), None, self.confirm, **quiet)
         deleted = self.sure.click(self.on_delete, self.run_id, [self.run_id, self.confirm], **quiet)
@@ -323,6 +335,12 @@ class RunsPage:
     def _show_after(self, event: Any, quiet: dict[str, Any]) -> None:
         remembered = event.success(None, self.run_id, self.run_id, js=REMEMBER)
         remembered.then(self.on_show, self.run_id, self.seen, **quiet)
+        self._compute_after(remembered, quiet)
+
+    def _compute_after(self, event: Any, quiet: dict[str, Any]) -> None:
+        """On a lent GPU the page itself drives the run; then what it came to is shown."""
+        driven = event.success(self.on_compute, self.run_id, None, **quiet)
+        driven.then(self.on_show, self.run_id, self.seen, **quiet)
 
 
 OPEN_COMPARE = "(run) => { window.location.href = 'compare?adapter=' + encodeURIComponent(run); }"

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 from phi3lora.config import RunConfig
 from phi3lora.errors import RunError
@@ -40,10 +40,22 @@ class Backend(Protocol):
         """The kind of device on which such a run would compute: `cpu` or `cuda`."""
 
 
+BackendName = Literal["local", "zerogpu"]
+
+
+def backend_for(config: RunConfig, settings: Settings) -> BackendName:
+    """Where a new run computes: on a lent GPU where that is all there is, else on this machine."""
+    return "zerogpu" if settings.zero_gpu and config.model.device != "cpu" else "local"
+
+
 def backend_of(name: str) -> Backend:
     """The backend of that name. Raises RunError for one that this version does not have."""
     if name == "local":
         from phi3lora.runs.backends.local import LocalBackend
 
         return LocalBackend()
-    raise RunError(f"There is no backend {name!r} here; expected `local`.")
+    if name == "zerogpu":
+        from phi3lora.runs.backends.zerogpu import ZeroGpuBackend
+
+        return ZeroGpuBackend()
+    raise RunError(f"There is no backend {name!r} here; expected `local` or `zerogpu`.")
