@@ -59,7 +59,7 @@ def block_mask(slices: list[Slice], enabled: list[bool], rank: int) -> torch.Ten
     import torch
 
     on = [part for part, wanted in zip(slices, enabled, strict=True) if wanted]
-    mask = torch.zeros(slices[-1].stop, len(on) * rank, dtype=torch.bool)
+    mask = torch.zeros(slices[-1].stop, len(on) * rank, dtype=torch.bool, device="cpu")
     for index, part in enumerate(on):
         mask[part.start : part.stop, index * rank : (index + 1) * rank] = True
     return mask

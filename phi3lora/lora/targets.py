@@ -66,6 +66,7 @@ def resolve_targets(model: nn.Module, peft: PeftConfig) -> list[str]:
     unmatched = [name for name in wanted if not _matches(name, existing, paths)]
     if unmatched or not wanted:
         raise AdapterError(_unmatched_message(unmatched, existing))
+    _check_patterns(peft, [path for path in paths if _is_one_of(path, wanted)])
     _check_layers(model, peft)
     _check_whole_modules(peft, paths)
     return sorted(set(wanted))
@@ -91,7 +92,24 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
 def _matches(name: str, existing: dict[str, Modules], paths: list[str]) -> bool:
     """A module's last name, or the end of a linear layer's path, as PEFT matches it."""
     last = name.rpartition(".")[2]
-    return last in existing and any(path == name or path.endswith(f".{name}") for path in paths)
+    return last in existing and any(_is_one_of(path, [name]) for path in paths)
+
+
+def _is_one_of(path: str, names: list[str]) -> bool:
+    """Whether a module's path is, or ends in, one of the names."""
+    return any(path == name or path.endswith(f".{name}") for name in names)
+
+
+def _check_patterns(peft: PeftConfig, adapted: list[str]) -> None:
+    """A key of `rank_pattern` or `alpha_pattern` must mean a module that gets an adapter."""
+    for field in ("rank_pattern", "alpha_pattern"):
+        for name in getattr(peft, field):
+            if not any(_is_one_of(path, [name]) for path in adapted):
+                there = ", ".join(sorted({path.rpartition(".")[2] for path in adapted}))
+                raise AdapterError(
+                    f"peft_config.{field}: {name} is no module that gets an adapter; those are "
+                    f"{there}."
+                )
 
 
 def _unmatched_message(unmatched: list[str], existing: dict[str, Modules]) -> str:
