@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from array import array
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ import pytest
 from phi3lora.config import POCKET, RunConfig
 from phi3lora.data.conversation import Detected
 from phi3lora.data.inspection import Inspection
+from phi3lora.models.base import BaseInfo
 from phi3lora.models.hardware import Hardware, detect_hardware
-from phi3lora.training.estimate import estimate
+from phi3lora.training.estimate import estimate, estimate_for
 
 GIB = 2**30
 GPU = Hardware("cuda", "a GPU", 24 * GIB, 24 * GIB, True, 8)
@@ -162,3 +164,85 @@ def test_peak_of_a_real_run_is_within_a_factor_of_two(
     tokenizer = load_tokenizer(resolve_path(POCKET, hardware))
     need = estimate(settings, hardware, inspect(settings, tokenizer))
     assert peak / 2 < need.memory_bytes < peak * 2, need.parts
+
+
+MINI = BaseInfo("mini", None, None, 32064, 3072, 8192, 32, 32, 32, False, 4096)
+FULL = {
+    "adapter": "none",
+    "training_config.max_length": 128,
+    "training_config.per_device_train_batch_size": 7,
+    "training_config.gradient_checkpointing": True,
+    "training_config.optim": "paged_adamw_32bit",
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "gib"),
+    [
+        ({"training_config.gradient_checkpointing": True}, 10.8),
+        ({}, 42.7),
+        ({"peft_config.lora_dropout": 0.0}, 32.7),
+        (
+            {
+                "model.quantization": "nf4",
+                "training_config.gradient_checkpointing": True,
+                "training_config.per_device_train_batch_size": 2,
+            },
+            5.4,
+        ),
+        ({"model.quantization": "nf4", "training_config.gradient_checkpointing": True}, 7.5),
+        (
+            {"model.quantization": "nf4", "training_config.per_device_train_batch_size": 2},
+            22.3,
+        ),
+        ({**FULL, "model.dtype": "float16", "training_config.fp16": True}, 57),
+        (FULL, 43),
+    ],
+)
+def test_full_size_is_within_15_percent_of_the_counted_peak(
+    changes: dict[str, Any], gib: float
+) -> None:
+    """Counted tensor by tensor over two whole steps of Phi-3-mini, 4 rows of 2,048 tokens."""
+    wanted = {
+        "training_config.packing": True,
+        "training_config.max_length": 2048,
+        "evaluation.enabled": False,
+        **changes,
+    }
+    need = estimate_for(RunConfig().with_values(wanted), MINI, GPU)
+    assert need.memory_bytes / GIB == pytest.approx(gib, rel=0.15), need.parts
+
+
+def test_states_of_bitsandbytes_are_float32_whatever_the_weights_are() -> None:
+    def states(optim: str) -> float:
+        changed = RunConfig().with_values({**FULL, "training_config.optim": optim})
+        return estimate_for(changed, MINI, GPU).parts["optimizer"] / MINI.parameters
+
+    found = {name: states(name) for name in ("adamw_torch", "paged_adamw_32bit", "adamw_8bit")}
+    assert found == {"adamw_torch": 4, "paged_adamw_32bit": 8, "adamw_8bit": 2}  # in bfloat16
+
+
+def test_the_largest_pass_counts_and_not_the_usual_one() -> None:
+    usual, one_long = array("I", [50] * 400), array("I", [50] * 399 + [1000])
+    looks = [replace(inspection(400, 50), lengths=lengths) for lengths in (usual, one_long)]
+    less, more = (estimate(config(), CPU, look).parts["activations"] for look in looks)
+    assert more / less == pytest.approx((1000 + 3 * 50) / (4 * 50))
+    padded = {"training_config.fast": False}
+    less, more = (estimate(config(padded), CPU, look).parts["activations"] for look in looks)
+    assert more / less == pytest.approx(1000 / 50)
+
+
+def test_the_peak_of_the_final_evaluation_counts_where_it_is_the_larger() -> None:
+    small = {
+        "model.quantization": "nf4",
+        "training_config.per_device_train_batch_size": 1,
+        "training_config.max_length": 2048,
+        "training_config.gradient_checkpointing": True,
+    }
+    changed = RunConfig().with_values(small)
+    need = estimate_for(changed, MINI, GPU)
+    assert need.memory_bytes == need.proof_bytes > sum(need.parts.values())
+    # 8 answers of 2,176 tokens: their keys and values alone take 6.4 GiB.
+    assert need.proof_bytes > 8 * 2176 * 2 * 32 * 3072 * 2
+    without = changed.with_values({"evaluation.enabled": False})
+    assert estimate_for(without, MINI, GPU).proof_bytes == 0

@@ -10,11 +10,12 @@ and meant to be right within a factor of two; `tests/test_estimate.py` compares 
 from __future__ import annotations
 
 import math
+import random
 from dataclasses import dataclass
 from typing import Any
 
 from phi3lora.config import RunConfig
-from phi3lora.data.plan import held_out_number
+from phi3lora.data.plan import held_out_number, holds_out
 from phi3lora.models.base import BaseInfo, check_base, resolve_path
 from phi3lora.models.hardware import Hardware, choose_dtype
 from phi3lora.models.phi3 import EMBEDDING, HEAD, PHI3, QKV
@@ -26,11 +27,17 @@ FOUR_BITS = {False: 0.5 + 4 / 64, True: 0.5 + 1 / 64 + 4 / (64 * 256)}
 # Bytes of optimizer state for each trained parameter: two moments in float32, one, or in 8 bits.
 TWO_MOMENTS, ONE_MOMENT = 8.0, 4.0
 STATE = {"sgd": 0.0, "adafactor": 0.1, "rmsprop": ONE_MOMENT, "adagrad": ONE_MOMENT}
+# torch's own optimizers: their state has the precision of the weights.
+FOLLOWS_WEIGHTS = {
+    *("adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adagrad", "rmsprop"),
+}
 # What Python, torch and the libraries hold before anything is loaded; measured.
 PROCESS = {"cpu": 650 * 2**20, "cuda": 600 * 2**20}
 PACKED_FILL = 0.97  # of a packed row that is tokens; measured on 999 instruction rows
 PLAIN_TILE = 4096 * 32768  # logits that TRL's own loss holds at once
 PLAIN_COPIES = 6  # float32 copies of them while it sums
+IN_FLIGHT = 0.25  # of one layer's activations: gradients on their way, with checkpointing
+EPOCHS_DRAWN = 3  # orders of the rows that are tried for the largest pass
 
 
 @dataclass(frozen=True)
@@ -45,6 +52,8 @@ class Estimate:
         seconds: None while no speed is known.
         trainable, total: parameters.
         dtype: of the base's weights.
+        proof_bytes: at the peak of the final evaluation, which begins when the training's memory
+            is free; 0 where there is none. `memory_bytes` is the larger of the two.
         exact: False where the rows were extrapolated, so that steps, tokens and time are "about".
     """
 
@@ -57,6 +66,7 @@ class Estimate:
     total: int
     dtype: str
     exact: bool = True
+    proof_bytes: int = 0
 
 
 def estimate(
@@ -77,6 +87,17 @@ def estimate(
     """
     path = resolve_path(config.model.path, hardware)
     base = check_base(path, config.model.revision, token)
+    return estimate_for(config, base, hardware, inspection, tokens_per_second)
+
+
+def estimate_for(
+    config: RunConfig,
+    base: BaseInfo,
+    hardware: Hardware,
+    inspection: Any = None,
+    tokens_per_second: float | None = None,
+) -> Estimate:
+    """As `estimate`, for a base that was found out about already."""
     quantized = config.model.quantization != "none"
     dtype, _ = choose_dtype(config.model.dtype, hardware, None if quantized else base.parameters)
     trainable = trainable_parameters(config, base)
@@ -87,8 +108,10 @@ def estimate(
         ).items()
     }
     steps, tokens, exact = _work(config, inspection)
+    proof = int(_proof_bytes(config, base, hardware, dtype, trainable))
     return Estimate(
-        memory_bytes=sum(parts.values()),
+        memory_bytes=max(sum(parts.values()), proof),
+        proof_bytes=proof,
         parts=parts,
         steps=steps,
         tokens=tokens,
@@ -146,19 +169,60 @@ def _parts(
     tokens: int,
 ) -> dict[str, float]:
     """What is held at the peak, in bytes."""
-    quantized = config.model.quantization != "none"
     element = BYTES["bfloat16" if config.training_config.bf16 else dtype]
-    # TRL trains the adapter of a quantized base in bfloat16; PEFT any other in float32.
-    trained = BYTES[dtype] if config.adapter == "none" else 2 if quantized else 4
+    trained = _trained_bytes(config, hardware, dtype)
+    between, layer = _activation_bytes(config, base, element)
+    loss = _loss_bytes(config, base, hardware, element, tokens)
+    if config.training_config.gradient_checkpointing:
+        # The logits are gone when the first layer is computed again: the larger of both counts.
+        loss = max(loss - tokens * layer, 0)
     return {
-        "base": _base_bytes(config, base, dtype),
+        "base": (
+            trainable * trained if config.adapter == "none" else _base_bytes(config, base, dtype)
+        ),
         "adapter": 0 if config.adapter == "none" else trainable * trained,
         "gradients": trainable * trained,
-        "optimizer": trainable * _state_bytes(config.training_config.optim) * trained / 4,
-        "activations": tokens * _activation_bytes(config, base, element),
-        "loss": _loss_bytes(config, base, hardware, element, tokens),
+        "optimizer": trainable * _state_bytes(config.training_config.optim, trained),
+        "activations": tokens * (between + layer),
+        "loss": loss,
         "process": PROCESS[hardware.device],
     }
+
+
+def _trained_bytes(config: RunConfig, hardware: Hardware, dtype: str) -> int:
+    """Bytes of one trained weight.
+
+    TRL trains the adapter of a quantized base in bfloat16, PEFT any other in float32. The scaling
+    of float16's gradients needs float32 weights, adapter or not (`FastTrainer`).
+    """
+    training = config.training_config
+    quantized = config.model.quantization != "none"
+    computed = config.model.compute_dtype if quantized else dtype
+    half = "float16" in (computed, dtype) and training.bf16 is None
+    if hardware.device == "cuda" and (training.fp16 or half):
+        return 4
+    if config.adapter == "none":
+        return BYTES[dtype]
+    return 2 if quantized else 4
+
+
+def _proof_bytes(
+    config: RunConfig, base: BaseInfo, hardware: Hardware, dtype: str, trainable: int
+) -> float:
+    """What the final evaluation holds: base, adapter, and the cache of a batch of answers.
+
+    One position of the cache is a key and a value for each head of keys in each layer.
+    """
+    if not config.evaluation.enabled or not holds_out(config.data):
+        return 0.0
+    evaluation, element = config.evaluation, BYTES[dtype]
+    longest = config.training_config.max_length + evaluation.max_new_tokens
+    position = 2 * base.layers * base.key_value_heads * base.head_size * element
+    layer = (5 * base.hidden + base.shapes[QKV][1] + 3 * base.intermediate) * element
+    adapter = 0 if config.adapter == "none" else 4 * trainable
+    weights = _base_bytes(config, base, dtype) + adapter
+    answers = evaluation.batch_size * longest * (position + layer)
+    return weights + answers + PROCESS[hardware.device]
 
 
 def _base_bytes(config: RunConfig, base: BaseInfo, dtype: str) -> float:
@@ -172,23 +236,30 @@ def _base_bytes(config: RunConfig, base: BaseInfo, dtype: str) -> float:
     return linear * each + (base.parameters - linear) * 4
 
 
-def _state_bytes(optimizer: str) -> float:
+def _state_bytes(optimizer: str, trained: int) -> float:
+    """Bytes of state for a trained weight of so many bytes.
+
+    torch keeps its moments in the weights' precision; bitsandbytes in float32 whatever the
+    weights are in, or in 8 bits. Those of paged optimizers may lie in the host's memory; they are
+    counted, since every step needs them.
+    """
     if "8bit" in optimizer:
-        return 1.0 if "lion" in optimizer else 2.0
+        return 1.0 if "lion" in optimizer else 3.0 if "ademamix" in optimizer else 2.0
+    scale = trained / 4 if optimizer in FOLLOWS_WEIGHTS else 1.0
     if optimizer in STATE:
-        return STATE[optimizer]
+        return STATE[optimizer] * scale
     if "lion" in optimizer or "rmsprop" in optimizer:
-        return ONE_MOMENT
-    return TWO_MOMENTS * (1.5 if "ademamix" in optimizer else 1.0)
+        return ONE_MOMENT * scale
+    return TWO_MOMENTS * scale * (1.5 if "ademamix" in optimizer else 1.0)
 
 
-def _activation_bytes(config: RunConfig, base: BaseInfo, element: int) -> float:
-    """Bytes that one token keeps until its gradient comes back, through all layers.
+def _activation_bytes(config: RunConfig, base: BaseInfo, element: int) -> tuple[float, float]:
+    """Bytes that one token keeps until its gradient comes back: in all layers, and in one more.
 
     A layer keeps the inputs of its two norms and four projections, queries, keys, values and what
     attention gave (read by the next projection), and gate and up; with dropout, what it dropped.
     Checkpointing keeps a layer's input alone, and one layer whole at a time. One layer more is
-    for gradients in flight.
+    for gradients in flight. What flows between the layers of a quantized base is in float32.
     """
     hidden, inner = base.hidden, base.intermediate
     kept = 5 * hidden + base.shapes[QKV][1] + 3 * inner
@@ -196,9 +267,11 @@ def _activation_bytes(config: RunConfig, base: BaseInfo, element: int) -> float:
         kept += 3 * hidden + inner
     if not config.training_config.fast:
         kept *= 2  # casts, products and sums that plain layers keep apart
+    between = 4 if config.model.quantization != "none" else element
+    layer = element * kept + 2 * hidden * (between - element)
     if config.training_config.gradient_checkpointing:
-        return element * (base.layers * hidden + 2 * kept)
-    return element * (base.layers + 1) * kept
+        return base.layers * hidden * between, (1 + IN_FLIGHT) * layer
+    return base.layers * layer, layer
 
 
 def _loss_bytes(
@@ -208,6 +281,8 @@ def _loss_bytes(
     from phi3lora.training.fast.loss import CHUNK
 
     states = 3 * tokens * base.hidden * element
+    if config.model.quantization != "none":  # the float32 head, copied for each step
+        states += base.vocabulary * base.hidden * element
     if not config.training_config.fast:
         return states + min(tokens * base.vocabulary, PLAIN_TILE) * (element + 4 * PLAIN_COPIES)
     multiplied, summed = (min(n, tokens * base.vocabulary) for n in CHUNK[hardware.device])
@@ -215,12 +290,22 @@ def _loss_bytes(
 
 
 def _tokens_in_pass(config: RunConfig, inspection: Any) -> int:
-    """Tokens of one pass at its largest, as batches are drawn."""
+    """Tokens of one pass at its largest, as batches are drawn: rows in a few random orders.
+
+    Rows of a batch lie end to end, or are padded to the longest by TRL's own path.
+    """
     training = config.training_config
-    length = training.max_length
-    if inspection is not None and not training.packing:
-        length = min(inspection.tokens["p95"], length)
-    return training.per_device_train_batch_size * length
+    size, limit = training.per_device_train_batch_size, training.max_length
+    if inspection is None or training.packing:
+        return size * limit
+    lengths = [min(n, limit) for n in inspection.lengths or [inspection.tokens["max"]] * size]
+    chance, largest = random.Random(0), 0
+    for _ in range(EPOCHS_DRAWN):
+        chance.shuffle(lengths)
+        for start in range(0, len(lengths), size):
+            batch = lengths[start : start + size]
+            largest = max(largest, sum(batch) if training.fast else max(batch) * len(batch))
+    return largest
 
 
 def _work(config: RunConfig, inspection: Any) -> tuple[int | None, int | None, bool]:
