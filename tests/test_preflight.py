@@ -17,7 +17,7 @@ from phi3lora.training import preflight as module
 from phi3lora.training.preflight import Check, Preflight, blocking, preflight
 
 GIB = 2**30
-NAMES = ["Data", "Model", "Hardware", "Memory", "Token", "Disk"]
+NAMES = ["Data", "Model", "Adapter", "Hardware", "Memory", "Token", "Disk"]
 
 
 @pytest.fixture(autouse=True)
@@ -127,3 +127,113 @@ def test_a_known_speed_gives_the_time(settings: Settings) -> None:
     assert preflight(config(), settings).estimate.seconds is None
     need = preflight(config(), settings, tokens_per_second=100.0).estimate
     assert need.seconds == need.tokens / 100
+
+
+def applied(settings: Settings, before: RunConfig, found: Check, label: str) -> RunConfig:
+    """The configuration after the button of that label."""
+    (fix,) = [fix for fix in found.fixes if fix.label == label]
+    return before.with_values(fix.values)
+
+
+def test_fewer_rows_than_a_pass_are_red_with_the_size_that_works(
+    rows: Path, settings: Settings
+) -> None:
+    changed = config(rows, training_config__per_device_train_batch_size=32)
+    data = check(preflight(changed, settings), "Data")
+    assert (data.level, "12 rows, of which 1 are held out" in data.found) == ("red", True)
+    mended = applied(settings, changed, data, "Use a batch size of 11")
+    assert check(preflight(mended, settings), "Data").level != "red"
+
+
+def test_packed_rows_that_fill_no_pass_are_red(rows: Path, settings: Settings) -> None:
+    changed = config(rows, training_config__packing=True)
+    data = check(preflight(changed, settings), "Data")
+    assert data.level == "red"
+    assert "packed, they make 1" in data.found
+
+
+def test_cut_rows_say_to_what_to_raise_the_limit(rows: Path, settings: Settings) -> None:
+    changed = config(rows, training_config__max_length=14)
+    look = preflight(changed, settings)
+    longest = max(look.inspection.lengths)
+    assert look.inspection.longest == longest > 14 == look.inspection.tokens["max"]
+    data = check(look, "Data")
+    assert f"the longest has {longest} tokens" in data.found
+    mended = applied(settings, changed, data, f"Raise to {longest}")
+    assert preflight(mended, settings).inspection.truncated == 0
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"peft_config__target_modules": ["q_projj"]},
+        {"peft_config__target_modules": ["lm_head"]},
+        {"peft_config__layers_to_transform": [99]},
+        {"peft_config__modules_to_save": ["value_head"]},
+        {"peft_config__rank_pattern": {"gate_proj": 4}},
+        {"adapter": "loralib", "peft_config__slices": {"k": False}},
+    ],
+)
+def test_an_adapter_that_does_not_fit_is_red(changes: dict, settings: Settings) -> None:
+    adapter = check(preflight(config(**changes), settings), "Adapter")
+    assert adapter.level == "red"
+    assert "peft_config." in adapter.found
+
+
+def test_an_adapter_that_fits_says_what_is_trained(settings: Settings) -> None:
+    look = preflight(config(), settings)
+    trained = f"{look.estimate.trainable:,} of {look.estimate.total:,} parameters are trained."
+    assert check(look, "Adapter").found == trained
+
+
+@pytest.mark.parametrize(
+    ("changes", "says", "field"),
+    [
+        ({"training_config__learning_rate": 1}, "A learning rate of 1", "learning_rate"),
+        ({"training_config__learning_rate": 1e-9}, "hardly anything", "learning_rate"),
+        ({"peft_config__lora_alpha": 1000}, "Alpha 1000 scales", "lora_alpha"),
+        ({"training_config__num_train_epochs": 1000}, "1000 epochs", "num_train_epochs"),
+        ({"training_config__warmup_steps": 9999}, "The warm-up of 9999", "warmup_steps"),
+    ],
+)
+def test_odd_values_are_amber_with_the_usual_one(
+    changes: dict, says: str, field: str, settings: Settings
+) -> None:
+    before = config(**changes)
+    odd = check(preflight(before, settings), "Settings")
+    assert (odd.level, says in odd.found) == ("amber", True)
+    (fix,) = odd.fixes
+    assert [name.rpartition(".")[2] for name in fix.values] == [field]
+    names = [c.name for c in preflight(before.with_values(fix.values), settings).checks]
+    assert "Settings" not in names
+
+
+def test_what_makes_it_fit_is_offered_and_makes_it_fit(
+    monkeypatch: Any, settings: Settings
+) -> None:
+    big = config(training_config__per_device_train_batch_size=64, training_config__packing=True)
+    need = preflight(big, settings).estimate.memory_bytes
+    set_machine(monkeypatch, int(need * 0.9))
+    memory = check(preflight(big, settings), "Memory")
+    assert memory.level == "red"
+    assert memory.fixes
+    for fix in memory.fixes:
+        assert check(preflight(big.with_values(fix.values), settings), "Memory").level == "green"
+    smaller = applied(settings, big, memory, "Use batches of 1")
+    assert smaller.effective_batch == big.effective_batch
+
+
+def test_a_base_that_is_still_on_the_hub_is_counted_on_the_disk(
+    monkeypatch: Any, tmp_path: Path
+) -> None:
+    from phi3lora.models.base import BaseInfo
+
+    mini = BaseInfo("a/b", None, "0" * 40, 32064, 3072, 8192, 32, 32, 32, False, 4096, tmp_path)
+    usage = namedtuple("usage", "total used free")(2 * GIB, GIB, GIB)
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda folder: usage)
+    disk = module._disk_check(config(), mini, tmp_path, None)
+    assert (disk.level, "7.1 GB to download" in disk.found) == ("red", True)
+    snapshot = tmp_path / "models--a--b" / "snapshots" / ("0" * 40)
+    snapshot.mkdir(parents=True)
+    (snapshot / "model.safetensors.index.json").write_text("{}")
+    assert "download" not in module._disk_check(config(), mini, tmp_path, None).found

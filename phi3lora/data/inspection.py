@@ -71,6 +71,16 @@ class Inspection:
     read: int = 0
     held_out: HeldOut = "rows"
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest kept row before the cut: a limit that would cut nothing."""
+        return max(self.lengths, default=self.tokens["max"])
+
+    @property
+    def median(self) -> float:
+        """Tokens of the median kept row before the cut."""
+        return percentiles(self.lengths)["p50"] if self.lengths else self.tokens["p50"]
+
     def to_json(self) -> dict[str, Any]:
         """What `phi3lora inspect --json` prints."""
         names = (

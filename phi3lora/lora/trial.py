@@ -9,6 +9,7 @@ checked before anything is downloaded.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from phi3lora.config import RunConfig
@@ -27,9 +28,18 @@ def attach_on_trial(config: RunConfig, base: BaseInfo) -> tuple[int, int]:
 
     Raises AdapterError for what does not fit the base, and where nothing would be trained.
     """
+    _check_head(config)
+    # What follows depends on these sections alone; a form asks again at every change.
+    return _attach(
+        RunConfig(adapter=config.adapter, peft_config=config.peft_config).to_yaml(), base
+    )
+
+
+@lru_cache(maxsize=64)
+def _attach(config_text: str, base: BaseInfo) -> tuple[int, int]:
     import torch
 
-    _check_head(config)
+    config, _ = RunConfig.from_text(config_text)
     # Initial weights come from the base's own, which are not here; they change no shape.
     peft = config.peft_config.model_copy(update={"init_lora_weights": True})
     config = config.model_copy(update={"peft_config": peft})
@@ -73,4 +83,4 @@ def shapes_of(base: BaseInfo) -> PreTrainedModel:
     with torch.device("meta"):
         model: Any = Phi3ForCausalLM(settings)
     model.files_folder = ""
-    return model  # type: ignore[no-any-return]
+    return model

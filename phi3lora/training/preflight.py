@@ -10,7 +10,9 @@ run cannot work; amber that it will, but not as you may think.
 
 from __future__ import annotations
 
+import math
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +20,7 @@ from typing import Any, Literal
 from phi3lora import words
 from phi3lora.config import RunConfig
 from phi3lora.data.plan import check_held_out
-from phi3lora.errors import Phi3LoraError
+from phi3lora.errors import ConfigError, Phi3LoraError
 from phi3lora.hub.preflight import check_hub
 from phi3lora.settings import Settings
 
@@ -26,17 +28,38 @@ Level = Literal["green", "amber", "red"]
 GIB = 2**30
 PREVIEW_ROWS = 5_000  # rows that are read and counted for a look
 CROWDED = 0.9  # share of the free memory from which a run may fail
+TRAINING = "training_config"
+LONGEST_LIMIT = 131_072  # tokens that a length limit may be raised to
+# Beyond these a value is hardly ever meant; taken from what recipes and papers use, times ten.
+LOWEST_RATE, MOST_EPOCHS, MOST_SCALING = 1e-7, 30, 16
+DOWNLOADED_BYTES = 2  # of a weight on the Hub
 OPTIMIZER_BYTES = 12  # of a trained parameter in a checkpoint: weight and two moments, float32
 
 
 @dataclass(frozen=True)
+class Fix:
+    """A remedy that a program can apply: what a button says, and the options it sets.
+
+    config.with_values(fix.values)
+    """
+
+    label: str
+    values: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class Check:
-    """One check: its name, how it went, what was found, and the remedy if there is one."""
+    """One check: its name, how it went, what was found, and the remedy if there is one.
+
+    Attributes:
+        fixes: ways to mend it by changing options; any one of them, or several in turn.
+    """
 
     name: str
     level: Level
     found: str
     remedy: str = ""
+    fixes: tuple[Fix, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -65,6 +88,8 @@ def preflight(
     hardware = _attempt(checks, "Hardware", lambda: _hardware(config))
     checks += _hidden_gpu(config)
     base = _attempt(checks, "Model", lambda: _base(config, hardware, settings, token))
+    if base:
+        _attempt(checks, "Adapter", lambda: checks.append(_adapter_check(config, base)))
     inspection = inspection or (
         _attempt(checks, "Data", lambda: _inspect(config, settings, token)) if base else None
     )
@@ -77,11 +102,13 @@ def preflight(
             lambda: _estimate(config, hardware, inspection, tokens_per_second, token),
         )
     checks += [*_data_checks(config, inspection), *_model_checks(config, base, hardware)]
-    checks += _memory_checks(hardware, estimate)
+    checks += _settings_checks(config, estimate)
+    checks += _memory_checks(config, base, hardware, inspection, estimate)
     seconds = estimate.seconds if estimate else None
     checks += [Check(*finding) for finding in check_hub(config, token, seconds)]
-    checks.append(_disk_check(config, settings.home, estimate))
-    order = ["Data", "Model", "Hardware", "Memory", "Token", "Backup", "Disk"]
+    checks.append(_disk_check(config, base, settings.home, estimate))
+    order = ["Data", "Model", "Adapter", "Settings", "Hardware", "Memory"]
+    order += ["Token", "Backup", "Disk"]
     return Preflight(
         sorted(checks, key=lambda check: order.index(check.name)), inspection, estimate
     )
@@ -152,43 +179,106 @@ def _estimate(
 
 
 def _data_checks(config: RunConfig, inspection: Any) -> list[Check]:
-    """Rows that are left out or cut, and whether enough are left."""
+    """Rows that are left out or cut, and whether enough are left to train on."""
     if inspection is None:
         return []
-    dropped = sum(inspection.dropped.values())
     found = f"{inspection.kept:,} rows, {inspection.supervised_tokens:,} supervised tokens."
-    batch = config.effective_batch
-    if inspection.kept < batch:
-        return [
-            Check(
-                "Data",
-                "amber",
-                f"{found} That is less than one batch of {batch}.",
-                "Lower batch size or accumulation, or add rows.",
-            )
-        ]
-    if inspection.truncated > inspection.kept / 10:
-        share = inspection.truncated / inspection.kept
-        return [
-            Check(
-                "Data",
-                "amber",
-                f"{found} {share:.0%} of them are cut.",
-                "Raise the length limit, if memory allows.",
-            )
-        ]
+    few = _too_few_rows(config, inspection)
+    return [few or _cut_rows(config, inspection, found) or _left_out(config, inspection, found)]
+
+
+def _too_few_rows(config: RunConfig, inspection: Any) -> Check | None:
+    """Red where not even one pass can be filled; amber where one update cannot."""
+    from phi3lora.data.plan import held_out_number
+
+    batch, training = config.effective_batch, config.training_config
+    kept = inspection.kept
+    held = held_out_number(kept, config.data.test_size) if inspection.held_out == "rows" else 0
+    rows = max(kept - held, 0)
+    if training.packing:  # full but for the last
+        rows = math.ceil(inspection.total_tokens * rows / kept / training.max_length)
+    if rows >= batch or not inspection.complete:
+        return None
+    left = f"{kept:,} rows, of which {held:,} are held out" if held else f"{kept:,} rows"
+    left += f"; packed, they make {rows:,}" if training.packing else ""
+    if rows >= training.per_device_train_batch_size:
+        say = f"{left}. That is less than one batch of {batch}."
+        lower = Fix("Accumulate less", {f"{TRAINING}.gradient_accumulation_steps": 1})
+        return Check(
+            "Data", "amber", say, "Lower batch size or accumulation, or add rows.", (lower,)
+        )
+    size = max(rows, 1)
+    lower = Fix(f"Use a batch size of {size}", {f"{TRAINING}.per_device_train_batch_size": size})
+    return Check(
+        "Data",
+        "red",
+        f"{left}. Not even one pass of {training.per_device_train_batch_size} rows can be filled.",
+        f"Lower the batch size to {size}, add rows, or hold fewer out.",
+        (lower,) if rows else (),
+    )
+
+
+def _cut_rows(config: RunConfig, inspection: Any, found: str) -> Check | None:
+    """Amber where more than a tenth is cut, with the limit that would cut nothing."""
+    if inspection.truncated <= inspection.kept / 10:
+        return None
+    share, longest = inspection.truncated / inspection.kept, inspection.longest
+    say = f"{found} {share:.0%} of them are cut; the longest has {longest:,} tokens."
+    limit = min(longest, LONGEST_LIMIT)
+    fix = Fix(f"Raise to {limit:,}", {f"{TRAINING}.max_length": limit})
+    remedy = f"Raise the length limit to {limit:,}, if memory allows."
+    return Check("Data", "amber", say, remedy, (fix,))
+
+
+def _left_out(config: RunConfig, inspection: Any, found: str) -> Check:
+    dropped = sum(inspection.dropped.values())
     if dropped > inspection.rows / 10:
-        return [
-            Check(
-                "Data",
-                "amber",
-                f"{found} {dropped:,} cannot be used.",
-                "Look at the reasons under the preview.",
-            )
-        ]
+        say = f"{found} {dropped:,} cannot be used."
+        return Check("Data", "amber", say, "Look at the reasons under the preview.")
     if inspection.notices:
-        return [Check("Data", "amber", f"{found} {inspection.notices[0]}")]
-    return [Check("Data", "green", found)]
+        return Check("Data", "amber", f"{found} {inspection.notices[0]}")
+    return Check("Data", "green", found)
+
+
+def _adapter_check(config: RunConfig, base: Any) -> Check:
+    """What is trained, tried on a model of shapes; raises AdapterError where it does not fit."""
+    from phi3lora.lora.trial import attach_on_trial
+
+    trained, total = attach_on_trial(config, base)
+    found = f"{words.count(trained)} of {words.count(total)} parameters are trained."
+    return Check("Adapter", "green", found)
+
+
+def _settings_checks(config: RunConfig, estimate: Any) -> list[Check]:
+    """Values that are allowed and hardly ever meant, a sentence each."""
+    odd = list(_odd_values(config, estimate.steps if estimate else None))
+    if not odd:
+        return []
+    fixes = tuple(fix for _, fix in odd)
+    return [Check("Settings", "amber", " ".join(say for say, _ in odd), "", fixes)]
+
+
+def _odd_values(config: RunConfig, steps: int | None) -> Iterator[tuple[str, Fix]]:
+    training, whole = config.training_config, config.adapter == "none"
+    usual, most = (2e-5, 1e-3) if whole else (2e-4, 1e-2)
+    if training.learning_rate > most:
+        say = f"A learning rate of {training.learning_rate:g} usually ruins the model."
+        yield say, Fix(f"Use {usual:g}", {f"{TRAINING}.learning_rate": usual})
+    elif training.learning_rate < LOWEST_RATE:
+        say = f"At a learning rate of {training.learning_rate:g} hardly anything is learnt."
+        yield say, Fix(f"Use {usual:g}", {f"{TRAINING}.learning_rate": usual})
+    if training.max_steps < 0 and training.num_train_epochs > MOST_EPOCHS:
+        say = f"{training.num_train_epochs:g} epochs usually learn the rows by heart."
+        yield say, Fix("Use 3", {f"{TRAINING}.num_train_epochs": 3})
+    if not whole and config.lora_scaling > MOST_SCALING:
+        alpha = 2 * config.peft_config.r
+        say = (
+            f"Alpha {config.peft_config.lora_alpha} scales the update by {config.lora_scaling:.3g}."
+        )
+        yield say, Fix(f"Use {alpha}", {"peft_config.lora_alpha": alpha})
+    if training.warmup_steps >= 1 and steps is not None and training.warmup_steps >= steps:
+        say = f"The warm-up of {training.warmup_steps:g} updates is as long as the run ({steps:,})."
+        yield say, Fix("Use a tenth", {f"{TRAINING}.warmup_steps": 0.1})
 
 
 def _model_checks(config: RunConfig, base: Any, hardware: Any) -> list[Check]:
@@ -205,6 +295,12 @@ def _model_checks(config: RunConfig, base: Any, hardware: Any) -> list[Check]:
                 f"{base.name} reads {base.max_length:,} tokens; longer conversations are cut "
                 "there.",
                 "Lower the length limit to that.",
+                (
+                    Fix(
+                        f"Lower to {base.max_length:,}",
+                        {f"{TRAINING}.max_length": base.max_length},
+                    ),
+                ),
             )
     if hardware:
         dtype, notice = choose_dtype(config.model.dtype, hardware)
@@ -225,42 +321,118 @@ def _parameters(number: int) -> str:
     )
 
 
-def _memory_checks(hardware: Any, estimate: Any) -> list[Check]:
+def _memory_checks(
+    config: RunConfig, base: Any, hardware: Any, inspection: Any, estimate: Any
+) -> list[Check]:
     """Whether the run fits into what is free, or would if other programs left."""
     if not hardware or not estimate:
         return []
     need, free = estimate.memory_bytes, hardware.memory_free
     found = f"About {words.size(need)} needed, {words.size(free)} free."
-    if estimate.memory_bytes > hardware.memory_total:
-        return [
-            Check(
-                "Memory",
-                "red",
-                f"{found} The device has {words.size(hardware.memory_total)}.",
-                "Choose NF4, a smaller batch or length limit, or gradient checkpointing.",
-            )
-        ]
-    if estimate.memory_bytes > CROWDED * hardware.memory_free:
-        return [
-            Check(
-                "Memory",
-                "amber",
-                f"{found} It may fail.",
-                "Close other programs, or lower batch size or length limit.",
-            )
-        ]
-    return [Check("Memory", "green", found)]
+    if need <= CROWDED * free:
+        return [Check("Memory", "green", found)]
+    fixes = tuple(_memory_fixes(config, base, hardware, inspection))
+    say = "".join(f" {fix.label}: it fits." for fix in fixes)
+    if need > hardware.memory_total:
+        found += f" The device has {words.size(hardware.memory_total)}."
+        rest = "Choose NF4, a smaller batch or length limit, or gradient checkpointing."
+        return [Check("Memory", "red", found, say.strip() or rest, fixes)]
+    rest = f"Close other programs, or lower batch size or length limit.{say}"
+    return [Check("Memory", "amber", f"{found} It may fail.", rest, fixes)]
 
 
-def _disk_check(config: RunConfig, home: Path, estimate: Any) -> Check:
-    """Whether checkpoints and the adapter fit on the disk of the run folder."""
-    folder = next(parent for parent in (home, *home.parents) if parent.exists())
-    free = shutil.disk_usage(folder).free
+def _memory_fixes(config: RunConfig, base: Any, hardware: Any, inspection: Any) -> Iterator[Fix]:
+    """Changes after which the run fits: each alone, or together where none is enough."""
+    from phi3lora.training.estimate import estimate_for
+
+    def fits(values: dict[str, Any]) -> bool:
+        changed = config.with_values(values)
+        need = estimate_for(changed, base, hardware, inspection).memory_bytes
+        return need <= CROWDED * hardware.memory_free
+
+    wanted = [fix for fix in _savings(config, hardware) if _is_allowed(config, fix.values)]
+    enough = [fix for fix in wanted if fits(fix.values)]
+    yield from enough
+    together: dict[str, Any] = {}
+    for number, fix in enumerate([] if enough else wanted, start=1):
+        together |= fix.values
+        if _is_allowed(config, together) and fits(together):
+            yield Fix(
+                " and ".join(one.label.lower() for one in wanted[:number]).capitalize(), together
+            )
+            return
+
+
+def _savings(config: RunConfig, hardware: Any) -> Iterator[Fix]:
+    """What lowers the peak and keeps what is learnt, or nearly."""
+    training = config.training_config
+    if not training.gradient_checkpointing:
+        yield Fix("Compute activations twice", {f"{TRAINING}.gradient_checkpointing": True})
+    if training.per_device_train_batch_size > 1:
+        values = {
+            f"{TRAINING}.per_device_train_batch_size": 1,
+            f"{TRAINING}.gradient_accumulation_steps": config.effective_batch,
+        }
+        yield Fix("Use batches of 1", values)
+    if config.evaluation.enabled and config.evaluation.batch_size > 1:
+        yield Fix("Answer one row at a time", {"evaluation.batch_size": 1})
+    if config.model.quantization == "none" and hardware.device == "cuda":
+        yield Fix("Use 4 bits", {"model.quantization": "nf4"})
+
+
+def _is_allowed(config: RunConfig, values: dict[str, Any]) -> bool:
+    try:
+        config.with_values(values)
+    except ConfigError:
+        return False
+    return True
+
+
+def _disk_check(config: RunConfig, base: Any, home: Path, estimate: Any) -> Check:
+    """Whether checkpoints, the result and the base's download fit on their disks."""
     kept = config.training_config.save_total_limit or 10
-    need = (kept + 1) * OPTIMIZER_BYTES * (estimate.trainable if estimate else 0)
-    found = f"{words.size(free)} free, {words.size(need)} needed for checkpoints."
+    own = (kept + 1) * OPTIMIZER_BYTES * (estimate.trainable if estimate else 0)
+    fetched, cache = _download(base)
+    if fetched and _device(cache) != _device(home):
+        other = _room(cache, fetched, f"{words.size(fetched)} to download")
+        if other.level != "green":
+            return other
+        fetched = 0
+    need = f"{words.size(own)} needed for checkpoints"
+    need += f", {words.size(fetched)} to download" if fetched else ""
+    return _room(home, own + fetched, need)
+
+
+def _room(folder: Path, need: float, says: str) -> Check:
+    """Whether so many bytes are free where a folder is, or will be."""
+    free = shutil.disk_usage(_existing(folder)).free
+    found = f"{words.size(free)} free, {says}."
     if need > free:
         return Check("Disk", "red", found, "Make room, or keep fewer checkpoints.")
     if free - need < GIB:
-        return Check("Disk", "amber", found, "Make some room; downloads need it too.")
+        return Check("Disk", "amber", found, "Make some room; the run's data needs it too.")
     return Check("Disk", "green", found)
+
+
+def _download(base: Any) -> tuple[float, Path]:
+    """Bytes of the base that are still on the Hub, and the cache that they will lie in."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    cache = Path((base and base.cache) or HF_HUB_CACHE)
+    if not base or base.folder is not None:
+        return 0.0, cache
+    here = [
+        try_to_load_from_cache(base.name, name, revision=base.commit, cache_dir=cache)
+        for name in ("model.safetensors", "model.safetensors.index.json")
+    ]
+    fetched = any(isinstance(found, str) for found in here)
+    return (0.0 if fetched else DOWNLOADED_BYTES * base.parameters), cache
+
+
+def _existing(folder: Path) -> Path:
+    return next(parent for parent in (folder, *folder.parents) if parent.exists())
+
+
+def _device(folder: Path) -> int:
+    return _existing(folder).stat().st_dev

@@ -529,8 +529,8 @@ def data_summary(config: RunConfig, look: Preflight) -> str:
         ("Conversations", kept),
         ("Tokens", words.short_count(inspection.total_tokens)),
         ("Supervised", f"{share:.0f} %"),
-        ("Median length", f"{inspection.tokens['p50']:,.0f} tokens"),
-        ("Longest", f"{inspection.tokens['max']:,.0f} tokens"),
+        ("Median length", f"{inspection.median:,.0f} tokens"),
+        ("Longest", f"{inspection.longest:,.0f} tokens"),
     ]
     found = f"<b>Read as {show.text(inspection.format)}.</b> {show.text(inspection.reason)}"
     unread = f" Not read: {show.text(', '.join(inspection.unread))}." if inspection.unread else ""
