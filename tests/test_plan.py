@@ -99,7 +99,7 @@ def test_the_rows_that_were_looked_at_are_not_taken_for_all(pocket: Any, tmp_pat
 
 @pytest.mark.parametrize("kind", ["a.json", "a.csv", "a.parquet"])
 def test_rows_of_other_files_are_expected_too(kind: str, pocket: Any, tmp_path: Path) -> None:
-    rows = [{"prompt": f"What is {i:06}?", "completion": "It is."} for i in range(9_000)]
+    rows = [{"prompt": f"What is {i:06}?", "completion": "It is."} for i in range(20_000)]
     file = tmp_path / kind
     if kind == "a.json":
         file.write_text(json.dumps(rows))
@@ -110,10 +110,10 @@ def test_rows_of_other_files_are_expected_too(kind: str, pocket: Any, tmp_path: 
         import pyarrow.parquet as pq
 
         pq.write_table(pa.Table.from_pylist(rows), file)
-    found = inspect(config(file), pocket, limit=2_000).expected
+    found = inspect(config(file), pocket, limit=6_000).expected
     assert found is not None
     assert found.exact == (kind == "a.parquet")
-    assert found.rows == pytest.approx(9_000, rel=0.1)
+    assert found.rows == pytest.approx(20_000, rel=0.1)
 
 
 def test_rows_of_the_hub_are_known_without_reading_them(

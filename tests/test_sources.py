@@ -139,18 +139,17 @@ def test_a_preview_reads_no_more_than_it_needs(tmp_path: Path) -> None:
         ("a.csv", "a,b\n1,2\n1,2,3\n", "a.csv, line 3: expected 2 cells as in the header, got 3"),
         ("a.csv", 'a,b\n1,"2\n', "a.csv, line 2: unexpected end of data"),
         ("a.csv", "a,b,a\n1,2,3\n", "the column 'a' is there twice"),
-        ("a.csv", "a,b\ncaf\xe9,2\n".encode("latin-1"), "is not UTF-8: the byte 0xE9"),
-        ("a.jsonl", b'{"a": "x"}\n{"a": "\xe9"}\n', "is not UTF-8: the byte 0xE9"),
-        ("a.json", b'[{"a": "\xe9"}]', "is not UTF-8: the byte 0xE9"),
-        ("a.csv", "a,b\n1,2\n".encode("utf-16"), "is UTF-16, expected UTF-8"),
+        ("a.csv", b"a,b\ncaf\x81,2\n", "is not UTF-8: the byte 0x81"),
+        ("a.jsonl", b'{"a": "x"}\n{"a": "\x81"}\n', "is not UTF-8: the byte 0x81"),
+        ("a.json", b'[{"a": "\x81"}]', "is not UTF-8: the byte 0x81"),
         ("a.json", "", "a.json is empty"),
         ("a.json", "\ufeff \n", "a.json is empty"),
         ("a.json", "[]", "a.json has no rows"),
         ("a.csv", "a,b\n", "a.csv has no rows"),
         ("a.zip", b"PK\x03\x04rest", "a.zip is a ZIP archive"),
-        ("a.jsonl.gz", gzip.compress(JSONL.encode()), "is a gzip archive"),
+        ("a.jsonl.gz", gzip.compress(JSONL.encode())[:-20], "a.jsonl.gz is damaged"),
         ("a.parquet", parquet(ROWS)[:-30], "broken Parquet file"),
-        ("a.txt", "some words\n", "must be named .csv"),
+        ("a.dat", "some words\n", "must be named .csv"),
     ],
 )
 def test_a_file_that_cannot_be_read_says_why(
@@ -163,8 +162,7 @@ def test_a_file_that_cannot_be_read_says_why(
 
 
 def test_missing_files_and_folders(tmp_path: Path) -> None:
-    write(tmp_path / "rows.jsonl", JSONL)
-    with pytest.raises(DataError, match=r"is a folder, .* It holds rows.jsonl"):
+    with pytest.raises(DataError, match=r"is a folder without a file of rows"):
         open_source(DataConfig(path=str(tmp_path)))
     for path in (str(tmp_path / "no.json"), "no.json", "some/no.csv", "./no", "a/b/c"):
         with pytest.raises(DataError, match="There is no file"):

@@ -163,7 +163,7 @@ def inspect(
         reason=recipe.detected.reason,
         changes=dict(tally.changes),
         unread=recipe.detected.unread,
-        notices=[*recipe.detected.notices, *not_applicable(config.data)],
+        notices=[*source.notices, *recipe.detected.notices, *not_applicable(config.data)],
         lengths=tally.lengths,
         complete=complete,
         expected=Count(tally.read) if complete else source.expected(at, share),

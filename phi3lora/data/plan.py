@@ -94,4 +94,5 @@ def plan_data(
         open_source(one, token=token, endpoint=endpoint, cache_folder=cache_folder, tell=tell)
         for one in wanted
     )
-    return DataPlan(data, sources, kind, not_applicable(data))
+    assumed = [notice for source in sources for notice in source.notices]
+    return DataPlan(data, sources, kind, [*not_applicable(data), *assumed])

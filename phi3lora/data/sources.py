@@ -17,7 +17,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from phi3lora.config import POCKET, DataConfig
-from phi3lora.data.files import SUFFIXES, Report, count_rows, is_lines, kind_of, read_file
+from phi3lora.data.files import (
+    Report,
+    count_rows,
+    is_lines,
+    kind_of,
+    notices_of,
+    read_file,
+)
+from phi3lora.data.folders import SUFFIXES, files_of
 from phi3lora.data.hub_rows import HubSet, Tell
 from phi3lora.errors import DataError
 from phi3lora.hub.client import is_hub_id
@@ -54,12 +62,14 @@ class Source:
     Attributes:
         kind: `example`, `file` or `hub`.
         label: what to call it: the example's name, the file's, or the Hub id.
+        notices: what was assumed to read it, a sentence each.
         max_rows: as many rows as are used, from the first; None for all.
     """
 
     kind: Literal["example", "file", "hub"]
     label: str
     max_rows: int | None = None
+    notices: list[str] = field(default_factory=list, kw_only=True)
     _all: Callable[[Report | None], Iterator[dict[str, Any]]] = field(repr=False, kw_only=True)
     _stream: Callable[[Report | None], Iterator[dict[str, Any]]] = field(repr=False, kw_only=True)
     _count: Callable[[], int | None] = field(repr=False, kw_only=True)
@@ -150,7 +160,7 @@ def open_source(
         name = data.path.removeprefix(EXAMPLE_PREFIX)
         return _file_source("example", name, _example(name), data)
     if _is_file(data.path):
-        path = Path(data.path).expanduser()
+        path = _path_of(data.path)
         return _file_source("file", path.name, path, data)
     hub_set = HubSet(
         data.path, data.name, data.split, data.revision, token, endpoint, cache_folder, tell
@@ -165,6 +175,16 @@ def open_source(
         _about=hub_set.about,
         _identity=lambda: ["hub", data.path, data.name, data.split, hub_set.sha],
     )
+
+
+def _path_of(written: str) -> Path:
+    """A path as it was typed; `~` is home. DataError for what no file can be called."""
+    try:
+        if "\0" not in written:
+            return Path(written).expanduser()
+    except RuntimeError:  # `~nobody`
+        pass
+    raise DataError(f"data.path: {written[:80]!r} is no file name that can be found here.")
 
 
 def configurations(
@@ -230,7 +250,8 @@ def _has_lists(path: str) -> bool:
     if path.startswith(EXAMPLE_PREFIX):
         return False
     file = Path(path).expanduser()
-    return kind_of(file) == "json" and not is_lines(file)
+    kind = kind_of(file)
+    return kind == "folder" or (kind == "json" and not is_lines(file))
 
 
 def _is_file(path: str) -> bool:
@@ -262,9 +283,15 @@ def _file_source(
         data.max_rows,
         _all=lambda report: read_file(path, split, report),
         _stream=lambda report: read_file(path, split, report),
-        _count=lambda: count_rows(path),
-        _identity=lambda: ["file", path.suffix.lower(), split, _content_hash(path)],
+        _count=lambda: count_rows(path, split),
+        _identity=lambda: ["file", path.suffix.lower(), split, *_hashes(path, split)],
+        notices=notices_of(path, split),
     )
+
+
+def _hashes(path: Path, split: str) -> list[str]:
+    files = files_of(path, split) if path.is_dir() else [path]
+    return [_content_hash(file) for file in files]
 
 
 def _content_hash(path: Path) -> str:

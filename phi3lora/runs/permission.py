@@ -47,6 +47,14 @@ def may_read(path: str, owner: str, settings: Settings, folder: Path | None = No
     roots = [settings.uploads(owner), *([folder / "data"] if folder else [])]
     try:
         place = Path(path).expanduser().resolve()
-        return any(place.is_relative_to(root.resolve()) for root in roots)
+        allowed = [root.resolve() for root in roots]
+        if not _is_under(place, allowed):
+            return False
+        inside = place.rglob("*") if place.is_dir() else ()
+        return all(_is_under(file.resolve(), allowed) for file in inside)
     except (OSError, RuntimeError, ValueError):  # a loop of links, `~nobody`, a NUL
         return False
+
+
+def _is_under(place: Path, roots: list[Path]) -> bool:
+    return any(place.is_relative_to(root) for root in roots)
