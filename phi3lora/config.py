@@ -191,8 +191,8 @@ class DataConfig(Section):
     path: str = option(
         "example:pirate",
         "Dataset",
-        "The rows to learn from: a Hub id, a file (JSON, JSONL, CSV or Parquet), or "
-        "`example:NAME` for a bundled dataset.",
+        "The rows to learn from: a Hub id, a file (JSON, JSONL, CSV, Parquet, Arrow, Excel or "
+        "text), a folder of them, or `example:NAME` for a bundled dataset.",
         min_length=1,
     )
     name: str | None = option(

@@ -77,6 +77,19 @@ def test_a_link_among_the_uploads_leads_nowhere(space: Settings) -> None:
     assert rows_to_send(run, space) is None
 
 
+def test_a_folder_is_the_owners_uploads_with_all_that_is_in_it(space: Settings) -> None:
+    mine = space.uploads("eve") / "rows"
+    mine.mkdir(parents=True)
+    (mine / "a.jsonl").write_text("{}")
+    config = with_path("data.path", str(mine))
+    check_paths(config, "eve", space)
+    with pytest.raises(AccessError):
+        check_paths(config, "ann", space)
+    (mine / "b.jsonl").symlink_to("/proc/self/environ")
+    with pytest.raises(AccessError):
+        check_paths(config, "eve", space)
+
+
 def test_queue_and_resume_refuse_what_was_written_into_a_run(space: Settings) -> None:
     launching = Application.open(space).launching
     run = launching.store.create(RunConfig(), owner="eve")
