@@ -289,3 +289,21 @@ def test_an_adapter_with_strange_tensors_is_refused(base: Path, tmp_path: Path) 
     save_file(tensors, tmp_path / "one" / WEIGHTS)
     with pytest.raises(AdapterError, match=r"got base_model\.model\.x"):
         export_loralib(tmp_path / "one", tmp_path / "a.pt")
+
+
+def test_what_is_said_overrides_what_is_recorded_field_by_field(base: Path, tmp_path: Path) -> None:
+    """`--enable-lora` alone once set alpha to 1 without a word, while the file beside said 8."""
+    config = config_for(base, {"slices": {"k": False}, "target_modules": ["qkv_proj"]})
+    trained(config, tmp_path / "one")
+    export_loralib(tmp_path / "one", tmp_path / "a.pt")
+    info = check_base(str(base))
+    said = {"qkv_proj": [True, False, True]}
+    assert import_loralib(tmp_path / "a.pt", tmp_path / "two", info, enable_lora=said) == []
+    assert same_tensors(tmp_path / "one", tmp_path / "two")
+    one, two = (json.loads((tmp_path / n / CONFIG).read_text()) for n in ("one", "two"))
+    alphas = [set(v["alpha_pattern"].values()) or {v["lora_alpha"]} for v in (one, two)]
+    assert alphas[0] == alphas[1]
+    import_loralib(tmp_path / "a.pt", tmp_path / "three", info, alpha=3)
+    (tmp_path / "a.json").unlink()
+    notices = import_loralib(tmp_path / "a.pt", tmp_path / "four", info, enable_lora=said)
+    assert "loralib's default 1 is taken" in notices[0]

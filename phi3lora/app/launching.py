@@ -123,6 +123,10 @@ class Launching:
         elif red := blocking(self.preflight(config, caller)):
             raise Phi3LoraError("Not launched.\n" + "\n".join(red))
         check_paths(config, caller.name, self.settings)
+        if config.model.adapter is not None:  # before a run is made for nothing
+            from phi3lora.runs.starting import find
+
+            find(config.model.adapter, caller.name, self.settings, caller.token)
         title = config.title or default_title(config)
         run = self.store.create(config, owner=caller.name, title=title, folder=folder)
         return self.queue.submit(run, caller.token)

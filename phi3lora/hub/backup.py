@@ -33,6 +33,7 @@ from phi3lora.hub.client import (
     explain,
     explained,
     find_repo,
+    is_hub_id,
     may_write,
     with_retries,
 )
@@ -476,6 +477,11 @@ def _with_own_files(config: RunConfig, home: Path) -> RunConfig:
         raise HubError(
             f"The run was trained on {config.model.path!r}, a folder of the machine it comes "
             "from; only runs on `pocket` or on a base of the Hub can be brought back."
+        )
+    if config.model.adapter is not None and not is_hub_id(config.model.adapter):
+        raise HubError(
+            f"The run goes on from {config.model.adapter!r}, a run or a file of the machine it "
+            "comes from. Push that adapter to the Hub and name it there."
         )
     folder, _, name = config.data.path.partition("/")
     if folder == "data" and DATA_FILE.fullmatch(name):

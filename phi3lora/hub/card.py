@@ -11,10 +11,12 @@ answers and limits, and how to load the result in ten lines that run.
 from __future__ import annotations
 
 import io
+from pathlib import Path
 from typing import Any
 
 from phi3lora import words
 from phi3lora.errors import HubError
+from phi3lora.hub.client import is_hub_id
 from phi3lora.hub.facts import Facts, Origin
 from phi3lora.redaction import redact
 
@@ -102,8 +104,19 @@ def _summary(facts: Facts, merged: bool) -> str:
     verdict = VERDICTS.get(facts.verdict, "It was not compared with its base.")
     return (
         f"{what} for {_link(facts.base, 'model')}, trained on {_link(facts.data, 'dataset')} with "
-        f"phi3lora. {verdict}"
+        f"phi3lora. {verdict}{_chain(facts)}"
     )
+
+
+def _chain(facts: Facts) -> str:
+    """What training went on from, where it did not begin anew."""
+    if not facts.chain:
+        return ""
+    named = [
+        f"[{name}](https://huggingface.co/{name})" if is_hub_id(name) else f"`{Path(name).name}`"
+        for name in facts.chain
+    ]
+    return f"\n\nTraining went on from an earlier adapter: {' → '.join(named)} → this one."
 
 
 def _link(origin: Origin, kind: str) -> str:

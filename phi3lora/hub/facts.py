@@ -15,6 +15,7 @@ from phi3lora.config import POCKET, RunConfig, fields
 from phi3lora.errors import HubError
 from phi3lora.events import Ended, Evaluated, Event, Loaded, Prepared, Step, read_events
 from phi3lora.hub.client import is_hub_id
+from phi3lora.lora.starting import chain_of
 from phi3lora.versions import library_versions
 
 
@@ -52,6 +53,7 @@ class Facts:
     data: Origin
     adapter: str  # "peft", "loralib" or "none"
     options: list[tuple[str, str, str]]
+    chain: list[str] = field(default_factory=list)  # what training went on from, oldest first
     split: str = ""
     prepared: Prepared | None = None
     loaded: Loaded | None = None
@@ -82,6 +84,7 @@ def collect(folder: Path) -> Facts:
         data=data_of(config),
         adapter=config.adapter,
         options=_options(config),
+        chain=chain_of(folder),
         split=" / ".join(filter(None, [config.data.name, config.data.split])),
         prepared=_last(_of(Prepared, events)),
         loaded=_last(_of(Loaded, events)),

@@ -19,7 +19,14 @@ from typing import TYPE_CHECKING, Any
 
 from phi3lora.config import PeftConfig, RunConfig
 from phi3lora.errors import AdapterError
-from phi3lora.lora.folder import CONFIG, PREFIX, WEIGHTS, read_adapter_config, tensor_shapes
+from phi3lora.lora.folder import (
+    CONFIG,
+    PREFIX,
+    WEIGHTS,
+    lora_settings,
+    read_adapter_config,
+    tensor_shapes,
+)
 from phi3lora.lora.initial import (
     remember_start,
     replaces_base,
@@ -28,6 +35,7 @@ from phi3lora.lora.initial import (
 )
 from phi3lora.lora.loralib import attach_loralib, save_trained
 from phi3lora.lora.slices import keep_slices_apart, sliced_arguments
+from phi3lora.lora.starting import fill_loralib, fill_peft
 from phi3lora.lora.targets import resolve_targets
 
 if TYPE_CHECKING:
@@ -61,8 +69,14 @@ def attach_adapter(
         )
     torch.manual_seed(config.training_config.seed)
     if config.adapter == "loralib":
-        return attach_loralib(model, config.peft_config, notices)
-    return _attach_peft(model, config)
+        layered = attach_loralib(model, config.peft_config, notices)
+        if config.model.adapter is not None:
+            fill_loralib(layered, config, notices)
+        return layered
+    attached = _attach_peft(model, config)
+    if config.model.adapter is not None:
+        fill_peft(attached, config, notices)
+    return attached
 
 
 def _biases(model: nn.Module) -> bool:
@@ -163,7 +177,7 @@ def load_adapter(
 
     Raises AdapterError listing everything that does not fit: files, type, base, shapes.
     """
-    from peft import PeftModel
+    from peft import LoraConfig, PeftModel
 
     settings = check_adapter(model, folder)
     named = settings.get("base_model_name_or_path")
@@ -175,7 +189,8 @@ def load_adapter(
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message="Found missing adapter keys")
-            return PeftModel.from_pretrained(model, folder, is_trainable=False)
+            known = LoraConfig(**lora_settings(folder, settings))
+            return PeftModel.from_pretrained(model, folder, is_trainable=False, config=known)
     except (ValueError, TypeError, RuntimeError, UserWarning) as error:
         raise AdapterError(f"The adapter {folder.name} cannot be loaded: {error}") from None
 

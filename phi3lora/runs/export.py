@@ -13,6 +13,7 @@ from typing import Literal
 
 from phi3lora.config import RunConfig
 from phi3lora.errors import RunError
+from phi3lora.lora.starting import START
 from phi3lora.runs.store import Run
 
 Kind = Literal["loralib", "merged", "script", "notebook"]
@@ -36,7 +37,10 @@ def export(
     merging, converting and writing the script raise.
     """
     if kind in CODE:
-        return export_code(run.config, kind, output, token=token, portable=portable)
+        config = run.config
+        if config.model.adapter is not None and (run.folder / START).is_dir():
+            config = config.with_values({"model.adapter": str(run.folder / START)})
+        return export_code(config, kind, output, token=token, portable=portable)
     adapter = _adapter(run, kind)
     if kind == "merged":
         from phi3lora.lora.merging import merge

@@ -13,6 +13,8 @@ from pathlib import Path
 from phi3lora.config import RunConfig
 from phi3lora.data.sources import names_no_file
 from phi3lora.errors import AccessError
+from phi3lora.lora.starting import START
+from phi3lora.runs.store import ID
 from phi3lora.settings import Settings
 
 
@@ -26,6 +28,8 @@ def check_paths(
     """
     check_path("data.path", config.data.path, owner, settings, folder)
     check_path("model.path", config.model.path, owner, settings, folder)
+    if config.model.adapter is not None and not is_run(config.model.adapter):
+        check_path("model.adapter", config.model.adapter, owner, settings, folder)
 
 
 def check_path(
@@ -40,11 +44,17 @@ def check_path(
     )
 
 
+def is_run(name: str) -> bool:
+    """Whether this is the id of a run; whose it is, the store says when it is opened."""
+    return ID.fullmatch(name) is not None
+
+
 def may_read(path: str, owner: str, settings: Settings, folder: Path | None = None) -> bool:
     """Whether a run of this owner may read a path, links followed."""
     if not settings.on_space:
         return True
-    roots = [settings.uploads(owner), *([folder / "data"] if folder else [])]
+    own = [folder / "data", folder / START] if folder else []
+    roots = [settings.uploads(owner), *own]
     try:
         place = Path(path).expanduser().resolve()
         allowed = [root.resolve() for root in roots]

@@ -35,6 +35,7 @@ from phi3lora.errors import ConfigError, Problem, RunError
 from phi3lora.events import Event, read_events
 from phi3lora.files import write_whole
 from phi3lora.lora.result import Result, find_result
+from phi3lora.lora.starting import START
 from phi3lora.redaction import redact
 from phi3lora.runs.backends import BackendName, backend_for, backend_of
 from phi3lora.settings import Settings
@@ -64,6 +65,7 @@ FILES = (
 )
 SECTIONS = ("adapter", "model", "data", "peft_config", "training_config", "evaluation", "hub")
 FOLDERS = (
+    START,
     "checkpoints",
     "adapter",
     "adapter.unfinished",
@@ -400,6 +402,8 @@ def with_whole_paths(config: RunConfig) -> RunConfig:
         changes["data.path"] = str(rows.resolve())
     if config.model.path not in ("auto", POCKET) and Path(config.model.path).expanduser().is_dir():
         changes["model.path"] = str(Path(config.model.path).expanduser().resolve())
+    if config.model.adapter and Path(config.model.adapter).expanduser().exists():
+        changes["model.adapter"] = str(Path(config.model.adapter).expanduser().resolve())
     return config.with_values(changes) if changes else config
 
 

@@ -181,13 +181,14 @@ def compute(
     run: Run, settings: Settings, emit: Emit, should_stop: ShouldStop, token: str | None
 ) -> Run:
     """Train, then prove; returns the run with its final state. Raises whatever they raise."""
+    from phi3lora.runs.starting import with_start
     from phi3lora.training.trainer import train
 
     config = run.config
     cache = settings.cache_folder / run.owner  # nobody reads what another's token fetched
     if run.state.outcome != "finished":  # else it was interrupted while it was proved
         outcome = train(
-            config,
+            with_start(run, settings, token),
             run.folder,
             emit,
             should_stop=should_stop,

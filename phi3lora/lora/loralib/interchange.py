@@ -234,24 +234,25 @@ def import_loralib(
         file: as `torch.save(lora.lora_state_dict(model), FILE)` writes it.
         folder: of the new adapter.
         base: the model it was trained on; every tensor is checked against its shapes.
-        alpha: `lora_alpha` of the layers; read from the file beside it, or loralib's default 1.
-        enable_lora: of MergedLinear, by module name; needed when some slices were off.
+        alpha: `lora_alpha` of the layers; else as the file beside it says, else loralib's 1.
+        enable_lora: of MergedLinear, by module name, over what the file beside it says; needed
+            when some slices were off and there is no such file.
 
     Raises AdapterError listing everything that does not fit.
     """
     entries = read_loralib(file)
     settings = _read_settings(file)
     notices: list[str] = []
-    if alpha is not None or enable_lora is not None:
-        settings = {}  # what is said holds, not what is recorded
-    elif not settings:
+    if not settings and alpha is None:
         notices.append(
             "The checkpoint does not say its lora_alpha: loralib's default 1 is taken. If the "
             "layers were made with another, say it, or the adapter is too weak."
         )
     pairs = _pairs(entries, file.name)
     layers = _understand(file.name, pairs, base, settings.get("layers", {}), alpha, enable_lora)
-    known = settings.get("adapter_config") or _lora_config(layers, base.name, base.layers)
+    known = settings.get("adapter_config")
+    if not known or alpha is not None or enable_lora is not None:
+        known = _lora_config(layers, base.name, base.layers)
     write_adapter(layers, folder, known)
     return notices
 
@@ -259,6 +260,11 @@ def import_loralib(
 def recorded_base(file: Path) -> str | None:
     """The base that the file beside a checkpoint names; None where there is none."""
     return _read_settings(file).get("adapter_config", {}).get("base_model_name_or_path")
+
+
+def recorded_layers(file: Path) -> dict[str, Any]:
+    """Rank, alpha and slices of each layer, as the file beside a checkpoint says; else empty."""
+    return dict(_read_settings(file).get("layers", {}))
 
 
 def _read_settings(file: Path) -> dict[str, Any]:
@@ -291,7 +297,7 @@ def _understand(
         if path not in places:
             problems.append(f"{path}: the base has no such module")
             continue
-        enabled = facts.get("enable_lora") or (enable_lora or {}).get(last)
+        enabled = (enable_lora or {}).get(last) or facts.get("enable_lora")
         try:
             enabled = _enabled(last, places[path], a, b, enabled)
         except ValueError as error:

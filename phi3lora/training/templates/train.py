@@ -19,9 +19,15 @@ import transformers
 from bitsandbytes.functional import dequantize_4bit
 from datasets import Dataset
 from huggingface_hub import snapshot_download
-from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+from peft import (
+    LoraConfig,
+    get_peft_model,
+    prepare_model_for_kbit_training,
+    set_peft_model_state_dict,
+)
 from peft.optimizers import create_loraplus_optimizer
 from safetensors import safe_open
+from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, BitsAndBytesConfig, EarlyStoppingCallback, Phi3ForCausalLM
 from transformers.utils import is_flash_attn_2_available
@@ -34,6 +40,11 @@ REVISION = None
 TRAIN = "train.jsonl"  # rows to train on, {"messages": [...]} a line
 # if: held_out
 TEST = "test.jsonl"  # rows that are held out
+# end
+# if: start
+# What training goes on from: a folder with adapter_config.json (of a loralib run, with loralib.pt),
+# or a Hub id.
+ADAPTER = None
 # end
 OUTPUT = "./checkpoint_dir"
 
@@ -215,6 +226,10 @@ model.peft_config["default"].init_lora_weights = True
 model.save_pretrained(f"{OUTPUT}/initial")
 # end
 # if: peft
+# if: start
+before = ADAPTER if os.path.isdir(ADAPTER) else snapshot_download(ADAPTER)
+set_peft_model_state_dict(model, load_file(f"{before}/adapter_model.safetensors"))
+# end
 model.print_trainable_parameters()
 # end
 # if: loralib
@@ -254,6 +269,11 @@ for name, module in list(model.named_modules()):
     if adapted(name) and any(ENABLED.get(last, [True])):
         setattr(model.get_submodule(parent), last, with_lora(module, ENABLED.get(last)))
 lora.mark_only_lora_as_trainable(model, bias=peft_config["bias"])
+# if: start
+before = ADAPTER if os.path.isdir(ADAPTER) else snapshot_download(ADAPTER)
+entries = torch.load(f"{before}/loralib.pt", map_location="cpu", weights_only=True)
+model.load_state_dict(entries, strict=False)  # the base's weights are in place already
+# end
 
 
 def save_lora(folder, **_):

@@ -1,0 +1,253 @@
+"""Training that goes on from an adapter: filled exactly, checked before, kept with its chain."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from phi3lora.config import RunConfig
+from phi3lora.errors import AccessError, AdapterError, ConfigError, RunError
+from phi3lora.hub.card import _chain
+from phi3lora.hub.facts import collect
+from phi3lora.lora.adapters import attach_adapter, load_adapter, save_adapter
+from phi3lora.lora.folder import CONFIG, WEIGHTS
+from phi3lora.lora.loralib import LORALIB
+from phi3lora.lora.starting import START, chain_of
+from phi3lora.models.loading import load_model
+from phi3lora.runs.permission import check_paths
+from phi3lora.runs.starting import find, with_start
+from phi3lora.runs.store import RunStore
+from phi3lora.settings import Settings
+from tests.bases import config_for, logits, make_base, train
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Equal slices, which loralib needs."""
+    return make_base(tmp_path_factory.mktemp("base") / "phi", key_value_heads=4)
+
+
+def made(config: RunConfig, folder: Path, steps: int = 3) -> Any:
+    """A model that was trained for a moment, its adapter in a folder."""
+    model = attach_adapter(load_model(config.model, for_training=True), config)
+    train(model, steps)
+    save_adapter(model, folder, config)
+    return model
+
+
+def going_on(config: RunConfig, start: Path | str) -> RunConfig:
+    return config.with_values({"model.adapter": str(start)})
+
+
+KINDS: list[dict[str, Any]] = [
+    {"peft": {}},
+    {"peft": {"use_dora": True}},
+    {"peft": {"use_rslora": True, "r": 3}},
+    {"peft": {"slices": {"k": False}}},
+    {"peft": {"target_modules": "embedding"}},
+    {"peft": {"modules_to_save": ["lm_head"]}},
+    {"peft": {"rank_pattern": {"down_proj": 2}, "alpha_pattern": {"o_proj": 5}}},
+    {"peft": {}, "adapter": "loralib"},
+    {"peft": {"slices": {"q": False}}, "adapter": "loralib"},
+]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_training_goes_on_where_it_ended(base: Path, tmp_path: Path, kind: dict[str, Any]) -> None:
+    values = dict(kind)
+    config = config_for(base, values.pop("peft"), **values)
+    before = made(config, tmp_path / "one")
+    notices: list[str] = []
+    model = load_model(config.model, for_training=True)
+    model = attach_adapter(model, going_on(config, tmp_path / "one"), notices)
+    assert any("Training goes on from one" in notice for notice in notices)
+    assert torch.allclose(logits(model), logits(before), atol=1e-6)
+    trainable = {n for n, weight in model.named_parameters() if weight.requires_grad}
+    fresh = attach_adapter(load_model(config.model, for_training=True), config)
+    assert trainable == {n for n, weight in fresh.named_parameters() if weight.requires_grad}
+    first = logits(model).clone()
+    train(model)
+    assert not torch.allclose(logits(model), first)
+
+
+def test_from_one_library_to_the_other(base: Path, tmp_path: Path) -> None:
+    """A loralib checkpoint goes on under PEFT, and a PEFT adapter under loralib."""
+    loralib = config_for(base, {}, adapter="loralib")
+    expected = logits(made(loralib, tmp_path / "lib"))
+    peft = config_for(base, {})
+    model = attach_adapter(
+        load_model(peft.model, for_training=True), going_on(peft, tmp_path / "lib" / LORALIB)
+    )
+    assert torch.allclose(logits(model), expected, atol=1e-6)
+    expected = logits(made(peft, tmp_path / "peft"))
+    model = attach_adapter(
+        load_model(peft.model, for_training=True), going_on(loralib, tmp_path / "peft")
+    )
+    assert torch.allclose(logits(model), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("adapter", ["peft", "loralib"])
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"r": 8}, r"expected \(8, 64\), got \(4, 64\)"),
+        ({"lora_alpha": 16}, "lora_alpha"),
+        ({"target_modules": "attention"}, "no place here|in vain: model"),
+        ({"target_modules": "embedding"}, "is missing in it|Missing: model"),
+    ],
+)
+def test_another_adapter_is_refused_with_what_differs(
+    base: Path, tmp_path: Path, adapter: str, changes: dict[str, Any], reason: str
+) -> None:
+    made(config_for(base, {}, adapter=adapter), tmp_path / "one")
+    other = going_on(config_for(base, changes, adapter=adapter), tmp_path / "one")
+    with pytest.raises(AdapterError, match=reason):
+        attach_adapter(load_model(other.model, for_training=True), other)
+
+
+def test_what_was_trained_outside_the_slices_is_refused(base: Path, tmp_path: Path) -> None:
+    fused = {"target_modules": ["qkv_proj"]}
+    made(config_for(base, {"r": 12, "lora_alpha": 24, **fused}), tmp_path / "whole")
+    config = going_on(config_for(base, {**fused, "slices": {}}), tmp_path / "whole")
+    model = load_model(config.model, for_training=True)
+    with pytest.raises(AdapterError, match="trained outside the slices"):
+        attach_adapter(model, config)
+
+
+def test_what_cannot_be_begun_from(base: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    config = going_on(config_for(base, {}), tmp_path / "empty")
+    with pytest.raises(AdapterError, match="holds no adapter"):
+        attach_adapter(load_model(config.model, for_training=True), config)
+    with pytest.raises(ConfigError, match=r"model\.adapter: `adapter: none` trains every weight"):
+        going_on(config_for(base, {}, adapter="none"), "a/b")
+    with pytest.raises(ConfigError, match="whose weights are the initial ones"):
+        going_on(config_for(base, {"init_lora_weights": "pissa"}), "a/b")
+
+
+# In runs
+
+
+def test_a_run_keeps_what_it_goes_on_from_and_tells_the_chain(
+    base: Path, tmp_path: Path, settings: Settings
+) -> None:
+    store = RunStore(settings)
+    config = config_for(base, {})
+    first = store.create(config, owner="ann")
+    made(config, first.folder / "adapter")
+    second = store.create(going_on(config, first.id), owner="ann")
+    resolved = with_start(second, settings, None)
+    assert resolved.model.adapter == str(second.folder / START)
+    shutil.rmtree(first.folder)
+    assert with_start(second, settings, None) == resolved  # a resume needs the first no more
+    made(resolved, second.folder / "adapter")
+    third = store.create(going_on(config, second.id), owner="ann")
+    with_start(third, settings, None)
+    assert chain_of(third.folder) == [first.id, second.id]
+    said = _chain(collect(third.folder))
+    assert f"`{first.id}` → `{second.id}` → this one" in said
+    with pytest.raises(RunError):
+        find(second.id, "eve", settings, None)
+    with pytest.raises(AdapterError, match="none of them"):
+        find("no such thing", "ann", settings, None)
+
+
+def test_on_a_space_only_ones_own_is_begun_from(base: Path, tmp_path: Path) -> None:
+    space = Settings(home=tmp_path / "home", space_id="ann/space", who_may_train="signed-in")
+    config = RunConfig()
+    for name in ("20261121-093000-4f1a2b", "ann/pirate"):
+        check_paths(going_on(config, name), "eve", space)
+    for name in (str(base), "/proc/1/environ", "../../x.pt", str(tmp_path / "home" / "runs")):
+        (tmp_path / "home" / "runs").mkdir(parents=True, exist_ok=True)
+        with pytest.raises(AccessError, match=r"model\.adapter"):
+            check_paths(going_on(config, name), "eve", space)
+
+
+# Strangers' adapters
+
+
+def changed(folder: Path, copy: Path, **changes: Any) -> Path:
+    """A copy with other settings."""
+    shutil.copytree(folder, copy)
+    settings = json.loads((copy / CONFIG).read_text())
+    (copy / CONFIG).write_text(json.dumps(settings | changes))
+    return copy
+
+
+EVIL = "(.*a){40}b|" + "(x+x+)+y" * 5
+
+
+def test_patterns_of_a_strangers_adapter_are_never_matched(base: Path, tmp_path: Path) -> None:
+    """PEFT would match them for ever while it holds the interpreter."""
+    config = config_for(base, {"rank_pattern": {"o_proj": 2}})
+    expected = logits(made(config, tmp_path / "one"))
+    evil = changed(
+        tmp_path / "one",
+        tmp_path / "evil",
+        target_modules=EVIL,
+        exclude_modules=EVIL,
+        layers_pattern=EVIL,
+        rank_pattern={EVIL: 8},
+        modules_to_save=[EVIL],
+        layers_to_transform=[0],
+        init_lora_weights=True,
+        megatron_config={"x": 1},
+        r=999_999_999,
+    )
+    model = load_adapter(load_model(config.model, for_training=False), evil)
+    assert torch.equal(logits(model), expected)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"alpha_pattern": {EVIL: 8}},
+        {"alpha_pattern": [1]},
+        {"lora_alpha": "8"},
+        {"lora_alpha": 1e999},
+        {"bias": EVIL},
+    ],
+    ids=str,
+)
+def test_what_is_taken_over_must_be_plain(
+    base: Path, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    config = config_for(base, {})
+    made(config, tmp_path / "one", 1)
+    evil = changed(tmp_path / "one", tmp_path / "evil", **changes)
+    with pytest.raises(AdapterError, match="The adapter evil"):
+        load_adapter(load_model(config.model, for_training=False), evil)
+
+
+def test_a_rank_beyond_all_bounds_is_refused(base: Path, tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    config = config_for(base, {})
+    made(config, tmp_path / "one", 1)
+    path = "base_model.model.model.layers.0.mlp.down_proj"
+    wide = {f"{path}.lora_A.weight": torch.zeros(5000, 128)}
+    wide[f"{path}.lora_B.weight"] = torch.zeros(64, 5000)
+    save_file(wide, tmp_path / "one" / WEIGHTS)
+    with pytest.raises(AdapterError, match="expected a rank from 1 to 2048"):
+        load_adapter(load_model(config.model, for_training=False), tmp_path / "one")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"target_modules": ["(a+)+b"]},
+        {"target_modules": "(a+)+b"},
+        {"rank_pattern": {"(a+)+b": 1}},
+        {"alpha_pattern": {"a|b": 1}},
+        {"modules_to_save": ["lm_head$"]},
+    ],
+    ids=str,
+)
+def test_our_own_configs_take_no_patterns_either(changes: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="is no name of a module"):
+        RunConfig.from_values({"peft_config": changes})
