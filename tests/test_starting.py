@@ -251,3 +251,15 @@ def test_a_rank_beyond_all_bounds_is_refused(base: Path, tmp_path: Path) -> None
 def test_our_own_configs_take_no_patterns_either(changes: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="is no name of a module"):
         RunConfig.from_values({"peft_config": changes})
+
+
+def test_the_terminal_names_it_with_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is no adapter is said before there is a run."""
+    from typer.testing import CliRunner
+
+    from phi3lora.cli import app
+
+    monkeypatch.setenv("PHI3LORA_HOME", str(tmp_path / "home"))
+    result = CliRunner().invoke(app, ["train", "pocket", "--force", "--from", "nowhere at all"])
+    assert result.exit_code == 2
+    assert not list((tmp_path / "home").glob("runs/*/config.yaml"))

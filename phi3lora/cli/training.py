@@ -71,6 +71,15 @@ def train(
             metavar="FOLDER", help="Use this folder, which must be new or empty, for the run."
         ),
     ] = None,
+    start: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="ADAPTER",
+            help="Go on from this adapter instead of a new one: a run, a folder, a Hub id, or a "
+            "loralib checkpoint (`.pt`).",
+        ),
+    ] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Train even where a check before the launch is red.")
     ] = False,
@@ -83,6 +92,8 @@ def train(
     """
     application, caller = here(helper=True)  # so that this process stays small while it waits
     checked = read_config(config, changes)
+    if start is not None:
+        checked = checked.with_values({"model.adapter": start})
     begin = _bytes_of(output / "events.jsonl") if output else 0
     try:
         if output is None:
