@@ -37,8 +37,6 @@ from phi3lora.problems import merged, problem_of, unknown_name
 from phi3lora.strict_yaml import read_yaml, shorten, write_yaml
 
 POCKET = "pocket"
-# Names of modules. PEFT takes names for patterns, and an evil pattern is matched for ever.
-PLAIN_NAME = re.compile(r"[A-Za-z0-9_.]{1,200}")
 PHI3_MINI = "microsoft/Phi-3-mini-4k-instruct"
 
 MODULE_NAME = re.compile(r"[A-Za-z0-9_.]+\Z")
@@ -907,25 +905,7 @@ def needs_held_out(config: RunConfig) -> bool:
     )
 
 
-def _names(peft: PeftConfig) -> Iterator[tuple[str, str]]:
-    """Every name of a module that the adapter's options hold, and its field."""
-    targets = peft.target_modules
-    for name in [targets] if isinstance(targets, str) else targets:
-        if name not in PHI3.presets:
-            yield "target_modules", name
-    for field in ("modules_to_save", "rank_pattern", "alpha_pattern"):
-        for name in getattr(peft, field) or ():
-            yield field, name
-
-
 def _adapter_conflicts(config: RunConfig) -> Iterator[Problem]:
-    for field, name in _names(config.peft_config):
-        if not PLAIN_NAME.fullmatch(name):
-            yield Problem(
-                f"peft_config.{field}",
-                f"{name[:100]!r} is no name of a module: expected letters, digits, `_` and `.` "
-                "alone. Patterns are not taken.",
-            )
     if config.model.adapter is not None and config.adapter == "none":
         yield Problem(
             "model.adapter",

@@ -19,6 +19,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
 from phi3lora.chat.adapters import Adapter, Router
+from phi3lora.chat.rope import choose, settle, use_row_factors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -36,12 +37,14 @@ class Row:
         adapter: applied to this row; None is the base.
         cached: how many of `tokens` have keys and values.
         store: (layers, 2, key/value heads, capacity, head size); the 2 are keys and values.
+        long: whether what is cached was turned with LongRoPE's long factors.
     """
 
     tokens: list[int]
     adapter: Adapter | None = None
     cached: int = 0
     store: torch.Tensor | None = None
+    long: bool = False
 
     @property
     def pending(self) -> int:
@@ -128,6 +131,7 @@ def use_rows(model: PreTrainedModel) -> None:
 
     AttentionInterface.register(ATTENTION, _attention)
     model.set_attn_implementation(ATTENTION)
+    use_row_factors(model)
 
 
 @torch.inference_mode()
@@ -140,7 +144,9 @@ def advance(
     (rows, vocabulary), float32. The caller appends a token to those; the others are not done
     reading and come again.
     """
+    settle(model, rows)
     reading = _allot(model, rows, budget)
+    choose(model, reading.rows, reading.counts)
     tokens: list[int] = []
     positions: list[int] = []
     for row, count in zip(reading.rows, reading.counts, strict=True):

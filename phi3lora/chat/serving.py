@@ -104,16 +104,8 @@ class Serving:
 
     @property
     def context(self) -> int:
-        """Tokens that a conversation may have, answer included.
-
-        LongRoPE's factors change for the whole batch when one row passes the original length, so
-        such models end there.
-        """
-        config = self.model.config
-        positions = int(config.max_position_embeddings)
-        if (config.rope_parameters or {}).get("rope_type") == "default":
-            return positions
-        return min(positions, int(getattr(config, "original_max_position_embeddings", positions)))
+        """Tokens that a conversation may have, answer included."""
+        return int(self.model.config.max_position_embeddings)
 
     @property
     def bytes_per_token(self) -> int:

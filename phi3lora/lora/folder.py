@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from phi3lora.config import PLAIN_NAME
+from phi3lora.config import MODULE_NAME
 from phi3lora.errors import AdapterError
 
 CONFIG = "adapter_config.json"
@@ -125,7 +125,7 @@ def _whole_modules(name: str, shapes: Mapping[str, tuple[int, ...]]) -> set[str]
 
 
 def _check_name(name: str, value: str) -> None:
-    if not PLAIN_NAME.fullmatch(value):
+    if not MODULE_NAME.match(value):
         raise AdapterError(
             f"The adapter {name}: {value[:100]!r} is no name of a module: expected letters, "
             "digits, `_` and `.` alone."
