@@ -206,3 +206,24 @@ def test_the_end_of_a_run_names_what_it_left(
     assert "Adapter: " in capsys.readouterr().err
     end_as(ended(home, adapter="none"))
     assert f"Model: {home.home}" in capsys.readouterr().err
+
+
+def test_a_gguf_of_a_run_says_the_tokens_of_its_merged_model(home: Settings) -> None:
+    from transformers import AutoModelForCausalLM
+
+    run = ended(home)
+    call("export", run.id, "--to", "gguf", "--output", "pirate.gguf")
+    call("export", run.id, "--to", "merged", "--output", "merged")
+    merged = AutoModelForCausalLM.from_pretrained("merged", dtype=torch.float32)
+    read = AutoModelForCausalLM.from_pretrained(".", gguf_file="pirate.gguf", dtype=torch.float32)
+    ids = torch.tensor([[5, 6, 7, 8]])
+    settings = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": 2047}
+    assert torch.equal(read.generate(ids, **settings), merged.generate(ids, **settings))
+    assert Path("pirate.Modelfile").read_text().startswith("FROM ./pirate.gguf\n")
+    assert not list(run.folder.glob(".merged-*"))
+    call("export", run.id, "--to", "gguf-adapter", "--output", "adapter.gguf")
+    assert Path("adapter.gguf").stat().st_size > 1000
+    assert (
+        "exists already"
+        in call("export", run.id, "--to", "gguf", "--output", "pirate.gguf", status=2).stderr
+    )

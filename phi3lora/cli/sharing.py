@@ -36,9 +36,11 @@ def export(
         ),
     ],
     to: Annotated[
-        Literal["loralib", "merged", "script", "notebook"],
+        Literal["loralib", "merged", "gguf", "gguf-adapter", "script", "notebook"],
         typer.Option(
             help="`loralib`: its checkpoint; `merged`: the base with the adapter in its weights; "
+            "`gguf`: that as one file for llama.cpp and Ollama; `gguf-adapter`: the adapter alone, "
+            "for a base's GGUF file; "
             "`script`, `notebook`: what trains the same on transformers, peft and trl alone, with "
             "its rows beside it, as JSONL."
         ),
@@ -47,12 +49,16 @@ def export(
         Path | None,
         typer.Option(metavar="PATH", help="Write it to this path, where nothing may be yet."),
     ] = None,
+    precision: Annotated[
+        Literal["f16", "bf16", "q8_0"],
+        typer.Option(help="Keep a GGUF model's matrices in this precision."),
+    ] = "f16",
     portable: Annotated[
         bool, typer.Option("--portable", help="Write code that names no folder of this machine.")
     ] = False,
     changes: Changes = None,
 ) -> None:
-    """Make something else of a run: a merged model, a loralib checkpoint, plain code."""
+    """Make something else of a run: a merged model, a GGUF file, a loralib checkpoint, code."""
     application, caller = here()
     if to in ("script", "notebook") and is_config(run):
         config = read_config(run, changes)
@@ -61,7 +67,9 @@ def export(
         if changes:
             raise ConfigError([Problem("--set", "changes a YAML file or a recipe, not a run.")])
         found = application.launching.find(run, caller)
-        place = application.publishing.export(found, to, output, caller, portable=portable)
+        place = application.publishing.export(
+            found, to, output, caller, portable=portable, precision=precision
+        )
     tell(f"Written: {place.resolve()}")
 
 
