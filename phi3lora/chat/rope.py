@@ -11,14 +11,21 @@ batch; here rows of both kinds share a pass, and a row is what it would be alone
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from phi3lora.chat.decoding import Row
+
+class Row(Protocol):
+    """What is asked of `decoding.Row`."""
+
+    tokens: list[int]
+    cached: int
+    long: bool
 
 
 def switch_of(model: PreTrainedModel) -> int | None:
@@ -52,7 +59,7 @@ def use_row_factors(model: PreTrainedModel) -> None:
     rotary.forward = forward
 
 
-def settle(model: PreTrainedModel, rows: list[Row]) -> None:
+def settle(model: PreTrainedModel, rows: Sequence[Row]) -> None:
     """What is cached of a row that has become long, or short, is of no use: it is read anew."""
     switch = switch_of(model)
     if switch is None:
@@ -63,7 +70,7 @@ def settle(model: PreTrainedModel, rows: list[Row]) -> None:
             row.long, row.cached = long, 0
 
 
-def choose(model: PreTrainedModel, rows: list[Row], counts: list[int]) -> None:
+def choose(model: PreTrainedModel, rows: Sequence[Row], counts: list[int]) -> None:
     """Say for the next pass which of its tokens belong to long rows."""
     if switch_of(model) is not None:
         long = [row.long for row, count in zip(rows, counts, strict=True) for _ in range(count)]
