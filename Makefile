@@ -3,13 +3,19 @@ PYTHON ?= python3
 BIN := .venv/bin
 PORT ?= 7860
 
-.PHONY: run test test-space lint docs screenshots hub-demo hub-conformance browser clean
+.PHONY: run test test-space gpu fake-gpu lint docs screenshots hub-demo hub-conformance browser clean
 
 run: .venv/installed  ## set up and open the app
 	$(BIN)/python app.py --port $(PORT)
 
 test: .venv/installed browser  ## set up and run every test
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+gpu: .venv/installed  ## on a machine with a GPU: its tests, and the table of benchmarks
+	$(BIN)/python -m benchmarks.on_gpu
+
+fake-gpu: .venv/installed  ## without one: the training on a fake CUDA device, full size too
+	$(BIN)/python -m pytest tests/test_fake_cuda.py -m "full_size or not full_size"
 
 lint: .venv/installed  ## style and types
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

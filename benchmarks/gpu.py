@@ -71,9 +71,19 @@ def main(argv: list[str] | None = None) -> None:
     arguments = _arguments(argv)
     if arguments.turn:
         return print(json.dumps(turn(arguments)))
+    if arguments.make:
+        write_base(arguments.make, arguments.small)
+        return None
     with tempfile.TemporaryDirectory() as folder:
-        arguments.base = arguments.base or write_base(Path(folder) / "base", arguments.small)
+        arguments.base = arguments.base or _make_base(Path(folder) / "base", arguments.small)
         return publish(measure(arguments), arguments.out)
+
+
+def _make_base(folder: Path, small: bool) -> Path:
+    """In a process of its own: this one would keep the card's memory through all turns."""
+    command = [sys.executable, "-m", "benchmarks.gpu", "--make", str(folder)]
+    subprocess.run(command + ["--small"] * small, cwd=REPOSITORY, check=True)
+    return folder
 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -85,6 +95,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     made.add_argument("--steps", type=int, default=6, help="counted steps of a turn")
     made.add_argument("--base", type=Path, help="a base that was made before")
     made.add_argument("--turn", choices=TRAINERS, help=argparse.SUPPRESS)
+    made.add_argument("--make", type=Path, help=argparse.SUPPRESS)
     arguments = made.parse_args(argv)
     if arguments.small:
         arguments.lengths, arguments.tokens = [64, 128], 256
@@ -169,6 +180,9 @@ def _in_a_process(name: str, arguments: argparse.Namespace) -> tuple[dict[str, A
 
 def turn(arguments: argparse.Namespace) -> dict[str, Any]:
     """A few steps at each length. Seconds of a step, its tokens, and peak memory in bytes."""
+    from phi3lora.models.hardware import use_one_gpu
+
+    use_one_gpu()
     model, make = TRAINERS[arguments.turn](arguments)
     lengths = {}
     for length in arguments.lengths:
@@ -395,8 +409,9 @@ def _report(
     at = f"{method}, length {lengths[-1]}"
     notes = [f"{name} failed: {reason.splitlines()[-1]}" for name, reason in failed.items()]
     return Report(
-        name=f"gpu-{arguments.method}",
-        title=f"Phi-3-mini ({size}), {method}",
+        name=f"gpu-{arguments.method}" + "-checkpointing" * arguments.checkpointing,
+        title=f"Phi-3-mini ({size}), {method}"
+        + ", gradient checkpointing" * arguments.checkpointing,
         about=f"Packed rows, {arguments.tokens:,} tokens a step, rank {RANK} on all linear "
         f"layers; medians of {arguments.rounds} rounds of {arguments.steps} steps, each turn a "
         "process of its own.",

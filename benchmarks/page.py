@@ -23,6 +23,7 @@ ORDER = (
     "startup",
     "data",
     "gpu-lora",
+    "gpu-lora-checkpointing",
     "gpu-qlora",
     "chat-gpu",
 )
@@ -33,6 +34,7 @@ COMMANDS = {
     "training-nf4": "python -m benchmarks.training --quantization nf4",
     "gpu-lora": "python -m benchmarks.gpu --method lora",
     "chat-gpu": "python -m benchmarks.chat --size mini --dtype bfloat16",
+    "gpu-lora-checkpointing": "python -m benchmarks.gpu --method lora --checkpointing",
     "gpu-qlora": "python -m benchmarks.gpu --method qlora",
 }
 PART = re.compile(r"(<!-- begin ([\w-]+) -->\n).*?(<!-- end \2 -->)", re.DOTALL)

@@ -169,3 +169,30 @@ def figures(folder: Path, name: str) -> dict[str, Any]:
     kept = json.loads((folder / "benchmarks" / f"{name}.json").read_text(encoding="utf-8"))
     measured: dict[str, Any] = kept["figures"]
     return measured
+
+
+def test_without_a_gpu_the_command_for_gpus_says_so_in_a_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from benchmarks import on_gpu
+
+    monkeypatch.setattr(on_gpu, "_has_gpu", lambda: False)
+    assert on_gpu.main(["--out", str(tmp_path)]) == 2
+    assert capsys.readouterr().out == f"{on_gpu.NONE_HERE}\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_on_a_gpu_what_fails_does_not_keep_the_rest_from_running(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from benchmarks import on_gpu
+
+    ran: list[str] = []
+    monkeypatch.setattr(on_gpu, "_has_gpu", lambda: True)
+    monkeypatch.setattr(on_gpu, "_ran", lambda name, _: ran.append(name) or name != "QLoRA")
+    assert on_gpu.main(["--out", str(tmp_path)]) == 1
+    assert ran == [name for name, _ in on_gpu.steps(tmp_path, tmp_path)]
+    assert capsys.readouterr().out == "FAILED: QLoRA\n"
+    for _, command in on_gpu.steps(tmp_path, tmp_path):
+        for part in command:
+            assert not part.startswith("tests/") or (on_gpu.REPOSITORY / part).is_file()

@@ -290,3 +290,22 @@ def test_masks_hold_a_triangle_and_bounds_are_read_once() -> None:
     assert all(
         attention._ahead(n, torch.float32, torch.device("cpu")).shape == (n, n) for n in (13, 47)
     )
+
+
+def test_subspace_iteration_finds_nearly_what_a_whole_decomposition_finds() -> None:
+    """On what 4 bits round off, whose directions are nearly equal: the hardest case there is."""
+    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+
+    from phi3lora.lora.initial import _by_iteration, _directions
+
+    torch.manual_seed(0)
+    weight = torch.randn(512, 384) * 0.02
+    packed, state = quantize_4bit(weight, blocksize=64, quant_type="nf4")
+    lost = weight - dequantize_4bit(packed, state).float()
+    left = []
+    for found in (_by_iteration, _directions):
+        u, s, v = found(lost, 16)
+        assert (u.shape, s.shape, v.shape) == ((512, 16), (16,), (16, 384))
+        left.append(float((lost - (u * s) @ v).norm() ** 2))
+    captured = [float(lost.norm() ** 2) - rest for rest in left]
+    assert captured[0] / captured[1] > 0.99

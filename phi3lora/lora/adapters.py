@@ -28,6 +28,7 @@ from phi3lora.lora.folder import (
     tensor_shapes,
 )
 from phi3lora.lora.initial import (
+    ROUNDS,
     remember_start,
     replaces_base,
     save_as_plain,
@@ -126,6 +127,9 @@ def lora_arguments(model: nn.Module, config: RunConfig) -> dict[str, Any]:
         arguments["bias"] = "none"  # some servers refuse an adapter that mentions biases
     if peft.init_lora_weights == "loftq":
         arguments["init_lora_weights"] = True  # PEFT's own needs CUDA, and rounds the base anew
+    if peft.init_lora_weights == "pissa" and next(model.parameters()).is_cuda:
+        # All directions of every layer take tens of minutes on a GPU; PEFT can compute the first.
+        arguments["init_lora_weights"] = f"pissa_niter_{ROUNDS}"
     if peft.slices is not None:
         arguments |= sliced_arguments(model, peft, targets)
     return arguments

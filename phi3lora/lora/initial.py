@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
 
 REPLACING = ("pissa", "olora")
-SPARE, ROUNDS = 32, 8  # of subspace iteration: directions beyond the rank, and passes
+SPARE, ROUNDS = 32, 16  # of subspace iteration: directions beyond the rank, and passes
 
 
 def replaces_base(initial: bool | str) -> bool:
@@ -132,10 +132,19 @@ def _directions(matrix: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Te
     import torch
 
     if matrix.is_cuda:
-        u, s, v = torch.svd_lowrank(matrix, q=min(rank + SPARE, *matrix.shape), niter=ROUNDS)
-        return u[:, :rank], s[:rank], v[:, :rank].t()
+        return _by_iteration(matrix, rank)
     u, s, v = torch.linalg.svd(matrix, full_matrices=False)
     return u[:, :rank], s[:rank], v[:rank]
+
+
+def _by_iteration(
+    matrix: torch.Tensor, rank: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The same, nearly: Halko et al. 2011, algorithm 4.4 (arXiv 0909.4061)."""
+    import torch
+
+    u, s, v = torch.svd_lowrank(matrix, q=min(rank + SPARE, *matrix.shape), niter=ROUNDS)
+    return u[:, :rank], s[:rank], v[:, :rank].t()
 
 
 def _set(layer: Any, value: torch.Tensor) -> None:

@@ -105,6 +105,8 @@ def one_pass(
         arguments = module.with_precision(config.training_config, model)
         if arguments.fp16 or (config.adapter == "none" and model.dtype == torch.float16):
             _widen(model)
+        elif config.model.quantization != "none":
+            _narrow(model)
         held = _moments(model) if states else []
         row = _row(tokens, cut)
         with patched(model, _Arguments(config)):
@@ -224,6 +226,13 @@ def _widen(model: Any) -> None:
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
+
+
+def _narrow(model: Any) -> None:
+    """What TRL does with the adapter of a quantized base."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(torch.bfloat16)
 
 
 def _moments(model: Any) -> list[torch.Tensor]:

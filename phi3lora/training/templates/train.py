@@ -209,7 +209,7 @@ for name, module in model.named_modules():
     a, b = module.lora_A["default"].weight, module.lora_B["default"].weight
     rank = a.shape[0]
     if cuda:  # the first directions alone, which takes seconds instead of minutes
-        u, s, v = torch.svd_lowrank(lost, q=min(rank + 32, *lost.shape), niter=8)
+        u, s, v = torch.svd_lowrank(lost, q=min(rank + 32, *lost.shape), niter=16)
         v = v.t()
     else:
         u, s, v = torch.linalg.svd(lost, full_matrices=False)

@@ -1,0 +1,189 @@
+"""The training on a CUDA device that is none: devices, types, memory, kernels, copies, waits.
+
+One process runs all scenarios, one after another, since the device is there for the whole life of
+a process. `make fake-gpu` runs the step of the whole Phi-3-mini as well.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from phi3lora.config import RunConfig
+from phi3lora.models.hardware import GIB, Hardware
+from phi3lora.training.estimate import PROCESS, estimate
+from tests.fake_cuda.build import build, compiler
+
+ROOT = Path(__file__).parent.parent
+CHECKPOINTING = {"training_config.gradient_checkpointing": True}
+NF4 = {"model.quantization": "nf4"}
+PACKING = {"training_config.packing": True}
+# card, changes → precision of autocast, precision of what is trained, and whether it is scaled
+TRAININGS: dict[str, tuple[str, dict[str, Any], tuple[str, str, bool]]] = {
+    "A100, LoRA, checkpointing": ("A100", CHECKPOINTING, ("bf16", "float32", False)),
+    "A100, slices": ("A100", {"peft_config.slices": {"k": False}}, ("bf16", "float32", False)),
+    "A100, DoRA": ("A100", {"peft_config.use_dora": True}, ("bf16", "float32", False)),
+    "A100, loralib": ("A100", {"adapter": "loralib"}, ("bf16", "bfloat16", False)),
+    "L4, nf4, packed": ("L4", {**NF4, **PACKING}, ("bf16", "bfloat16", False)),
+    "T4, bf16 asked for": (
+        "T4",
+        {**PACKING, "training_config.bf16": True, "training_config.tf32": True},
+        ("fp16", "float32", True),
+    ),
+    "T4, nf4, bf16 refused": (
+        "T4",
+        {**NF4, **CHECKPOINTING, "training_config.bf16": False},
+        ("fp16", "float32", True),
+    ),
+}
+# card, changes, tokens of a row; each of a Phi-3 as wide as mini, with six layers
+MEMORY: dict[str, tuple[str, dict[str, Any], int]] = {
+    "LoRA, checkpointing": ("A100", CHECKPOINTING, 8192),
+    "LoRA": ("A100", {}, 8192),
+    "LoRA without dropout": ("A100", {"peft_config.lora_dropout": 0}, 8192),
+    "QLoRA, checkpointing": ("L4", {**NF4, **CHECKPOINTING}, 4096),
+    "QLoRA": ("L4", NF4, 4096),
+    "LoRA in float16, checkpointing": ("T4", CHECKPOINTING, 4096),
+    "all weights, checkpointing": ("A100", {**CHECKPOINTING, "adapter": "none"}, 4096),
+    "all weights from float16": (
+        "A100",
+        {**CHECKPOINTING, "adapter": "none", "model.dtype": "float16"},
+        4096,
+    ),
+}
+DOCUMENTS = 6
+GENERATION = {"A100": (8, 0), "L4": (8, 9), "T4": (7, 5)}
+
+
+def run(scenarios: list[Any], folder: Path) -> list[dict[str, Any]]:
+    """What each scenario counted. Skips, loudly, where nothing can be compiled."""
+    if compiler() is None:
+        warnings.warn(
+            "no C++ compiler: the GPU paths were NOT run on the fake device", stacklevel=1
+        )
+        pytest.skip("the fake CUDA device needs g++ or clang++; install one to test the GPU paths")
+    library = folder / "hooks.so"
+    build(library)
+    ended = subprocess.run(
+        [sys.executable, "-m", "tests.fake_cuda", str(library)],
+        cwd=ROOT,
+        input=json.dumps(scenarios),
+        capture_output=True,
+        text=True,
+    )
+    lines = [line for line in ended.stdout.splitlines() if line.startswith("RESULT ")]
+    assert len(lines) == len(scenarios), ended.stderr[-3000:]
+    return [json.loads(line.removeprefix("RESULT ")) for line in lines]
+
+
+@pytest.fixture(scope="module")
+def counted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    scenarios = [["training", card, changes] for card, changes, _ in TRAININGS.values()]
+    scenarios += [
+        ["pass", card, changes, "few", tokens, DOCUMENTS, True]
+        for card, changes, tokens in MEMORY.values()
+    ]
+    found = run(scenarios, tmp_path_factory.mktemp("fake_cuda"))
+    results = dict(zip([*TRAININGS, *MEMORY], found, strict=True))
+    for name, result in results.items():
+        assert "error" not in result, f"{name}: {result['error'][-2000:]}"
+    return results
+
+
+@pytest.mark.parametrize("name", TRAININGS)
+def test_a_training_runs_on_the_gpu_in_its_precision(
+    name: str, counted: dict[str, dict[str, Any]]
+) -> None:
+    precision, trained, scaled = TRAININGS[name][2]
+    found = counted[name]
+    assert (found["outcome"], found["steps"], found["device"]) == ("finished", 2, "cuda")
+    assert found["attention"] == "phi3lora_packed"
+    assert (found["precision"], found["scaled"]) == (precision, scaled)
+    assert found["trained"] == [f"torch.{trained}"]
+    kernel = "_flash_attention_forward" in found["names"]
+    assert kernel is (TRAININGS[name][0] != "T4"), "blocks on a GPU from before 2020"
+
+
+@pytest.mark.parametrize("name", TRAININGS)
+def test_a_training_hardly_waits_for_the_gpu(name: str, counted: dict[str, dict[str, Any]]) -> None:
+    """Of four batches and two updates, with their logs; tolist: figures, and bounds for blocks."""
+    found = counted[name]
+    assert found["copies"].get("to device", 0) <= 12, "two and a bit a batch; masks are made there"
+    assert found["copies"].get("to host", 0) == 0
+    assert found["syncs"]["nonzero"] <= 4, "where the supervised tokens are, once a batch"
+    assert found["syncs"]["tolist"] <= (8 if TRAININGS[name][0] == "T4" else 4)
+    assert found["syncs"]["item"] <= 48
+
+
+KERNELS = {  # of a pass through six layers, forward and backward
+    "LoRA, checkpointing": 1_500,
+    "LoRA": 1_150,
+    "LoRA without dropout": 1_080,
+    "QLoRA, checkpointing": 1_600,
+    "QLoRA": 1_150,
+    "LoRA in float16, checkpointing": 6_200,
+    "all weights, checkpointing": 1_050,
+    "all weights from float16": 1_150,
+}
+
+
+@pytest.mark.parametrize("name", MEMORY)
+def test_a_pass_stays_within_its_budget(name: str, counted: dict[str, dict[str, Any]]) -> None:
+    found = counted[name]
+    assert found["missing"] == [], "everything that is trained has a gradient"
+    assert {kind for _, kind in found["gradients"]} == {"cuda"}
+    assert found["kernels"] <= KERNELS[name]
+    assert found["copies"].get("to device", 0) <= 2
+    assert found["copies"].get("to host", 0) == 0
+    assert sum(found["syncs"].values()) <= 2
+
+
+@pytest.mark.parametrize("name", MEMORY)
+def test_the_estimate_is_near_the_peak(
+    name: str, counted: dict[str, dict[str, Any]], tmp_path: Path
+) -> None:
+    card, changes, tokens = MEMORY[name]
+    shape = {"hidden_size": 3072, "intermediate_size": 8192, "num_hidden_layers": 6}
+    heads = {"num_attention_heads": 32, "num_key_value_heads": 32}
+    rest = {"model_type": "phi3", "vocab_size": 32064, "max_position_embeddings": 4096}
+    (tmp_path / "config.json").write_text(json.dumps({**rest, **shape, **heads}))
+    (tmp_path / "model.safetensors").touch()  # the estimate reads no weight
+    config = RunConfig().with_values(
+        {
+            "model.path": str(tmp_path),
+            "evaluation.enabled": False,  # a peak of its own
+            "training_config.optim": "adamw_torch",
+            "training_config.per_device_train_batch_size": tokens // 2048,
+            "training_config.max_length": 2048,
+            **changes,
+        }
+    )
+    generation = GENERATION[card]
+    hardware = Hardware("cuda", card, 80 * GIB, 80 * GIB, generation >= (8, 0), 8, generation)
+    expected = estimate(config, hardware).memory_bytes - PROCESS["cuda"]
+    assert expected == pytest.approx(counted[name]["peak"], rel=0.15)
+
+
+@pytest.mark.full_size
+def test_a_step_of_the_whole_phi_3_mini(tmp_path: Path) -> None:
+    """8,192 tokens in twelve documents, as the recipe for a GPU has them."""
+    scenarios = [
+        ["pass", "A100", CHECKPOINTING, "mini", 8192, 12, True],
+        ["pass", "T4", CHECKPOINTING, "mini", 8192, 12, True],
+    ]
+    ampere, older = run(scenarios, tmp_path)
+    for found in (ampere, older):
+        assert "error" not in found, found["error"][-2000:]
+        assert found["missing"] == []
+        assert found["copies"].get("to device", 0) <= 2
+        assert sum(found["syncs"].values()) <= 2
+        assert found["peak"] < 11.2 * GIB, "10.8 GiB with dropout's old masks"
+    assert ampere["kernels"] < 8_000
+    assert ampere["traffic"] < 600e9, "732 GB before dropout was one kernel"
+    assert older["kernels"] < 50_000
