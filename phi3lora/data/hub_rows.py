@@ -23,11 +23,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from phi3lora.data.files import Report
+from phi3lora.data.hub_cards import LARGEST_FILE, NAMES, check_card
 from phi3lora.data.hub_counts import SplitFiles, by_size, footers
 from phi3lora.errors import DataError, Phi3LoraError
 from phi3lora.hub.client import (
     INSTEAD,
     HubRequest,
+    Readable,
     Tell,
     Unreachable,
     check_access,
@@ -155,7 +157,28 @@ class HubSet:
         script = f"{self.repo.split('/')[-1]}.py"
         if script in readable.files:
             raise DataError(_SCRIPT.format(repo=self.repo, script=script))
+        self._check_cards(readable)
         return readable.commit
+
+    def _check_cards(self, readable: Readable) -> None:
+        """Refuse a card that leads out of its repository, before `datasets` follows it."""
+        from huggingface_hub import HfApi
+
+        names = [name for name in NAMES if name in readable.files]
+        if not names:
+            return
+        api = HfApi(endpoint=self.endpoint, token=self.token or False)
+        pinned: dict[str, Any] = {"repo_type": "dataset", "revision": readable.commit}
+        for file in api.get_paths_info(self.repo, names, **pinned):
+            size = getattr(file, "size", 0)
+            if size > LARGEST_FILE:
+                raise DataError(
+                    f"{self.repo} has a {file.path} of {size >> 20} MiB, expected "
+                    f"{LARGEST_FILE >> 20} at most. Choose another copy of this dataset."
+                )
+            kept = api.hf_hub_download(self.repo, file.path, cache_dir=self._files_folder, **pinned)
+            text = Path(kept).read_text(encoding="utf-8", errors="replace")
+            check_card(file.path, text, self.repo)
 
     def _access(self) -> dict[str, Any]:
         """Arguments that every call of `datasets` gets."""
