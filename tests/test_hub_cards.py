@@ -53,9 +53,7 @@ def test_a_pattern_that_leads_out_is_refused(pattern: str, shape: str) -> None:
         check_card("README.md", folder, "eve/rows")
 
 
-@pytest.mark.parametrize(
-    "pattern", ["data/train-*.parquet", "**/*.jsonl", "a..b.csv", "x.json"]
-)
+@pytest.mark.parametrize("pattern", ["data/train-*.parquet", "**/*.jsonl", "a..b.csv", "x.json"])
 def test_a_pattern_of_the_repo_is_taken(pattern: str) -> None:
     check_card("README.md", card(pattern), "ann/rows")
     check_card("README.md", "No metadata: /etc/passwd", "ann/rows")
