@@ -24,11 +24,13 @@ from phi3lora.settings import Settings
 from tests.fake_training import kill_all
 from tests.hub import LoopbackHub
 from tests.test_browser import browser, open_page, set_yaml, wait_for_status  # noqa: F401
+from tests.test_hub_space import ask, running
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 REPOSITORY = Path(__file__).parent.parent
+COMPARISON = "ann/by-ann-compare"
 pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.xdist_group("browser")]
 
 
@@ -118,7 +120,8 @@ def sign_in(page: Page, name: str) -> None:
     page.wait_for_selector(f"#sign-in:has-text('Sign out, {name}')")
 
 
-def test_the_whole_way(place: Place, browser: Browser) -> None:  # noqa: F811
+def test_the_whole_way(place: Place, browser: Browser, tmp_path: Path) -> None:  # noqa: F811
+    """As ann, whose account is free: sign in, train, publish, get a comparison Space, open it."""
     page, wrong = open_page(browser, place.address)
     page.wait_for_selector("#checks >> text=sign in")
     sign_in(page, "ann")
@@ -130,6 +133,12 @@ def test_the_whole_way(place: Place, browser: Browser) -> None:  # noqa: F811
         files
     )
     assert b"Edited by ann." in files["README.md"]
+    assert place.hub.repo("space", COMPARISON).space["hardware"] == "zero-a10g"
+    with running(place.hub, COMPARISON, tmp_path) as address:
+        visitor, odd = open_page(browser, address)
+        base, tuned = ask(visitor, "Where is the treasure?")
+    assert base.strip()
+    assert tuned.strip()
 
     stranger, strange = open_page(browser, f"{place.address}/compare?adapter=ann/by-ann")
     stranger.wait_for_selector("#sign-in:has-text('Sign in')")
@@ -142,7 +151,7 @@ def test_the_whole_way(place: Place, browser: Browser) -> None:  # noqa: F811
     stranger.goto(run_page)
     stranger.wait_for_selector("#run-head >> text=Sign in to see your runs")
     assert "By ann" not in stranger.inner_text("body")
-    assert ours(wrong) == ours(strange) == []
+    assert ours(wrong) == ours(strange) == ours(odd) == []
 
 
 def pick_and_launch(page: Page) -> None:
@@ -187,8 +196,9 @@ def publish(page: Page) -> None:
     page.wait_for_selector("#published >> text=Published as ann/by-ann")
     assert "PeftModel.from_pretrained" in page.inner_text("#published .snippet")
     assert page.get_attribute("#published .quiet-button", "href") == "compare?adapter=ann/by-ann"
+    assert "ann has a free account: it may host 2 Gradio Spaces" in page.inner_text("#allowance")
     page.click("#deploy")
-    page.wait_for_selector("#deployed >> text=ann/by-ann-compare")
+    page.wait_for_selector(f"#deployed >> text={COMPARISON}")
 
 
 REFUSED = {

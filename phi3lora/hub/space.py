@@ -167,6 +167,8 @@ def deploy_comparison(
 
 APP = '''"""Compare {adapter} with its base."""
 
+import spaces  # noqa: F401 - before anything else, or ZeroGPU cannot lend its device
+
 from phi3lora.ui.comparison import launch
 
 if __name__ == "__main__":

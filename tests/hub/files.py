@@ -231,8 +231,9 @@ def apply(repo: Repo, tree: dict[str, Entry], lines: list[dict[str, Any]]) -> di
 
 
 def check_path(path: str) -> str:
-    parts = path.replace("\\", "/").split("/")
-    if path.startswith("/") or any(part in ("", ".", "..", ".git") for part in parts):
+    parts = path.split("/")
+    upwards = path.startswith(("/", "..\\"))  # and as Windows would read it
+    if upwards or any(part in ("", ".", "..", ".git") for part in parts):
         raise HubError(422, f"Invalid path: {path!r}")
     return path
 

@@ -314,11 +314,12 @@ async def delete_branch(repo: WritableRepo, branch: str) -> dict[str, Any]:
 @api(router, "/tag/{name_:path}", "POST")
 async def create_tag(request: Request, repo: WritableRepo, name_: str) -> dict[str, Any]:
     tag = (await request.json())["tag"]
+    oid = repo.resolve(name_).oid
     if not REFERENCE.match(tag):
         raise HubError(400, f"Invalid tag name: {tag!r}")
     if tag in repo.tags:
         raise HubError(409, f"Tag reference exists already: {tag}")
-    repo.tags[tag] = repo.resolve(name_).oid
+    repo.tags[tag] = oid
     return {}
 
 

@@ -132,7 +132,9 @@ def run(suite: Suite, tests: Path, seconds: int, only: str | None) -> list[Resul
     """Their tests against a Hub of their own."""
     with LoopbackHub() as hub:
         for name, token in PEOPLE:
-            hub.add_user(name, token=token, pro=True).fullname = "Dummy User"
+            who = hub.add_user(name, token=token, pro=True, orgs=["valid_org_hub"])
+            who.fullname = "Dummy User"
+        hub.store.users["valid_org_hub"].fullname = "Dummy Hub Org"
         point_at(tests, hub.url)
         report_file = tests.parent / "report.xml"
         environment = {**hub.env(tests.parent / "home"), "TMPDIR": str(tests.parent)}
