@@ -1,0 +1,145 @@
+"""The family: the checkpoints that can be trained, with size, context, licence, and what fits here.
+
+    for member in FAMILY: member.path, member.parameters, member.context, member.licence
+    fit(member, hardware)        # "lora", "qlora" or "no"
+
+Sizes are those of the published `config.json`s; nothing is asked of the Hub.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+from phi3lora.config import PHI3_MINI, POCKET
+from phi3lora.models.base import BaseInfo, check_base
+from phi3lora.models.hardware import GIB, Hardware
+
+Fit = Literal["lora", "qlora", "no"]
+# Beside the weights: adapter, optimizer and activations of a short batch, and the libraries.
+BESIDE = 3 * GIB
+# Bytes of a weight in 4 bits with its constants, and of embedding and head, which stay float32.
+FOUR_BITS, WHOLE = 0.53, 4
+FITS: dict[Fit, str] = {
+    "lora": "LoRA in 16 bits fits here",
+    "qlora": "QLoRA in 4 bits fits here",
+    "no": "does not fit here",
+}
+
+
+@dataclass(frozen=True)
+class Member:
+    """One checkpoint of the family.
+
+    Attributes:
+        path: as `model.path` takes it.
+        context: tokens that a conversation may have.
+        shape: (vocabulary, hidden, intermediate, layers, heads, key/value heads, tied).
+        system: whether its chat template writes system messages.
+        note: what it is for, in a few words.
+    """
+
+    path: str
+    context: int
+    shape: tuple[int, int, int, int, int, int, bool] | None
+    note: str
+    system: bool = True
+    licence: str = "MIT"
+
+    @cached_property
+    def base(self) -> BaseInfo:
+        """Its numbers."""
+        if self.shape is None:
+            return check_base(self.path)
+        vocabulary, hidden, intermediate, layers, heads, key_value_heads, tied = self.shape
+        return BaseInfo(
+            name=self.path,
+            folder=None,
+            commit=None,
+            vocabulary=vocabulary,
+            hidden=hidden,
+            intermediate=intermediate,
+            layers=layers,
+            heads=heads,
+            key_value_heads=key_value_heads,
+            tied=tied,
+            max_length=self.context,
+        )
+
+    @property
+    def parameters(self) -> int:
+        """Weights of the whole model."""
+        return self.base.parameters
+
+    @property
+    def size(self) -> str:
+        """Its weights in words: `3.8 B`."""
+        if self.parameters >= 1e9:
+            return f"{self.parameters / 1e9:.1f} B"
+        return f"{self.parameters / 1e6:.1f} M"
+
+    @property
+    def title(self) -> str:
+        """One line for a list of choices."""
+        name = self.path.rpartition("/")[2]
+        return f"{name} · {self.size} · {self.context:,} tokens · {self.licence}"
+
+
+MINI = (32064, 3072, 8192, 32, 32, 32, False)
+MEDIUM = (32064, 5120, 17920, 40, 40, 10, False)
+PHI4 = (100352, 5120, 17920, 40, 40, 10, False)
+PHI4_MINI = (200064, 3072, 8192, 32, 24, 8, True)
+LONG = 131_072
+FAMILY = (
+    Member(POCKET, 2048, None, "bundled; for trying everything out on a CPU"),
+    Member(PHI3_MINI, 4096, MINI, "the guide's base"),
+    Member("microsoft/Phi-3-mini-128k-instruct", LONG, MINI, "long conversations"),
+    Member("microsoft/Phi-3.5-mini-instruct", LONG, MINI, "more languages"),
+    Member("microsoft/Phi-3-medium-4k-instruct", 4096, MEDIUM, "larger", system=False),
+    Member("microsoft/Phi-3-medium-128k-instruct", LONG, MEDIUM, "larger, long", system=False),
+    Member("microsoft/Phi-4-mini-instruct", LONG, PHI4_MINI, "calls tools"),
+    Member("microsoft/Phi-4-mini-reasoning", LONG, PHI4_MINI, "thinks before it answers"),
+    Member("microsoft/phi-4", 16_384, PHI4, "larger, and stronger at reasoning"),
+    Member("microsoft/Phi-4-reasoning", 32_768, PHI4, "writes its thoughts", system=False),
+    Member("microsoft/Phi-4-reasoning-plus", 32_768, PHI4, "writes longer ones", system=False),
+)
+
+
+def fit(member: Member, hardware: Hardware) -> Fit:
+    """How a checkpoint can be trained on a device, by its memory in all.
+
+    Without a GPU only pocket is: a step of the others takes minutes there.
+    """
+    if member.path == POCKET:
+        return "lora"
+    if hardware.device == "cpu":
+        return "no"
+    if 2 * member.parameters + BESIDE <= hardware.memory_total:
+        return "lora"
+    return "qlora" if qlora_bytes(member) <= hardware.memory_total else "no"
+
+
+def qlora_bytes(member: Member) -> int:
+    """Memory that training in 4 bits takes, about."""
+    base = member.base
+    linear = base.layers * sum(rows * columns for rows, columns in base.shapes.values())
+    return int(FOUR_BITS * linear + WHOLE * (base.parameters - linear) + BESIDE)
+
+
+def table() -> str:
+    """The family as a table for docs/loading.md."""
+    lines = [
+        "| checkpoint | weights | context | licence | system messages | LoRA from | QLoRA from |",
+        "| --- | ---: | ---: | --- | --- | ---: | ---: |",
+    ]
+    for member in FAMILY:
+        small = member.path == POCKET
+        lora = "a CPU" if small else f"{(2 * member.parameters + BESIDE) / GIB:.0f} GiB"
+        qlora = "a CPU" if small else f"{qlora_bytes(member) / GIB:.0f} GiB"
+        system = "in the template" if member.system else "before the first question"
+        lines.append(
+            f"| `{member.path}` | {member.size} | {member.context:,} | {member.licence} | {system} "
+            f"| {lora} | {qlora} |"
+        )
+    return "\n".join(lines)
