@@ -263,3 +263,16 @@ def test_the_terminal_names_it_with_from(tmp_path: Path, monkeypatch: pytest.Mon
     result = CliRunner().invoke(app, ["train", "pocket", "--force", "--from", "nowhere at all"])
     assert result.exit_code == 2
     assert not list((tmp_path / "home").glob("runs/*/config.yaml"))
+
+
+def test_a_run_that_went_on_shares_the_base_of_the_others(base: Path, settings: Settings) -> None:
+    """Compare loads a base once: what an adapter went on from is no part of it."""
+    from phi3lora.app.comparing import subject_of
+
+    store = RunStore(settings)
+    config = config_for(base, {})
+    one = store.create(config, owner="ann")
+    made(config, one.folder / "adapter", 1)
+    two = store.create(going_on(config, one.id), owner="ann")
+    made(with_start(two, settings, None), two.folder / "adapter", 1)
+    assert subject_of(two).base == subject_of(one).base

@@ -287,7 +287,8 @@ def _named_folder(name: str) -> Path | None:
 
 def subject_of(run: Run) -> Subject:
     """What a run made, beside its base. RunError while there is nothing whole."""
-    return Subject(run.config.model, run.result.ready(), run.result.kind, run.title)
+    base = run.config.model.model_copy(update={"adapter": None})  # what it went on from is in it
+    return Subject(base, run.result.ready(), run.result.kind, run.title)
 
 
 def _in_folder(folder: Path) -> Subject:

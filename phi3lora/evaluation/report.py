@@ -213,7 +213,7 @@ class _Scorer:
         """Equal where base, precision, rows and limits are: then the base's scores are too."""
         parts = [
             SCORING,
-            self.config.model.model_dump(),
+            self.config.model.model_dump(exclude={"adapter"}),
             _files(Path(model.files_folder)),
             [str(model.device.type), str(model.dtype), model.config._attn_implementation],
             self.config.evaluation.max_new_tokens,
