@@ -1,0 +1,73 @@
+"""docs/architecture.md names modules, functions and files that exist."""
+
+from __future__ import annotations
+
+import ast
+import re
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parent.parent
+PACKAGE = REPOSITORY / "phi3lora"
+TEXT = (REPOSITORY / "docs" / "architecture.md").read_text(encoding="utf-8")
+NAMES = sorted(set(re.findall(r"`([a-z_]+(?:\.\w+)+)`", TEXT)))
+ENDINGS = (".py", ".md", ".yaml", ".json", ".jsonl", ".txt", ".lock")
+FILES = sorted(set(re.findall(r"`((?:\w+/)+(?:\w+\.py)?)`|`(\w+\.py)`", TEXT)))
+WALKS = ("A row to its gradient", "A message to two answers", "A click to a finished run")
+
+
+def module_of(name: str) -> tuple[Path, list[str]]:
+    """The file of a dotted name's module, and what is named inside it."""
+    parts = name.split(".")
+    for end in range(len(parts), 0, -1):
+        path = PACKAGE.joinpath(*parts[:end])
+        for file in (path.with_suffix(".py"), path / "__init__.py"):
+            if file.is_file():
+                return file, parts[end:]
+    raise AssertionError(f"{name}: there is no such module")
+
+
+@cache
+def defined(file: Path) -> set[str]:
+    """Names of a module's classes, functions and methods, dotted."""
+    found = set()
+
+    def visit(body: list[ast.stmt], prefix: str) -> None:
+        for node in body:
+            if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                found.add(prefix + node.name)
+            if isinstance(node, ast.ClassDef):
+                visit(node.body, f"{prefix}{node.name}.")
+
+    visit(ast.parse(file.read_text(encoding="utf-8")).body, "")
+    return found
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if not name.endswith(ENDINGS)])
+def test_a_name_is_in_the_code(name: str) -> None:
+    file, inside = module_of(name)
+    if inside:
+        assert ".".join(inside) in defined(file), f"{file.name} has no {'.'.join(inside)}"
+
+
+@pytest.mark.parametrize("found", FILES)
+def test_a_file_is_there(found: tuple[str, str]) -> None:
+    name = found[0] or found[1]
+    of_runs = {"checkpoints/", "adapter/", "model/"}
+    places = [PACKAGE / name, REPOSITORY / name]
+    assert name in of_runs or any(place.exists() for place in places), name
+
+
+@pytest.mark.parametrize("walk", WALKS)
+def test_a_walk_has_its_stops(walk: str) -> None:
+    part = TEXT.split(f"## {walk}\n", 1)[1].split("\n## ", 1)[0]
+    stops = re.findall(r"^\d+\. .*`[a-z_]+(?:\.\w+)+`", part, flags=re.MULTILINE)
+    assert 5 <= len(stops) <= 9
+
+
+def test_every_package_has_its_layer() -> None:
+    table = TEXT.split("## Layers", 1)[1].split("## Words", 1)[0]
+    packages = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    assert packages <= set(re.findall(r"`(\w+)`", table))
