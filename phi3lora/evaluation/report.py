@@ -99,7 +99,7 @@ class Report:
     def summary(self) -> str:
         """The verdict in one sentence."""
         loss = next(item for item in self.comparisons if item.name == "loss")
-        found = f"its loss is {loss.tuned:.3f} instead of {loss.base:.3f}"
+        found = f"its loss by token is {loss.tuned:.3f} instead of {loss.base:.3f}"
         if self.rows < ENOUGH_ROWS:  # an interval would look like proof
             return (
                 f"Too few held-out rows to tell the tuned model from its base: {found} on "

@@ -13,11 +13,11 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from phi3lora import words
 from phi3lora.config import ModelConfig
 from phi3lora.errors import ModelError
 from phi3lora.models.base import BaseInfo, check_base, fetch, read_config, resolve_path
 from phi3lora.models.hardware import (
-    GIB,
     Hardware,
     choose_attention,
     choose_dtype,
@@ -201,10 +201,12 @@ def _from_folder(folder: Path, base: BaseInfo, options: dict[str, Any]) -> PreTr
             **options,
         )
     except (torch.OutOfMemoryError, MemoryError):
+        machine = detect_hardware()
         raise ModelError(
-            f"{base.name} does not fit: {base.parameters * 2 / GIB:.1f} GiB in 16 bits, a quarter "
-            "of that in 4 bits. Set model.quantization to nf4, or free memory by ending what else "
-            "uses this device."
+            f"{base.name} was not loaded, as memory ran out: its weights take "
+            f"{words.size(2 * base.parameters)} in 16 bits and a quarter of that in 4, and "
+            f"{words.size(machine.memory_free)} of {words.size(machine.memory_total)} are free on "
+            f"{machine.name}. Set model.quantization to nf4, or end what else uses this device."
         ) from None
     except Exception as error:  # noqa: BLE001  (transformers raises anything on odd settings)
         raise ModelError(f"{base.name} cannot be loaded: {_words(error)}") from None

@@ -274,6 +274,8 @@ def _begin_log(config: RunConfig) -> None:
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )
     logging.captureWarnings(True)
+    # It looks for a package of CPU kernels that nobody needs, and warns in every log.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 def _step_back() -> None:

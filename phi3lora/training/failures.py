@@ -7,6 +7,7 @@ with explained(config, lambda: trainer.state.global_step):
 from __future__ import annotations
 
 import errno
+import pickle
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -50,6 +51,13 @@ def explained(config: RunConfig, step: Callable[[], int]) -> Iterator[None]:
         if reason := _reason(error, config):
             raise TrainingError(f"Training ended at step {step()}: {reason}") from error
         raise
+    except pickle.UnpicklingError as error:
+        # torch would advise to read it all the same, with whatever code it holds.
+        raise TrainingError(
+            f"Training ended at step {step()}: a file of the checkpoint is damaged, or holds more "
+            "than tensors, and was not read. Delete that checkpoint's folder and resume: the one "
+            "before it is taken, or the run starts anew."
+        ) from error
     except Exception as error:
         # safetensors' own exception derives from Exception alone.
         if type(error).__name__ == "SafetensorError" and is_disk_full(error):

@@ -501,7 +501,7 @@ def figures(view: RunView, active: bool) -> list[tuple[str, str]]:
         loss = step.loss if step.loss is not None else _last(view.losses)
         pairs.append(("Loss", words.figure(loss)))
         if view.evaluated:
-            pairs.append(("Held-out loss", words.figure(view.evaluated.loss)))
+            pairs.append(("Held-out loss, mean of batches", words.figure(view.evaluated.loss)))
         if step.token_accuracy is not None:
             pairs.append(("Right tokens", f"{100 * step.token_accuracy:.0f} %"))
         if step.tokens_per_second:

@@ -339,7 +339,9 @@ def read_loralib(file: Path) -> dict[str, torch.Tensor]:
     except FileNotFoundError:
         raise AdapterError(f"{file.name} is not there: expected a loralib checkpoint.") from None
     except UNREADABLE as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        # torch would advise to read it all the same, with whatever code it holds.
+        pickled = isinstance(error, pickle.UnpicklingError)
+        reason = "it holds other objects" if pickled else "it is damaged, or no checkpoint"
         raise AdapterError(
             f"{file.name} cannot be read as tensors alone ({reason}). Save it anew as "
             "torch.save(lora.lora_state_dict(model), FILE)."
