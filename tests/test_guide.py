@@ -51,6 +51,50 @@ def test_every_command_parses(line: str) -> None:
         load_recipe(named)[0].with_values(changes)
 
 
+TRAININGS = [line for line in COMMANDS if line.startswith("phi3lora train ")]
+# Little of everything, whatever the command says of base and data.
+QUICK: dict[str, Any] = {
+    "model.path": "pocket",
+    "data.path": "example:pirate",
+    "data.max_rows": 120,
+    "training_config.max_steps": 1,
+    "training_config.per_device_train_batch_size": 1,
+    "training_config.gradient_accumulation_steps": 1,
+}
+
+
+@pytest.mark.parametrize("line", TRAININGS)
+def test_every_training_trains(line: str, tmp_path: Path) -> None:
+    from phi3lora.training.trainer import train
+
+    _, values = parsed(line)
+    changes = dict(parse_setting(text) for text in values["changes"] or [])
+    wanted = load_recipe(values["config"])[0].with_values(changes).with_values(QUICK)
+    assert train(wanted, tmp_path, lambda event: None) == "finished"
+    assert any((tmp_path / wanted.result).iterdir())
+
+
+@pytest.mark.parametrize("line", [line for line in COMMANDS if " example:" in line])
+def test_every_look_at_bundled_data_shows_it(line: str) -> None:
+    from typer.testing import CliRunner
+
+    done = CliRunner().invoke(app, shlex.split(line)[1:])
+    assert done.exit_code == 0, done.output
+    assert "supervised" in done.output
+
+
+def test_the_script_of_a_recipe_holds_the_very_lines_of_the_guide(tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    (line,) = [line for line in COMMANDS if line == "phi3lora export pocket --to script"]
+    script = tmp_path / "train.py"
+    done = CliRunner().invoke(app, [*shlex.split(line)[1:], "--output", str(script)])
+    assert done.exit_code == 0, done.output
+    text = script.read_text(encoding="utf-8")
+    assert "SFTConfig(" in text
+    assert "LoraConfig(" in text
+
+
 @pytest.mark.parametrize("path", sorted({row[2].strip("`") for row in ROWS}))
 def test_every_file_is_there(path: str) -> None:
     assert (REPOSITORY / path).is_file()
