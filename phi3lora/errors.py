@@ -11,6 +11,7 @@ notice, the command line as one line; a traceback is for our own faults alone.
     ├── HubError                 the Hub said no, or said nothing
     ├── AccessError              the caller may not do this with that run
     ├── RunError                 a run that is missing, or in the wrong state for the request
+    ├── ChangedInputsError       a run would go on with other data, base or versions
     ├── TrainingError            exit status 1: training began and could not go on
     └── UnexpectedError          exit status 1: a fault of ours or of a library, told in words
 """
@@ -67,6 +68,17 @@ class AccessError(Phi3LoraError):
 
 class RunError(Phi3LoraError):
     """A run that is missing, or in the wrong state for what was asked."""
+
+
+class ChangedInputsError(Phi3LoraError):
+    """A run would go on with other inputs than it began with; `changes` names each of them."""
+
+    def __init__(self, changes: list[str]) -> None:
+        self.changes = changes
+        super().__init__(
+            f"Since the run was first started, this changed: {'; '.join(changes)}. Put it back, "
+            "or resume with the changes (--accept-changes), which the report will say."
+        )
 
 
 class TrainingError(Phi3LoraError):

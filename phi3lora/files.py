@@ -89,6 +89,14 @@ def is_sealed(folder: Path) -> bool:
     return (folder / MANIFEST).exists()
 
 
+def sealed_names(folder: Path) -> set[str]:
+    """Names in a folder's manifest; none where it cannot be read."""
+    try:
+        return set(json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()
+
+
 def damage(folder: Path, without: Iterable[str] = ()) -> str | None:
     """The first thing that is wrong with a sealed folder, in words; None where it is whole.
 

@@ -34,6 +34,8 @@ class Settings:
         zero_gpu: True on a Space whose GPU is lent by the call (ZeroGPU).
         who_may_train: `owner` of the Space, anybody `signed-in`, or `anyone`.
         runs_per_user: how many unfinished runs one user may have.
+        runs_per_day: how many times one user may start runs within 24 hours; None for no limit.
+        hours_per_run: how long a run may compute before it is paused; None for no limit.
         stop_seconds: after how long a run that was asked to stop, and does not, is ended by force.
         turn_seconds: how long one answer may hold the model while somebody else waits.
     """
@@ -47,6 +49,8 @@ class Settings:
     zero_gpu: bool = False
     who_may_train: WhoMayTrain = "anyone"
     runs_per_user: int = 5
+    runs_per_day: int | None = None
+    hours_per_run: float | None = None
     stop_seconds: float = 600.0
     turn_seconds: float = 2.0
 
@@ -95,9 +99,16 @@ class Settings:
             zero_gpu=environ.get("SPACES_ZERO_GPU", "").lower() in {"1", "true", "t"},
             who_may_train=_who_may_train(environ, on_space=space_id is not None),
             runs_per_user=int(environ.get("PHI3LORA_RUNS_PER_USER", "5")),
+            runs_per_day=int(_limit(environ, "PHI3LORA_RUNS_PER_DAY", 20, space_id)) or None,
+            hours_per_run=_limit(environ, "PHI3LORA_HOURS_PER_RUN", 24, space_id) or None,
             stop_seconds=float(environ.get("PHI3LORA_STOP_SECONDS", "600")),
             turn_seconds=float(environ.get("PHI3LORA_TURN_SECONDS", "2.0")),
         )
+
+
+def _limit(environ: Mapping[str, str], name: str, on_space: float, space_id: str | None) -> float:
+    """A limit for strangers: a Space has one unless it is set to 0, one's own machine has none."""
+    return float(environ.get(name, on_space if space_id else 0))
 
 
 def _home(environ: Mapping[str, str], on_space: bool) -> Path:

@@ -39,7 +39,7 @@ def describe(event: Event) -> str:
         case Saved():
             return f"saved step {event.step} in {event.path}"
         case Resumed():
-            return f"resumed from step {event.step}"
+            return f"resumed from step {event.step}" if event.step else "started over"
         case Ended():
             return f"{event.outcome} at step {event.step}: {event.message}".rstrip(": ")
     return event.kind

@@ -23,7 +23,7 @@ import os, sys, time, types
 from phi3lora.errors import DataError, TrainingError
 from phi3lora.events import Ended, Saved, Stage, Step
 
-def train(config, folder, emit, should_stop, deadline, token, cache_folder):
+def train(config, folder, emit, should_stop, deadline, token, cache_folder, accept_changes):
     if config.title == "bad data":
         raise DataError("No rows fit.")
     if config.title == "bug":

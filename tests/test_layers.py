@@ -29,6 +29,7 @@ LAYERS = {
     "legacy": 1,
     "config": 1,
     "recipes": 1,
+    "inputs": 1,
     "events": 1,
     "wording": 1,
     "hub.client": 2,  # what data/ and models/ need of the Hub; the rest of hub/ stands above them

@@ -21,7 +21,7 @@ from transformers import Phi3ForCausalLM
 from phi3lora.config import OPTIMIZERS, POCKET, SCHEDULERS, RunConfig
 from phi3lora.errors import DataError, TrainingError
 from phi3lora.events import Event
-from phi3lora.training.checkpoints import is_whole, last_whole_checkpoint
+from phi3lora.training.checkpoints import is_finished, newest_whole
 from phi3lora.training.failures import is_out_of_memory
 from phi3lora.training.trainer import train
 from tests.small import After, Result, run, small_base, small_model, small_rows
@@ -169,16 +169,20 @@ def test_half_written_checkpoint_is_skipped_and_removed(tmp_path: Path) -> None:
     for step, cut in ((7, "trainer_state.json"), (8, "optimizer.pt")):
         broken = good.with_name(f"checkpoint-{step}")
         shutil.copytree(good, broken)
+        (broken / "manifest.json").unlink()
         state = (broken / "trainer_state.json").read_text()
         state = state.replace('"global_step": 3', f'"global_step": {step}')
         (broken / "trainer_state.json").write_text(state)
-        assert is_whole(broken)
+        assert not is_finished(broken), "a manifest was to follow"
+        state = state.replace('"sealed": true', '"sealed": false')  # as older versions left it
+        (broken / "trainer_state.json").write_text(state)
+        assert is_finished(broken)
         if cut == "optimizer.pt":
             (broken / cut).unlink()
         else:
             (broken / cut).write_text(state[: len(state) // 2])
-        assert not is_whole(broken)
-    assert last_whole_checkpoint(good.parent) == good
+        assert not is_finished(broken)
+    assert newest_whole(good.parent, pytest.fail) == good
     second = run(tmp_path / "parts")
     assert [event.step for event in second.events if event.kind == "resumed"] == [3]
     assert not good.with_name("checkpoint-8").exists()

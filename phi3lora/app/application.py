@@ -19,6 +19,7 @@ from phi3lora.app.publishing import Publishing
 from phi3lora.app.views import Follower
 from phi3lora.runs.queue import Queue
 from phi3lora.runs.store import RunStore
+from phi3lora.runs.sweep import sweep
 from phi3lora.settings import Settings
 
 
@@ -57,6 +58,10 @@ class Application:
             views,
             preflights,
         )
+
+    def sweep(self) -> None:
+        """Remove what processes that were killed left behind more than a day ago."""
+        sweep(self.settings)
 
     def close(self) -> None:
         """End the helper process, if one was started."""

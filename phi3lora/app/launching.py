@@ -161,11 +161,15 @@ class Launching:
         """Take it out of the queue before it has begun."""
         return self.queue.cancel(run)
 
-    def resume(self, run: Run, caller: Caller) -> Run:
-        """Put the caller's run into the queue again; it goes on from its last checkpoint."""
+    def resume(self, run: Run, caller: Caller, accept_changes: bool = False) -> Run:
+        """Put the caller's run into the queue again; it goes on from its last checkpoint.
+
+        Args:
+            accept_changes: even if its data, base or libraries changed since its first start.
+        """
         check_may_train(caller, self.settings)
         check_paths(run.config, run.owner, self.settings, run.folder)
-        return self.queue.resume(run, caller.token)
+        return self.queue.resume(run, caller.token, accept_changes=accept_changes)
 
     def compute(self, run: Run, caller: Caller) -> Iterator[Run]:
         """Compute a run on a GPU that is lent by the call, while the caller's page is open.

@@ -28,6 +28,7 @@ from phi3lora.events import (
 from phi3lora.runs.store import Run, RunStore
 
 KEPT = 64  # runs whose events stay folded in memory
+POINTS = 4000  # of a curve, at least, once a run has logged as many
 FRESH = 0.8  # seconds for which a list of runs answers everybody's pulse
 
 
@@ -65,9 +66,9 @@ class RunView:
     def _add_step(self, event: Step) -> None:
         self.step, self.ended, self.stage = event, None, None
         if event.loss is not None:
-            self.losses.append((event.step, event.loss))
+            add_point(self.losses, (event.step, event.loss))
         if event.learning_rate is not None:
-            self.rates.append((event.step, event.learning_rate))
+            add_point(self.rates, (event.step, event.learning_rate))
 
     def _rewind(self, step: int) -> None:
         """What came after the checkpoint is done again, so it is forgotten."""
@@ -76,28 +77,52 @@ class RunView:
             points[:] = [point for point in points if point[0] <= step]
 
 
+def add_point(points: list[tuple[int, float]], point: tuple[int, float]) -> None:
+    """Add a point to a curve; a curve of twice as many as are kept loses every second one.
+
+    What is left are the points of every second, fourth, … logged step, and the latest ones.
+    """
+    points.append(point)
+    if len(points) >= 2 * POINTS:
+        points[:-1] = points[:-1:2]
+
+
+@dataclass
+class _Seen:
+    """A run's events up to an offset, folded; one thread at a time goes on."""
+
+    offset: int = 0
+    view: RunView = field(default_factory=RunView)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
 class Follower:
     """Reads each run's new events once, whoever asks."""
 
     def __init__(self, store: RunStore) -> None:
         self._store = store
         self._lock = threading.Lock()
-        self._views: OrderedDict[str, tuple[int, RunView]] = OrderedDict()
+        self._views: OrderedDict[str, _Seen] = OrderedDict()
         self._lists: dict[str, tuple[float, str]] = {}
 
     def view(self, run: Run) -> RunView:
-        """What the run's events say so far. The caller reads it and changes nothing."""
+        """What the run's events say so far. The caller reads it and changes nothing.
+
+        A long run is read for seconds: pages of other runs do not wait for it, and who asks for
+        the same run waits for the one who reads.
+        """
         with self._lock:
-            offset, view = self._views.pop(run.id, (0, RunView()))
-            if offset > run.events_end():
-                offset, view = 0, RunView()
-            events, offset = run.events(offset)
-            for event in events:
-                view.add(event)
-            self._views[run.id] = (offset, view)
+            seen = self._views.pop(run.id, None) or _Seen()
+            self._views[run.id] = seen
             while len(self._views) > KEPT:
                 self._views.popitem(last=False)
-            return view
+        with seen.lock:
+            if seen.offset > run.events_end():
+                seen.offset, seen.view = 0, RunView()
+            events, seen.offset = run.events(seen.offset)
+            for event in events:
+                seen.view.add(event)
+            return seen.view
 
     def pulse(self, owner: str, run_id: str) -> str:
         """Changes when the owner's list does, or anything of the chosen run."""

@@ -116,10 +116,21 @@ def cancel_run(run: RunName) -> None:
 
 
 @runs_app.command("resume")
-def resume_run(run: RunName) -> None:
+def resume_run(
+    run: RunName,
+    accept_changes: Annotated[
+        bool,
+        typer.Option(
+            "--accept-changes",
+            help="Go on even if the data, the base, the options or the libraries changed since the "
+            "run was first started.",
+        ),
+    ] = False,
+) -> None:
     """Queue a run again; it goes on from its last checkpoint."""
     application, caller = here()
-    found = application.launching.resume(application.launching.find(run, caller), caller)
+    found = application.launching.find(run, caller)
+    found = application.launching.resume(found, caller, accept_changes)
     tell(f"Run {found.id} is queued; watch it with `phi3lora runs follow {found.id}`.")
 
 

@@ -35,6 +35,7 @@ from phi3lora.data.reading import MOVED, Kept, Recipe, Tally, read, recipe_for
 from phi3lora.data.rendering import length_limit
 from phi3lora.data.sources import Source
 from phi3lora.errors import DataError
+from phi3lora.files import damage_of, describe
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -176,12 +177,22 @@ def _prepare_set(
     with _disk_in_words():
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / f"{fingerprint}.lock"):
-            if not (place / "info.json").exists():
+            if not _is_whole(place):  # never prepared, or damaged since
                 _write_set(source, recipe, tokenizer, place, progress)
             os.utime(place)
     if progress:
         progress(1.0)
     return _load_set(place, recipe.detected)
+
+
+def _is_whole(place: Path) -> bool:
+    """Whether a prepared set is as it was written."""
+    try:
+        info = json.loads((place / "info.json").read_text(encoding="utf-8"))
+        counted = {"rows", "dropped", "truncated"} <= set(info)
+        return counted and damage_of(place, info["files"]) is None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
 
 
 def _fingerprint(source: Source, recipe: Recipe, tokenizer: Any) -> str:
@@ -223,6 +234,7 @@ def _write_set(
             "source": source.label,
             "detected": asdict(recipe.detected),
         }
+        info["files"] = describe([unfinished / "rows.arrow"])
         (unfinished / "info.json").write_text(json.dumps(info), encoding="utf-8")
         shutil.rmtree(place, ignore_errors=True)
         unfinished.replace(place)

@@ -12,9 +12,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,6 +32,8 @@ from phi3lora.evaluation.metrics import (
 )
 from phi3lora.evaluation.scoring import HeldOutRow, held_out_rows, score_rows
 from phi3lora.events import Emit, Notice, Stage
+from phi3lora.files import write_whole
+from phi3lora.inputs import accepted_changes
 from phi3lora.lora.adapters import load_adapter
 from phi3lora.lora.result import find_result
 from phi3lora.models.base import resolve_path
@@ -66,6 +67,7 @@ class Report:
     comparisons: list[Comparison]
     gained: list[Sample]
     lost: list[Sample]
+    changed: list[str] = field(default_factory=list)  # inputs that differed between two starts
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, with each figure's own verdict beside it."""
@@ -98,6 +100,10 @@ class Report:
 
     def summary(self) -> str:
         """The verdict in one sentence."""
+        changed = f" Its inputs changed on the way: {'; '.join(self.changed)}."
+        return self._verdict_in_words() + (changed if self.changed else "")
+
+    def _verdict_in_words(self) -> str:
         loss = next(item for item in self.comparisons if item.name == "loss")
         found = f"its loss by token is {loss.tuned:.3f} instead of {loss.base:.3f}"
         if self.rows < ENOUGH_ROWS:  # an interval would look like proof
@@ -156,6 +162,7 @@ def evaluate(
     tuned = score(model, "the tuned model answers")
 
     report = _report(held_out, base, tuned, len(prepared.test), prepared.leaked)
+    report = replace(report, changed=accepted_changes(folder))
     report.write(folder)
     return report
 
@@ -228,12 +235,27 @@ def _base_scores(score: _Scorer, model: Any, cache_folder: Path | None) -> list[
     if cache_folder is None:
         return score(model, "the base answers")
     kept = cache_folder / "base-scores" / f"{score.fingerprint(model)}.json"
-    if kept.is_file():
-        return [RowScore(**item) for item in json.loads(kept.read_text("utf-8"))]
+    if (found := _read_scores(kept)) is not None:
+        return found
     scores = score(model, "the base answers")
     kept.parent.mkdir(parents=True, exist_ok=True)
-    _write_json(kept, [asdict(item) for item in scores])
+    values = [asdict(item) for item in scores]
+    _write_json(kept, {"sha256": _hash(values), "scores": values})
     return scores
+
+
+def _read_scores(file: Path) -> list[RowScore] | None:
+    """Scores that were kept; None where there are none, or where they are damaged."""
+    try:
+        kept = json.loads(file.read_text("utf-8"))
+        values = kept["scores"]
+        return [RowScore(**item) for item in values] if kept["sha256"] == _hash(values) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _hash(values: Any) -> str:
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
 
 def _files(folder: Path) -> list[Any]:
@@ -277,6 +299,4 @@ def _prompt(row: HeldOutRow) -> str:
 
 
 def _write_json(path: Path, values: Any) -> None:
-    draft = path.with_suffix(".draft")
-    draft.write_text(json.dumps(values, ensure_ascii=False, indent=1), "utf-8")
-    os.replace(draft, path)
+    write_whole(path, json.dumps(values, ensure_ascii=False, indent=1))

@@ -23,6 +23,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from phi3lora import files
 from phi3lora.config import RunConfig
 from phi3lora.data.sources import names_no_file
 from phi3lora.errors import HubError, Phi3LoraError
@@ -51,7 +52,7 @@ LAST_TRIES = 3
 MOST_COPIES = 9  # of one run, each made by another app
 # A checkpoint's files, by name; `training_args.bin` is needed by nobody and stays.
 CHECKPOINT = re.compile(
-    r"(?:[\w.-]+\.safetensors|[\w.-]+\.json|optimizer\.pt|scheduler\.pt|rng_state(?:_\d+)?\.pth|"
+    r"(?:[\w.-]+\.safetensors|[\w.-]+\.json|optimizer\.pt|scheduler\.pt|scaler\.pt|rng_state(?:_\d+)?\.pth|"
     r"chat_template\.jinja|tokenizer\.model|slices\.pt)\Z"
 )
 RESULT = re.compile(
@@ -59,6 +60,7 @@ RESULT = re.compile(
 )
 DATA_FILE = re.compile(r"(?!\.)[\w .()-]+")
 STEP = re.compile(r"checkpoint-(\d+)\Z")
+SMALL = ("events.jsonl", "report.json", "inputs.json")
 TEXTS = {".json", ".jsonl", ".md", ".yaml"}
 Notify = Callable[[str], None]
 
@@ -249,7 +251,7 @@ class Backup:
             NOTE: json.dumps(asdict(self._note)).encode(),
             "config.yaml": config.to_yaml().encode(),
         }
-        for name in ("events.jsonl", "report.json"):
+        for name in SMALL:
             if (folder / name).is_file():
                 contents[name] = folder / name
         if rows and rows.is_file() and rows.stat().st_size <= LARGEST_ROWS:
@@ -442,7 +444,7 @@ def _wanted(names: list[str]) -> Iterator[str]:
     """Of a repository's files those that a run has, and nothing else."""
     for name in names:
         *folders, file = name.split("/")
-        known = not folders and file in (NOTE, "config.yaml", "events.jsonl", "report.json")
+        known = not folders and file in (NOTE, "config.yaml", *SMALL)
         data = folders == ["data"] and DATA_FILE.fullmatch(file) is not None
         result = folders in ([name] for name in FOLDERS) and RESULT.match(file) is not None
         checkpoint = (
@@ -463,9 +465,20 @@ def settle(folder: Path, home: Path) -> None:
             text = path.read_text(encoding="utf-8")
             if HERE in text:
                 path.write_text(text.replace(HERE, str(home)), encoding="utf-8")
+    for checkpoint in folder.glob("checkpoints/checkpoint-*"):
+        _seal_again(checkpoint)
     config, _ = RunConfig.from_yaml(folder / "config.yaml")
     config = _with_own_files(config, home)
     (folder / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
+
+
+def _seal_again(checkpoint: Path) -> None:
+    """Seal a checkpoint whose state names its new place, if the rest is as it was."""
+    sent = {file.name for file in _files(checkpoint, CHECKPOINT)}
+    changed = {"trainer_state.json", *(files.sealed_names(checkpoint) - sent)}
+    needed = {name for name in changed if CHECKPOINT.match(name)} - {"trainer_state.json"}
+    if files.is_sealed(checkpoint) and not needed and files.damage(checkpoint, changed) is None:
+        files.seal(checkpoint)
 
 
 def _with_own_files(config: RunConfig, home: Path) -> RunConfig:

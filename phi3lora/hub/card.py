@@ -250,6 +250,11 @@ def _limits(facts: Facts) -> str:
         "It says what its training data taught it, right or wrong, and inherits the limits of "
         "its base: it makes things up, and was not tested for safety.",
     ]
+    if facts.changed:
+        lines.append(
+            f"It was interrupted and went on with changed inputs ({'; '.join(facts.changed)}), so "
+            "training it again from the configuration below gives another result."
+        )
     if facts.comparisons:
         lines.append(
             f"The comparison covers {facts.scored_rows} rows of the same dataset; it says nothing "

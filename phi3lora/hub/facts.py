@@ -13,8 +13,18 @@ from typing import Any
 
 from phi3lora.config import POCKET, RunConfig, fields
 from phi3lora.errors import HubError
-from phi3lora.events import Ended, Evaluated, Event, Loaded, Prepared, Step, read_events
+from phi3lora.events import (
+    Ended,
+    Evaluated,
+    Event,
+    Loaded,
+    Prepared,
+    Resumed,
+    Step,
+    read_events,
+)
 from phi3lora.hub.client import is_hub_id
+from phi3lora.inputs import accepted_changes
 from phi3lora.lora.starting import chain_of
 from phi3lora.versions import library_versions
 
@@ -46,6 +56,7 @@ class Facts:
         seconds: the training took, in all slices; peak_memory is in bytes.
         comparisons: base against tuned, as `report.json` holds them.
         gained, lost: sample answers, likewise.
+        changed: inputs that were not the same in all slices of the run, in words.
     """
 
     title: str
@@ -68,6 +79,7 @@ class Facts:
     gained: list[dict[str, Any]] = field(default_factory=list)
     lost: list[dict[str, Any]] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)
+    changed: list[str] = field(default_factory=list)
 
 
 def collect(folder: Path) -> Facts:
@@ -88,8 +100,8 @@ def collect(folder: Path) -> Facts:
         split=" / ".join(filter(None, [config.data.name, config.data.split])),
         prepared=_last(_of(Prepared, events)),
         loaded=_last(_of(Loaded, events)),
-        losses=_curve(steps),
-        held_out_losses=_curve(_of(Evaluated, events)),
+        losses=_curve(Step, events),
+        held_out_losses=_curve(Evaluated, events),
         steps=max((step.step for step in steps), default=0),
         seconds=sum(end.seconds for end in _of(Ended, events)),
         peak_memory=max((end.peak_memory for end in _of(Ended, events)), default=0),
@@ -99,6 +111,7 @@ def collect(folder: Path) -> Facts:
         gained=report.get("gained", []),
         lost=report.get("lost", []),
         versions=library_versions(),
+        changed=accepted_changes(folder),
     )
 
 
@@ -156,9 +169,14 @@ def _words(value: Any) -> str:
     return "–" if value in (None, "", [], {}) else str(value)
 
 
-def _curve(events: list[Any]) -> list[tuple[int, float]]:
-    """(step, loss), the later of two with the same step: a resumed run does steps again."""
-    found = {event.step: event.loss for event in events if event.loss is not None}
+def _curve(kind: type, events: list[Event]) -> list[tuple[int, float]]:
+    """(step, loss); what came after the checkpoint of a resume was done again."""
+    found: dict[int, float] = {}
+    for event in events:
+        if isinstance(event, Resumed):
+            found = {step: loss for step, loss in found.items() if step <= event.step}
+        elif isinstance(event, kind) and event.loss is not None:  # type: ignore[attr-defined]
+            found[event.step] = event.loss  # type: ignore[attr-defined]
     return sorted(found.items())
 
 

@@ -11,15 +11,21 @@ queue outlives the app.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import threading
 import time
 from contextlib import suppress
+from pathlib import Path
 
 from phi3lora.errors import RunError
+from phi3lora.files import write_whole
 from phi3lora.runs.backends import backend_of
 from phi3lora.runs.permission import check_paths
 from phi3lora.runs.store import ACTIVE, RESUMABLE, Run, RunStore, changed
 from phi3lora.settings import Settings
+
+DAY = 86_400.0  # seconds
 
 
 class Queue:
@@ -42,7 +48,10 @@ class Queue:
                 raise RunError(f"Run {run.id} is already {run.status}.")
             self._check_limit(run.owner)
             check_paths(run.config, run.owner, self.settings, run.folder)
-            return self._start(run, token, accept_changes)
+            starts = self._starts_today(run.owner)
+            started = self._start(run, token, accept_changes)
+            self._remember(run.owner, [*starts, time.time()])
+            return started
 
     def _start(self, run: Run, token: str | None, accept_changes: bool) -> Run:
         backend = backend_of(run.state.backend)
@@ -114,6 +123,36 @@ class Queue:
                 f"You have {len(unfinished)} unfinished runs and may have "
                 f"{self.settings.runs_per_user}; wait for one to end, or stop one."
             )
+
+    def _starts_today(self, owner: str) -> list[float]:
+        """When this person started runs within the last 24 hours. RunError if that is enough."""
+        most = self.settings.runs_per_day
+        if most is None:
+            return []
+        try:
+            times = json.loads(self._starts(owner).read_text(encoding="utf-8"))
+            recent = [float(moment) for moment in times if 0 <= time.time() - moment < DAY]
+        except (OSError, ValueError, TypeError):
+            recent = []
+        if len(recent) >= most:
+            wait = (DAY - (time.time() - min(recent))) / 3600
+            raise RunError(
+                f"You started {len(recent)} runs within 24 hours, and may start {most}; the next "
+                f"one may start in {wait:.1f} hours."
+            )
+        return recent
+
+    def _remember(self, owner: str, times: list[float]) -> None:
+        if self.settings.runs_per_day is None:
+            return
+        file = self._starts(owner)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(file, json.dumps(times))
+
+    def _starts(self, owner: str) -> Path:
+        """Not in the runs, which can be deleted."""
+        name = hashlib.sha256(owner.encode()).hexdigest()[:16]
+        return self.settings.home / "starts" / f"{name}.json"
 
 
 def waiting_runs(store: RunStore, device: str) -> list[Run]:

@@ -60,7 +60,8 @@ FILES = (
     "report.json",
     "stop",
     "worker.lock",
-    ".ending.lock",
+    ".ending-stop.lock",
+    ".ending-hours.lock",
     ".reserve",
 )
 SECTIONS = ("adapter", "model", "data", "peft_config", "training_config", "evaluation", "hub")
@@ -282,6 +283,11 @@ class RunStore:
             names = os.listdir(self.settings.runs_folder)
         except FileNotFoundError:
             return []
+        except OSError as error:
+            raise RunError(
+                f"The runs in {self.settings.runs_folder} cannot be listed: {error.strerror}. Give "
+                "this user the right to read it, or name another place in PHI3LORA_HOME."
+            ) from None
         found = {name: run for name in names if (run := self._look(name))}
         seen = self._seen  # other threads look, too: read and replaced, never walked through
         self._seen = {name: kept for name in found if (kept := seen.get(name))}

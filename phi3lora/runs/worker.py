@@ -26,11 +26,11 @@ from typing import TextIO, cast
 
 from phi3lora.config import RunConfig
 from phi3lora.data.plan import holds_out
-from phi3lora.errors import Phi3LoraError, RunError
+from phi3lora.errors import ChangedInputsError, Phi3LoraError, RunError
 from phi3lora.events import Emit, Ended, Event, EventLog, Notice, Stage
 from phi3lora.isolation import hide_process, receive_token
 from phi3lora.runs import life
-from phi3lora.runs.backends.local import devices
+from phi3lora.runs.backends.local import devices, watch
 from phi3lora.runs.copies import Copy, copied
 from phi3lora.runs.permission import check_paths
 from phi3lora.runs.queue import waiting_runs
@@ -162,7 +162,13 @@ def lock_one(settings: Settings, names: list[str]) -> tuple[str, int] | None:
     for name in names:
         safe = "".join(letter if letter.isalnum() else "_" for letter in name)
         path = settings.home / f"device-{safe}.lock"
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise RunError(
+                f"{path} cannot be written: {error.strerror}. Give this user the right to it, or "
+                "name another place in PHI3LORA_HOME."
+            ) from None
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -185,6 +191,7 @@ def compute(
     from phi3lora.training.trainer import train
 
     config = run.config
+    deadline = _deadline(run, settings)
     cache = settings.cache_folder / run.owner  # nobody reads what another's token fetched
     if run.state.outcome != "finished":  # else it was interrupted while it was proved
         outcome = train(
@@ -192,15 +199,37 @@ def compute(
             run.folder,
             emit,
             should_stop=should_stop,
-            deadline=None,
+            deadline=deadline,
             token=token,
             cache_folder=cache,
+            accept_changes=run.state.accept_changes,
         )
         run = changed(run, outcome=outcome)
     message = ""
+    if run.state.outcome == "paused":
+        message = (
+            f"Paused after {settings.hours_per_run:g} hours, the longest that a run may compute at "
+            "a time here; resume it to go on."
+        )
     if run.state.outcome == "finished" and config.evaluation.enabled and holds_out(config.data):
-        message = _prove(run, emit, should_stop, token, cache)
+
+        def late() -> bool:
+            return should_stop() or (deadline is not None and time.monotonic() > deadline)
+
+        message = _prove(run, emit, late, token, cache)
     return end(run, run.state.outcome or "finished", message, 0)
+
+
+def _deadline(run: Run, settings: Settings) -> float | None:
+    """Until when a run may compute, in seconds of `time.monotonic()`; None for no limit.
+
+    A worker that hears nobody is ended from outside a while later.
+    """
+    if settings.hours_per_run is None:
+        return None
+    seconds = settings.hours_per_run * 3600
+    watch(run.folder, os.getpid(), seconds + settings.stop_seconds, "hours")
+    return time.monotonic() + seconds
 
 
 def _prove(run: Run, emit: Emit, should_stop: ShouldStop, token: str | None, cache: Path) -> str:
@@ -241,7 +270,9 @@ def _failed(run: Run, error: Exception, emit: Reporter, token: str | None) -> in
         if not emit.ended:
             emit(Ended(outcome="failed", message=message))
     now = open_run(run.folder)
-    end(run if now.damaged else now, "failed", message, status)
+    changes = error.changes if isinstance(error, ChangedInputsError) else []
+    run = changed(run if now.damaged else now, changes=changes)
+    end(run, "failed", message, status)
     return status
 
 
@@ -251,6 +282,9 @@ def explain(error: BaseException, token: str | None = None) -> tuple[str, int]:
         return redact(str(error), token), error.exit_status
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "The disk is full; delete runs that are no longer needed, then resume.", 1
+    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        place = f" ({error.filename})" if error.filename else ""
+        return f"{error.strerror}{place}: give this user the right to it, then resume.", 1
     kind = type(error).__name__
     what = redact(f"{kind}: {error}", token)
     return f"A fault of ours ended the run ({what}); its log has the details.", 1

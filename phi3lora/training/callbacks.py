@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
+from transformers.trainer_utils import IntervalStrategy
 
 from phi3lora.events import Emit, Evaluated, Resumed, Saved, Step
 
@@ -35,6 +36,7 @@ class Progress(TrainerCallback, ExportableState):
         outcome: why the training ended.
         step: updates made so far, in all slices of the run.
         tokens: trained so far, in all slices of the run.
+        again: whether the run was started before: it may begin anew.
         kept: what the trainer adds up between two logs; saved so that a resumed run logs the same.
     """
 
@@ -48,7 +50,9 @@ class Progress(TrainerCallback, ExportableState):
         self.step = 0
         self.tokens = 0
         self.kept: dict[str, Any] = {}
+        self.again = False
         self.emit = emit
+        self._save_late = False
         self._should_stop = should_stop
         self._deadline = deadline
         self._first_step = 0
@@ -59,7 +63,10 @@ class Progress(TrainerCallback, ExportableState):
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps of this callback; read back by `FastTrainer`."""
-        return {"args": {}, "attributes": {"tokens": self.tokens, "kept": self.kept}}
+        return {
+            "args": {"outcome": self.outcome, "sealed": True},
+            "attributes": {"tokens": self.tokens, "kept": self.kept},
+        }
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -67,7 +74,7 @@ class Progress(TrainerCallback, ExportableState):
         self._started = self._last_report = self._last_step = time.monotonic()
         self.step = self._first_step = state.global_step
         self._tokens_at_start = self.tokens
-        if state.global_step:
+        if state.global_step or self.again:
             self.emit(Resumed(step=state.global_step))
 
     def on_step_begin(
@@ -86,6 +93,9 @@ class Progress(TrainerCallback, ExportableState):
         self._training_seconds += now - self._last_step
         if not control.should_log and now - self._last_report >= QUIET_SECONDS:
             self._report(state)
+        if control.should_save and _evaluates_later(args, state):
+            # A checkpoint is the last thing of its step, or a kill would lose the evaluation.
+            control.should_save, self._save_late = False, True
         # The last step of an epoch is left to `on_epoch_end`, so that a resumed run does not
         # miss the evaluation that is due there.
         if not _ends_epoch(state) and state.global_step < state.max_steps:
@@ -98,6 +108,8 @@ class Progress(TrainerCallback, ExportableState):
             control.should_evaluate = control.should_save = control.should_log = False
         elif state.global_step < state.max_steps and not control.should_training_stop:
             self._maybe_end(control, time.monotonic())
+        control.should_save = control.should_save or self._save_late
+        self._save_late = False
 
     def on_log(
         self,
@@ -166,6 +178,12 @@ class Progress(TrainerCallback, ExportableState):
                 seconds_left=left,
             )
         )
+
+
+def _evaluates_later(args: TrainingArguments, state: TrainerState) -> bool:
+    """Whether the held-out rows are scored at the end of the epoch that this step ends."""
+    ends = _ends_epoch(state) or state.global_step >= state.max_steps
+    return ends and args.eval_strategy == IntervalStrategy.EPOCH
 
 
 def _ends_epoch(state: TrainerState) -> bool:

@@ -33,6 +33,7 @@ LONGEST_LIMIT = 131_072  # tokens that a length limit may be raised to
 # Beyond these a value is hardly ever meant; taken from what recipes and papers use, times ten.
 LOWEST_RATE, MOST_EPOCHS, MOST_SCALING = 1e-7, 30, 16
 DOWNLOADED_BYTES = 2  # of a weight on the Hub
+UNKNOWN_SAVES = 10  # checkpoints of a run whose steps are not known yet
 OPTIMIZER_BYTES = 12  # of a trained parameter in a checkpoint: weight and two moments, float32
 
 
@@ -388,9 +389,23 @@ def _is_allowed(config: RunConfig, values: dict[str, Any]) -> bool:
     return True
 
 
+def _checkpoints_kept(config: RunConfig, estimate: Any) -> int:
+    """How many checkpoints a run will have on the disk at once; without a limit, all it saves."""
+    training = config.training_config
+    if training.save_strategy == "no":
+        saves = 1
+    elif training.save_strategy == "epoch":
+        saves = math.ceil(training.num_train_epochs)
+    else:
+        steps = (estimate.steps if estimate else None) or max(training.max_steps, 0)
+        every = training.save_steps if training.save_steps >= 1 else steps * training.save_steps
+        saves = math.ceil(steps / max(every, 1)) if steps else UNKNOWN_SAVES
+    return min(saves, training.save_total_limit or saves)
+
+
 def _disk_check(config: RunConfig, base: Any, home: Path, estimate: Any) -> Check:
     """Whether checkpoints, the result and the base's download fit on their disks."""
-    kept = config.training_config.save_total_limit or 10
+    kept = _checkpoints_kept(config, estimate)
     own = (kept + 1) * OPTIMIZER_BYTES * (estimate.trainable if estimate else 0)
     fetched, cache = _download(base)
     if fetched and _device(cache) != _device(home):

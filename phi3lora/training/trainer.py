@@ -28,7 +28,9 @@ from trl import SFTConfig
 from phi3lora.config import RunConfig, TrainingConfig
 from phi3lora.data.preparation import prepare
 from phi3lora.errors import DataError, Phi3LoraError
-from phi3lora.events import Emit, Ended, Loaded, Notice, Prepared, Stage
+from phi3lora.events import Emit, Ended, Loaded, Notice, Prepared, Resumed, Stage
+from phi3lora.files import sync
+from phi3lora.inputs import check_inputs, fingerprint
 from phi3lora.lora.adapters import attach_adapter, save_adapter
 from phi3lora.lora.targets import count_parameters
 from phi3lora.models.base import resolve_path
@@ -39,7 +41,12 @@ from phi3lora.training.callbacks import (
     Progress,
     never,
 )
-from phi3lora.training.checkpoints import is_whole, keep_within, last_whole_checkpoint
+from phi3lora.training.checkpoints import (
+    drop_unfinished,
+    keep_within,
+    newest_whole,
+    training_was_over,
+)
 from phi3lora.training.failures import explained, is_disk_full, not_finite
 from phi3lora.training.fallbacks import within_reach
 from phi3lora.training.fast.trainer import FastTrainer
@@ -57,6 +64,7 @@ def train(
     deadline: float | None = None,
     token: str | None = None,
     cache_folder: Path | None = None,
+    accept_changes: bool = False,
 ) -> Outcome:
     """Train what the config says, in a run folder, and tell `emit` all along.
 
@@ -66,8 +74,10 @@ def train(
             and the outcome is `paused`.
         token: of the Hub, for a gated base or a private dataset. It is stored nowhere.
         cache_folder: where prepared data is kept for other runs.
+        accept_changes: go on even if data, base, options or versions are not those of the start.
 
     Raises:
+        ChangedInputsError: they are not, and nobody said to go on.
         TrainingError: memory or disk ran out, or the loss is not a number.
         Phi3LoraError: the data, the base or the adapter cannot be used; see the message.
     """
@@ -76,7 +86,9 @@ def train(
     use_one_gpu()
     try:
         with explained(config, lambda: progress.step):
-            outcome = _train(config, Path(folder), progress, emit, token, cache_folder)
+            outcome = _train(
+                config, Path(folder), progress, emit, token, cache_folder, accept_changes
+            )
         free_memory()
     except Exception as error:
         _end(emit, "failed", progress.step, started, error)
@@ -92,6 +104,7 @@ def _train(
     emit: Emit,
     token: str | None,
     cache_folder: Path | None,
+    accept_changes: bool,
 ) -> Outcome:
     """The recipe."""
     _describe(config)
@@ -108,6 +121,8 @@ def _train(
     emit(Stage(name="loading the model"))
     notices = list(data.notices)
     model: Any = load_model(config.model, for_training=True, token=token, notices=notices)
+    inputs = fingerprint(config, data.fingerprint, Path(model.files_folder))
+    progress.again = check_inputs(folder, inputs, accept_changes, notices.append)
     model = attach_adapter(model, config, notices)
     for notice in notices:
         emit(Notice(message=notice, level="warning"))
@@ -155,11 +170,16 @@ def fit(
     packed: Any = trainer.train_dataset
     _check_rows(len(packed), len(train_rows), training)
     progress.emit(_loaded(trainer, config))
-    checkpoint = _last_checkpoint(folder / "checkpoints")
+    checkpoint = _last_checkpoint(folder / "checkpoints", progress)
+    if checkpoint and training_was_over(checkpoint) and trainer.take_result(checkpoint):
+        progress.step = trainer.state.global_step
+        progress.emit(Resumed(step=progress.step))
+        _check_weights(model, config, progress.step)
+        return progress.outcome
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except BaseException:
-        _drop_broken(folder / "checkpoints")
+        drop_unfinished(folder / "checkpoints")
         raise
     _check_weights(model, config, progress.step)
     return progress.outcome
@@ -217,20 +237,16 @@ def _check_weights(model: Any, config: RunConfig, step: int) -> None:
             raise not_finite(float("nan"), step, config=config)
 
 
-def _last_checkpoint(folder: Path) -> Path | None:
-    """Where to go on from; what a crash left half written is removed first."""
-    _drop_broken(folder)
-    checkpoint = last_whole_checkpoint(folder)
+def _last_checkpoint(folder: Path, progress: Progress) -> Path | None:
+    """Where to go on from; damaged ones are passed over with a notice."""
+
+    def notify(message: str) -> None:
+        progress.emit(Notice(message=message, level="warning"))
+
+    checkpoint = newest_whole(folder, notify)
     if checkpoint is not None:
-        keep_within(checkpoint)
+        keep_within(checkpoint, notify)
     return checkpoint
-
-
-def _drop_broken(folder: Path) -> None:
-    for path in folder.glob("checkpoint-*"):
-        if not is_whole(path):
-            logger.warning("removing %s, which was not written to its end", path.name)
-            shutil.rmtree(path, ignore_errors=True)
 
 
 def _save(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path, config: RunConfig) -> None:
@@ -240,8 +256,11 @@ def _save(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path, config: 
     unfinished.mkdir(parents=True)
     save_adapter(model, unfinished, config)
     tokenizer.save_pretrained(unfinished)
+    for file in unfinished.iterdir():
+        sync(file)
     shutil.rmtree(folder, ignore_errors=True)
     unfinished.rename(folder)
+    sync(folder.parent)
 
 
 def _report_into(folder: Path, tool: str) -> None:

@@ -69,6 +69,7 @@ def launch(
 ) -> gr.Blocks:
     """Serve the pages until interrupted; with `block=False` return at once, for tests."""
     app = Application.open(settings)
+    app.sweep()
     return serve(build(app), app, host, port, block)
 
 

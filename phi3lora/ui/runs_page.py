@@ -258,9 +258,10 @@ class RunsPage:
 
     @shown
     def on_resume(self, run_id: str, request: gr.Request) -> None:
-        """Go on from the last whole checkpoint."""
+        """Go on from the last whole checkpoint, with changed inputs once these were shown."""
         caller = self.app.callers.caller(session_of(request))
-        self.app.launching.resume(self.app.launching.run(run_id, caller), caller)
+        run = self.app.launching.run(run_id, caller)
+        self.app.launching.resume(run, caller, accept_changes=bool(run.state.changes))
 
     @shown
     def on_compute(self, run_id: str, request: gr.Request) -> Iterator[None]:
@@ -432,6 +433,10 @@ def show_run(run: Run, view: RunView, position: int | None) -> dict[str, Any]:
     log = run.log_tail(LOG_LINES) or "The log is empty so far."
     return {
         **{name: gr.update(visible=value) for name, value in visible.items()},
+        "resume": gr.update(
+            visible=visible["resume"],
+            value="Resume with the changes" if run.state.changes else "Resume",
+        ),
         "actions": gr.update(visible=True),
         "head": run_head(run, status, view, position),
         "loss": loss_plot(view),

@@ -1,6 +1,6 @@
 """The end of a worker that does not end by itself: SIGTERM, and if that does not help, SIGKILL.
 
-    python -m phi3lora.runs.backends.ending FOLDER PID SECONDS
+    python -m phi3lora.runs.backends.ending FOLDER PID SECONDS REASON
 
 A worker that hangs inside a library hears nobody. Nothing is lost but the steps since the last
 checkpoint, and the run can be resumed. The process is signalled only while it holds the lock of
@@ -21,7 +21,7 @@ from phi3lora.runs.store import changed, open_run
 
 LAST_SECONDS = 30.0  # for a save after SIGTERM
 POLL_SECONDS = 0.5
-LOCK = ".ending.lock"  # one of us is enough
+LOCK = ".ending-{}.lock"  # one of us is enough for a reason
 
 
 def end(folder: Path, pid: int, seconds: float, last: float = LAST_SECONDS) -> bool:
@@ -73,7 +73,7 @@ def _write_down(folder: Path) -> None:
 def main() -> int:
     """End the worker named in the arguments."""
     folder, pid, seconds = Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
-    lock = life.take(folder, name=LOCK)
+    lock = life.take(folder, name=LOCK.format(sys.argv[4]))
     if lock is not None:
         end(folder, pid, seconds)
     return 0

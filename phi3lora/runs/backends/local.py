@@ -51,7 +51,7 @@ class LocalBackend:
     def stop(self, folder: Path, seconds: float) -> None:
         """Leave it to a process of its own, which outlives a terminal, to end the worker."""
         if (pid := life.holder(folder)) is not None:
-            watch(folder, pid, seconds)
+            watch(folder, pid, seconds, "stop")
 
     def alive(self, folder: Path) -> bool:
         """Whether its lock is held."""
@@ -62,11 +62,11 @@ class LocalBackend:
         return device_kind(config)
 
 
-def watch(folder: Path, pid: int, seconds: float) -> None:
-    """Start the process that ends a worker by force after so many seconds."""
+def watch(folder: Path, pid: int, seconds: float, reason: str) -> None:
+    """Start the process that ends a worker by force after so many seconds, one for each reason."""
     module = "phi3lora.runs.backends.ending"
     process = subprocess.Popen(
-        [sys.executable, "-m", module, str(folder), str(pid), str(seconds)],
+        [sys.executable, "-m", module, str(folder), str(pid), str(seconds), reason],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

@@ -11,15 +11,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
-from transformers.trainer_callback import ExportableState
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_callback import ExportableState, TrainerState
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 from trl import SFTTrainer
 from trl.data_utils import pack_dataset
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from phi3lora.training.callbacks import Progress
+from phi3lora.training.checkpoints import seal
 from phi3lora.training.fast.attention import PACKED
 from phi3lora.training.fast.patches import base_of, patched, patches
 
@@ -220,9 +224,39 @@ class FastTrainer(SFTTrainer):
                 "last_logged": self._globalstep_last_logged,
                 "metrics": {k: list(v) for k, v in self._metrics["train"].items()},
             }
-        super()._save_checkpoint(*args, **kwargs)
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            super()._save_checkpoint(*args, **kwargs)
+        finally:
+            self.args.save_total_limit = limit
+        self._complete(f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
         if self.progress is not None:
             self.progress.kept = {}
+
+    def _complete(self, name: str) -> None:
+        """Seal a checkpoint, and only then remove older ones: by step, since a clock may be set."""
+        folder = Path(str(self.args.output_dir))
+        if self.args.should_save:
+            seal(folder / name)
+            rotate_checkpoints(
+                str(folder), self.args.save_total_limit, self.state.best_model_checkpoint
+            )
+
+    def take_result(self, checkpoint: Path) -> bool:
+        """Take the weights of a training that was over when `checkpoint` was saved.
+
+        False, and nothing is done, where by these arguments there is more to train.
+        """
+        state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+        *_, max_steps = self.set_initial_training_values(self.args, self.get_train_dataloader())
+        if max_steps > state.max_steps:  # the config asks for more than it did
+            return False
+        self.state = state
+        if self.args.load_best_model_at_end and state.best_model_checkpoint is not None:
+            self._load_best_model()
+        else:
+            self._load_from_checkpoint(str(checkpoint))
+        return True
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Checkpoints need no card; the one that is published is written elsewhere."""
