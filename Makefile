@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PORT ?= 7860
 
-.PHONY: run test test-space gpu fake-gpu lint docs screenshots hub-demo hub-conformance browser clean
+.PHONY: faults run test test-space gpu fake-gpu lint docs screenshots hub-demo hub-conformance browser clean
 
 run: .venv/installed  ## set up and open the app
 	$(BIN)/python app.py --port $(PORT)

@@ -74,6 +74,22 @@ def test_a_lock_passes_to_a_child_without_a_gap(tmp_path: Path) -> None:
     assert not life.is_held(tmp_path)
 
 
+def test_a_disk_without_locks_has_them_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(life, "_has_locks", lambda *_: False)
+    folder = tmp_path / "run"
+    folder.mkdir()
+    lock = life.take(folder)
+    assert lock is not None
+    life.sign(lock, 7)
+    assert list(folder.iterdir()) == []
+    assert life.holder(folder) == 7
+    os.close(lock)
+    assert not life.is_held(folder)
+
+
 def test_there_is_no_other_backend() -> None:
     assert backend_of("local").offers(config()) == "cpu"
     with pytest.raises(RunError, match="no backend 'mars'"):

@@ -11,13 +11,17 @@ lock and hands the open file over, so that no moment is without a holder.
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import hashlib
 import os
+import tempfile
 import time
 from pathlib import Path
 
 LOCK = "worker.lock"
 POLL_SECONDS = 0.01
+NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
 
 
 def take(folder: Path, seconds: float = 0.5, name: str = LOCK) -> int | None:
@@ -27,7 +31,7 @@ def take(folder: Path, seconds: float = 0.5, name: str = LOCK) -> int | None:
         seconds: for which a holder is waited for; whoever asks `is_held` holds it for a moment.
     """
     deadline = time.monotonic() + seconds
-    descriptor = os.open(folder / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    descriptor = os.open(lock_file(folder, name), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -48,7 +52,7 @@ def sign(descriptor: int, pid: int) -> None:
 def is_held(folder: Path, name: str = LOCK) -> bool:
     """Whether a worker lives on this folder."""
     try:
-        descriptor = os.open(folder / name, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(lock_file(folder, name), os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return False
     try:
@@ -65,6 +69,35 @@ def holder(folder: Path) -> int | None:
     if not is_held(folder):
         return None
     try:
-        return int((folder / LOCK).read_bytes())
+        return int(lock_file(folder, LOCK).read_bytes())
     except (OSError, ValueError):
         return None
+
+
+def lock_file(folder: Path, name: str) -> Path:
+    """The file that is locked: in the folder, or where its file system has no locks, beside it.
+
+    A mounted bucket has none. Then the lock stands among this machine's temporary files, which
+    says as much: a worker lives on one machine.
+    """
+    if _has_locks(str(folder.stat().st_dev), folder):
+        return folder / name
+    places = Path(tempfile.gettempdir()) / f"locks-of-phi3lora-{os.getuid()}"
+    places.mkdir(mode=0o700, exist_ok=True)
+    return places / f"{hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:32]}-{name}"
+
+
+_known: dict[str, bool] = {}  # by device: file systems do not change while they are mounted
+
+
+def _has_locks(device: str, folder: Path) -> bool:
+    if device not in _known:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            _known[device] = True
+        except OSError as error:
+            _known[device] = error.errno not in NO_LOCKS
+        finally:
+            os.close(descriptor)
+    return _known[device]
