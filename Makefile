@@ -17,6 +17,9 @@ gpu: .venv/installed  ## on a machine with a GPU: its tests, and the table of be
 fake-gpu: .venv/installed  ## without one: the training on a fake CUDA device, full size too
 	$(BIN)/python -m pytest tests/test_fake_cuda.py -m "full_size or not full_size"
 
+faults: .venv/installed  ## kills, full disks and damage for twenty minutes; the table goes into docs/
+	$(BIN)/python -m tests.faults --write
+
 lint: .venv/installed  ## style and types
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
