@@ -19,6 +19,7 @@ import pytest
 
 from phi3lora.runs.store import RunStore
 from phi3lora.settings import Settings
+from tests import stage
 from tests.fake_training import kill_all
 
 if TYPE_CHECKING:
@@ -166,6 +167,68 @@ def drop_and_launch(page: Page, file: Path) -> None:
     page.fill("#field-title textarea", "By browser")
     page.click("#launch")
     page.wait_for_url("**/runs?run=*")
+
+
+def open_every_fold(page: Page) -> None:
+    """Folds within folds appear when theirs opens."""
+    for _ in range(3):
+        for fold in page.query_selector_all("button.label-wrap:not(.open)"):
+            if fold.is_visible():
+                fold.click()
+
+
+def test_open_every_fold_then_launch(app: str, browser: Browser) -> None:
+    page, wrong = open_page(browser, app)
+    page.wait_for_selector("#checks li >> nth=3")
+    open_every_fold(page)
+    rows = "#field-data-max_rows"
+    page.wait_for_selector(f"{rows} textarea, {rows} input")
+    assert page.input_value(f"{rows} textarea, {rows} input") == ""
+    page.fill("#field-training_config-num_train_epochs input", "0.1")
+    page.fill("#field-title textarea", "Folds open")
+    page.click("#launch")
+    page.wait_for_url("**/runs?run=*")
+    page.wait_for_selector("#run-head >> text=Folds open")
+    page.click("#stop, #cancel")
+    assert wrong == []
+
+
+def test_switch_tabs_then_launch(app: str, browser: Browser, dropped: Path) -> None:
+    page, wrong = open_page(browser, app)
+    page.click("#source >> text=Your file")
+    page.wait_for_selector("#data-summary >> text=No data is chosen")
+    page.set_input_files("#file input[type=file]", dropped)
+    page.wait_for_selector("#data-summary .data-name >> text=arr.jsonl")
+    page.click("#source >> text=Example")
+    page.wait_for_selector("#data-summary .data-name >> text=pirate")
+    page.click("#source >> text=Your file")
+    page.wait_for_selector("#checks .trains-on >> text=arr.jsonl")
+    page.wait_for_selector("#checks li.green >> nth=3")
+    page.fill("#field-title textarea", "Tabs switched")
+    page.click("#launch")
+    page.wait_for_url("**/runs?run=*")
+    page.wait_for_selector("#run-head .sub >> text=arr.jsonl")
+    page.click("#stop, #cancel")
+    assert wrong == []
+
+
+def test_ask_to_delete_then_switch_then_look(browser: Browser, tmp_path: Path) -> None:
+    store = RunStore(Settings(home=tmp_path))
+    stage.failed(store, "Kept")
+    newest = stage.failed(store, "Asked about")
+    with serving(tmp_path) as address:
+        page, wrong = open_page(browser, f"{address}/runs?run={newest.id}")
+        page.click("#delete")
+        page.wait_for_selector("#delete-question >> text=Asked about")
+        page.click("#run-list >> text=Kept")
+        page.wait_for_selector("#run-head h1 >> text=Kept")
+        page.wait_for_selector("#confirm", state="hidden")
+        page.click("#delete")
+        page.wait_for_selector("#delete-question >> text=Kept")
+        page.click("#sure")
+        page.wait_for_selector("#run-head h1 >> text=Asked about")
+        assert [run.title for run in store.list("local")] == ["Asked about"]
+        assert wrong == []
 
 
 def test_the_whole_way(app: str, browser: Browser, dropped: Path) -> None:

@@ -100,6 +100,7 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[gr.Blocks, R
             "account",
             "code",
             "compare_page",
+            "data_step",
             "publish",
             "runs_page",
             "train_page",

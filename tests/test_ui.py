@@ -26,7 +26,7 @@ from phi3lora.app.publishing import Publishing
 from phi3lora.app.views import RunView
 from phi3lora.chat.options import Options, Pair
 from phi3lora.config import RunConfig
-from phi3lora.errors import AccessError
+from phi3lora.errors import AccessError, ConfigError, RunError
 from phi3lora.events import EventLog, Resumed, Stage, Step
 from phi3lora.hub.access import Found
 from phi3lora.recipes import load_recipe
@@ -37,6 +37,7 @@ from phi3lora.ui import compare_page, runs_page, train_page
 from phi3lora.ui.app import build
 from phi3lora.ui.compare_page import Match
 from phi3lora.ui.guard import Guard, Rules
+from phi3lora.ui.widgets import SPECS, shown
 from tests import stage
 
 INSPECTION = SimpleNamespace(
@@ -56,6 +57,8 @@ INSPECTION = SimpleNamespace(
     supervised_tokens=100,
     truncated=1,
     complete=True,
+    median=24,
+    longest=300,
     lengths=array("I", [20, 24, 300]),
     preview=[
         [
@@ -163,7 +166,7 @@ def test_the_form_starts_as_the_pocket_recipe(app: Any) -> None:
 
 def test_look_says_that_it_reads_then_shows(app: Any) -> None:
     page = page_of(train_page, app)
-    waiting, shown = list(page.on_look(request(), *form_values(page)))
+    waiting, shown = list(page.on_preflight("Example", request(), *form_values(page)))
     assert "Reading" in waiting[1]
     summary, checks, estimate = shown
     assert "3 of 5" in summary
@@ -175,8 +178,8 @@ def test_look_says_that_it_reads_then_shows(app: Any) -> None:
 
 def test_a_slow_look_does_not_replace_a_later_one(app: Any) -> None:
     page = page_of(train_page, app)
-    slow, later = (page.on_look(request(), *form_values(page)) for _ in range(2))
-    other = page.on_look(request("another tab"), *form_values(page))
+    slow, later = (page.on_preflight("Example", request(), *form_values(page)) for _ in range(2))
+    other = page.on_preflight("Example", request("another tab"), *form_values(page))
     for look in (slow, later, other):
         assert "Reading" in next(look)[1]
     assert "3 rows." in next(later)[1]
@@ -190,7 +193,7 @@ def test_batch_scaling_and_yaml_follow_the_form_at_once(app: Any) -> None:
     derived, yaml, drawn = page.on_live("", *form_values(page, **changes))
     assert "Effective batch <b>24</b> (8 × 3)" in derived
     assert "LoRA scaling <b>8</b> (32 / 4)" in derived
-    assert page.on_yaml(yaml)[1:] == form_values(page, **changes)
+    assert page.on_yaml(yaml)[1 : -len(page.data.tabs)] == form_values(page, **changes)
     again = page.on_live(drawn, *form_values(page, **changes))
     assert again == (derived, gr.skip(), yaml)  # what somebody types there meanwhile stays
     assert "Rank" in page.on_live("", *form_values(page, **{"peft_config.r": 0}))[0]
@@ -202,27 +205,27 @@ def test_search_follows_the_typing_and_forgets_what_was_overtaken(app: Any) -> N
     def search(query: str, caller: Caller) -> list[Suggestion]:
         asked.append(query)
         if query == "pir":  # somebody types on while the Hub is asked
-            page._typed["page"] = object()
+            page.data._typed["page"] = object()
         return [Suggestion(Found(query, rows="3"))]
 
     app.datasets.search = search
     visitor = request(session="page")
-    assert page.on_type("", visitor)["choices"] == [("3 rows", "")]
-    assert page.on_type("pir", visitor) == gr.skip()
-    found = page.on_type("https://huggingface.co/datasets/ann/pirates", visitor)
+    assert page.data.on_type("", visitor)["choices"] == [("3 rows", "")]
+    assert page.data.on_type("pir", visitor) == gr.skip()
+    found = page.data.on_type("https://huggingface.co/datasets/ann/pirates", visitor)
     assert found["choices"] == [("ann/pirates · 3 rows", "ann/pirates")]
-    typing = threading.Thread(target=page.on_type, args=["p", visitor])
+    typing = threading.Thread(target=page.data.on_type, args=["p", visitor])
     typing.start()
-    while not page._typed:
+    while not page.data._typed:
         pass
-    page.on_type("pi", visitor)
+    page.data.on_type("pi", visitor)
     typing.join()
     assert asked == ["", "pir", "ann/pirates", "pi"]
 
 
 def test_dataset_text_is_escaped_and_supervised_text_is_tinted(app: Any) -> None:
     page = page_of(train_page, app)
-    *_, (summary, *_) = page.on_look(request(), *form_values(page))
+    *_, (summary, *_) = page.on_preflight("Example", request(), *form_values(page))
     assert "<script>" not in summary
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in summary
     assert "<mark>&lt;b&gt;Arr&lt;/b&gt;&lt;|end|&gt;</mark>" in summary
@@ -231,7 +234,7 @@ def test_dataset_text_is_escaped_and_supervised_text_is_tinted(app: Any) -> None
 def test_a_broken_form_is_named_and_not_looked_at(app: Any) -> None:
     app.preflights.found = None  # type: ignore[assignment]
     page = page_of(train_page, app)
-    *_, shown = page.on_look(request(), *form_values(page, **{"peft_config.r": 0}))
+    *_, shown = page.on_preflight("Example", request(), *form_values(page, **{"peft_config.r": 0}))
     assert "Rank" in shown[1]
     assert shown[0] == gr.skip()
 
@@ -246,6 +249,66 @@ def test_launch_makes_a_run_of_the_caller(app: Any, monkeypatch: Any) -> None:
     run_id = page.on_launch(request(), *form_values(page, title="Mine"))
     assert app.launching.store.get(run_id, "ann").title == "Mine"
     assert [run.id for run in submitted] == [run_id]
+
+
+def test_each_tab_owns_its_choice(app: Any, tmp_path: Path) -> None:
+    data = page_of(train_page, app).data
+    dropped = tmp_path / "chat.jsonl"
+    dropped.write_text('{"messages": []}\n')
+    path, choices = data.on_file(str(dropped), dict(data.choices.value), request())
+    assert Path(path).name == "chat.jsonl"
+    assert data.on_source("Example", choices)[-1] == "example:pirate"
+    assert data.on_source("Your file", choices)[-1] == path
+    assert data.on_source("Hub", choices)[-1] == ""
+    emptied, choices = data.on_file(None, choices, request())
+    assert emptied == ""
+    assert data.on_source("Your file", choices)[-1] == ""
+    assert data.on_result("ann/chat", choices)[0] == "ann/chat"
+
+
+def test_a_tab_without_data_says_so_and_launches_nothing(app: Any) -> None:
+    page = page_of(train_page, app)
+    values = form_values(page, **{"data.path": ""})
+    *_, (summary, checks, estimate) = page.on_preflight("Your file", request(), *values)
+    assert "No data is chosen" in summary
+    assert "Drop a JSON" in checks
+    assert estimate == ""
+    with pytest.raises(gr.Error, match="Choose data first"):
+        page.on_launch(request(), *values)
+
+
+def test_the_data_is_named_over_its_preview_and_beside_launch(app: Any) -> None:
+    page = page_of(train_page, app)
+    *_, (summary, checks, _) = page.on_preflight("Example", request(), *form_values(page))
+    assert '<h3 class="data-name">pirate</h3>' in summary
+    assert "Trains on <b>pirate</b>" in checks
+
+
+def test_an_optional_number_is_no_number_field(app: Any) -> None:
+    """Gradio's Number turns nothing into 0 as soon as its fold opens."""
+    page = page_of(train_page, app)
+    optional = [name for name, spec in SPECS.items() if spec.kind == "number" and spec.optional]
+    assert "data.max_rows" in optional
+    for name in optional:
+        assert isinstance(page.fields.by_name[name], gr.Textbox), name
+    values = form_values(page, **{"data.max_rows": "20", "training_config.weight_decay": 0.1})
+    assert page.fields.config(values)[0].data.max_rows == 20
+    with pytest.raises(ConfigError, match=r"expected a number such as 0\.001, got 'many'"):
+        page.fields.config(form_values(page, **{"data.max_rows": "many"}))
+
+
+@pytest.mark.parametrize(
+    ("error", "title"),
+    [(RunError("There is no run."), "The run"), (AccessError("No."), "Not allowed")],
+)
+def test_the_title_of_a_message_fits_it(error: Any, title: str) -> None:
+    @shown
+    def fail() -> None:
+        raise error
+
+    with pytest.raises(gr.Error) as raised:
+        fail()
+    assert raised.value.title == title
 
 
 def test_red_checks_keep_a_run_from_launching(app: Any) -> None:
@@ -268,7 +331,8 @@ def test_a_recipe_keeps_the_data_and_the_title(app: Any) -> None:
 def test_yaml_fills_the_form_or_says_why_not(app: Any) -> None:
     page = page_of(train_page, app)
     _, *values = page.on_yaml("peft_config: {r: 4}\ndata: {path: a.jsonl}")
-    filled = dict(zip(page.fields.by_name, values, strict=True))
+    filled = dict(zip(page.fields.by_name, values, strict=False))
+    assert values[-6] == "Your file", "the tab follows the data"
     assert (filled["peft_config.r"], filled["data.path"]) == (4, "a.jsonl")
     with pytest.raises(gr.Error, match="unknown option"):
         page.on_yaml("peft_config: {banana: 4}")
@@ -280,10 +344,10 @@ def test_a_dropped_file_is_kept_under_its_content(app: Any, tmp_path: Path) -> N
     page = page_of(train_page, app)
     dropped = tmp_path / "chat.jsonl"
     dropped.write_text('{"messages": []}\n')
-    kept = Path(page.on_file(str(dropped), request()))
+    kept = Path(page.data.on_file(str(dropped), {}, request())[0])
     assert kept.read_text() == '{"messages": []}\n'
     assert kept.is_relative_to(app.settings.home)
-    assert page.on_file(str(dropped), request()) == str(kept)
+    assert page.data.on_file(str(dropped), {}, request())[0] == str(kept)
 
 
 def test_on_a_space_only_uploads_can_be_named(tmp_path: Path) -> None:
@@ -471,6 +535,18 @@ def test_delete_removes_the_run_and_chooses_another(app: Any) -> None:
     assert not doomed.folder.exists()
 
 
+def test_the_run_that_was_asked_about_is_deleted(app: Any) -> None:
+    page = page_of(runs_page, app)
+    other, asked = stage.finished(app.launching.store), stage.failed(app.launching.store)
+    _, question, doomed = page.on_question(asked.id, request())
+    assert asked.title in question
+    assert doomed == asked.id
+    page.on_delete(doomed, request())  # whichever run is shown by now
+    assert other.folder.exists()
+    with pytest.raises(gr.Error, match="no run"):
+        page.on_delete("", request())
+
+
 def test_a_running_run_is_not_deleted(app: Any) -> None:
     page = page_of(runs_page, app)
     run = stage.running(app.launching.store)
@@ -513,7 +589,7 @@ def test_long_curves_are_thinned_and_end_where_they_end() -> None:
 
 def test_progress_without_events_says_that_it_starts() -> None:
     assert "Starting" in runs_page.progress_bar("running", RunView(), None)
-    assert "number 2 in line" in runs_page.progress_bar("queued", RunView(), 2)
+    assert "number 2 in the queue" in runs_page.progress_bar("queued", RunView(), 2)
 
 
 # ----------------------------------------------------------------------------------- Compare

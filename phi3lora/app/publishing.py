@@ -97,7 +97,6 @@ class Publishing:
         token = caller.needed_token(SIGN_IN)
         if not what.repo.strip():
             raise HubError("Name the repository first: USER/NAME.")
-        tell("Writing the card")
         return push(
             run.folder,
             what.repo.strip(),
@@ -138,7 +137,6 @@ class Publishing:
         if not space.strip():
             raise HubError("Name the Space first: USER/NAME.")
         tell(self.allowance(caller))
-        tell("Making the Space")
         if compare is None:
             return spaces.deploy(space.strip(), token, wanted, progress=progress, tell=tell)
         return spaces.deploy_comparison(

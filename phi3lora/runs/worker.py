@@ -91,7 +91,7 @@ class Reporter:
 
 
 def work(run: Run, settings: Settings, should_stop: ShouldStop, token: str | None = None) -> int:
-    """Do one run from its place in the line to its end. Returns the exit status.
+    """Do one run from its place in the queue to its end. Returns the exit status.
 
     Whatever happens, the state says how it ended.
     """
@@ -254,7 +254,7 @@ def _prove(run: Run, emit: Emit, should_stop: ShouldStop, token: str | None, cac
 
 
 def _cancelled(run: Run, emit: Emit) -> int:
-    message = "Cancelled before its turn; resume it to put it in line again."
+    message = "Cancelled before its turn; resume it to queue it again."
     emit(Ended(outcome="stopped", message=message))
     end(run, "stopped", message, 0)
     return 0

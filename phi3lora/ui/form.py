@@ -143,7 +143,7 @@ def to_widget(spec: Widget, value: Any) -> Any:
     """One value as its widget shows it."""
     if spec.kind == "choice":
         return UNSET if value is None else _yaml(value)
-    if spec.kind in ("combo", "yaml"):
+    if spec.kind in ("combo", "yaml") or (spec.kind == "number" and spec.optional):
         return "" if value in (None, {}, []) else _yaml(value)
     return "" if spec.kind == "text" and value is None else value
 
@@ -190,6 +190,13 @@ def from_widget(spec: Widget, shown: Any) -> Any:
 def _number(spec: Widget, shown: Any) -> Any:
     if shown in (None, ""):
         raise ValueError("expected a number, got nothing.")
+    if isinstance(shown, str):
+        try:
+            shown = float(shown)
+        except ValueError:
+            raise ValueError(
+                f"expected a number such as 0.001, got {shown!r}; empty means not set."
+            ) from None
     return int(shown) if spec.whole and float(shown).is_integer() else shown
 
 

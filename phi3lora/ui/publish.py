@@ -122,6 +122,7 @@ class PublishCard:
         what = Publication(repo, bool(private), bool(proposal), card=card)
 
         def work(put: Put) -> Published:
+            put("Writing the card")
             return self.app.publishing.push(run, what, caller, progress=put, tell=put)
 
         for told in in_thread(work):
@@ -139,6 +140,7 @@ class PublishCard:
         wanted = SpaceSettings(private=bool(private))
 
         def work(put: Put) -> Deployed:
+            put("Making the Space")
             return self.app.publishing.deploy(
                 space, caller, wanted, compare=repo, progress=put, tell=put
             )

@@ -144,7 +144,7 @@ class RunsPage:
         with gr.Row(elem_classes="actions", visible=False) as self.actions:
             self.stop = gr.Button("Stop", size="md", elem_id="stop")
             self.resume = gr.Button("Resume", variant="primary", size="md", elem_id="resume")
-            self.cancel = gr.Button("Leave the line", size="md", elem_id="cancel")
+            self.cancel = gr.Button("Cancel", size="md", elem_id="cancel")
             self.compare = gr.Button(
                 "Compare with its base", variant="primary", size="md", elem_id="to-compare"
             )
@@ -152,9 +152,8 @@ class RunsPage:
             self.publish = gr.Button("Publish", size="md", elem_id="publish")
             self.delete = gr.Button("Delete", size="md", elem_classes="quiet", elem_id="delete")
         with gr.Row(elem_classes="confirm", visible=False, elem_id="confirm") as self.confirm:
-            gr.HTML(
-                "<p>Delete this run, its checkpoints and its adapter? There is no way back.</p>"
-            )
+            self.question = gr.HTML(elem_id="delete-question", apply_default_css=False)
+            self.doomed = gr.State("")  # the run that the question is about
             self.sure = gr.Button("Delete for good", variant="stop", size="md", elem_id="sure")
             self.keep = gr.Button("Keep it", size="md", elem_id="keep")
 
@@ -253,7 +252,7 @@ class RunsPage:
 
     @shown
     def on_cancel(self, run_id: str, request: gr.Request) -> None:
-        """Take it out of the line."""
+        """Take it out of the queue."""
         self.app.launching.cancel(self._own(run_id, request))
 
     @shown
@@ -273,10 +272,16 @@ class RunsPage:
             yield
 
     @shown
-    def on_delete(self, run_id: str, request: gr.Request) -> tuple[str, Any]:
-        """Remove it, and choose the newest of those that are left."""
+    def on_question(self, run_id: str, request: gr.Request) -> tuple[Any, str, str]:
+        """Ask whether this very run shall be deleted."""
+        run = self._own(run_id, request)
+        return gr.update(visible=True), delete_question(run), run.id
+
+    @shown
+    def on_delete(self, doomed: str | None, request: gr.Request) -> tuple[str, Any]:
+        """Remove the run that was asked about, and choose the newest of those that are left."""
         caller = self.app.callers.caller(session_of(request))
-        self.app.launching.delete(self.app.launching.run(run_id, caller))
+        self.app.launching.delete(self.app.launching.run(doomed or "", caller))
         left = self.app.launching.runs(caller)
         return left[0].id if left else "", gr.update(visible=False)
 
@@ -314,9 +319,11 @@ class RunsPage:
             done.then(self.on_show, self.run_id, self.seen, **quiet)
             if button is self.resume:
                 self._compute_after(done, quiet)
-        self.delete.click(lambda: gr.update(visible=True), None, self.confirm, **quiet)
-        self.keep.click(lambda: gr.update(visible=False), None, self.confirm, **quiet)
-        deleted = self.sure.click(self.on_delete, self.run_id, [self.run_id, self.confirm], **quiet)
+        asked = [self.confirm, self.question, self.doomed]
+        self.delete.click(self.on_question, self.run_id, asked, **quiet)
+        for event in (self.keep.click, self.run_id.change):
+            event(lambda: (gr.update(visible=False), "", ""), None, asked, **quiet)
+        deleted = self.sure.click(self.on_delete, self.doomed, [self.run_id, self.confirm], **quiet)
         self._show_after(deleted, quiet)
         self.publish_card.wire(self.publish)
         demo.load(self.on_kept, None, self.kept, **quiet)
@@ -372,6 +379,14 @@ def run_list(runs: list[Run], chosen: str) -> str:
             f"<small>{words.ago(now - run.state.created)}</small></a>"
         )
     return f'<h2 class="list-title">Runs</h2><nav class="run-list">{"".join(items)}</nav>'
+
+
+def delete_question(run: Run) -> str:
+    """Names what would be gone."""
+    return (
+        f"<p>Delete <b>{show.text(run.title)}</b> ({show.text(run.id)}) with its checkpoints and "
+        "its result? It cannot be brought back.</p>"
+    )
 
 
 def kept_list(kept: list[RunRepo]) -> str:
@@ -483,7 +498,7 @@ def progress_bar(status: str, view: RunView, position: int | None) -> str:
     fraction = step.step / max(1, step.total_steps) if step else 0.0
     done = f"step {step.step:,} of {step.total_steps:,}" if step else ""
     if status == "queued":
-        waits = f"number {position} in line" if position else "waiting for its turn"
+        waits = f"number {position} in the queue" if position else "waiting for its turn"
         return show.progress(0.0, f"Queued, {waits}", "", "idle")
     if status == "finished":
         took = words.duration(view.ended.seconds) if view.ended else ""

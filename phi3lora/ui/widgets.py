@@ -16,10 +16,32 @@ from typing import Any, TypeVar
 import gradio as gr
 
 from phi3lora.config import RunConfig
-from phi3lora.errors import ConfigError, Phi3LoraError
+from phi3lora.errors import (
+    AccessError,
+    AdapterError,
+    ConfigError,
+    DataError,
+    HubError,
+    ModelError,
+    Phi3LoraError,
+    RunError,
+    UnexpectedError,
+)
 from phi3lora.ui import form
 
 Handler = TypeVar("Handler", bound=Callable[..., Any])
+# What stands over a message, by what went wrong; the first that fits.
+TITLES: dict[type[Phi3LoraError], str] = {
+    ConfigError: "Check the form",
+    DataError: "Check the data",
+    ModelError: "The base model",
+    AdapterError: "The adapter",
+    AccessError: "Not allowed",
+    HubError: "The Hugging Face Hub",
+    RunError: "The run",
+    UnexpectedError: "Something failed",
+    Phi3LoraError: "Not possible",
+}
 SPECS = {spec.field: spec for spec in form.widgets()}
 
 
@@ -63,6 +85,9 @@ def component(spec: form.Widget, **changes: Any) -> Any:
     }
     if "choices" in common:
         return gr.Dropdown(allow_custom_value=True, **common)
+    if spec.kind == "number" and spec.optional:
+        # Gradio's Number makes 0 of nothing when a fold opens (gradio#6728); a text stays empty.
+        return gr.Textbox(max_lines=1, placeholder="not set", **common)
     if spec.kind == "number":
         common["step"] = 1 if spec.whole else "any"  # HTML's word for no steps
         return gr.Number(**common)
@@ -108,4 +133,5 @@ def shown(handler: Handler) -> Handler:
 
 
 def _notice(error: Phi3LoraError) -> gr.Error:
-    return gr.Error(message_of(error), title="Not yet", duration=12, print_exception=False)
+    title = next(words for kind, words in TITLES.items() if isinstance(error, kind))
+    return gr.Error(message_of(error), title=title, duration=12, print_exception=False)

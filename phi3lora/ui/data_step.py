@@ -1,0 +1,238 @@
+"""The data of the Train page: an example, a file of one's own, or the Hub; and its preview.
+
+    step = DataStep(app, fields)
+    step.wire()
+
+Each tab owns its choice: who comes back to a tab trains what that tab shows, and a tab without a
+choice has no data. `data.path`, a hidden field, is the choice of the tab that is open.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from phi3lora.app.application import Application
+from phi3lora.app.datasets import NO_PARTS
+from phi3lora.data.sources import EXAMPLES
+from phi3lora.errors import DataError, Phi3LoraError
+from phi3lora.ui import show
+from phi3lora.ui.sessions import session_of
+from phi3lora.ui.train_show import dataset_line, named_dataset, waiting_checks
+from phi3lora.ui.widgets import Fields, shown
+
+EXAMPLE, FILE, HUB = "Example", "Your file", "Hub"
+TABS = (EXAMPLE, FILE, HUB)
+REST = 0.3  # seconds without a key after which the Hub is asked
+EXAMPLE_PREFIX = "example:"
+Choices = dict[str, str]  # the path that each tab has chosen
+
+
+class DataStep:
+    """The components that choose data, and their handlers."""
+
+    def __init__(self, app: Application, fields: Fields) -> None:
+        self.app, self.fields = app, fields
+        self._typed: dict[str, object] = {}  # the latest typing of each page that is served
+        gr.HTML(
+            show.heading("Data", "Chat data to learn from, and exactly what will be trained.", 1)
+        )
+        self.source = gr.Radio(
+            list(TABS),
+            value=EXAMPLE,
+            show_label=False,
+            elem_classes="segmented",
+            elem_id="source",
+        )
+        with gr.Column(elem_id="panel-example") as self.example_panel:
+            names = list(EXAMPLES)
+            self.example = gr.Dropdown(
+                names, value=names[0], label="Bundled dataset", elem_id="example"
+            )
+        with gr.Column(visible=False, elem_id="panel-file") as self.file_panel:
+            self.file = gr.File(
+                label="JSON, JSONL, CSV or Parquet",
+                height=140,
+                file_types=[".json", ".jsonl", ".csv", ".parquet"],
+                elem_id="file",
+            )
+        with gr.Column(visible=False, elem_id="panel-hub") as self.hub_panel:
+            self._hub()
+        self.path = fields.add("data.path", visible="hidden")
+        self.choices = gr.State({EXAMPLE: EXAMPLE_PREFIX + names[0]})
+        self._reading()
+        self.summary = gr.HTML(
+            show.empty(
+                "What will be trained shows up here",
+                "Pick an example, drop a file, or "
+                "search the Hub: three conversations as the model will read them, with "
+                "the tokens it learns from tinted.",
+            ),
+            elem_id="data-summary",
+        )
+
+    def _hub(self) -> None:
+        self.search = gr.Textbox(
+            label="Dataset on the Hub",
+            placeholder="Search, or paste an id such as HuggingFaceH4/ultrachat_200k",
+            elem_id="search",
+        )
+        self.results = gr.Radio(
+            [], visible=False, show_label=False, elem_classes="results", elem_id="results"
+        )
+        with gr.Row():
+            self.name = self.fields.add("data.name", choices=[], min_width=160)
+            self.split = self.fields.add("data.split", choices=["train"], min_width=160)
+
+    def _reading(self) -> None:
+        with gr.Accordion("How rows are read and held out", open=False, elem_classes="fold"):
+            with gr.Row():
+                self.fields.add("data.test_size", min_width=200)
+                self.fields.add("data.format", min_width=200)
+            with gr.Row():
+                self.fields.add("data.columns", min_width=200)
+                self.fields.add("data.roles", min_width=200)
+            self.fields.add("data.system_prompt")
+            with gr.Row():
+                for name in ("test_split", "max_rows", "seed", "revision"):
+                    self.fields.add(f"data.{name}", min_width=140)
+
+    # ------------------------------------------------------------------ what happens
+
+    def on_source(self, source: str, choices: Choices | None) -> list[Any]:
+        """Show the tab's panel, and make its own choice the data; none empties it."""
+        panels = [gr.update(visible=source == tab) for tab in TABS]
+        return [*panels, (choices or {}).get(source, "")]
+
+    def on_example(self, name: str, choices: Choices | None) -> tuple[str, Choices]:
+        """Another example."""
+        return chosen(EXAMPLE, EXAMPLE_PREFIX + name, choices)
+
+    @shown
+    def on_file(
+        self, file: str | None, choices: Choices | None, request: gr.Request
+    ) -> tuple[str, Choices]:
+        """Keep the dropped file and make it the data; a file that was taken away is no more."""
+        if not file:
+            return chosen(FILE, "", choices)
+        caller = self.app.callers.caller(session_of(request))
+        return chosen(FILE, str(self.app.datasets.keep_upload(Path(file), caller)), choices)
+
+    def on_result(self, dataset: str | None, choices: Choices | None) -> tuple[str, Choices]:
+        """A dataset of the list."""
+        return chosen(HUB, dataset or "", choices)
+
+    def on_type(self, query: str, request: gr.Request) -> Any:
+        """What matches the words so far, once the typing rests; errors wait for Enter."""
+        session, typed = str(request.session_hash), object()
+        self._typed[session] = typed
+        time.sleep(REST if query else 0)
+        if self._typed.get(session) is not typed:
+            return gr.skip()
+        try:
+            found = self._search(named_dataset(query), request)
+        except Phi3LoraError:
+            return gr.skip()
+        if self._typed.get(session) is not typed:  # overtaken while the Hub was asked
+            return gr.skip()
+        del self._typed[session]
+        return gr.update(choices=found, value=None, visible=bool(found))
+
+    @shown
+    def on_search(
+        self, query: str, choices: Choices | None, request: gr.Request
+    ) -> tuple[Any, Any, Any]:
+        """A list of datasets that match; an id that exists is taken at once."""
+        query = named_dataset(query)
+        if not query:
+            raise DataError("Type a few words, or a dataset's id, then press Enter.")
+        self._typed.pop(str(request.session_hash), None)
+        found = self._search(query, request)
+        if query in [dataset for _, dataset in found] or (not found and "/" in query):
+            return (gr.update(visible=False, choices=[]), *chosen(HUB, query, choices))
+        if not found:
+            raise DataError(f"The Hub has no dataset like {query!r}; try fewer or other words.")
+        return gr.update(choices=found, value=None, visible=True), gr.skip(), gr.skip()
+
+    def _search(self, query: str, request: gr.Request) -> list[tuple[str, str]]:
+        """Suggested datasets as (what to show, id)."""
+        caller = self.app.callers.caller(session_of(request))
+        found = self.app.datasets.search(query, caller)
+        return [(dataset_line(one), one.found.id) for one in found]
+
+    def on_parts(self, path: str, name: str | None, request: gr.Request) -> Iterator[list[Any]]:
+        """The configurations and splits that a Hub dataset has; first, that it is being read.
+
+        Why it cannot be read is said by the preflight that follows.
+        """
+        yield [gr.skip(), gr.skip(), waiting_checks()]  # what was found is about other data
+        try:
+            caller = self.app.callers.caller(session_of(request))
+            parts = self.app.datasets.parts(path, name, caller) if path else NO_PARTS
+        except Phi3LoraError:
+            parts = NO_PARTS
+        yield [
+            gr.update(choices=parts.names, value=parts.name),
+            gr.update(choices=parts.splits, value=parts.split),
+            gr.skip(),
+        ]
+
+    def show_path(self, path: str) -> list[Any]:
+        """The tab that a path belongs to, with it as its choice, in the order of `tabs`."""
+        tab = tab_of(path)
+        example = path.removeprefix(EXAMPLE_PREFIX) if tab == EXAMPLE else None
+        first = {EXAMPLE: EXAMPLE_PREFIX + next(iter(EXAMPLES))}
+        return [
+            tab,
+            *(gr.update(visible=tab == each) for each in TABS),
+            {**first, tab: path},
+            example if example in EXAMPLES else gr.skip(),
+        ]
+
+    @property
+    def tabs(self) -> list[Any]:
+        """What `show_path` fills."""
+        panels = [self.example_panel, self.file_panel, self.hub_panel]
+        return [self.source, *panels, self.choices, self.example]
+
+    def wire(self) -> None:
+        """Connect components and handlers; what follows from another path is the page's."""
+        quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+        own, taken = self.choices, [self.path, self.choices]
+        panels = [self.example_panel, self.file_panel, self.hub_panel]
+        self.source.input(self.on_source, [self.source, own], [*panels, self.path], **quiet)
+        self.example.input(self.on_example, [self.example, own], taken, **quiet)
+        self.file.change(self.on_file, [self.file, own], taken, **quiet)
+        self.results.input(self.on_result, [self.results, own], taken, **quiet)
+        self.search.submit(
+            self.on_search,
+            [self.search, own],
+            [self.results, *taken],
+            show_progress="minimal",
+            api_visibility="private",
+        )
+        gr.on(
+            [self.search.input, self.search.focus],
+            self.on_type,
+            self.search,
+            self.results,
+            **quiet,
+            trigger_mode="multiple",
+            concurrency_limit=None,
+        )
+
+
+def chosen(tab: str, path: str, choices: Choices | None) -> tuple[str, Choices]:
+    """The path that is the data now, and every tab's choice with it."""
+    return path, {**(choices or {}), tab: path}
+
+
+def tab_of(path: str) -> str:
+    """Where a path is chosen."""
+    if path.startswith(EXAMPLE_PREFIX):
+        return EXAMPLE
+    return FILE if Path(path).suffix or path.startswith(("/", "~", ".")) else HUB
