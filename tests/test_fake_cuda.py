@@ -15,7 +15,9 @@ from typing import Any
 
 import pytest
 
-from phi3lora.models.hardware import GIB
+from phi3lora.config import RunConfig
+from phi3lora.models.hardware import GIB, Hardware
+from phi3lora.training.estimate import PROCESS, estimate
 from tests.fake_cuda.build import build, compiler
 
 ROOT = Path(__file__).parent.parent
@@ -140,6 +142,32 @@ def test_a_pass_stays_within_its_budget(name: str, counted: dict[str, dict[str, 
     assert found["copies"].get("to device", 0) <= 2
     assert found["copies"].get("to host", 0) == 0
     assert sum(found["syncs"].values()) <= 2
+
+
+@pytest.mark.parametrize("name", MEMORY)
+def test_the_estimate_is_near_the_peak(
+    name: str, counted: dict[str, dict[str, Any]], tmp_path: Path
+) -> None:
+    card, changes, tokens = MEMORY[name]
+    shape = {"hidden_size": 3072, "intermediate_size": 8192, "num_hidden_layers": 6}
+    heads = {"num_attention_heads": 32, "num_key_value_heads": 32}
+    rest = {"model_type": "phi3", "vocab_size": 32064, "max_position_embeddings": 4096}
+    (tmp_path / "config.json").write_text(json.dumps({**rest, **shape, **heads}))
+    (tmp_path / "model.safetensors").touch()  # the estimate reads no weight
+    config = RunConfig().with_values(
+        {
+            "model.path": str(tmp_path),
+            "evaluation.enabled": False,  # a peak of its own
+            "training_config.optim": "adamw_torch",
+            "training_config.per_device_train_batch_size": tokens // 2048,
+            "training_config.max_length": 2048,
+            **changes,
+        }
+    )
+    generation = GENERATION[card]
+    hardware = Hardware("cuda", card, 80 * GIB, 80 * GIB, generation >= (8, 0), 8, generation)
+    expected = estimate(config, hardware).memory_bytes - PROCESS["cuda"]
+    assert expected == pytest.approx(counted[name]["peak"], rel=0.15)
 
 
 @pytest.mark.full_size

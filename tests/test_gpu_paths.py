@@ -261,6 +261,24 @@ def test_one_process_takes_one_gpu(
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 
 
+@pytest.mark.parametrize(("launched", "expected"), [(False, 3), (True, 1)])
+def test_chat_stays_off_the_card_where_training_begins(
+    launched: bool, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda index: ((index + 1) * GIB, 15 * GIB))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: f"Card {index}")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (8, 9))
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    if launched:
+        monkeypatch.setenv("LOCAL_RANK", "1")
+    found = hardware.detect_hardware()
+    assert (found.index, found.name) == (expected, f"Card {expected}")
+    assert found.memory_free == (expected + 1) * GIB
+
+
 # Attention without a mask for the whole row
 
 

@@ -40,6 +40,7 @@ class Hardware:
         bfloat16: whether it computes in bfloat16; T4 and older do not.
         cores: CPU cores of the machine.
         capability: of a GPU, as CUDA counts generations: (7, 5) is a T4, (9, 0) an H100.
+        index: of a GPU among those that this process sees.
     """
 
     device: Device
@@ -49,6 +50,7 @@ class Hardware:
     bfloat16: bool
     cores: int
     capability: tuple[int, int] | None = None
+    index: int = 0
 
 
 def lend(hardware: Hardware | None) -> None:
@@ -80,7 +82,7 @@ def detect_hardware(device: str = "auto") -> Hardware:
         )
     if device == "cpu" or not torch.cuda.is_available():
         return _cpu()
-    index = torch.cuda.current_device()
+    index = _index()
     free, total = torch.cuda.mem_get_info(index)
     capability = torch.cuda.get_device_capability(index)
     return Hardware(
@@ -91,7 +93,21 @@ def detect_hardware(device: str = "auto") -> Hardware:
         bfloat16=capability >= AMPERE,
         cores=_cores(),
         capability=capability,
+        index=index,
     )
+
+
+def _index() -> int:
+    """Which of several visible GPUs: the last, where no launcher gave this process its own.
+
+    A run sees one GPU, and takes the first that is free. Who sees several is the app: its chat
+    and its checks stay off the card where training begins.
+    """
+    import torch
+
+    if "LOCAL_RANK" in os.environ:
+        return torch.cuda.current_device()
+    return max(torch.cuda.device_count() - 1, 0)
 
 
 def hidden_gpu() -> str | None:
@@ -102,7 +118,7 @@ def hidden_gpu() -> str | None:
     import torch
 
     driver = _driver()
-    if driver is None or torch.cuda.is_available() or _told_to_see_none():
+    if driver is None or torch.cuda.is_available() or _told_to_see_none() or LENT in os.environ:
         return None
     built = torch.version.cuda
     if built is None:

@@ -10,6 +10,7 @@ Always transformers' own `Phi3ForCausalLM`, always from safetensors, never with 
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -140,6 +141,8 @@ def _device(hardware: Hardware) -> str:
     """Under `accelerate launch` every process has a GPU of its own."""
     if hardware.device == "cpu":
         return "cpu"
+    if hardware.index and "LOCAL_RANK" not in os.environ:
+        return f"cuda:{hardware.index}"
     from accelerate import PartialState
 
     return str(PartialState().device)

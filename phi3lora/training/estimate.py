@@ -171,14 +171,16 @@ def _parts(
     """What is held at the peak, in bytes."""
     element = BYTES["bfloat16" if config.training_config.bf16 else dtype]
     trained = _trained_bytes(config, hardware, dtype)
-    between, layer = _activation_bytes(config, base, element)
-    loss = _loss_bytes(config, base, hardware, element, tokens)
-    if config.training_config.gradient_checkpointing:
-        # The logits are gone when the first layer is computed again: the larger of both counts.
-        loss = max(loss - tokens * layer, 0)
+    between, layer = _activation_bytes(config, base, hardware, element)
+    # The logits are gone when the first layer's gradients are in flight: the larger of both counts.
+    loss = max(_loss_bytes(config, base, hardware, element, tokens) - tokens * layer, 0)
+    casts = trainable * element if config.adapter == "none" and trained > element else 0
     return {
         "base": (
-            trainable * trained if config.adapter == "none" else _base_bytes(config, base, dtype)
+            # Autocast keeps what it cast of trained weights until the pass is over.
+            trainable * trained + casts
+            if config.adapter == "none"
+            else _base_bytes(config, base, dtype)
         ),
         "adapter": 0 if config.adapter == "none" else trainable * trained,
         "gradients": trainable * trained,
@@ -198,7 +200,7 @@ def _trained_bytes(config: RunConfig, hardware: Hardware, dtype: str) -> int:
     training = config.training_config
     quantized = config.model.quantization != "none"
     computed = config.model.compute_dtype if quantized else dtype
-    half = "float16" in (computed, dtype) and training.bf16 is None
+    half = "float16" in (computed, dtype) and not training.bf16
     if hardware.device == "cuda" and (training.fp16 or half):
         return 4
     if config.adapter == "none":
@@ -253,18 +255,22 @@ def _state_bytes(optimizer: str, trained: int) -> float:
     return TWO_MOMENTS * scale * (1.5 if "ademamix" in optimizer else 1.0)
 
 
-def _activation_bytes(config: RunConfig, base: BaseInfo, element: int) -> tuple[float, float]:
+def _activation_bytes(
+    config: RunConfig, base: BaseInfo, hardware: Hardware, element: int
+) -> tuple[float, float]:
     """Bytes that one token keeps until its gradient comes back: in all layers, and in one more.
 
     A layer keeps the inputs of its two norms and four projections, queries, keys, values and what
-    attention gave (read by the next projection), and gate and up; with dropout, what it dropped.
+    attention gave (read by the next projection), and gate and up; with dropout, what it dropped:
+    a mask as wide as the numbers on a CPU; on a GPU one of bytes, and attention's output twice.
     Checkpointing keeps a layer's input alone, and one layer whole at a time. One layer more is
     for gradients in flight. What flows between the layers of a quantized base is in float32.
     """
     hidden, inner = base.hidden, base.intermediate
     kept = 5 * hidden + base.shapes[QKV][1] + 3 * inner
     if config.peft_config.lora_dropout and config.adapter == "peft":
-        kept += 3 * hidden + inner
+        masks = 3 * hidden + inner
+        kept += masks if hardware.device == "cpu" else masks // element + hidden
     if not config.training_config.fast:
         kept *= 2  # casts, products and sums that plain layers keep apart
     between = 4 if config.model.quantization != "none" else element
@@ -281,6 +287,8 @@ def _loss_bytes(
     from phi3lora.training.fast.loss import CHUNK
 
     states = 3 * tokens * base.hidden * element
+    if config.adapter == "none":  # the head's gradient in float32, and what is added to it
+        states += base.vocabulary * base.hidden * (4 + 4 + element)
     if config.model.quantization != "none":  # the float32 head, copied for each step
         states += base.vocabulary * base.hidden * element
     if not config.training_config.fast:
