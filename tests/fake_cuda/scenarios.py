@@ -316,5 +316,5 @@ def _counted(gpu: Gpu) -> dict[str, Any]:
         "traffic": gpu.traffic,
         "copies": dict(gpu.copies),
         "syncs": dict(gpu.syncs),
-        "names": dict(gpu.names.most_common(30)),
+        "names": dict(gpu.names),
     }
