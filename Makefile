@@ -35,8 +35,10 @@ hub-demo: .venv/installed  ## the app beside a Hub on loopback, for a machine wi
 hub-conformance: .venv/installed  ## the Hub clients' own tests against the Hub on loopback
 	$(BIN)/python -m tests.hub.conformance
 
-test-space: .venv-space/installed  ## what depends on pydantic, with the versions that a Space has
-	.venv-space/bin/python -m pytest tests/test_config.py tests/test_settings.py tests/test_form.py
+test-space: .venv/installed  ## what depends on pydantic, with the version that a Space has
+	$(BIN)/pip install --quiet --upgrade --target build/space "pydantic==2.12.5"
+	PYTHONPATH=build/space $(BIN)/python -m pytest tests/test_config.py tests/test_settings.py \
+	  tests/test_form.py tests/test_recipes.py tests/test_strict_yaml.py
 
 browser:  ## Debian's Chromium where no browser is found and this user may install one
 	@command -v chromium >/dev/null || command -v google-chrome >/dev/null || \
@@ -50,12 +52,5 @@ browser:  ## Debian's Chromium where no browser is found and this user may insta
 	$(BIN)/pip install --quiet -e ".[dev]"
 	touch $@
 
-# A Space installs gradio[oauth,mcp] beside the requirements, which takes an older pydantic.
-.venv-space/installed: requirements.txt pyproject.toml
-	test -x .venv-space/bin/python || $(PYTHON) -m venv .venv-space
-	.venv-space/bin/pip install --quiet "torch==2.13.0"
-	.venv-space/bin/pip install --quiet -r requirements.txt "gradio[oauth,mcp]" pytest pytest-xdist
-	touch $@
-
 clean:
-	rm -rf .venv .venv-space
+	rm -rf .venv build

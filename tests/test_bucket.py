@@ -112,6 +112,29 @@ def test_runs_lie_on_the_volume_and_caches_on_the_spaces_own_disk(
     assert here.cache_folder == tmp_path / "cache"
 
 
+@pytest.mark.parametrize("problem", ["", "The volume at /data cannot be written."])
+def test_it_is_said_at_the_top_of_the_first_page(tmp_path: Path, problem: str) -> None:
+    from phi3lora.app.application import Application
+    from phi3lora.ui.app import build
+
+    app = Application.open(Settings(home=tmp_path, home_problem=problem), helper=False)
+    shown = [str(part["props"].get("value")) for part in build(app).config["components"]]
+    assert any("cannot be written" in value for value in shown) == bool(problem)
+
+
+@pytest.mark.parametrize(
+    ("sign_in", "scopes", "expected"),
+    [(False, "", True), (True, "write-discussions", True), (True, "contribute-repos", False)],
+)
+def test_pull_requests_are_offered_where_they_are_permitted(
+    sign_in: bool, scopes: str, expected: bool
+) -> None:
+    environ = {"SPACE_ID": "ann/app", "OAUTH_SCOPES": f"openid {scopes}"}
+    if sign_in:
+        environ |= {"SYSTEM": "spaces", "OAUTH_CLIENT_ID": "one"}
+    assert Settings.from_environment(environ).may_propose == expected
+
+
 def test_a_volume_that_cannot_be_written_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -159,6 +159,17 @@ def test_the_app_reports_that_it_has_a_function_for_the_gpu(
         assert scheduler.grants == []
 
 
+def test_a_comparison_space_has_one_too(scheduler: LoopbackScheduler, tmp_path: Path) -> None:
+    from phi3lora.hub.space import APP
+    from tests.zerogpu import space
+
+    (tmp_path / "app.py").write_text(APP.format(adapter="ann/pirate"), encoding="utf-8")
+    main = f"import runpy; runpy.run_path({str(tmp_path / 'app.py')!r}, run_name='__main__')"
+    with space(scheduler, tmp_path / "home", main=main) as _:
+        assert scheduler.started == 1
+        assert scheduler.grants == []
+
+
 ASK = """
 import json
 from tests.zerogpu.pretend import pretend

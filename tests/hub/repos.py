@@ -48,7 +48,12 @@ async def whoami(store: Hub, caller: Who) -> dict[str, Any]:
         "canPay": user.pays,
         "avatarUrl": f"{store.url}/avatars/{user.name}.svg",
         "orgs": [
-            {"type": "org", "name": name, "fullname": name, "roleInOrg": "write"}
+            {
+                "type": "org",
+                "name": name,
+                "fullname": store.users[name].fullname,
+                "roleInOrg": "write",
+            }
             for name in sorted(visible_orgs(caller))
         ],
         "auth": describe_token(token),

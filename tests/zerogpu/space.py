@@ -21,9 +21,12 @@ REPOSITORY = Path(__file__).parents[2]
 
 @contextmanager
 def space(
-    scheduler: LoopbackScheduler, home: Path, environment: Mapping[str, str] | None = None
+    scheduler: LoopbackScheduler,
+    home: Path,
+    environment: Mapping[str, str] | None = None,
+    main: str = "import app; app.main()",
 ) -> Iterator[str]:
-    """The running app's address; it ends with the block."""
+    """The running app's address; it ends with the block. `main` is what its app.py does."""
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         port = one.getsockname()[1]
@@ -34,7 +37,8 @@ def space(
         "PHI3LORA_HOME": str(home),
         **(environment or {}),
     }
-    start = "from tests.zerogpu.pretend import pretend; pretend(); import app; app.main()"
+    environ["GRADIO_SERVER_PORT"] = str(port)
+    start = f"from tests.zerogpu.pretend import pretend; pretend(); {main}"
     command = [sys.executable, "-c", start, "--host", "127.0.0.1", "--port", str(port)]
     process = subprocess.Popen(command, env=environ, cwd=REPOSITORY)
     address = f"http://127.0.0.1:{port}"
