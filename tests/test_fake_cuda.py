@@ -186,4 +186,4 @@ def test_a_step_of_the_whole_phi_3_mini(tmp_path: Path) -> None:
         assert found["peak"] < 11.2 * GIB, "10.8 GiB with dropout's old masks"
     assert ampere["kernels"] < 8_000
     assert ampere["traffic"] < 600e9, "732 GB before dropout was one kernel"
-    assert older["kernels"] < 50_000
+    assert older["kernels"] < 60_000
