@@ -63,15 +63,52 @@ QUICK: dict[str, Any] = {
 }
 
 
+@pytest.fixture(scope="module")
+def earlier(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """What RUN and FILE stand for: a finished training, and a loralib checkpoint of another."""
+    from phi3lora.training.trainer import train
+
+    folders = {kind: tmp_path_factory.mktemp(kind) for kind in ("peft", "loralib")}
+    for kind, folder in folders.items():
+        # The first step of a warm-up changes nothing yet.
+        steps = {"training_config.max_steps": 3, "training_config.warmup_steps": 0}
+        wanted = load_recipe("pocket")[0].with_values({**QUICK, **steps, "adapter": kind})
+        assert train(wanted, folder, lambda event: None) == "finished"
+    return {"RUN": folders["peft"], "FILE": next((folders["loralib"] / "adapter").glob("*.pt"))}
+
+
 @pytest.mark.parametrize("line", TRAININGS)
-def test_every_training_trains(line: str, tmp_path: Path) -> None:
+def test_every_training_trains(line: str, tmp_path: Path, earlier: dict[str, Path]) -> None:
     from phi3lora.training.trainer import train
 
     _, values = parsed(line)
     changes = dict(parse_setting(text) for text in values["changes"] or [])
+    if start := values.get("start"):
+        changes["model.adapter"] = str(earlier[start])
     wanted = load_recipe(values["config"])[0].with_values(changes).with_values(QUICK)
     assert train(wanted, tmp_path, lambda event: None) == "finished"
     assert any((tmp_path / wanted.result).iterdir())
+
+
+@pytest.mark.parametrize("kind", ["RUN", "FILE"])
+def test_training_further_begins_where_the_checkpoint_ended(
+    kind: str, earlier: dict[str, Path], tmp_path: Path
+) -> None:
+    """One step at a rate of nearly nothing leaves the weights of the checkpoint."""
+    from safetensors.torch import load_file
+
+    from phi3lora.training.trainer import train
+
+    still = {**QUICK, "training_config.learning_rate": 1e-30, "model.adapter": str(earlier[kind])}
+    still["adapter"] = "peft" if kind == "RUN" else "loralib"
+    wanted = load_recipe("pocket")[0].with_values(still)
+    assert train(wanted, tmp_path, lambda event: None) == "finished"
+    before = earlier[kind] / "adapter" if kind == "RUN" else earlier[kind].parent
+    name = "adapter_model.safetensors"
+    old, new = load_file(before / name), load_file(tmp_path / "adapter" / name)
+    assert old.keys() == new.keys()
+    assert all(bool((old[key] == new[key]).all()) for key in old)
+    assert any(bool(old[key].any()) for key in old if "lora_B" in key)
 
 
 @pytest.mark.parametrize("line", [line for line in COMMANDS if " example:" in line])
