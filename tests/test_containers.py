@@ -16,6 +16,7 @@ import pytest
 
 from phi3lora.config import DataConfig
 from phi3lora.data import files, opening
+from phi3lora.data.folders import version_of
 from phi3lora.data.sources import Source, open_source
 from phi3lora.errors import DataError
 
@@ -155,6 +156,14 @@ def test_folders_of_shards_are_read_by_split(tmp_path: Path) -> None:
     before = source.fingerprint
     pq.write_table(TABLE.slice(5), tmp_path / "train-00001-of-00002.parquet")
     assert opened(tmp_path).fingerprint != before
+
+
+def test_a_folder_has_changed_when_a_file_in_it_has(tmp_path: Path) -> None:
+    file = written(tmp_path / "a.jsonl", JSONL)
+    before = version_of(tmp_path)
+    assert version_of(tmp_path) == before
+    written(file, JSONL * 2)
+    assert version_of(tmp_path) != before
 
 
 def test_what_datasets_saves_to_disk(tmp_path: Path) -> None:

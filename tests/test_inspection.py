@@ -11,7 +11,8 @@ import pytest
 from transformers import AutoTokenizer
 
 from phi3lora.config import RunConfig
-from phi3lora.data.conversation import TRIMMED
+from phi3lora.data import rendering
+from phi3lora.data.conversation import BEYOND, TRIMMED
 from phi3lora.data.inspection import inspect, percentiles
 from phi3lora.data.rendering import render
 from phi3lora.errors import DataError
@@ -213,3 +214,19 @@ def test_real_instruction_rows_are_all_accounted_for(
         messages = [{"role": role, "content": content} for role, content in turns]
         expected += len(tokenizer.apply_chat_template(messages)["input_ids"])
     assert found.total_tokens == expected
+
+
+def test_endless_conversations_lay_out_few_templates(pocket: Any, tmp_path: Path) -> None:
+    """A pattern of roles costs as much as it is long: those beyond the limit are not laid out."""
+    turns = [{"role": ("user", "assistant")[i % 2], "content": "a"} for i in range(1500)]
+    rows = [{"messages": turns[:length]} for length in range(2, 1500, 2)]
+    path = write(tmp_path / "a.jsonl", rows)
+    tokenizer = AutoTokenizer.from_pretrained(CHECKPOINT)
+    chosen = config(path, 64)
+    found = inspect(chosen, tokenizer)
+    most = 64 // 2 + 2
+    assert (found.kept, found.changes) == (749, {BEYOND: 749 - most // 2})
+    assert len(rendering._renderer(tokenizer).patterns) == most // 2
+    whole = render(tokenizer, turns, 64)
+    assert found.tokens["max"] == len(whole.input_ids) == 64
+    assert found.supervised_tokens >= sum(whole.supervised) * (749 - most // 2)

@@ -21,6 +21,7 @@ from typing import Any, Protocol
 
 from phi3lora.app.helper import GIB, Helper, HelperDied, Limits
 from phi3lora.config import RunConfig
+from phi3lora.data.folders import version_of
 from phi3lora.errors import Phi3LoraError
 from phi3lora.settings import Settings
 from phi3lora.training.preflight import Preflight, preflight
@@ -199,8 +200,7 @@ def _data_key(config: RunConfig, token: str | None) -> str:
         token or "",
     ]
     with suppress(OSError, RuntimeError, ValueError):  # `~nobody`, a NUL: the preflight says so
-        stat = Path(config.data.path).expanduser().stat()
-        parts.append(f"{stat.st_size} {stat.st_mtime_ns}")
+        parts.append(version_of(Path(config.data.path).expanduser()))
     return hashlib.sha256("\n".join(parts).encode("utf-8", "replace")).hexdigest()
 
 

@@ -18,6 +18,7 @@ Row = Mapping[str, Any]
 
 JOINED = "turns of one role in a row were joined"
 TRIMMED = "turns after the last answer were left out"
+BEYOND = "turns beyond the length limit were left out"
 UNTHOUGHT = "reasoning was left out, which the chat template does not write"
 
 

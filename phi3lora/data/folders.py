@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,17 @@ def files_of(folder: Path, split: str) -> list[Path]:
     if len(chosen) > MOST_FILES:
         raise DataError(f"{folder} has {len(chosen):,} files, expected {MOST_FILES:,} at most.")
     return chosen
+
+
+def version_of(path: Path) -> str:
+    """Sizes and times of a file, or of what is in a folder; changes when they are edited.
+
+    Raises OSError where there is none.
+    """
+    stats = [path.stat()]
+    if path.is_dir():
+        stats += [file.stat() for file in islice(sorted(path.rglob("*")), MOST_FILES)]
+    return " ".join(f"{stat.st_size}-{stat.st_mtime_ns}" for stat in stats)
 
 
 def _names(path: Path, folder: Path) -> tuple[str, ...]:

@@ -18,7 +18,17 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from phi3lora.config import DataConfig, RunConfig
-from phi3lora.data.conversation import PLAIN, Detected, Message, Row, Unusable, Writes
+from phi3lora.data.conversation import (
+    BEYOND,
+    PLAIN,
+    Conversation,
+    Detected,
+    Message,
+    Row,
+    Unusable,
+    Writes,
+    whole,
+)
 from phi3lora.data.detection import detect, read_row
 from phi3lora.data.formats import FORMATS
 from phi3lora.data.rendering import Rendered, SystemMessages, fit_system, render_many
@@ -133,12 +143,25 @@ def conversations(
             found = read_row(
                 row, recipe.detected, recipe.system_prompt, join=recipe.join_turns, writes=writes
             )
+            found = _within(found, recipe.max_length)
         except Unusable as error:
             tally.dropped[str(error)] += 1
             continue
         if found.changes:
             tally.changes.update(found.changes)
         yield number, found.messages
+
+
+def _within(found: Conversation, max_length: int | None) -> Conversation:
+    """Without the turns that lie beyond the length limit in any case.
+
+    A turn takes two tokens at least, so the tokens that are trained stay the same; what is spared
+    is to lay out a template for each of a thousand lengths of endless conversations.
+    """
+    most = max_length // 2 + 2 if max_length else None
+    if most is None or len(found.messages) <= most:
+        return found
+    return Conversation(whole(found.messages[:most]).messages, (*found.changes, BEYOND))
 
 
 def _gathered(rows: Iterable[Row], recipe: Recipe, tally: Tally) -> Iterator[Row]:
