@@ -183,6 +183,15 @@ def test_files_are_named_from_the_root(tmp_path: Path, monkeypatch: pytest.Monke
     assert with_whole_paths(hub) == hub
 
 
+def test_a_folder_of_data_is_named_from_the_root(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "rows").mkdir()
+    monkeypatch.chdir(tmp_path)
+    config = with_whole_paths(RunConfig().with_values({"data.path": "./rows"}))
+    assert config.data.path == str(tmp_path / "rows")
+
+
 def test_events_from_an_offset(store: RunStore) -> None:
     run = store.create(RunConfig())
     assert run.events() == ([], 0)

@@ -404,7 +404,7 @@ def changed(run: Run, **changes: object) -> Run:
 def with_whole_paths(config: RunConfig) -> RunConfig:
     """A copy whose files and folders are named from the root: a run is resumed from anywhere."""
     changes = {}
-    if (rows := Path(config.data.path).expanduser()).is_file():
+    if (rows := Path(config.data.path).expanduser()).exists():
         changes["data.path"] = str(rows.resolve())
     if config.model.path not in ("auto", POCKET) and Path(config.model.path).expanduser().is_dir():
         changes["model.path"] = str(Path(config.model.path).expanduser().resolve())

@@ -18,6 +18,8 @@ import gradio as gr
 
 from phi3lora.app.application import Application
 from phi3lora.app.datasets import NO_PARTS
+from phi3lora.data.folders import SUFFIXES
+from phi3lora.data.opening import PACKED
 from phi3lora.data.sources import EXAMPLES
 from phi3lora.errors import DataError, Phi3LoraError
 from phi3lora.ui import show
@@ -57,7 +59,7 @@ class DataStep:
             self.file = gr.File(
                 label="JSON, JSONL, CSV or Parquet",
                 height=140,
-                file_types=[".json", ".jsonl", ".csv", ".parquet"],
+                file_types=[*SUFFIXES, *PACKED],
                 elem_id="file",
             )
         with gr.Column(visible=False, elem_id="panel-hub") as self.hub_panel:
