@@ -276,3 +276,23 @@ def test_a_run_that_went_on_shares_the_base_of_the_others(base: Path, settings: 
     two = store.create(going_on(config, one.id), owner="ann")
     made(with_start(two, settings, None), two.folder / "adapter", 1)
     assert subject_of(two).base == subject_of(one).base
+
+
+@pytest.mark.parametrize("adapter", ["peft", "loralib"])
+def test_an_exported_script_begins_where_the_run_does(
+    base: Path, tmp_path: Path, adapter: str
+) -> None:
+    """With the folder that the run keeps; and it cuts rows where the base ends."""
+    from phi3lora.training.script import script
+
+    config = going_on(config_for("pocket", {}, adapter=adapter), "ann/pirate")
+    config = config.with_values({"training_config.max_length": 4096})
+    source = script(config)
+    compile(source, "train.py", "exec")
+    assert 'ADAPTER = "ann/pirate"' in source
+    loads = {"peft": "set_peft_model_state_dict(model, load_file(", "loralib": "/loralib.pt"}
+    assert loads[adapter] in source
+    assert '"max_length": 2048' in source
+    plain = script(config_for("pocket", {}, adapter=adapter))
+    assert "ADAPTER" not in plain
+    assert loads[adapter] not in plain

@@ -60,12 +60,21 @@ def script(
     path = resolve_path(config.model.path, detect_hardware(config.model.device))
     skeleton = _skeleton(check_base(path, config.model.revision, token, cache_folder))
     tokenizer = load_tokenizer(path, config.model.revision, token, cache_folder)
+    config = _within_reach(config, tokenizer)
     marks = marks_of(tokenizer)
     lora = {} if config.adapter == "none" else lora_arguments(skeleton, config)
     filled = values(config, lora, skeleton, marks, str(tokenizer.pad_token))
     filled |= {"__doc__": f'"""{_title(config)}\n"""', "MODEL": _base(path, portable)}
     wanted, text = facts(config, marks), TEMPLATE.read_text(encoding="utf-8")
     return _tidy(fill(text, filled, wanted))
+
+
+def _within_reach(config: RunConfig, tokenizer: Any) -> RunConfig:
+    """Rows are cut at what the base reads, as in a run; packs of rows may be longer."""
+    training = config.training_config
+    if training.packing or training.max_length <= tokenizer.model_max_length:
+        return config
+    return config.with_values({"training_config.max_length": tokenizer.model_max_length})
 
 
 def notebook(
