@@ -145,6 +145,9 @@ def test_a_run_keeps_what_it_goes_on_from_and_tells_the_chain(
     assert resolved.model.adapter == str(second.folder / START)
     shutil.rmtree(first.folder)
     assert with_start(second, settings, None) == resolved  # a resume needs the first no more
+    notices: list[str] = []
+    attach_adapter(load_model(config.model, for_training=True), resolved, notices)
+    assert any(f"goes on from {first.id}" in notice for notice in notices)
     made(resolved, second.folder / "adapter")
     third = store.create(going_on(config, second.id), owner="ann")
     with_start(third, settings, None)

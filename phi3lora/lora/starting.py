@@ -71,7 +71,7 @@ def fill_peft(model: Any, config: RunConfig, notices: list[str]) -> None:
             notices += import_loralib(start, folder, base, alpha=_alpha(config, start))
         settings = read_adapter_config(folder)
         _check_base(model, str(settings.get("base_model_name_or_path") or ""), notices)
-        _fill(model, folder, settings, notices, start.name)
+        _fill(model, folder, settings, notices, _name(start))
 
 
 def fill_loralib(model: Any, config: RunConfig, notices: list[str]) -> None:
@@ -92,11 +92,18 @@ def fill_loralib(model: Any, config: RunConfig, notices: list[str]) -> None:
         report = load_in_two_steps(model, None, file)
     if not report.complete:
         raise AdapterError(
-            f"model.adapter: {start.name} does not fill the adapter of this run. Missing: "
+            f"model.adapter: {_name(start)} does not fill the adapter of this run. Missing: "
             f"{_some(report.missing)}; in vain: {_some(report.unexpected)}. Set "
             "peft_config.target_modules, layers and slices as it was trained."
         )
-    notices.append(f"Training goes on from {start.name}: nothing missing, nothing in vain.")
+    notices.append(f"Training goes on from {_name(start)}: nothing missing, nothing in vain.")
+
+
+def _name(start: Path) -> str:
+    """What people called it: a run's copy is known by the last name of its chain."""
+    folder = start.parent if start.is_file() else start
+    chain = chain_of(folder.parent) if folder.name == START else []
+    return chain[-1] if chain else start.name
 
 
 def _alpha(config: RunConfig, file: Path) -> float | None:
