@@ -187,7 +187,7 @@ def files(ground: Ground) -> Iterator[Try]:
     paths = [one for path in wanted for one in spelled(path)]
     paths += [str(mine / "link.jsonl"), str(mine / "env.jsonl"), f"{mine}/../../..", "/dev/zero"]
     for path in ground.some(paths, 25):
-        for field in ("data.path", "model.path"):
+        for field in ("data.path", "model.path", "model.adapter"):
             yield Try(f"{field} {path!r}", refused(lambda f=field, p=path: start(ground, f, p)))
         adapter = refused(lambda p=path: ground.app.comparing.subject(p, EVE))
         yield Try(f"adapter {path!r}", adapter)
@@ -229,7 +229,7 @@ def addresses(ground: Ground) -> Iterator[Try]:
     paths += ["zip://x::http://127.0.0.1:9/a.zip", "simplecache::ftp://127.0.0.1:9/a"]
     paths += ["eve/a@b", "eve/a#b", "eve/a?b", "eve/../ann", "eve//a", "eve/a/b/c", "//127.0.0.1/a"]
     for path in ground.some(paths, 8):
-        for field in ("data.path", "model.path"):
+        for field in ("data.path", "model.path", "model.adapter"):
             with watched() as asked:
                 held = refused(lambda f=field, p=path: start(ground, f, p))
             yield Try(f"{field} {path}", held and not asked)
@@ -288,8 +288,8 @@ def in_chromium(ground: Ground) -> Iterator[Try]:
     from playwright.sync_api import sync_playwright
 
     evil = "\n".join(MARKUP)
-    run = stage.finished(ground.app.launching.store, evil)
-    state = run.state.model_copy(update={"owner": "eve"})
+    run = stage.finished(ground.app.launching.store)
+    state = run.state.model_copy(update={"owner": "eve", "title": evil})
     (run.folder / "state.json").write_text(state.model_dump_json())
     sent: list[str] = []
     with sync_playwright() as playwright, pytest.MonkeyPatch.context() as patch:
