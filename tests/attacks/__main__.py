@@ -37,6 +37,7 @@ def main() -> int:
             held = sum(one.held for one in tries)
             lost += [f"{name}: {one.what}" for one in tries if not one.held]
             sys.stdout.write(f"{name:<14}{len(tries):>6} tries {held:>6} held\n")
+            sys.stdout.flush()
             rows[-1] = (*rows[-1], held)
     sys.stdout.write("\n".join(["", *lost, ""]) if lost else "Nobody in.\n")
     if write:
