@@ -39,9 +39,11 @@ EVE = Caller("eve")
 VALUES_ALONE = {
     "<lambda>",
     "on_clear",
+    "on_example",
     "on_live",
     "on_pick",
     "on_recipe",
+    "on_result",
     "on_retry",
     "on_source",
     "on_suggestion",

@@ -18,7 +18,11 @@ from phi3lora.settings import Settings
 from phi3lora.ui.app import build, serve
 from tests.test_ownership import visited
 
-PAGES = ("app", "account", "code", "compare_page", "publish", "runs_page", "train_page")
+PAGES = [
+    file.stem
+    for file in (Path(__file__).parents[2] / "phi3lora" / "ui").glob("*.py")
+    if "import session_of" in file.read_text() and file.stem != "watch"
+]
 
 
 @dataclass(frozen=True)
