@@ -26,6 +26,10 @@ lint: .venv/installed  ## style and types
 docs: .venv/installed  ## write the generated parts of docs/ again
 	$(BIN)/python -m phi3lora.cli docs
 
+.PHONY: attacks
+attacks: .venv/installed browser  ## try the catalogue of attacks, and write its table
+	$(BIN)/python -m tests.attacks --write
+
 screenshots: .venv/installed browser  ## every page, light and dark, wide and phone
 	$(BIN)/python -m tests.screenshots
 

@@ -15,6 +15,8 @@ import sys
 from collections.abc import Mapping
 from contextlib import suppress
 
+from phi3lora.redaction import redact
+
 # Names a worker needs on a Space; whatever else stands in its environment is nobody's business.
 ALLOWED = re.compile(
     r"(?:PATH|HOME|USER|LOGNAME|SHELL|TZ|TMPDIR|LANG|LANGUAGE|SYSTEM|NO_PROXY|"
@@ -23,7 +25,9 @@ ALLOWED = re.compile(
     r"SSL_CERT|REQUESTS)_\w+|PYTHON\w+|HTTPS?_PROXY)\Z",
     re.IGNORECASE,
 )
-SECRET = re.compile(r"(?:^|_)(?:TOKEN|SECRET|SECRETS|KEY|PASSWORD|CREDENTIALS?)(?:_|$)", re.I)
+SECRET = re.compile(
+    r"(?:^|_)(?:TOKENS?|KEYS?|PASS|PWD|AUTH|DSN)(?:_|$)|SECRET|PASSW|APIKEY|CREDENTIAL", re.I
+)
 PR_SET_DUMPABLE = 4  # of <linux/prctl.h>
 
 
@@ -32,7 +36,7 @@ def inherited(environ: Mapping[str, str]) -> dict[str, str]:
     return {
         name: value
         for name, value in environ.items()
-        if ALLOWED.match(name) and not SECRET.search(name)
+        if ALLOWED.match(name) and not SECRET.search(name) and redact(value) == value
     }
 
 

@@ -70,8 +70,8 @@ class Options:
         256,
         "Longest answer",
         "An answer that has not ended by itself is cut after this many tokens.",
-        "1 or more",
-        lambda value: value >= 1,
+        "from 1 to 1,000,000",
+        lambda value: 1 <= value <= 1_000_000,
         slider=(16, 2048, 16),
     )
     seed: int = _setting(
@@ -85,8 +85,8 @@ class Options:
         0,
         "Top-k",
         "Sample from this many of the likeliest tokens; 0 samples from all.",
-        "0 or more",
-        lambda value: value >= 0,
+        "from 0 to 1,000,000",
+        lambda value: 0 <= value <= 1_000_000,
         slider=(0, 200, 1),
     )
     min_p: float = _setting(

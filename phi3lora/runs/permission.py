@@ -11,7 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from phi3lora.config import RunConfig
-from phi3lora.data.sources import names_no_file
+from phi3lora.data.sources import EXAMPLE_PREFIX, names_no_file
 from phi3lora.errors import AccessError
 from phi3lora.lora.starting import START
 from phi3lora.runs.store import ID
@@ -30,6 +30,10 @@ def check_paths(
     check_path("model.path", config.model.path, owner, settings, folder)
     if config.model.adapter is not None and not is_run(config.model.adapter):
         check_path("model.adapter", config.model.adapter, owner, settings, folder)
+    named = {"model.path": config.model.path, "model.adapter": config.model.adapter or ""}
+    for field, path in named.items() if settings.on_space else []:
+        if path.startswith(EXAMPLE_PREFIX):
+            raise AccessError(f"{field}: an example is data; name one on the Hub, or leave it out.")
 
 
 def check_path(

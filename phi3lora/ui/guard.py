@@ -41,7 +41,8 @@ BRACKETS = re.compile(rb'"(?:[^"\\]+|\\.)*"?|[\[\]{}]', re.DOTALL)
 CLOSED = re.compile(
     r"/(?:monitoring|svelte|gradio_api/(?:proxy=|component_server|custom_component|deep_link|dev/|"
     r"monitoring|process_recording|profiling|run-history|stream|vibe-|undo-vibe|api/|run/|"
-    r"mcp|token))"
+    r"mcp|token|file[=/]*\w+:))",  # file=https:… fetches an address, from inside
+    re.IGNORECASE,
 )
 
 

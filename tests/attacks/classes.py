@@ -1,0 +1,519 @@
+"""The classes of attacks, each a function that tries and yields what it tried."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import json
+import os
+import pickle
+import socket
+import threading
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import gradio as gr
+import pytest
+
+from phi3lora.app.callers import Caller
+from phi3lora.app.helper import environment
+from phi3lora.chat.options import Options
+from phi3lora.config import RunConfig
+from phi3lora.errors import Phi3LoraError
+from phi3lora.runs.permission import check_paths
+from phi3lora.ui.compare_page import escaped, plain
+from phi3lora.ui.guard import MAX_BODY
+from tests import stage
+from tests.attacks.ground import Ground, Try
+from tests.test_ownership import SECRET, anns, arguments, ask, snapshot
+
+Attack = Callable[[Ground], Iterator[Try]]
+TOKEN = "hf_" + "Q7zK2mV9" * 4
+EVE = Caller("eve")
+
+# Handlers that need not know who asks: they turn values of the page into others.
+VALUES_ALONE = {
+    "<lambda>",
+    "on_clear",
+    "on_example",
+    "on_live",
+    "on_pick",
+    "on_recipe",
+    "on_result",
+    "on_retry",
+    "on_source",
+    "on_suggestion",
+    "on_yaml",
+}
+# Routes that answer everybody, and what they tell: nothing of anybody.
+OPEN_ROUTES = {
+    "/": "the pages",
+    "/{page}": "the pages",
+    "/runs": "the pages",
+    "/compare": "the pages",
+    "/config": "components, without values of visitors",
+    "/pulse": "a fingerprint of the caller's own runs",
+    "/assets/{path:path}": "scripts",
+    "/static/{path:path}": "pictures",
+    "/favicon.ico": "a picture",
+    "/theme.css": "style",
+    "/robots.txt": "robots",
+    "/pwa_icon": "a picture",
+    "/pwa_icon/{size}": "a picture",
+    "/manifest.json": "a name",
+    "/login": "no accounts: refused by Gradio",
+    "/login/huggingface": "signing in",
+    "/login/callback": "signing in",
+    "/login_check": "nothing",
+    "/logout": "ends the caller's own session",
+    "/user": "nobody: there are no accounts",
+    "/app_id": "a number",
+    "/info": "endpoints with a name: none",
+    "/openapi.json": "endpoints with a name: none",
+    "/file={path_or_url:path}": "files that were uploaded, to their owner",
+    "/file/{path:path}": "files that were uploaded, to their owner",
+    "/reset": "an iterator of a session",
+    "/heartbeat/{session_hash}": "a pulse",
+    "/call/{api_name}": "endpoints with a name: none",
+    "/call/v2/{api_name}": "endpoints with a name: none",
+    "/call/{api_name}/{event_id}": "events, by an id nobody guesses",
+    "/call/v2/{api_name}/{event_id}": "events, by an id nobody guesses",
+    "/queue/join": "handlers, each called in this class",
+    "/queue/data": "events of a session, by an id nobody guesses",
+    "/queue/status": "lengths",
+    "/cancel": "an event of a session, by ids nobody guesses",
+    "/upload_progress": "progress, by an id nobody guesses",
+    "/upload": "needs a session on a Space",
+    "/startup-events": "nothing",
+    "/gradio_api/startup-events": "nothing",
+}
+
+
+def routes(app: Any) -> Iterator[tuple[str, set[str]]]:
+    """Path and methods of every route, routers within routers included."""
+    for route in getattr(app, "routes", []):
+        inner = getattr(route, "routes", None) or getattr(
+            getattr(route, "original_router", None), "routes", None
+        )
+        if inner:
+            yield from routes(type("Router", (), {"routes": inner}))
+        elif hasattr(route, "path"):
+            yield route.path, set(getattr(route, "methods", None) or {"GET"})
+
+
+def isolation(ground: Ground) -> Iterator[Try]:
+    """Every handler and route, as another visitor and as nobody, with ann's run."""
+    runs = anns(ground.app.launching.store)
+    before = snapshot(runs)
+    handlers = [fn for fn in ground.demo.fns.values() if callable(fn.fn)]
+    for fn in handlers:
+        name = getattr(fn.fn, "__name__", "<lambda>")
+        hints = get_type_hints(inspect.unwrap(fn.fn)) if name != "<lambda>" else {}
+        asks = any(hint is gr.Request for hint in hints.values()) or name in VALUES_ALONE
+        yield Try(f"{name} asks who calls it", asks)
+    yield Try("there are handlers", len(handlers) > 30)
+    for who, fn in itertools.product(("eve", ""), ground.some(handlers, 8)):
+        for run in ground.some(runs, 1):
+            said = ask(ground.address, fn, arguments(fn, run), who, {"run": run.id, "repo": run.id})
+            yield Try(f"{fn.fn} by {who or 'nobody'}", SECRET not in said)
+    forged: list[Any] = [None, -1, 10**30, "../" * 9, [[]], {"path": "/etc/passwd"}, "\0", "~x"]
+    for fn, value in itertools.product(ground.some(handlers, 3), ground.some(forged, 2)):
+        said = ask(ground.address, fn, [value] * len(fn.inputs), "eve")
+        yield Try(f"{fn.fn} with {value!r}", SECRET not in said and "root:x" not in said)
+    yield from _routes(ground, runs)
+    yield Try("nothing of ann's has changed", snapshot(runs) == before)
+
+
+def _routes(ground: Ground, runs: list[Any]) -> Iterator[Try]:
+    secret = str(runs[0].folder / "log.txt")
+    for path, methods in dict(routes(ground.demo.app)).items():
+        known = path.removeprefix("/gradio_api").rstrip("/") or "/"
+        filled = path
+        for part in ("{path_or_url:path}", "{path:path}", "{session_hash}", "{event_id}"):
+            filled = filled.replace(part, secret if "path" in part else runs[0].id)
+        filled = filled.replace("{page}", "runs").replace("{", "").replace("}", "")
+        endless = "heartbeat" in path or path.endswith("/queue/data")
+        for method in sorted(methods & {"GET", "POST"}) if not endless else []:
+            status, _, body = ground.ask(method, filled, b"{}" if method == "POST" else None)
+            told = SECRET.encode() in body
+            yield Try(f"{method} {path} tells nothing", not told and status != 500)
+            listed = known in OPEN_ROUTES or path in OPEN_ROUTES or status == 404
+            yield Try(f"{method} {path} is closed, or known to be open", listed)
+
+
+def spelled(path: str) -> list[str]:
+    """One file's path in many spellings."""
+    up = "../" * 12
+    return [
+        path,
+        f"/{path}",
+        f"{up}{path.lstrip('/')}",
+        f"/tmp/../{path.lstrip('/')}",
+        f"file://{path}",
+        f"file:{path}",
+        f"local://{path}",
+        f"{path}\0",
+        f"{path}\0.jsonl",
+        f"\u202e{path}",
+        f"{path}\u200b",
+        path.replace("/", "//"),
+        path.replace("/", "/./"),
+        path.replace("/", "\\"),
+        f"{path[:-1]}?",
+        f"{path[:-1]}*",
+        f"{path[:-2]}[{path[-2]}]{path[-1]}",
+        f"~/{up}{path.lstrip('/')}",
+        "~root" + path,
+        f"example:{up}{path.lstrip('/')}",
+        f"zip://x::{path}",
+        f"simplecache::{path}",
+        f"data/{up}{path.lstrip('/')}",
+        f"eve/..{path}",
+        path.replace("etc", "%65tc"),
+    ]
+
+
+def files(ground: Ground) -> Iterator[Try]:
+    """Paths in every field that names data, a base or an adapter; and in addresses of files."""
+    mine = ground.app.settings.uploads("eve")
+    mine.mkdir(parents=True, exist_ok=True)
+    for name, target in (("link.jsonl", "/etc/passwd"), ("env.jsonl", "/proc/self/environ")):
+        if not (mine / name).is_symlink():
+            (mine / name).symlink_to(target)
+    of_ann = ground.app.settings.uploads("ann") / "rows.jsonl"
+    wanted = ["/etc/passwd", "/proc/self/environ", str(of_ann)]
+    paths = [one for path in wanted for one in spelled(path)]
+    paths += [str(mine / "link.jsonl"), str(mine / "env.jsonl"), f"{mine}/../../..", "/dev/zero"]
+    for path in ground.some(paths, 25):
+        for field in ("data.path", "model.path", "model.adapter"):
+            yield Try(f"{field} {path!r}", refused(lambda f=field, p=path: start(ground, f, p)))
+        adapter = refused(lambda p=path: ground.app.comparing.subject(p, EVE))
+        yield Try(f"adapter {path!r}", adapter)
+        status, _, body = ground.ask("GET", f"/gradio_api/file={escape(path)}", x_visitor="eve")
+        yield Try(f"file={path!r}", status != 200 and b"root:x" not in body)
+
+
+def start(ground: Ground, field: str, path: str) -> None:
+    """As a visitor would begin a run; nothing is fetched."""
+    config = RunConfig().with_values({field: path})
+    check_paths(config, "eve", ground.app.settings)
+    ground.app.launching.preflight(config, EVE)
+    if not path.startswith("example:"):
+        return
+    from phi3lora.data.sources import open_source
+
+    open_source(config.data)
+
+
+def escape(path: str) -> str:
+    from urllib.parse import quote
+
+    return quote(path, safe="/")
+
+
+def refused(attempt: Callable[[], Any]) -> bool:
+    """Whether an attempt ends in words of ours."""
+    try:
+        attempt()
+    except Phi3LoraError:
+        return True
+    return False
+
+
+def addresses(ground: Ground) -> Iterator[Try]:
+    """Addresses in every field that reaches fsspec, datasets or the Hub: nobody is asked."""
+    schemes = ["http", "https", "ftp", "s3", "gs", "webhdfs", "memory", "hf", "ssh", "git", "smb"]
+    paths = [f"{scheme}://127.0.0.1:9/x.jsonl" for scheme in schemes]
+    paths += ["zip://x::http://127.0.0.1:9/a.zip", "simplecache::ftp://127.0.0.1:9/a"]
+    paths += ["eve/a@b", "eve/a#b", "eve/a?b", "eve/../ann", "eve//a", "eve/a/b/c", "//127.0.0.1/a"]
+    for path in ground.some(paths, 8):
+        for field in ("data.path", "model.path", "model.adapter"):
+            with watched() as asked:
+                held = refused(lambda f=field, p=path: start(ground, f, p))
+            yield Try(f"{field} {path}", held and not asked)
+        with watched() as asked:
+            held = refused(lambda p=path: ground.app.comparing.subject(p, EVE))
+        yield Try(f"adapter {path}", held and not asked)
+        status, _, _ = ground.ask("GET", f"/gradio_api/file={path}")
+        yield Try(f"file={path}", status in (403, 404))
+
+
+@contextmanager
+def watched() -> Iterator[list[Any]]:
+    """Connections that are begun meanwhile, by anybody in this process."""
+    asked: list[Any] = []
+    connect = socket.socket.connect
+
+    def noting(self: socket.socket, address: Any) -> Any:
+        asked.append(address)
+        return connect(self, address)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket.socket, "connect", noting)
+        yield asked
+
+
+MARKUP = [
+    '<script>window.evil = "made"</script>',
+    '<img src="https://outside.example/x.png" onerror="window.evil = 1">',
+    '<form id="evil" action="https://outside.example"><input name="hf"></form>',
+    '<style>body { display: none }</style><b id="evil">bold</b>',
+    "![](https://outside.example/y.png) [x](javascript:window.evil=2)",
+    '<iframe src="https://outside.example"></iframe><svg onload="window.evil=3">',
+    "<a href='//outside.example' id=evil>x</a>&lt;b id=evil&gt;",
+    '"><b id=evil autofocus onfocus=window.evil=4>',
+]
+
+
+def markup(ground: Ground) -> Iterator[Try]:
+    """Texts of strangers as a page shows them: nothing of them becomes an element or a request."""
+    for text in MARKUP:
+        messages = [{"role": "assistant", "content": text}]
+        shown = escaped(messages)[0]["content"]
+        yield Try(f"chat {text}", "<" not in shown and plain(escaped(messages)) == messages)
+    if ground.full:
+        yield from in_chromium(ground)
+
+
+def in_chromium(ground: Ground) -> Iterator[Try]:
+    """Answers, titles and prompts in a real browser."""
+    from phi3lora.chat.options import Pair
+    from tests.test_browser import find_chromium
+
+    found = find_chromium()
+    if found is None:
+        return
+    from playwright.sync_api import sync_playwright
+
+    evil = "\n".join(MARKUP)
+    run = stage.finished(ground.app.launching.store)
+    state = run.state.model_copy(update={"owner": "eve", "title": evil})
+    (run.folder / "state.json").write_text(state.model_dump_json())
+    sent: list[str] = []
+    with sync_playwright() as playwright, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            "tests.test_ownership.Silent.reply",
+            lambda *_, **__: iter([Pair(evil, evil, True, True, True, True, 3, 3)]),
+        )
+        browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        page = browser.new_context(extra_http_headers={"x-visitor": "eve"}).new_page()
+        page.set_default_timeout(120_000)
+        page.on("request", lambda request: sent.append(request.url))
+        for path in ("runs?run=" + run.id, "compare", "runs"):
+            page.goto(f"{ground.address}/{path}")
+            page.locator(".page").first.wait_for()
+            page.wait_for_timeout(2_000)  # an open stream keeps the network from ever being idle
+            if path == "compare":
+                page.fill("#message textarea", evil)
+                page.press("#message textarea", "Enter")
+                page.get_by_text("window.evil").first.wait_for()
+            made = page.evaluate("[document.querySelectorAll('#evil').length, window.evil ?? 0]")
+            yield Try(f"{path.split('?')[0]}: no element, no script", made == [0, 0])
+        outside = [url for url in sent if not url.startswith((ground.address, "data:", "blob:"))]
+        yield Try(f"no request leaves the page {outside[:1]}", not outside)
+        browser.close()
+
+
+def origin(ground: Ground) -> Iterator[Try]:
+    """Foreign pages, other names, planted cookies, open redirects, WebSockets."""
+    hosts = ["evil.example", "127.0.0.1.evil.example", "localhost.", "127.1", "0.0.0.0", "x@[::1]"]
+    for host, path in itertools.product(hosts, ("/", "/config", "/pulse", "/gradio_api/info")):
+        status, _, _ = ground.ask("GET", path, port=ground.here, host=host)
+        yield Try(f"host {host} {path}", status == 403)
+    origins = [
+        "https://evil.example",
+        "null",
+        "http://[",
+        "http://127.0.0.1:1",
+        "http://localhost.e",
+    ]
+    for came, path in itertools.product(origins, ("/gradio_api/queue/join", "/gradio_api/cancel")):
+        for port in (ground.here, ground.port):
+            status, _, _ = ground.ask("POST", path, b"{}", port=port, origin=came)
+            yield Try(f"POST {path} from {came}", status == 403)
+            _, headers, _ = ground.ask("GET", "/config", port=port, origin=came)
+            shared = [name for name in headers if name.startswith("access-control")]
+            yield Try(f"GET from {came}", not shared)
+    for cookie in ("phi3lora=planted", "phi3lora=a.b", "phi3lora=" + "x" * 3000):
+        _, headers, _ = ground.ask("GET", "/", port=ground.here, cookie=cookie)
+        yield Try(f"cookie {cookie[:20]}", "HttpOnly" in headers.get("set-cookie", ""))
+    for target in ("//evil.example", "////evil.example", "https://evil.example", "/\\evil.example"):
+        for path in (f"/logout?_target_url={target}", f"/gradio_api/file={target}"):
+            _, headers, _ = ground.ask("GET", path)
+            yield Try(f"redirect {path}", "evil.example" not in headers.get("location", "")[:2])
+    upgrade = {"upgrade": "websocket", "connection": "Upgrade", "sec_websocket_version": "13"}
+    for path in ("/", "/gradio_api/queue/join", "/ws"):
+        key = {"sec_websocket_key": "x3JJHMbDL1EzLkh9GBhXDw=="}
+        status, _, _ = ground.ask("GET", path, port=ground.here, **upgrade, **key)
+        yield Try(f"WebSocket {path}", status != 101)
+
+
+def secrets(ground: Ground) -> Iterator[Try]:
+    """A token that is typed where none belongs, and the app's own: not on disk, not told."""
+    store, config = ground.app.launching.store, stage.config(f"My {TOKEN}")
+    run = store.create(config, owner="eve", title=f"My {TOKEN}")
+    for file in sorted(run.folder.rglob("*")):
+        yield Try(
+            f"{file.name} of a run", not file.is_file() or TOKEN.encode() not in file.read_bytes()
+        )
+    planted = {"HF_TOKEN": TOKEN, "OAUTH_CLIENT_SECRET": TOKEN, "AWS_SECRET_ACCESS_KEY": TOKEN}
+    planted |= {"DATABASE_URL": TOKEN, "MY_PASSWORD": TOKEN, "HF_API_KEY": TOKEN, "X": TOKEN}
+    given = environment(strangers=True, environ={**os.environ, **planted})
+    for name in planted:
+        yield Try(f"a helper's {name}", name not in given)
+    yield Try("nothing else holds it", TOKEN not in given.values())
+    for path in ("/config", "/pulse", "/", f"/pulse?run={run.id}"):
+        _, _, body = ground.ask("GET", path, x_visitor="eve", authorization=f"Bearer {TOKEN}")
+        yield Try(f"{path} with a token", TOKEN.encode() not in body)
+    for error in (Caller("eve", TOKEN), ground.app.callers):
+        yield Try(f"{type(error).__name__} shown", TOKEN not in repr(error))
+
+
+def exhaustion(ground: Ground) -> Iterator[Try]:
+    """Bodies, questions and looks without end: another visitor's page stays quick."""
+    join = "/gradio_api/queue/join"
+    bodies = {
+        "5 MB and a byte": b" " * (MAX_BODY + 1),
+        "deep": b"[" * 100_000,
+        "quotes": b'"' * 1_000_000 + b"[" * 200,
+        "a huge integer": b'{"data": [' + b"9" * 50_000 + b"]}",
+        "no JSON": b"\xff\x00" * 1000,
+    }
+    for name, body in bodies.items():
+        status, _, _ = ground.ask("POST", join, body, content_type="application/json")
+        yield Try(name, 400 <= status < 500)
+    long = [{"role": "user", "content": "x" * 3_000}]
+    from phi3lora.chat.requests import check_lengths
+
+    yield Try("a long question", refused(lambda: check_lengths(long)))
+    talk = [{"role": "assistant", "content": "x" * 60_000}] * 2
+    yield Try("a long conversation", refused(lambda: check_lengths(talk)))
+    huge = [float("inf"), float("nan"), 10**400, -1, "9", None, True]
+    for name, value in itertools.product(("temperature", "top_k", "max_new_tokens"), huge):
+        options = Options(**{name: value})  # type: ignore[arg-type]
+        fine = name == "temperature" and value in (float("inf"), 10**400)
+        yield Try(f"{name} {str(value)[:9]}", fine or refused(options.check))
+    status, _, _ = ground.ask("POST", "/gradio_api/upload", b"x" * 1000)
+    yield Try("an upload by nobody", status == 401)
+    yield from _crowd(ground, 200 if ground.full else 30)
+
+
+def _crowd(ground: Ground, size: int) -> Iterator[Try]:
+    """Many connections that ask slowly, or again and again; another visitor's first page."""
+    slow = []
+    for _ in range(size):
+        one = socket.create_connection(("127.0.0.1", ground.port), timeout=30)
+        one.sendall(
+            b"POST /gradio_api/queue/join HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\n{"
+        )
+        slow.append(one)
+    busy = [
+        threading.Thread(target=lambda: ground.ask("GET", "/config"), daemon=True)
+        for _ in range(size // 10)
+    ]
+    for thread in busy:
+        thread.start()
+    began = time.monotonic()
+    status, _, _ = ground.ask("GET", "/", x_visitor="ann")
+    waited = time.monotonic() - began
+    yield Try(f"a first page beside {size} slow requests ({waited:.1f} s)", status == 200)
+    for thread in busy:
+        thread.join(60)
+    for one in slow:
+        one.close()
+
+
+class Bomb:
+    """Runs when it is unpickled."""
+
+    def __init__(self, flag: Path) -> None:
+        self.flag = flag
+
+    def __reduce__(self) -> Any:
+        return (os.mkdir, (str(self.flag),))
+
+
+def pickles(ground: Ground) -> Iterator[Try]:
+    """Pickles where weights are expected: nothing runs."""
+    from phi3lora.lora.adapters import load_adapter
+    from phi3lora.lora.loralib.interchange import import_loralib
+    from phi3lora.models.loading import load_model, load_tokenizer
+
+    folder = ground.folder / "pickles"
+    folder.mkdir(exist_ok=True)
+    flag = folder / "ran"
+    plain_pickle, archive = pickle.dumps({"x": Bomb(flag)}), folder / "archive.pt"
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr("archive/data.pkl", plain_pickle)
+        file.writestr("archive/version", "3")
+        file.writestr("archive/byteorder", "little")
+    bombs = [plain_pickle, archive.read_bytes()]
+    model = load_model(stage.config("x").model, for_training=False)
+    for number, bomb in enumerate(bombs):
+        for name in ("lora.pt", "adapter_model.bin", "pytorch_model.bin", "model.pt"):
+            place = folder / f"{number}-{name.replace('.', '-')}"
+            place.mkdir()
+            (place / name).write_bytes(bomb)
+            (place / "adapter_config.json").write_text(
+                json.dumps({"peft_type": "LORA", "r": 4, "target_modules": ["qkv_proj"]})
+            )
+            attempts: dict[str, Callable[[], Any]] = {
+                "an adapter": lambda p=place: load_adapter(model, p),
+                "a tokenizer": lambda p=place: load_tokenizer(str(p)),
+                "loralib": lambda p=place, n=name: import_loralib(
+                    p / n, p / "out", base="pocket", r=4, lora_alpha=8
+                ),
+            }
+            for what, attempt in attempts.items():
+                try:
+                    attempt()
+                except Exception:  # noqa: BLE001 whatever is said: did it run?
+                    told = True
+                else:
+                    told = False
+                yield Try(f"{name} as {what}", told and not flag.exists())
+
+
+def dependencies(ground: Ground) -> Iterator[Try]:
+    """Installed versions, and the lowest that requirements.txt admits, against known advisories."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    import yaml
+    from packaging.requirements import Requirement
+    from packaging.version import Version
+
+    kept = yaml.safe_load((Path(__file__).parent / "advisories.yaml").read_text())
+    lines = (Path(__file__).parents[2] / "requirements.txt").read_text().splitlines()
+    wanted = [Requirement(line) for line in lines if line.strip() and not line.startswith("#")]
+    lowest = {
+        one.name.lower(): min(
+            Version(s.version) for s in one.specifier if s.operator in (">=", "==")
+        )
+        for one in wanted
+        if any(s.operator in (">=", "==") for s in one.specifier)
+    }
+    for advisory in kept["advisories"]:
+        name, fixed = advisory["package"], Version(advisory["fixed"])
+        try:
+            yield Try(f"{name}: {advisory['id']}", Version(version(name)) >= fixed)
+        except PackageNotFoundError:
+            continue
+        if name in lowest:
+            yield Try(f"{name} as required: {advisory['id']}", lowest[name] >= fixed)
+
+
+CLASSES: dict[str, Attack] = {
+    "isolation": isolation,
+    "files": files,
+    "addresses": addresses,
+    "markup": markup,
+    "origin": origin,
+    "secrets": secrets,
+    "exhaustion": exhaustion,
+    "pickles": pickles,
+    "dependencies": dependencies,
+}

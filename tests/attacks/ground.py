@@ -1,0 +1,102 @@
+"""Where attacks take place: the real app on loopback, a Space that knows visitors by a header."""
+
+from __future__ import annotations
+
+import http.client
+import re
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from phi3lora.app.application import Application
+from phi3lora.app.callers import Session
+from phi3lora.settings import Settings
+from phi3lora.ui.app import build, serve
+from tests.test_ownership import visited
+
+PAGES = [
+    file.stem
+    for file in (Path(__file__).parents[2] / "phi3lora" / "ui").glob("*.py")
+    if "import session_of" in file.read_text() and file.stem != "watch"
+]
+
+
+@dataclass(frozen=True)
+class Try:
+    """One attack, and whether it was held off."""
+
+    what: str
+    held: bool
+
+
+@dataclass
+class Ground:
+    """The app as an attacker meets it.
+
+    Attributes:
+        full: try everything; else a selection.
+        folder: of this campaign.
+        demo, app: on a Space; `port` answers for it.
+        here: the port of the same app on one's own machine.
+    """
+
+    full: bool
+    folder: Path
+    demo: Any
+    app: Application
+    port: int
+    here: int
+
+    def ask(
+        self, method: str, path: str, body: bytes | None = None, port: int = 0, **headers: str
+    ) -> tuple[int, dict[str, str], bytes]:
+        """One request; (status, headers, body)."""
+        connection = http.client.HTTPConnection("127.0.0.1", port or self.port, timeout=60)
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        try:
+            connection.request(method, path, body, named)
+            answer = connection.getresponse()
+            fields = {name.lower(): value for name, value in answer.getheaders()}
+            endless = fields.get("content-type", "").startswith("text/event-stream")
+            return answer.status, fields, b"" if endless else answer.read()
+        finally:
+            connection.close()
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def some(self, things: list[Any], few: int) -> list[Any]:
+        """All of them, or a few that are spread over them."""
+        if self.full or len(things) <= few:
+            return things
+        return things[:: -(-len(things) // few)]
+
+
+def by_header(request: Any) -> Session:
+    """The visitor that a header names."""
+    name = getattr(request, "headers", {}).get("x-visitor", "")
+    return Session(name if re.fullmatch(r"\w*", name) else "")
+
+
+@contextmanager
+def ground(folder: Path, full: bool) -> Iterator[Ground]:
+    """The app twice: as a Space, and on one's own machine."""
+    with ExitStack() as stack:
+        patch = stack.enter_context(pytest.MonkeyPatch.context())
+        for page in PAGES:
+            patch.setattr(f"phi3lora.ui.{page}.session_of", by_header)
+        patch.setattr("phi3lora.ui.watch.visitor_of", lambda asking: by_header(asking).browser)
+        space = visited(Settings(folder / "space", space_id="ann/space", who_may_train="signed-in"))
+        demo = serve(build(space), space, "127.0.0.1", None, block=False)
+        stack.callback(space.close)
+        stack.callback(demo.close)
+        own = Application.open(Settings(folder / "here"))
+        local = serve(build(own), own, "127.0.0.1", None, block=False)
+        stack.callback(own.close)
+        stack.callback(local.close)
+        yield Ground(full, folder, demo, space, int(demo.server_port), int(local.server_port))
