@@ -195,7 +195,8 @@ FULL = {
             {"model.quantization": "nf4", "training_config.per_device_train_batch_size": 2},
             22.3,
         ),
-        ({**FULL, "model.dtype": "float16", "training_config.fp16": True}, 57),
+        # 57 for weights, gradients and states; autocast keeps what it casts of them beside that.
+        ({**FULL, "model.dtype": "float16", "training_config.fp16": True}, 66),
         (FULL, 43),
     ],
 )
