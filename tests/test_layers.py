@@ -184,3 +184,8 @@ def test_the_rules_find_what_they_forbid(tmp_path: Path) -> None:
     assert [is_plain(value) for value in (Queue, open_run, None)] == [False] * 3
     assert MARKUP.search('<div class="card">')
     assert not MARKUP.search("<|user|>")
+
+
+def test_no_page_is_long() -> None:
+    long = [file.name for file in FACES if len(file.read_text().splitlines()) > 400]
+    assert long == []

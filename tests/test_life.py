@@ -26,7 +26,7 @@ from phi3lora.runs.backends.ending import end
 from phi3lora.runs.queue import Queue
 from phi3lora.runs.store import Run, RunStore, changed, open_run
 from phi3lora.settings import Settings
-from phi3lora.ui.runs_page import run_list, show_run
+from phi3lora.ui.runs_show import run_list, show_run
 from tests import fake_training
 from tests.fake_training import config, kill_all, wait_for
 

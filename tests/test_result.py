@@ -20,7 +20,7 @@ from phi3lora.lora.result import Result, find_result, result_in, safetensors_who
 from phi3lora.runs.copies import restore
 from phi3lora.runs.store import RunStore
 from phi3lora.settings import Settings
-from phi3lora.ui import compare_page, runs_page
+from phi3lora.ui import compare_show, runs_page, runs_show
 from tests import stage
 from tests.hub import LoopbackHub
 
@@ -98,13 +98,13 @@ def test_the_runs_page_offers_a_whole_model(store: RunStore, settings: Settings)
     app = Application.open(settings)
     with gr.Blocks() as demo:
         page = runs_page.build(app, demo)
-    values = runs_page.show_run(run, app.views.view(run), None)
+    values = runs_show.show_run(run, app.views.view(run), None)
     assert all(values[name]["visible"] for name in ("compare", "prepare", "publish"))
     archive = page.on_download(run.id, SimpleNamespace())["value"]
     assert Path(archive).name == f"model-{run.id}.zip"
     assert "model.safetensors" in zipfile.ZipFile(archive).namelist()
     assert check_publishable(run) == run.result.folder
-    assert compare_page.adapter_choices(app.comparing.runs(Caller()))[1][1] == run.id
+    assert compare_show.adapter_choices(app.comparing.runs(Caller()))[1][1] == run.id
 
 
 def test_a_whole_model_answers_beside_its_base(settings: Settings, store: RunStore) -> None:

@@ -33,9 +33,9 @@ from phi3lora.recipes import load_recipe
 from phi3lora.runs.permission import check_paths
 from phi3lora.settings import Settings
 from phi3lora.training.preflight import Check, Preflight
-from phi3lora.ui import compare_page, runs_page, train_page
+from phi3lora.ui import compare_page, runs_page, runs_show, train_page
 from phi3lora.ui.app import build
-from phi3lora.ui.compare_page import Match
+from phi3lora.ui.asking import Match
 from phi3lora.ui.guard import Guard, Rules
 from phi3lora.ui.widgets import SPECS, shown
 from tests import stage
@@ -484,7 +484,7 @@ def test_a_finished_run_says_how_long_it_took(app: Any) -> None:
     run = stage.finished(app.launching.store)
     with EventLog(run.folder / "events.jsonl") as log:
         log.emit(Stage(name="the base answers", fraction=1.0))
-    bar = runs_page.progress_bar("finished", app.views.view(run), None)
+    bar = runs_show.progress_bar("finished", app.views.view(run), None)
     assert "took 58 s" in bar
 
 
@@ -582,14 +582,14 @@ def test_code_made_on_a_space_names_no_path_of_the_machine(tmp_path: Path) -> No
 
 def test_long_curves_are_thinned_and_end_where_they_end() -> None:
     points = [(step, float(step)) for step in range(10_000)]
-    thin = runs_page.thin(points)
-    assert len(thin) == runs_page.POINTS
+    thin = runs_show.thin(points)
+    assert len(thin) == runs_show.POINTS
     assert (thin[0], thin[-1]) == (points[0], points[-1])
 
 
 def test_progress_without_events_says_that_it_starts() -> None:
-    assert "Starting" in runs_page.progress_bar("running", RunView(), None)
-    assert "number 2 in the queue" in runs_page.progress_bar("queued", RunView(), 2)
+    assert "Starting" in runs_show.progress_bar("running", RunView(), None)
+    assert "number 2 in the queue" in runs_show.progress_bar("queued", RunView(), 2)
 
 
 # ----------------------------------------------------------------------------------- Compare
@@ -699,7 +699,7 @@ def test_without_an_adapter_the_base_answers_alone(app: Any) -> None:
 def test_blind_hides_the_names_until_the_vote(app: Any, monkeypatch: Any) -> None:
     page = page_of(compare_page, app)
     run = stage.finished(app.launching.store)
-    monkeypatch.setattr("phi3lora.ui.compare_page.random.choice", lambda sides: "tuned")
+    monkeypatch.setattr("random.choice", lambda sides: "tuned")
     last = ask(page, run.id, blind=True)[-1]
     assert "Base" not in last["left_title"] + last["right_title"]
     assert last["left"][-1]["content"] == "Arr, the end!"
@@ -718,7 +718,7 @@ def test_blind_hides_the_names_until_the_vote(app: Any, monkeypatch: Any) -> Non
 def test_sides_stay_while_a_blind_conversation_goes_on(app: Any, monkeypatch: Any) -> None:
     page = page_of(compare_page, app)
     run = stage.finished(app.launching.store)
-    monkeypatch.setattr("phi3lora.ui.compare_page.random.choice", lambda sides: "base")
+    monkeypatch.setattr("random.choice", lambda sides: "base")
     turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ahoy"}]
     last = ask(page, run.id, blind=True, match=Match("tuned", "one"), left=turns, right=turns)[-1]
     assert last["match"].left == "tuned"

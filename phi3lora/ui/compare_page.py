@@ -1,18 +1,12 @@
 """The Compare page: base and tuned side by side, one input, both streaming.
 
-Two columns, left and right. In the open the base is left; in blind mode a coin decides for each
-conversation, and the names come back with the vote. The conversation lives in the page, so every
-visitor has their own; the one engine answers everybody.
+In the open the base is left; in blind mode a coin decides for each conversation, and the names
+come back with the vote. Every visitor's conversation lives in the page; one engine answers all.
 """
 
 from __future__ import annotations
 
-import html
-import random
-import secrets
-import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
@@ -21,16 +15,30 @@ from phi3lora.app.application import Application
 from phi3lora.app.callers import Caller
 from phi3lora.app.comparing import Subject
 from phi3lora.chat.options import SETTINGS, Options, Pair, Side
-from phi3lora.chat.votes import Choice, Tally, Vote
+from phi3lora.chat.votes import Choice, Vote
 from phi3lora.errors import DataError, Phi3LoraError
-from phi3lora.runs.store import Run
 from phi3lora.ui import show
+from phi3lora.ui.asking import Ask, Match, Stops
+from phi3lora.ui.compare_show import (
+    BASE_ONLY,
+    TITLES,
+    Message,
+    adapter_choices,
+    answer_facts,
+    column_title,
+    escaped,
+    first_choice,
+    plain,
+    prompt_chips,
+    sampling_field,
+    status_line,
+    tally_line,
+    with_answer,
+)
 from phi3lora.ui.runs_page import EVERY, PULSE
 from phi3lora.ui.sessions import session_of
 from phi3lora.ui.widgets import shown
 
-BASE_ONLY = ""
-TITLES = {"base": "Base", "tuned": "Tuned"}
 HIDDEN = ("Answer A", "Answer B")
 VOTES: dict[str, Choice] = {
     "A is better": "left",
@@ -38,7 +46,6 @@ VOTES: dict[str, Choice] = {
     "Tie": "tie",
     "Both bad": "both bad",
 }
-SUGGESTIONS = 6
 REMEMBER = "(adapter) => { window.phi3lora.remember('adapter', adapter); return adapter; }"
 ASK = """
 element.addEventListener('click', (event) => {
@@ -46,72 +53,7 @@ element.addEventListener('click', (event) => {
   if (chip) trigger('click', {prompt: chip.dataset.prompt});
 });
 """
-Message = dict[str, Any]
 Columns = tuple[list[Message], list[Message]]
-
-
-@dataclass(frozen=True)
-class Match:
-    """Who stands on which side, and which pair of answers is on the page."""
-
-    left: Side = "base"
-    pair: str = ""
-
-    @property
-    def sides(self) -> tuple[Side, Side]:
-        """Left and right."""
-        return ("base", "tuned") if self.left == "base" else ("tuned", "base")
-
-
-@dataclass(frozen=True)
-class Ask:
-    """What the page sends with a question, in the order of its components."""
-
-    message: str
-    left: list[Message]
-    right: list[Message]
-    adapter: str | None
-    blind: bool
-    before: Match
-    system: str
-    sampling: dict[str, Any]
-
-    def options(self) -> Options:
-        """How to sample. A field that was emptied has its default."""
-        given = {name: value for name, value in self.sampling.items() if value is not None}
-        for name, value in given.items():
-            whole = isinstance(getattr(Options, name), int)
-            if whole and isinstance(value, float) and value.is_integer():
-                given[name] = int(value)
-        return Options((self.system or "").strip(), **given)
-
-    def match(self) -> Match:
-        """A new pair of answers; sides are drawn once, when a blind conversation begins."""
-        drawn: Side = random.choice(("base", "tuned"))
-        first: Side = drawn if self.blind else "base"
-        return Match(self.before.left if self.left else first, secrets.token_hex(8))
-
-
-class Stops:
-    """Who pressed Stop, by session; an answer looks here between tokens."""
-
-    def __init__(self) -> None:
-        self._events: dict[str, threading.Event] = {}
-
-    def begin(self, session: str) -> threading.Event:
-        """A fresh flag for this session's answer."""
-        self._events[session] = threading.Event()
-        return self._events[session]
-
-    def stop(self, session: str) -> None:
-        """Raise the session's flag."""
-        if event := self._events.get(session):
-            event.set()
-
-    def end(self, session: str, event: threading.Event) -> None:
-        """Forget the flag, unless a newer answer has replaced it."""
-        if self._events.get(session) is event:
-            del self._events[session]
 
 
 class ComparePage:
@@ -456,107 +398,3 @@ def build(app: Application, demo: gr.Blocks) -> ComparePage:
 def on_suggestion(event: gr.EventData) -> str:
     """A suggested prompt was clicked."""
     return str(event._data.get("prompt", ""))
-
-
-# ---------------------------------------------------------------------- values into what is shown
-
-
-def adapter_choices(runs: list[Run]) -> list[tuple[str, str]]:
-    """The base alone, then finished runs, newest first."""
-    return [("No adapter: the base alone", BASE_ONLY)] + [
-        (f"{run.title} · {run.id[:8]}-{run.id[9:13]}", run.id) for run in runs
-    ]
-
-
-def first_choice(wanted: str | None, choices: list[tuple[str, str]]) -> str:
-    """What the address names, else the newest finished run, else the base alone."""
-    if wanted is not None:
-        return wanted
-    newest = [value for _, value in choices if value != BASE_ONLY]
-    return newest[0] if newest else BASE_ONLY
-
-
-def plain(messages: list[Message] | None) -> list[Message]:
-    """Role and text alone, as they were said, whatever the chat component adds."""
-    return [
-        {"role": message["role"], "content": html.unescape(text_of(message["content"]))}
-        for message in messages or []
-    ]
-
-
-def escaped(messages: list[Message]) -> list[Message]:
-    """As the chat component gets them, which draws every text as HTML."""
-    return [
-        {**message, "content": html.escape(message["content"], quote=False)} for message in messages
-    ]
-
-
-def sampling_field(name: str) -> Any:
-    """A slider, or a number field, for an option of the answer."""
-    setting, value = SETTINGS[name], getattr(Options, name)
-    common: dict[str, Any] = {
-        "label": setting.title,
-        "info": setting.help,
-        "elem_id": name.replace("_", "-"),
-    }
-    if setting.slider is None:
-        return gr.Number(value=value, precision=0, **common)
-    low, high, step = setting.slider
-    return gr.Slider(low, high, value=value, step=step, **common)
-
-
-def column_title(name: str) -> str:
-    """The head of a column."""
-    kind = "tuned" if name == TITLES["tuned"] else ""
-    return f'<h2 class="side-title {kind}">{show.text(name)}</h2>'
-
-
-def text_of(content: Any) -> str:
-    """A message's text, which arrives as a string or as a list of parts."""
-    if isinstance(content, list):
-        return "".join(part.get("text", "") for part in content if isinstance(part, dict))
-    return str(content)
-
-
-def with_answer(column: list[Message], answer: str, waiting: bool) -> list[Message]:
-    """The column with the answer so far; a cursor while nothing was said yet."""
-    return [*column, {"role": "assistant", "content": answer or ("…" if waiting else "(nothing)")}]
-
-
-def status_line(note: str) -> str:
-    """What is being waited for."""
-    return f'<div class="reading"><b></b>{show.text(note[:1].upper() + note[1:])}</div>'
-
-
-def answer_facts(pair: Pair, sides: tuple[Side, Side], busy: bool) -> str:
-    """How long the answers are, and whether they ended by themselves."""
-    if busy or not pair.done:
-        return ""
-    cells = []
-    for side in sides:
-        tokens, ended = getattr(pair, f"tokens_{side}"), getattr(pair, f"stopped_{side}")
-        words = f"{tokens} tokens{'' if ended else ', cut'}" if tokens else ""
-        cells.append(f"<span>{words}</span>")
-    return f'<div class="answer-facts">{"".join(cells)}</div>'
-
-
-def prompt_chips(prompts: list[str]) -> str:
-    """Suggested prompts, each a button."""
-    chips = "".join(
-        f'<button type="button" class="chip" data-prompt="{show.text(prompt)}">'
-        f"{show.text(prompt)}</button>"
-        for prompt in prompts[:SUGGESTIONS]
-    )
-    return f'<div class="chips" aria-label="Suggested prompts">{chips}</div>' if chips else ""
-
-
-def tally_line(tally: Tally) -> str:
-    """The votes so far, or nothing where there are none."""
-    if not tally.votes:
-        return ""
-    rate = "" if tally.win_rate is None else f"tuned wins {100 * tally.win_rate:.0f} % · "
-    parts = (
-        f"{rate}{tally.tuned} tuned · {tally.base} base · {tally.ties} ties · "
-        f"{tally.both_bad} both bad"
-    )
-    return f'<p class="tally"><b>{tally.votes} blind votes</b>{parts}</p>'

@@ -1,0 +1,76 @@
+"""What the Compare page sends with a question, whose side is which, and who pressed Stop."""
+
+from __future__ import annotations
+
+import random
+import secrets
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+from phi3lora.chat.options import Options, Side
+from phi3lora.ui.compare_show import Message
+
+
+@dataclass(frozen=True)
+class Match:
+    """Who stands on which side, and which pair of answers is on the page."""
+
+    left: Side = "base"
+    pair: str = ""
+
+    @property
+    def sides(self) -> tuple[Side, Side]:
+        """Left and right."""
+        return ("base", "tuned") if self.left == "base" else ("tuned", "base")
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What the page sends with a question, in the order of its components."""
+
+    message: str
+    left: list[Message]
+    right: list[Message]
+    adapter: str | None
+    blind: bool
+    before: Match
+    system: str
+    sampling: dict[str, Any]
+
+    def options(self) -> Options:
+        """How to sample. A field that was emptied has its default."""
+        given = {name: value for name, value in self.sampling.items() if value is not None}
+        for name, value in given.items():
+            whole = isinstance(getattr(Options, name), int)
+            if whole and isinstance(value, float) and value.is_integer():
+                given[name] = int(value)
+        return Options((self.system or "").strip(), **given)
+
+    def match(self) -> Match:
+        """A new pair of answers; sides are drawn once, when a blind conversation begins."""
+        drawn: Side = random.choice(("base", "tuned"))
+        first: Side = drawn if self.blind else "base"
+        return Match(self.before.left if self.left else first, secrets.token_hex(8))
+
+
+class Stops:
+    """Who pressed Stop, by session; an answer looks here between tokens."""
+
+    def __init__(self) -> None:
+        self._events: dict[str, threading.Event] = {}
+
+    def begin(self, session: str) -> threading.Event:
+        """A fresh flag for this session's answer."""
+        self._events[session] = threading.Event()
+        return self._events[session]
+
+    def stop(self, session: str) -> None:
+        """Raise the session's flag."""
+        if event := self._events.get(session):
+            event.set()
+
+    def end(self, session: str, event: threading.Event) -> None:
+        """Forget the flag, unless a newer answer has replaced it."""
+        if self._events.get(session) is event:
+            del self._events[session]

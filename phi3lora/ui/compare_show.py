@@ -1,0 +1,119 @@
+"""What the Compare page shows, made by plain functions."""
+
+from __future__ import annotations
+
+import html
+from typing import Any
+
+import gradio as gr
+
+from phi3lora.chat.options import SETTINGS, Options, Pair, Side
+from phi3lora.chat.votes import Tally
+from phi3lora.runs.store import Run
+from phi3lora.ui import show
+
+BASE_ONLY = ""
+TITLES = {"base": "Base", "tuned": "Tuned"}
+SUGGESTIONS = 6
+Message = dict[str, Any]
+
+
+def adapter_choices(runs: list[Run]) -> list[tuple[str, str]]:
+    """The base alone, then finished runs, newest first."""
+    return [("No adapter: the base alone", BASE_ONLY)] + [
+        (f"{run.title} · {run.id[:8]}-{run.id[9:13]}", run.id) for run in runs
+    ]
+
+
+def first_choice(wanted: str | None, choices: list[tuple[str, str]]) -> str:
+    """What the address names, else the newest finished run, else the base alone."""
+    if wanted is not None:
+        return wanted
+    newest = [value for _, value in choices if value != BASE_ONLY]
+    return newest[0] if newest else BASE_ONLY
+
+
+def plain(messages: list[Message] | None) -> list[Message]:
+    """Role and text alone, as they were said, whatever the chat component adds."""
+    return [
+        {"role": message["role"], "content": html.unescape(text_of(message["content"]))}
+        for message in messages or []
+    ]
+
+
+def escaped(messages: list[Message]) -> list[Message]:
+    """As the chat component gets them, which draws every text as HTML."""
+    return [
+        {**message, "content": html.escape(message["content"], quote=False)} for message in messages
+    ]
+
+
+def sampling_field(name: str) -> Any:
+    """A slider, or a number field, for an option of the answer."""
+    setting, value = SETTINGS[name], getattr(Options, name)
+    common: dict[str, Any] = {
+        "label": setting.title,
+        "info": setting.help,
+        "elem_id": name.replace("_", "-"),
+    }
+    if setting.slider is None:
+        return gr.Number(value=value, precision=0, **common)
+    low, high, step = setting.slider
+    return gr.Slider(low, high, value=value, step=step, **common)
+
+
+def column_title(name: str) -> str:
+    """The head of a column."""
+    kind = "tuned" if name == TITLES["tuned"] else ""
+    return f'<h2 class="side-title {kind}">{show.text(name)}</h2>'
+
+
+def text_of(content: Any) -> str:
+    """A message's text, which arrives as a string or as a list of parts."""
+    if isinstance(content, list):
+        return "".join(part.get("text", "") for part in content if isinstance(part, dict))
+    return str(content)
+
+
+def with_answer(column: list[Message], answer: str, waiting: bool) -> list[Message]:
+    """The column with the answer so far; a cursor while nothing was said yet."""
+    return [*column, {"role": "assistant", "content": answer or ("…" if waiting else "(nothing)")}]
+
+
+def status_line(note: str) -> str:
+    """What is being waited for."""
+    return f'<div class="reading"><b></b>{show.text(note[:1].upper() + note[1:])}</div>'
+
+
+def answer_facts(pair: Pair, sides: tuple[Side, Side], busy: bool) -> str:
+    """How long the answers are, and whether they ended by themselves."""
+    if busy or not pair.done:
+        return ""
+    cells = []
+    for side in sides:
+        tokens, ended = getattr(pair, f"tokens_{side}"), getattr(pair, f"stopped_{side}")
+        words = f"{tokens} tokens{'' if ended else ', cut'}" if tokens else ""
+        cells.append(f"<span>{words}</span>")
+    return f'<div class="answer-facts">{"".join(cells)}</div>'
+
+
+def prompt_chips(prompts: list[str]) -> str:
+    """Suggested prompts, each a button."""
+    chips = "".join(
+        f'<button type="button" class="chip" data-prompt="{show.text(prompt)}">'
+        f"{show.text(prompt)}</button>"
+        for prompt in prompts[:SUGGESTIONS]
+    )
+    return f'<div class="chips" aria-label="Suggested prompts">{chips}</div>' if chips else ""
+
+
+def tally_line(tally: Tally) -> str:
+    """The votes so far, or nothing where there are none."""
+    if not tally.votes:
+        return ""
+    rate = "" if tally.win_rate is None else f"tuned wins {100 * tally.win_rate:.0f} % · "
+    parts = (
+        f"{rate}{tally.tuned} tuned · {tally.base} base · {tally.ties} ties · "
+        f"{tally.both_bad} both bad"
+    )
+    return f'<p class="tally"><b>{tally.votes} blind votes</b>{parts}</p>'
