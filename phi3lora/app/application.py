@@ -43,6 +43,8 @@ class Application:
         Args:
             helper: run preflights in a process of their own, as whoever serves many should.
         """
+        if settings.zero_gpu:  # its functions must be there when a Space starts
+            from phi3lora.runs.backends import zerogpu  # noqa: F401
         store = RunStore(settings)
         views, callers = Follower(store), Callers(settings)
         preflights = PreflightPool(settings) if helper else HerePreflights(settings)

@@ -43,8 +43,6 @@ def launch(
 ) -> gr.Blocks:
     """Serve the page until interrupted; on a Space to everybody, else to this machine alone."""
     settings = Settings.from_environment()
-    if settings.zero_gpu:  # its functions must be there when the app starts
-        from phi3lora.runs.backends import zerogpu  # noqa: F401
     app = Application.open(settings)
     host = "0.0.0.0" if settings.on_space else "127.0.0.1"
     return serve(build(app, repo, revision), app, host, port, block)
