@@ -401,6 +401,7 @@ EVERYTHING: list[dict[str, Any]] = [
     },
     {"peft_config.init_lora_weights": "pissa", "training_config.tf32": True},
     {"peft_config.init_lora_weights": "gaussian", "peft_config.slices": {"k": False}},
+    {"model.adapter": "ann/pirate"},
 ]
 
 
