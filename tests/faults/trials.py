@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import random
 import shutil
@@ -284,6 +285,7 @@ def flip(path: Path) -> None:
 def interrupted(recipe: str) -> Path:
     """The home of a run that was killed after its second checkpoint; kept until the end."""
     place = Path(tempfile.mkdtemp(prefix="faults-interrupted-"))
+    atexit.register(shutil.rmtree, place, ignore_errors=True)
     queue = Queue(Settings(home=place, runs_per_user=100))
     run = launch(queue, recipe)
     while not (run.folder / "checkpoints" / "checkpoint-4" / "manifest.json").exists():
