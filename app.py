@@ -20,8 +20,6 @@ def main() -> None:
     parser.add_argument("--host", default="0.0.0.0" if settings.on_space else "127.0.0.1")
     parser.add_argument("--port", type=int, default=7860)
     arguments = parser.parse_args()
-    if settings.zero_gpu:  # its functions must be there when the app starts
-        from phi3lora.runs.backends import zerogpu  # noqa: F401
     launch(settings, arguments.host, arguments.port)
 
 

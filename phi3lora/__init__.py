@@ -4,4 +4,4 @@ Start with `phi3lora.config.RunConfig`, which describes a run, and
 `phi3lora.training.trainer.train`, which carries one out.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
