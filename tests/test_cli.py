@@ -22,6 +22,7 @@ from phi3lora.chat.options import Pair
 from phi3lora.cli.reference import command_page, option_page
 from phi3lora.config import RunConfig
 from phi3lora.errors import TrainingError
+from phi3lora.models.pocket import CHECKPOINT
 from phi3lora.runs.queue import Queue
 from phi3lora.runs.store import LOCAL, RunStore, open_run
 from phi3lora.settings import Settings
@@ -158,6 +159,16 @@ def test_runs_by_id_and_by_folder(home: Settings) -> None:
     assert [entry.id for entry in RunStore(home).list(LOCAL)] == [waiting.id]
     assert waiting.id in call("runs", "list").stdout
     assert "no run" in call("runs", "show", run.id, status=2).stderr
+
+
+def test_inspect_needs_no_weights(home: Settings) -> None:
+    folder = home.home.parent / "base"
+    folder.mkdir()
+    for file in CHECKPOINT.iterdir():
+        if file.suffix != ".safetensors":
+            (folder / file.name).write_bytes(file.read_bytes())
+    found = json.loads(call("inspect", "example:pirate", "--model", folder, "--json").stdout)
+    assert found["kept"] == found["rows"] > 0
 
 
 def test_inspect(home: Settings) -> None:

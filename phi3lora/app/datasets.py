@@ -127,5 +127,5 @@ class Datasets:
         from phi3lora.models.loading import load_tokenizer, resolve_path
 
         path = resolve_path(config.model.path, detect_hardware(config.model.device))
-        tokenizer = load_tokenizer(path, config.model.revision, caller.token)
+        tokenizer = load_tokenizer(path, config.model.revision, caller.token, weights=False)
         return inspect(config, tokenizer, token=caller.token, limit=limit)

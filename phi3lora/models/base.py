@@ -142,6 +142,8 @@ def check_base(
     revision: str | None = None,
     token: str | None = None,
     cache_folder: Path | None = None,
+    *,
+    weights: bool = True,
 ) -> BaseInfo:
     """Read the base's `config.json` and say what it is.
 
@@ -150,6 +152,7 @@ def check_base(
         revision: branch, tag or commit of a Hub id.
         token: of the caller, for private and gated bases.
         cache_folder: where Hub files are kept; a folder for each user where users are strangers.
+        weights: False where a folder with the config and the tokenizer alone will do.
 
     Raises ModelError with the reason when it is no phi3 checkpoint that can be trained, and
     HubError when the Hub does not give it.
@@ -158,7 +161,9 @@ def check_base(
         path = resolve_path(path, detect_hardware())
     folder = Path(path).expanduser()
     if folder.exists():
-        _check_files(path, [file.name for file in folder.iterdir()] if folder.is_dir() else [path])
+        files = [file.name for file in folder.iterdir()] if folder.is_dir() else [path]
+        if weights or "config.json" not in files:
+            _check_files(path, files)
         return _read_config(path, folder / "config.json", folder, None)
     if not is_hub_id(path):
         raise ModelError(

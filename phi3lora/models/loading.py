@@ -45,8 +45,12 @@ def load_tokenizer(
     revision: str | None = None,
     token: str | None = None,
     cache_folder: Path | None = None,
+    *,
+    weights: bool = True,
 ) -> PreTrainedTokenizerBase:
     """The base's tokenizer, padding on the right with a token that must never be learnt.
+
+    With `weights=False` a folder will do that holds only the config and the tokenizer.
 
     Raises ModelError or HubError when the base is refused or missing.
     """
@@ -54,7 +58,7 @@ def load_tokenizer(
 
     from phi3lora.data.rendering import pad_token
 
-    base = check_base(path, revision, token, cache_folder)
+    base = check_base(path, revision, token, cache_folder, weights=weights)
     folder = fetch(base, token, cache_folder, weights=False)
     _check_sizes(base, folder)
     try:
