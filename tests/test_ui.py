@@ -19,7 +19,7 @@ import pytest
 from phi3lora import words
 from phi3lora.app.application import Application
 from phi3lora.app.callers import Caller, Callers, Session, check_may_train
-from phi3lora.app.comparing import Comparing, Subject
+from phi3lora.app.comparing import Comparing, Sides, Subject
 from phi3lora.app.datasets import Datasets, Suggestion
 from phi3lora.app.launching import Launching
 from phi3lora.app.publishing import Publishing
@@ -35,7 +35,6 @@ from phi3lora.settings import Settings
 from phi3lora.training.preflight import Check, Preflight
 from phi3lora.ui import compare_page, runs_page, runs_show, train_page
 from phi3lora.ui.app import build
-from phi3lora.ui.asking import Match
 from phi3lora.ui.guard import Guard, Rules
 from phi3lora.ui.widgets import SPECS, shown
 from tests import stage
@@ -599,7 +598,7 @@ def ask(
     page: Any,
     adapter: str,
     blind: bool = False,
-    match: Match = Match(),  # noqa: B008
+    sides: Sides = Sides(),  # noqa: B008
     left: Any = (),
     right: Any = (),
     session: str = "tab",
@@ -611,7 +610,7 @@ def ask(
         "right_title",
         "left",
         "right",
-        "match",
+        "sides",
         "status",
         "stop",
         "votes",
@@ -623,7 +622,7 @@ def ask(
         list(right),
         adapter,
         blind,
-        match,
+        sides,
         "Be brief.",
         0.5,
         0.9,
@@ -668,7 +667,7 @@ def test_who_asks_before_the_page_has_loaded_gets_the_adapter_of_the_address(
     page = page_of(compare_page, app)
     run = stage.finished(app.launching.store)
     stage.finished(app.launching.store, "Newer")
-    values = ("Who?", [], [], None, False, Match(), "", 0.0, 1.0, 64, 0, 0, 0.0, 1.0)
+    values = ("Who?", [], [], None, False, Sides(), "", 0.0, 1.0, 64, 0, 0, 0.0, 1.0)
     list(page.on_ask(request(adapter=run.id), *values))
     assert app.comparing.asked[0].name == "Pirate"
     list(page.on_ask(request(), *values))
@@ -699,30 +698,30 @@ def test_without_an_adapter_the_base_answers_alone(app: Any) -> None:
 def test_blind_hides_the_names_until_the_vote(app: Any, monkeypatch: Any) -> None:
     page = page_of(compare_page, app)
     run = stage.finished(app.launching.store)
-    monkeypatch.setattr("random.choice", lambda sides: "tuned")
+    monkeypatch.setattr("secrets.choice", lambda sides: "tuned")
     last = ask(page, run.id, blind=True)[-1]
     assert "Base" not in last["left_title"] + last["right_title"]
     assert last["left"][-1]["content"] == "Arr, the end!"
     assert visible(last["votes"])
     left, right, row, tally = page.on_vote(
-        "A is better", last["left"], last["match"], run.id, request()
+        "A is better", last["left"], last["sides"], run.id, request()
     )
     assert "Tuned" in left
     assert "Base" in right
     assert not visible(row)
     assert "tuned wins 100 %" in tally
     with pytest.raises(gr.Error, match="voted on already"):
-        page.on_vote("Tie", last["left"], last["match"], run.id, request())
+        page.on_vote("Tie", last["left"], last["sides"], run.id, request())
 
 
 def test_sides_stay_while_a_blind_conversation_goes_on(app: Any, monkeypatch: Any) -> None:
     page = page_of(compare_page, app)
     run = stage.finished(app.launching.store)
-    monkeypatch.setattr("random.choice", lambda sides: "base")
+    monkeypatch.setattr("secrets.choice", lambda sides: "base")
     turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ahoy"}]
-    last = ask(page, run.id, blind=True, match=Match("tuned", "one"), left=turns, right=turns)[-1]
-    assert last["match"].left == "tuned"
-    assert last["match"].pair not in ("", "one")
+    last = ask(page, run.id, blind=True, sides=Sides("tuned", "one"), left=turns, right=turns)[-1]
+    assert last["sides"].left == "tuned"
+    assert last["sides"].pair not in ("", "one")
 
 
 def test_stop_reaches_this_session_alone(app: Any) -> None:
@@ -785,7 +784,7 @@ def test_retry_takes_the_last_question_back(app: Any) -> None:
 def test_an_empty_question_is_not_asked(app: Any) -> None:
     page = page_of(compare_page, app)
     with pytest.raises(gr.Error, match="Type a question"):
-        list(page.on_ask(request(), "  ", [], [], "", False, Match(), "", 0, 1, 64, 0, 0, 0, 1))
+        list(page.on_ask(request(), "  ", [], [], "", False, Sides(), "", 0, 1, 64, 0, 0, 0, 1))
 
 
 # ------------------------------------------------------------------------------- the whole app

@@ -2,27 +2,13 @@
 
 from __future__ import annotations
 
-import random
-import secrets
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from phi3lora.chat.options import Options, Side
+from phi3lora.app.comparing import Sides, draw_sides
+from phi3lora.chat.options import Options
 from phi3lora.ui.compare_show import Message
-
-
-@dataclass(frozen=True)
-class Match:
-    """Who stands on which side, and which pair of answers is on the page."""
-
-    left: Side = "base"
-    pair: str = ""
-
-    @property
-    def sides(self) -> tuple[Side, Side]:
-        """Left and right."""
-        return ("base", "tuned") if self.left == "base" else ("tuned", "base")
 
 
 @dataclass(frozen=True)
@@ -34,7 +20,7 @@ class Ask:
     right: list[Message]
     adapter: str | None
     blind: bool
-    before: Match
+    before: Sides
     system: str
     sampling: dict[str, Any]
 
@@ -47,11 +33,10 @@ class Ask:
                 given[name] = int(value)
         return Options((self.system or "").strip(), **given)
 
-    def match(self) -> Match:
-        """A new pair of answers; sides are drawn once, when a blind conversation begins."""
-        drawn: Side = random.choice(("base", "tuned"))
-        first: Side = drawn if self.blind else "base"
-        return Match(self.before.left if self.left else first, secrets.token_hex(8))
+    def sides(self) -> Sides:
+        """Of a new pair of answers; they are drawn once, when a blind conversation begins."""
+        drawn = draw_sides(blind=self.blind)
+        return replace(drawn, left=self.before.left) if self.left else drawn
 
 
 class Stops:

@@ -13,12 +13,12 @@ import gradio as gr
 
 from phi3lora.app.application import Application
 from phi3lora.app.callers import Caller
-from phi3lora.app.comparing import Subject
+from phi3lora.app.comparing import Sides, Subject
 from phi3lora.chat.options import SETTINGS, Options, Pair, Side
 from phi3lora.chat.votes import Choice, Vote
 from phi3lora.errors import DataError, Phi3LoraError
 from phi3lora.ui import show
-from phi3lora.ui.asking import Ask, Match, Stops
+from phi3lora.ui.asking import Ask, Stops
 from phi3lora.ui.compare_show import (
     BASE_ONLY,
     TITLES,
@@ -62,7 +62,7 @@ class ComparePage:
     def __init__(self, app: Application) -> None:
         self.app = app
         self.stops = Stops()
-        self.match = gr.State(Match())
+        self.sides = gr.State(Sides())
         self.pulse = gr.Textbox(visible="hidden")
         self.nothing = gr.Textbox(visible="hidden")
         self.timer = gr.Timer(EVERY)
@@ -223,17 +223,17 @@ class ComparePage:
             raise DataError("Type a question first.")
         caller = self.app.callers.caller(session_of(request))
         subject = self.app.comparing.subject(self._chosen(ask.adapter, request), caller)
-        match = ask.match()
+        sides = ask.sides()
         question = {"role": "user", "content": ask.message}
         columns = (
             [*plain(ask.left), question],
             [*plain(ask.right), question] if subject.result else [],
         )
-        yield self._frame(columns, Pair(), match, subject, ask.blind, "asking")
+        yield self._frame(columns, Pair(), sides, subject, ask.blind, "asking")
         pair = Pair()
-        for pair in self._answers(subject, columns, match, ask.options(), request):
-            yield self._frame(columns, pair, match, subject, ask.blind, "answering")
-        yield self._frame(columns, pair, match, subject, ask.blind, "done")
+        for pair in self._answers(subject, columns, sides, ask.options(), request):
+            yield self._frame(columns, pair, sides, subject, ask.blind, "answering")
+        yield self._frame(columns, pair, sides, subject, ask.blind, "done")
 
     def _chosen(self, chosen: str | None, request: gr.Request) -> str:
         """The chosen adapter; of a page that has not finished loading, what it will choose."""
@@ -243,10 +243,10 @@ class ComparePage:
         return first_choice(request.query_params.get("adapter"), choices)
 
     def _answers(
-        self, subject: Subject, columns: Columns, match: Match, options: Options, request: Any
+        self, subject: Subject, columns: Columns, sides: Sides, options: Options, request: Any
     ) -> Iterator[Pair]:
         """Both answers from the engine, until they are complete or somebody presses Stop."""
-        base, tuned = columns if match.left == "base" else (columns[1], columns[0])
+        base, tuned = columns if sides.left == "base" else (columns[1], columns[0])
         session = str(request.session_hash)
         flag = self.stops.begin(session)
         caller = self.app.callers.caller(session_of(request))
@@ -258,7 +258,7 @@ class ComparePage:
             self.stops.end(session, flag)
 
     def _frame(
-        self, columns: Columns, pair: Pair, match: Match, subject: Subject, blind: bool, phase: str
+        self, columns: Columns, pair: Pair, sides: Sides, subject: Subject, blind: bool, phase: str
     ) -> list[Any]:
         """Values for what an answer changes, in the order of `answering`."""
         busy, hidden = phase != "done", blind and subject.result is not None
@@ -266,16 +266,16 @@ class ComparePage:
             escaped(with_answer(column, getattr(pair, side), not getattr(pair, f"done_{side}")))
             if column
             else []
-            for column, side in zip(columns, match.sides, strict=True)
+            for column, side in zip(columns, sides.order, strict=True)
         ]
-        labels = HIDDEN if hidden else tuple(TITLES[side] for side in match.sides)
+        labels = HIDDEN if hidden else tuple(TITLES[side] for side in sides.order)
         note = status_line(pair.note) if busy and pair.note else ""
         return [
             "" if phase == "asking" else gr.skip(),
             *map(column_title, labels),
             *answers,
-            match,
-            note or answer_facts(pair, match.sides, busy),
+            sides,
+            note or answer_facts(pair, sides.order, busy),
             gr.update(visible=busy),
             gr.update(visible=hidden and not busy),
         ]
@@ -299,23 +299,23 @@ class ComparePage:
             column_title(TITLES["tuned"]),
             [],
             [],
-            Match(),
+            Sides(),
             "",
             gr.update(visible=False),
         ]
 
     @shown
     def on_vote(
-        self, label: str, left: list[Message], match: Match, chosen: str | None, request: gr.Request
+        self, label: str, left: list[Message], sides: Sides, chosen: str | None, request: gr.Request
     ) -> list[Any]:
         """Count a vote and show which was which."""
         questions = [turn["content"] for turn in plain(left) if turn["role"] == "user"]
-        if not questions or not match.pair:
+        if not questions or not sides.pair:
             raise DataError("Ask both something first.")
         caller = self.app.callers.caller(session_of(request))
-        vote = Vote(chosen or "", match.pair, VOTES[label], match.left, questions[-1])
+        vote = Vote(chosen or "", sides.pair, VOTES[label], sides.left, questions[-1])
         self.app.comparing.vote(vote, caller)
-        names = [column_title(TITLES[side]) for side in match.sides]
+        names = [column_title(TITLES[side]) for side in sides.order]
         return [
             *names,
             gr.update(visible=False),
@@ -335,7 +335,7 @@ class ComparePage:
             *self.titles,
             self.left,
             self.right,
-            self.match,
+            self.sides,
             self.facts,
             self.stop,
             self.vote_row,
@@ -364,7 +364,7 @@ class ComparePage:
             self.right,
             self.adapter,
             self.blind,
-            self.match,
+            self.sides,
             self.system,
             *self.sampling.values(),
         ]
@@ -376,13 +376,13 @@ class ComparePage:
         self.suggestions.click(on_suggestion, None, self.message, **quiet).then(
             self.on_ask, inputs, self.answering, **quiet
         )
-        fresh = [*self.titles, self.left, self.right, self.match, self.facts, self.vote_row]
+        fresh = [*self.titles, self.left, self.right, self.sides, self.facts, self.vote_row]
         self.clear.click(self.on_clear, None, fresh, **quiet)
         self.blind.input(self.on_clear, None, fresh, **quiet)
         for button in self.vote_buttons:
             button.click(
                 self.on_vote,
-                [button, self.left, self.match, self.adapter],
+                [button, self.left, self.sides, self.adapter],
                 [*self.titles, self.vote_row, self.tally],
                 **quiet,
             )
