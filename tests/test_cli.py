@@ -19,6 +19,7 @@ import phi3lora
 from phi3lora import cli
 from phi3lora.app.preflights import PreflightPool
 from phi3lora.chat.options import Pair
+from phi3lora.checks import Check
 from phi3lora.cli.reference import command_page, option_page
 from phi3lora.config import RunConfig
 from phi3lora.errors import TrainingError
@@ -26,7 +27,7 @@ from phi3lora.models.pocket import CHECKPOINT
 from phi3lora.runs.queue import Queue
 from phi3lora.runs.store import LOCAL, RunStore, open_run
 from phi3lora.settings import Settings
-from phi3lora.training.preflight import Check, Preflight
+from phi3lora.training.preflight import Preflight
 from tests import fake_training, stage
 from tests.fake_training import config, wait, wait_for
 

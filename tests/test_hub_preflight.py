@@ -6,9 +6,10 @@ import time
 
 import pytest
 
+from phi3lora.checks import Check
 from phi3lora.config import RunConfig
 from phi3lora.hub import access
-from phi3lora.hub.preflight import Finding, check_hub
+from phi3lora.hub.preflight import check_hub
 from phi3lora.settings import Settings
 from tests.hub import LoopbackHub
 from tests.hub.fixtures import go_offline
@@ -28,7 +29,7 @@ def ann(hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> LoopbackHub:
 
 def test_nobody_is_signed_in(ann: LoopbackHub) -> None:
     [finding] = check_hub(PLAIN, None)
-    assert finding == ("Token", "green", "None needed to train; publishing needs a sign-in.", "")
+    assert finding == Check("Token", "green", "None needed to train; publishing needs a sign-in.")
     [finding] = check_hub(KEPT, None)
     assert (finding.level, finding.remedy) == ("red", "Sign in, or switch hub.backup off.")
     assert not ann.requests
@@ -37,13 +38,13 @@ def test_nobody_is_signed_in(ann: LoopbackHub) -> None:
 @pytest.mark.parametrize(
     ("token", "config", "seconds", "expected"),
     [
-        ("hf_ann", PLAIN, 9e9, Finding("Token", "green", "ann.")),
-        ("hf_hour", PLAIN, 600, Finding("Token", "green", "ann, good for 1 h 0 min.")),
+        ("hf_ann", PLAIN, 9e9, Check("Token", "green", "ann.")),
+        ("hf_hour", PLAIN, 600, Check("Token", "green", "ann, good for 1 h 0 min.")),
         (
             "hf_hour",
             PLAIN,
             5400,
-            Finding(
+            Check(
                 "Token",
                 "amber",
                 "ann's sign-in ends in 1 h 0 min, and the run takes about 1 h 30 min.",
@@ -54,7 +55,7 @@ def test_nobody_is_signed_in(ann: LoopbackHub) -> None:
             "hf_read",
             PLAIN,
             None,
-            Finding(
+            Check(
                 "Token",
                 "amber",
                 "ann's token may only read.",
@@ -64,7 +65,7 @@ def test_nobody_is_signed_in(ann: LoopbackHub) -> None:
     ],
 )
 def test_a_token_lasts_and_may_write(
-    ann: LoopbackHub, token: str, config: RunConfig, seconds: float | None, expected: Finding
+    ann: LoopbackHub, token: str, config: RunConfig, seconds: float | None, expected: Check
 ) -> None:
     assert check_hub(config, token, seconds) == [expected]
 
@@ -81,12 +82,8 @@ def test_a_wrong_token_is_red_and_a_silent_hub_amber(ann: LoopbackHub) -> None:
 
 def test_a_backup_needs_rights_and_a_free_name(ann: LoopbackHub) -> None:
     assert [item.level for item in check_hub(KEPT, "hf_read")] == ["red", "green"]
-    assert check_hub(KEPT, "hf_ann")[1] == (
-        "Backup",
-        "green",
-        "To a new private repository of ann.",
-        "",
-    )
+    free = Check("Backup", "green", "To a new private repository of ann.")
+    assert check_hub(KEPT, "hf_ann")[1] == free
     ann.add_repo("model", "ann/taken", {"model.txt": b"1"}, private=True)
     for repo, level, words in (
         ("ann/free", "green", "To ann/free, whose name is free."),

@@ -22,6 +22,7 @@ LAYERS = {
     "redaction": 0,
     "isolation": 0,
     "words": 0,
+    "checks": 0,
     "models.phi3": 0,  # a table that imports nothing, so that the configuration may ask it
     "strict_yaml": 0,
     "arguments": 0,
@@ -176,9 +177,9 @@ def test_no_widget_command_or_markup_below_the_faces(file: Path) -> None:
 
 
 def test_the_rules_find_what_they_forbid(tmp_path: Path) -> None:
+    from phi3lora.checks import Level
     from phi3lora.runs.queue import Queue
     from phi3lora.runs.store import ACTIVE, Run, open_run
-    from phi3lora.training.preflight import Level
 
     assert [is_plain(value) for value in (Run, ACTIVE, Level)] == [True] * 3
     assert [is_plain(value) for value in (Queue, open_run, None)] == [False] * 3

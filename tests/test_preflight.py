@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 
+from phi3lora.checks import Check
 from phi3lora.config import RunConfig
 from phi3lora.models import hardware
 from phi3lora.models.hardware import Hardware
 from phi3lora.settings import Settings
 from phi3lora.training import preflight as module
-from phi3lora.training.preflight import Check, Preflight, blocking, preflight
+from phi3lora.training.preflight import Preflight, blocking, preflight
 
 GIB = 2**30
 NAMES = ["Data", "Model", "Adapter", "Hardware", "Memory", "Token", "Disk"]

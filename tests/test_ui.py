@@ -25,6 +25,7 @@ from phi3lora.app.launching import Launching
 from phi3lora.app.publishing import Publishing
 from phi3lora.app.views import RunView
 from phi3lora.chat.options import Options, Pair
+from phi3lora.checks import Check
 from phi3lora.config import RunConfig
 from phi3lora.errors import AccessError, ConfigError, RunError
 from phi3lora.events import EventLog, Resumed, Stage, Step
@@ -32,7 +33,7 @@ from phi3lora.hub.access import Found
 from phi3lora.recipes import load_recipe
 from phi3lora.runs.permission import check_paths
 from phi3lora.settings import Settings
-from phi3lora.training.preflight import Check, Preflight
+from phi3lora.training.preflight import Preflight
 from phi3lora.ui import compare_page, runs_page, runs_show, train_page
 from phi3lora.ui.app import build
 from phi3lora.ui.guard import Guard, Rules

@@ -7,8 +7,8 @@ for finding in check_hub(config, token, seconds=5400):
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal, NamedTuple
 
+from phi3lora.checks import Check, Level
 from phi3lora.config import RunConfig
 from phi3lora.errors import HubError
 from phi3lora.hub.access import Identity, cached_identity
@@ -17,17 +17,8 @@ from phi3lora.hub.client import Unreachable, may_write
 SPARE_SECONDS = 900.0  # that a sign-in should last beyond the estimated end
 
 
-class Finding(NamedTuple):
-    """One check: its name, how it went, what was found, and the remedy if there is one."""
-
-    name: str
-    level: Literal["green", "amber", "red"]
-    found: str
-    remedy: str = ""
-
-
-def check_hub(config: RunConfig, token: str | None, seconds: float | None = None) -> list[Finding]:
-    """What stands between the run and the Hub, a finding each. Never raises.
+def check_hub(config: RunConfig, token: str | None, seconds: float | None = None) -> list[Check]:
+    """What stands between the run and the Hub, a check each. Never raises.
 
     Whether base and dataset can be read is found out where they are read.
 
@@ -40,28 +31,28 @@ def check_hub(config: RunConfig, token: str | None, seconds: float | None = None
     try:
         who = cached_identity(token)
     except Unreachable as error:
-        return [Finding("Token", "amber", f"It could not be checked. {error}")]
+        return [Check("Token", "amber", f"It could not be checked. {error}")]
     except HubError as error:
-        return [Finding("Token", "red", str(error))]
+        return [Check("Token", "red", str(error))]
     return [_token(who, config, seconds), *_backup(who, config, token)]
 
 
-def _without_token(config: RunConfig) -> Finding:
+def _without_token(config: RunConfig) -> Check:
     if config.hub.backup:
-        return Finding(
+        return Check(
             "Token",
             "red",
             "The run is to be backed up, and nobody is signed in.",
             "Sign in, or switch hub.backup off.",
         )
-    return Finding("Token", "green", "None needed to train; publishing needs a sign-in.")
+    return Check("Token", "green", "None needed to train; publishing needs a sign-in.")
 
 
-def _token(who: Identity, config: RunConfig, seconds: float | None) -> Finding:
+def _token(who: Identity, config: RunConfig, seconds: float | None) -> Check:
     """Whether it may write, and lasts."""
-    needed: Literal["amber", "red"] = "red" if config.hub.backup else "amber"
+    needed: Level = "red" if config.hub.backup else "amber"
     if who.can_write is False:
-        return Finding(
+        return Check(
             "Token",
             needed,
             f"{who.name}'s token may only read.",
@@ -71,17 +62,17 @@ def _token(who: Identity, config: RunConfig, seconds: float | None) -> Finding:
     if left is not None and left < (seconds or 0) + SPARE_SECONDS:
         ends = _hours(max(left, 0))
         takes = f", and the run takes about {_hours(seconds)}" if seconds else ""
-        return Finding(
+        return Check(
             "Token",
             "amber",
             f"{who.name}'s sign-in ends in {ends}{takes}.",
             "Sign in again before it starts, or before it is published.",
         )
     lasts = "" if left is None else f", good for {_hours(left)}"
-    return Finding("Token", "green", f"{who.name}{lasts}.")
+    return Check("Token", "green", f"{who.name}{lasts}.")
 
 
-def _backup(who: Identity, config: RunConfig, token: str) -> Iterator[Finding]:
+def _backup(who: Identity, config: RunConfig, token: str) -> Iterator[Check]:
     """Whether the run's repository is free, or one's own."""
     if not config.hub.backup:
         return
@@ -89,15 +80,15 @@ def _backup(who: Identity, config: RunConfig, token: str) -> Iterator[Finding]:
     from phi3lora.hub.upload import full_name
 
     if config.hub.repo is None:
-        yield Finding("Backup", "green", f"To a new private repository of {who.name}.")
+        yield Check("Backup", "green", f"To a new private repository of {who.name}.")
         return
     try:
         exists = check_run_repo(config.hub.repo, who, token)
     except HubError as error:
-        yield Finding("Backup", "red", str(error))
+        yield Check("Backup", "red", str(error))
         return
     if exists and not may_write(full_name(config.hub.repo, who), token):
-        yield Finding(
+        yield Check(
             "Backup",
             "amber",
             f"{config.hub.repo} was made by another app and cannot be written with this sign-in: "
@@ -105,7 +96,7 @@ def _backup(who: Identity, config: RunConfig, token: str) -> Iterator[Finding]:
         )
         return
     state = "which is a run's already" if exists else "whose name is free"
-    yield Finding("Backup", "green", f"To {config.hub.repo}, {state}.")
+    yield Check("Backup", "green", f"To {config.hub.repo}, {state}.")
 
 
 def _hours(seconds: float) -> str:

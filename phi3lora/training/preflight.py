@@ -15,16 +15,16 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from phi3lora import words
+from phi3lora.checks import Check, Fix
 from phi3lora.config import RunConfig
 from phi3lora.data.plan import check_held_out
 from phi3lora.errors import ConfigError, Phi3LoraError
 from phi3lora.hub.preflight import check_hub
 from phi3lora.settings import Settings
 
-Level = Literal["green", "amber", "red"]
 GIB = 2**30
 PREVIEW_ROWS = 5_000  # rows that are read and counted for a look
 CROWDED = 0.9  # share of the free memory from which a run may fail
@@ -35,32 +35,6 @@ LOWEST_RATE, MOST_EPOCHS, MOST_SCALING = 1e-7, 30, 16
 DOWNLOADED_BYTES = 2  # of a weight on the Hub
 UNKNOWN_SAVES = 10  # checkpoints of a run whose steps are not known yet
 OPTIMIZER_BYTES = 12  # of a trained parameter in a checkpoint: weight and two moments, float32
-
-
-@dataclass(frozen=True)
-class Fix:
-    """A remedy that a program can apply: what a button says, and the options it sets.
-
-    config.with_values(fix.values)
-    """
-
-    label: str
-    values: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Check:
-    """One check: its name, how it went, what was found, and the remedy if there is one.
-
-    Attributes:
-        fixes: ways to mend it by changing options; any one of them, or several in turn.
-    """
-
-    name: str
-    level: Level
-    found: str
-    remedy: str = ""
-    fixes: tuple[Fix, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -106,7 +80,7 @@ def preflight(
     checks += _settings_checks(config, estimate)
     checks += _memory_checks(config, base, hardware, inspection, estimate)
     seconds = estimate.seconds if estimate else None
-    checks += [Check(*finding) for finding in check_hub(config, token, seconds)]
+    checks += check_hub(config, token, seconds)
     checks.append(_disk_check(config, base, settings.home, estimate))
     order = ["Data", "Model", "Adapter", "Settings", "Hardware", "Memory"]
     order += ["Token", "Backup", "Disk"]

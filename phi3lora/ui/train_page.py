@@ -15,11 +15,12 @@ from typing import Any
 import gradio as gr
 
 from phi3lora.app.application import Application
+from phi3lora.checks import Check
 from phi3lora.config import POCKET, RunConfig
 from phi3lora.errors import AccessError, ConfigError, DataError, Phi3LoraError
 from phi3lora.hub.access import SUGGESTED_MODELS
 from phi3lora.recipes import load_recipe, recipes
-from phi3lora.training.preflight import Check, Preflight
+from phi3lora.training.preflight import Preflight
 from phi3lora.ui import form, show
 from phi3lora.ui.code import PlainCode
 from phi3lora.ui.data_step import DataStep
