@@ -76,7 +76,7 @@ def test_a_large_base_on_a_cpu_is_loaded_in_half_the_bytes() -> None:
     assert choose_dtype("auto", CPU, 2_000_000) == ("float32", None)
     dtype, notice = choose_dtype("auto", CPU, 3_821_079_552)
     assert dtype == "bfloat16"
-    assert "14.2 of 12.0 GiB" in (notice or "")
+    assert "14.2 GB of 12.0 GB" in (notice or "")
     assert choose_dtype("float32", CPU, 3_821_079_552) == ("float32", None)
 
 

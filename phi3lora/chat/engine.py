@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from phi3lora import words
 from phi3lora.chat.options import Options, Pair, Side
 from phi3lora.chat.requests import Request, never
 from phi3lora.config import ModelConfig
@@ -41,7 +42,6 @@ MOST_WAITING = 32  # requests in the queue; more are refused
 LOOK_SECONDS = 1.0  # how often the engine looks whether a training needs its memory
 RELOAD_PATIENCE = 3.0  # times the loading time that a base is kept while another is waited for
 BYTES = {"none": 0, "nf4": 0.6, "fp4": 0.6, "int8": 1.1}  # of a weight; 0: by its precision
-GIB = 2**30
 ALIVE_SECONDS = 0.5  # how often a reader looks whether the model's thread lives
 log = logging.getLogger(__name__)
 
@@ -410,7 +410,7 @@ class ChatEngine:
         training = self._training()
         if need + (training or 0) <= hardware.memory_free:
             return Room(True, need, hardware.memory_free)
-        memory = f"{need / GIB:.1f} GiB of memory, {hardware.memory_free / GIB:.1f} are free"
+        memory = f"{words.size(need)} of memory, {words.size(hardware.memory_free)} are free"
         if training is None:
             message = f"Chat needs {memory}. End what else uses it, or choose a smaller base."
         else:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from phi3lora import words
 from phi3lora.config import POCKET
 from phi3lora.errors import AdapterError
 from phi3lora.hub.client import (
@@ -130,8 +131,8 @@ def _check_files(repo: str, sizes: dict[str, int]) -> None:
         )
     if sizes[WEIGHTS] > LARGEST:
         raise AdapterError(
-            f"{repo}: its weights take {sizes[WEIGHTS] / 2**30:.0f} GiB, more than an adapter "
-            f"should (up to {LARGEST // 2**30}). Choose another one."
+            f"{repo}: its weights take {words.size(sizes[WEIGHTS])}, more than an adapter should "
+            f"(up to {words.size(LARGEST)}). Choose another one."
         )
 
 

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+from phi3lora import words
 from phi3lora.errors import ModelError
 
 Device = Literal["cpu", "cuda"]
@@ -227,8 +228,8 @@ def choose_dtype(
         return "bfloat16", None
     if parameters and 4 * parameters > hardware.memory_free / 2:
         return "bfloat16", (
-            f"float32 weights would take {4 * parameters / GIB:.1f} of "
-            f"{hardware.memory_free / GIB:.1f} GiB free memory: the base is loaded in bfloat16."
+            f"float32 weights would take {words.size(4 * parameters)} of "
+            f"{words.size(hardware.memory_free)} free memory: the base is loaded in bfloat16."
         )
     return "float32", None
 

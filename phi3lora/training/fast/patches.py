@@ -93,6 +93,14 @@ CHANGES = (
         "A hook keeps the gradient of each B inside its slices.",
     ),
     Change(
+        "phi3lora.hub.xet:watched",
+        "huggingface_hub's progress of uploads through Xet is counted by us as well.",
+    ),
+    Change(
+        "phi3lora.ui.app:serve",
+        "Gradio looks into its empty queue less often, and serves no hot reload on a Space.",
+    ),
+    Change(
         "phi3lora.chat.patches:patched",
         "All that the chat changes: linear layers in oneDNN's order on a CPU, attention by rows, "
         "and a hook on each layer that an adapter changes.",
