@@ -85,7 +85,7 @@ def test_progress_with_xet_is_told_by_bytes(ann: LoopbackHub, tmp_path: Path) ->
     send("hf_ann", NAME, contents, "Hello", progress=shares.append)
     assert any("xet-write-token" in request.path for request in ann.requests)
     assert shares == sorted(shares)
-    assert len({share for share in shares if 0 < share < 1}) >= 2
+    assert [share for share in shares if 0 < share < 1], "else it jumps from nothing to all"
     assert shares[-1] == 1.0
     assert ann.files("model", NAME)["w.safetensors"] == large.read_bytes()
 

@@ -171,7 +171,7 @@ def test_the_card_is_evidence(ann: LoopbackHub, hub_run: Path) -> None:
         "| Hardware | A very fine CPU |",
         "| Trained parameters | 59,392 of 3,862,784 (1.54%) |",
         "| Time | 1 min 23 s |",
-        "| Most memory | 1.5 GiB |",
+        "| Most memory | 1.5 GB |",
         "| `training_config.learning_rate` | 0.0002 |",
         "![Loss over steps](loss.png)",
         "1 held-out prompts occur in the training rows too",

@@ -348,7 +348,11 @@ def test_the_split_is_the_runs(size: float, tmp_path: Path) -> None:
     assert expected.test is not None
     files = write_rows(chosen, tmp_path, tokenizer)
     train, test = ([json.loads(line)["messages"] for line in f.open()] for f in files)
-    assert test == expected.test["messages"][:]
+    held_out = [
+        [{name: value for name, value in turn.items() if value is not None} for turn in turns]
+        for turns in expected.test["messages"]
+    ]
+    assert test == held_out
     assert len(train) == len(expected.train) == 41 - len(test)
     assert not [row for row in train if row in test]
 

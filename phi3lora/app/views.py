@@ -149,7 +149,9 @@ class Follower:
         seen = self._lists.get(owner)
         if seen and now - seen[0] < FRESH:
             return seen[1]
-        lines = "\n".join(f"{run.id} {run.status} {run.title}" for run in self._store.list(owner))
+        lines = "\n".join(
+            f"{run.id} {run.status} {run.title} {run.message}" for run in self._store.list(owner)
+        )
         pulse = hashlib.sha256(lines.encode()).hexdigest()[:12]
         self._lists[owner] = (now, pulse)
         return pulse

@@ -196,7 +196,7 @@ class RunsPage:
     def _values(self, run: Run) -> dict[str, Any]:
         """What to show of a run; made once for all who watch it."""
         position = self.app.launching.position(run)
-        pulse = f"{run.status} {position} {self.app.views.run_pulse(run)}"
+        pulse = f"{run.status} {run.message} {position} {self.app.views.run_pulse(run)}"
         known = self._made.get(run.id)
         if known is None or known[0] != pulse:
             known = (pulse, show_run(run, self.app.views.view(run), position))
