@@ -2,7 +2,6 @@
 
     report = evaluate(config, run_folder)
     report.verdict                 "better", "worse" or "cannot tell"
-    Report.read(run_folder)        the same, later
 
 The base is loaded once, scored (or its kept scores are read), then given the adapter and scored
 again, so that both answer the same rows in the same precision.
@@ -75,24 +74,6 @@ class Report:
         for item, comparison in zip(values["comparisons"], self.comparisons, strict=True):
             item["verdict"] = comparison.verdict
         return values
-
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> Report:
-        """The inverse of `to_json`."""
-        comparisons = [
-            Comparison(**{name: item[name] for name in item if name != "verdict"})
-            for item in values["comparisons"]
-        ]
-        samples = {name: [Sample(**item) for item in values[name]] for name in ("gained", "lost")}
-        return cls(**{**values, "comparisons": comparisons, **samples})
-
-    @classmethod
-    def read(cls, folder: Path) -> Report | None:
-        """The report of a run folder; None where there is none yet."""
-        try:
-            return cls.from_json(json.loads((folder / "report.json").read_text("utf-8")))
-        except FileNotFoundError:
-            return None
 
     def write(self, folder: Path) -> None:
         """Write `report.json`, whole or not at all."""

@@ -1,8 +1,8 @@
 """What is checked before a run is launched, so that it fails before any time is spent.
 
-    look = preflight(config, settings, token)
-    look.inspection, look.estimate
-    [check.level for check in look.checks]     "green", "amber", "red"
+    found = preflight(config, settings, token)
+    found.inspection, found.estimate
+    [check.level for check in found.checks]     "green", "amber", "red"
 
 Each check says what was found, and if that is not good, what to do about it. Red means that the
 run cannot work; amber that it will, but not as you may think.
@@ -89,11 +89,11 @@ def preflight(
     )
 
 
-def blocking(look: Preflight) -> list[str]:
+def blocking(found: Preflight) -> list[str]:
     """What stands in the way of a launch, a line each; empty when nothing does."""
     return [
         f"{check.name}: {check.found} {check.remedy}".strip()
-        for check in look.checks
+        for check in found.checks
         if check.level == "red"
     ]
 

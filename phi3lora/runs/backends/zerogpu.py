@@ -36,7 +36,7 @@ from phi3lora.chat.whole import Chat
 from phi3lora.config import ModelConfig, RunConfig
 from phi3lora.data.conversation import Message
 from phi3lora.errors import AccessError, Phi3LoraError, RunError
-from phi3lora.events import Event, EventLog, Notice, Step
+from phi3lora.events import Ended, Event, EventLog, Notice, Step
 from phi3lora.models.base import check_base, fetch, resolve_path
 from phi3lora.models.hardware import Hardware, lend
 from phi3lora.runs import life
@@ -142,6 +142,7 @@ def train_slice(folder: str, pipe: str, seconds: float) -> dict[str, Any]:
     def note(event: Event) -> None:
         if isinstance(event, Step):
             seen.setdefault("first", time.monotonic())
+        if isinstance(event, Step | Ended):
             seen["step"] = event.step
 
     with _reporting(folder, pipe, note) as (run, emit, token, cache):
