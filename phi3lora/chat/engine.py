@@ -446,7 +446,7 @@ def _collect() -> None:
     try:
         if torch is not None and torch.cuda.is_available():
             torch.cuda.empty_cache()
-    except BaseException:
+    except BaseException:  # after a fault of the GPU nothing is left to give back
         log.exception("The GPU's memory could not be given back")
 
 
