@@ -79,13 +79,13 @@ def test_somebody_elses_commit_is_not_taken_for_ones_own(ann: LoopbackHub) -> No
 
 def test_progress_with_xet_is_told_by_bytes(ann: LoopbackHub, tmp_path: Path) -> None:
     large = tmp_path / "w.safetensors"
-    large.write_bytes(os.urandom(24_000_000))
+    large.write_bytes(os.urandom(240_000_000))  # reports come every fifth of a second
     shares: list[float] = []
     contents: dict[str, bytes | Path] = {"README.md": b"# M\n", "w.safetensors": large}
     send("hf_ann", NAME, contents, "Hello", progress=shares.append)
     assert any("xet-write-token" in request.path for request in ann.requests)
     assert shares == sorted(shares)
-    assert [share for share in shares if 0 < share < 1], "else it jumps from nothing to all"
+    assert len({share for share in shares if 0 < share < 1}) >= 2
     assert shares[-1] == 1.0
     assert ann.files("model", NAME)["w.safetensors"] == large.read_bytes()
 
