@@ -23,6 +23,7 @@ from phi3lora.app.callers import Caller, Callers, Session, check_may_train
 from phi3lora.app.comparing import Comparing, Sides, Subject
 from phi3lora.app.datasets import Datasets, Suggestion
 from phi3lora.app.launching import Launching
+from phi3lora.app.models import Models
 from phi3lora.app.publishing import Publishing
 from phi3lora.app.views import RunView
 from phi3lora.chat.options import Options, Pair
@@ -31,6 +32,7 @@ from phi3lora.config import RunConfig
 from phi3lora.errors import AccessError, ConfigError, RunError
 from phi3lora.events import EventLog, Resumed, Stage, Step
 from phi3lora.hub.access import Found
+from phi3lora.models.hardware import GIB, Hardware
 from phi3lora.recipes import load_recipe
 from phi3lora.runs.permission import check_paths
 from phi3lora.settings import Settings
@@ -91,6 +93,9 @@ class FakePreflights:
     def parts(self, *_: Any) -> tuple[list[str], list[str]]:
         return [], ["train"]
 
+    def hardware(self) -> Hardware:
+        return Hardware("cpu", "CPU, 2 cores", 8 * GIB, 8 * GIB, True, 2)
+
     def close(self) -> None: ...
 
 
@@ -130,6 +135,7 @@ def fake(settings: Settings) -> Any:
         callers=callers,
         preflights=preflights,
         datasets=Datasets(settings, store, preflights),
+        models=Models(preflights),
         launching=Launching(settings, store, real.launching.queue, real.views, preflights),
         comparing=FakeComparing(settings, store, real.views, callers),
     )

@@ -233,7 +233,7 @@ class TrainPage:
         """More bases to choose from; without the Hub those that were there."""
         try:
             caller = self.app.callers.caller(session_of(request))
-            return gr.update(choices=self.app.datasets.bases(caller))
+            return gr.update(choices=self.app.models.suggested(caller))
         except Phi3LoraError:
             return gr.skip()
 
