@@ -109,9 +109,9 @@ class Comparing:
     def subject(self, name: str, caller: Caller, revision: str | None = None) -> Subject:
         """What this caller means by a name.
 
-        The bundled adapter, for everybody; a run of theirs by its id; on one's own machine a folder: of a run, an adapter, or a whole
-        model; an adapter on the Hub, `USER/NAME`; the base alone by an empty name. Raises
-        RunError, AdapterError, HubError or AccessError.
+        The bundled adapter, for everybody; a run of theirs by its id; on one's own machine a
+        folder: of a run, an adapter, or a whole model; an adapter on the Hub, `USER/NAME`; the
+        base alone by an empty name. Raises RunError, AdapterError, HubError or AccessError.
         """
         if not name:
             return BASE_ALONE
