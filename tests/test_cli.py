@@ -369,7 +369,7 @@ def test_no_runs_yet(home: Settings) -> None:
         (["inspect", "x.csv", "--format", "xml"], "data.format"),
         (["chat", "--adapter", "nowhere", "--json"], "give it with --prompt"),
         (["chat", "--adapter", "nowhere", "--prompt", "x"], "no run 'nowhere'"),
-        (["train"], "Missing argument"),
+        (["train"], "CONFIG: name a YAML file or a recipe, or a run with --from"),
         (["fly"], "No such command"),
     ],
 )
