@@ -7,7 +7,7 @@ from typing import Any
 import gradio as gr
 import pytest
 
-from phi3lora.data.thoughts import Answer, join_thoughts, split_thoughts
+from phi3lora.thoughts import Answer, join_thoughts, split_thoughts
 from phi3lora.ui.compare_show import THOUGHTS, escaped, plain
 
 

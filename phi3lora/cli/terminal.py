@@ -22,11 +22,11 @@ from rich.text import Text
 from phi3lora import words
 from phi3lora.app.models import Base
 from phi3lora.chat.options import Pair, Side
-from phi3lora.data.thoughts import split_thoughts
 from phi3lora.events import Event, Stage, Step
 from phi3lora.hub.access import Found
 from phi3lora.hub.backup import RunRepo
 from phi3lora.runs.store import Run
+from phi3lora.thoughts import split_thoughts
 from phi3lora.wording import describe
 
 Show = Callable[[Event], None]

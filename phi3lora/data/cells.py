@@ -13,8 +13,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any, cast, get_args
 
 from phi3lora.data.conversation import PLAIN, TOOLS, Message, Role, Unusable, Writes
-from phi3lora.data.thoughts import join_thoughts
 from phi3lora.data.tools import CALL_ROLES, RESULT_ROLES, calls, definitions, result
+from phi3lora.thoughts import join_thoughts
 
 LONGEST_LITERAL = 1 << 20  # characters of a list as Python prints it; ast needs 100 times as many
 

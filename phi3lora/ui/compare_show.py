@@ -9,8 +9,8 @@ import gradio as gr
 
 from phi3lora.chat.options import SETTINGS, Options, Pair, Side
 from phi3lora.chat.votes import Tally
-from phi3lora.data.thoughts import join_thoughts, split_thoughts
 from phi3lora.runs.store import Run
+from phi3lora.thoughts import OPENING, join_thoughts, split_thoughts
 from phi3lora.ui import show
 
 BASE_ONLY = ""
@@ -38,14 +38,16 @@ def first_choice(wanted: str | None, choices: list[tuple[str, str]]) -> str:
 def plain(messages: list[Message] | None) -> list[Message]:
     """Role and text alone, as they were said, whatever the chat component adds."""
     said: list[Message] = []
-    thoughts = False
+    thoughts: str | None = None
     for message in messages or []:
         text = html.unescape(text_of(message["content"]))
-        if thoughts and message["role"] == "assistant":
-            said[-1]["content"] = join_thoughts(said[-1]["content"], text)
-        else:
-            said.append({"role": message["role"], "content": text})
-        thoughts = (message.get("metadata") or {}).get("title") == THOUGHTS
+        if thoughts is not None and message["role"] == "assistant":
+            said[-1]["content"] = join_thoughts(thoughts, text)
+            thoughts = None
+            continue
+        folded = (message.get("metadata") or {}).get("title") == THOUGHTS
+        thoughts = text if folded else None
+        said.append({"role": message["role"], "content": f"{OPENING}\n{text}" if folded else text})
     return said
 
 
