@@ -343,7 +343,7 @@ def test_slices_that_a_start_was_not_trained_with_are_red(
 )
 def test_a_start_that_is_no_adapter_is_red(settings: Settings, name: str, says: str) -> None:
     if not name:
-        with pytest.raises(ConfigError, match="model.adapter"):
+        with pytest.raises(ConfigError, match=r"model\.adapter"):
             config(model__adapter=name)
         return
     found = preflight(config(model__adapter=name), settings)
