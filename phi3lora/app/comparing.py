@@ -24,7 +24,7 @@ from phi3lora.chat.options import Options, Pair, Side
 from phi3lora.chat.requests import check_lengths
 from phi3lora.chat.votes import Tally, Vote, VoteBook
 from phi3lora.config import POCKET, ModelConfig
-from phi3lora.errors import AccessError, AdapterError, Phi3LoraError, RunError
+from phi3lora.errors import AccessError, AdapterError, ConfigError, Phi3LoraError, RunError
 from phi3lora.hub.access import stored_token
 from phi3lora.hub.adapters import fetch_adapter
 from phi3lora.hub.client import is_hub_id
@@ -33,6 +33,7 @@ from phi3lora.lora.result import result_in
 from phi3lora.models import pocket
 from phi3lora.runs.store import ID, Run, RunStore, open_run
 from phi3lora.settings import Settings
+from phi3lora.strict_yaml import front_matter
 
 if TYPE_CHECKING:
     from phi3lora.chat.whole import Chat
@@ -303,12 +304,9 @@ def _in_folder(folder: Path) -> Subject:
 
 def _base_on_card(folder: Path) -> str:
     """The base that the card beside a whole model names. AdapterError where it names none."""
-    import yaml
-
     try:
-        _, front, _ = (folder / "README.md").read_text(encoding="utf-8").split("---\n", 2)
-        named = (yaml.safe_load(front) or {}).get("base_model")
-    except (OSError, ValueError, AttributeError, yaml.YAMLError):
+        named = front_matter((folder / "README.md").read_text(encoding="utf-8")).get("base_model")
+    except (OSError, ValueError, ConfigError):
         named = None
     if isinstance(named, list):
         named = named[0] if named else None
