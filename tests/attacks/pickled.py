@@ -105,8 +105,8 @@ def _resumed(ground: Ground, folder: Path, flag: Path) -> Iterator[Try]:
     """A checkpoint of one's own, and one that a stranger's repository brings, sealed as ever."""
     run, all_bombs = _interrupted(folder / "interrupted"), list(bombs(flag).items())
     ways: dict[str, Callable[[Path, Path], None]] = {"local": shutil.copytree, "restored": _restore}
-    names = (*STATES, *BESIDE) if ground.full else STATES
-    for way, (kind, bomb), name in itertools.product(ways, ground.some(all_bombs, 1), names):
+    tries = list(itertools.product(all_bombs, ways, (*STATES, *BESIDE)))
+    for (kind, bomb), way, name in ground.some(tries, 5):
         evil, back = folder / "evil", folder / "back"
         shutil.copytree(run, evil)
         checkpoint = evil / "checkpoints" / "checkpoint-2"
