@@ -127,6 +127,7 @@ TOOL_MARKS = {
     "<|placeholder2|>": "<|/tool|>",
     "<|placeholder3|>": "<|tool_call|>",
     "<|placeholder4|>": "<|/tool_call|>",
+    "<|placeholder5|>": "<|tool_response|>",
 }
 IM = {"<|user|>": "<|im_start|>", "<|system|>": "<|im_sep|>", "<|end|>": "<|im_end|>"}
 FAMILY = {

@@ -22,6 +22,7 @@ LAYERS = {
     "redaction": 0,
     "isolation": 0,
     "words": 0,
+    "thoughts": 0,
     "checks": 0,
     "models.phi3": 0,  # a table that imports nothing, so that the configuration may ask it
     "strict_yaml": 0,
@@ -133,7 +134,7 @@ def test_heavy_imports_wait(file: Path) -> None:
 
 # What the faces may take from below the application: types and plain data, and nothing that acts.
 FREE = {"errors", "settings", "words", "versions", "isolation", "config", "legacy", "recipes"}
-FREE |= {"events", "wording", "strict_yaml"}
+FREE |= {"events", "wording", "strict_yaml", "thoughts"}
 FACES = [file for file in MODULES if part_of(module_name(file)) in ("serve", "ui", "cli")]
 DATA = (str, int, float, tuple, frozenset, dict)
 

@@ -354,6 +354,28 @@ def test_the_title_of_a_message_fits_it(error: Any, title: str) -> None:
     assert raised.value.title == title
 
 
+def test_a_handler_that_takes_a_text_gets_one() -> None:
+    """Gradio says None for an empty text, and a program may send anything in a page's name."""
+
+    class Page:
+        @shown
+        def on_name(self, name: str, note: str | None) -> tuple[str, str | None]:
+            return name.strip(), note
+
+        @shown
+        def on_stream(self, name: str) -> Any:
+            yield name.strip()
+
+    page = Page()
+    assert page.on_name(None, None) == ("", None)  # type: ignore[arg-type]
+    assert list(page.on_stream(" a ")) == ["a"]
+    for forged in ([["x"]], {"path": "/etc/passwd"}, 10**30):
+        with pytest.raises(gr.Error, match="Expected a text"):
+            page.on_name(forged, "")  # type: ignore[arg-type]
+        with pytest.raises(gr.Error, match="Expected a text"):
+            list(page.on_stream(forged))  # type: ignore[arg-type]
+
+
 def test_red_checks_keep_a_run_from_launching(app: Any) -> None:
     app.preflights.found = Preflight([Check("Disk", "red", "No <room>.", "Make room.")])
     page = page_of(train_page, app)

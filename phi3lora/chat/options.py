@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
+from phi3lora.data.rendering import SystemMessages
 from phi3lora.errors import ConfigError, Problem
 
 Side = Literal["base", "tuned"]
@@ -105,6 +106,9 @@ class Options:
         lambda value: 0 < value <= 100,
         slider=(1, 2, 0.05),
     )
+
+    tools: str = ""  # what may be called, as JSON; it stands at the system message
+    system_messages: SystemMessages = "merge"  # where the template has no place for `system`
 
     @property
     def filters(self) -> bool:
