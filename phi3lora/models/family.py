@@ -151,8 +151,8 @@ def qlora_bytes(member: Member) -> int:
 
 def table() -> str:
     """The family as a table for docs/loading.md."""
-    heads = ("checkpoint", "weights", "context", "licence", "template", "system messages")
-    heads = (*heads, "precisions", "LoRA from", "QLoRA from")
+    heads = ["checkpoint", "weights", "context", "licence", "template", "system messages"]
+    heads += ["precisions", "LoRA from", "QLoRA from"]
     kinds = "| --- | ---: | ---: | --- | --- | --- | --- | ---: | ---: |"
     lines = [f"| {' | '.join(heads)} |", kinds]
     for member in FAMILY:
