@@ -19,8 +19,7 @@ from typing import TYPE_CHECKING
 from phi3lora.app.callers import SIGN_IN, Caller, check_may_train
 from phi3lora.config import RunConfig
 from phi3lora.errors import ConfigError, HubError, Phi3LoraError, Problem, RunError
-from phi3lora.lora.gguf import Precision
-from phi3lora.runs.export import CODE, Kind, default_output, export, export_code
+from phi3lora.runs.export import CODE, PLAIN, Form, Kind, default_output, export, export_code
 from phi3lora.runs.permission import check_paths
 from phi3lora.runs.store import ACTIVE, Run
 from phi3lora.settings import Settings
@@ -151,11 +150,21 @@ class Publishing:
         caller: Caller,
         *,
         portable: bool = False,
-        precision: Precision = "f16",
+        form: Form = PLAIN,
+        tell: Tell = lambda message: None,
+        share: Progress | None = None,
     ) -> Path:
-        """Write a merged model, a GGUF file, a loralib checkpoint or plain code of a run."""
-        place = output or default_output(kind, run.id)
-        return export(run, kind, place, token=caller.token, portable=portable, precision=precision)
+        """Write a merged model, GGUF, ONNX, a loralib checkpoint or plain code of a run."""
+        return export(
+            run,
+            kind,
+            output or default_output(kind, run.id),
+            token=caller.token,
+            portable=portable,
+            form=form,
+            tell=tell,
+            share=share,
+        )
 
     def code(
         self,
