@@ -23,9 +23,11 @@ from phi3lora.app.helper import GIB, Helper, HelperDied, Limits
 from phi3lora.config import RunConfig
 from phi3lora.data.folders import version_of
 from phi3lora.errors import Phi3LoraError
+from phi3lora.hub.jobs import Flavor
 from phi3lora.models.hardware import Hardware, detect_hardware
 from phi3lora.settings import Settings
-from phi3lora.training.preflight import Preflight, preflight
+from phi3lora.training.offers import Offer, hardware_of, offers
+from phi3lora.training.preflight import Elsewhere, Preflight, preflight
 
 WORKERS = 2  # a long preflight of one visitor leaves room for another's
 KEPT = 32
@@ -43,8 +45,19 @@ class Preflights(Protocol):
         token: str | None = None,
         tokens_per_second: float | None = None,
         person: str = "",
+        elsewhere: Elsewhere | None = None,
     ) -> Preflight:
         """Inspect the data and run the checks. What is wrong is in the result, not raised."""
+
+    def offers(
+        self,
+        config: RunConfig,
+        flavors: list[Flavor],
+        speeds: dict[str, float],
+        token: str | None = None,
+        person: str = "",
+    ) -> list[Offer]:
+        """What a run would take on each machine of the Hub. Raises HubError."""
 
     def parts(
         self, path: str, name: str | None, token: str | None, person: str = ""
@@ -70,8 +83,19 @@ class HerePreflights:
         token: str | None = None,
         tokens_per_second: float | None = None,
         person: str = "",
+        elsewhere: Elsewhere | None = None,
     ) -> Preflight:
-        return preflight(config, self._settings, token, None, tokens_per_second)
+        return preflight(config, self._settings, token, None, tokens_per_second, elsewhere)
+
+    def offers(
+        self,
+        config: RunConfig,
+        flavors: list[Flavor],
+        speeds: dict[str, float],
+        token: str | None = None,
+        person: str = "",
+    ) -> list[Offer]:
+        return offers(config, self._settings, token, None, flavors, speeds)[1]
 
     def parts(
         self, path: str, name: str | None, token: str | None, person: str = ""
@@ -106,23 +130,43 @@ class PreflightPool:
         token: str | None = None,
         tokens_per_second: float | None = None,
         person: str = "",
+        elsewhere: Elsewhere | None = None,
     ) -> Preflight:
         """Inspect the data and run the checks. What is wrong is in the result, not raised.
 
         Data that was inspected lately, with the same settings, is not read again. Raises
         Phi3LoraError where a helper reached its bounds or failed.
         """
-        key = _data_key(config, token)
+        key = _data_key(config, token, elsewhere)
         known = self._kept.get(key)
         done: Preflight = self._ask(
-            person, preflight, config, self._settings, token, known, tokens_per_second
+            person, preflight, config, self._settings, token, known, tokens_per_second, elsewhere
         )
+        self._keep(key, done)
+        return done
+
+    def offers(
+        self,
+        config: RunConfig,
+        flavors: list[Flavor],
+        speeds: dict[str, float],
+        token: str | None = None,
+        person: str = "",
+    ) -> list[Offer]:
+        """What a run would take on each machine of the Hub. Raises HubError."""
+        key = _data_key(config, token, Elsewhere(hardware_of(flavors[-1])))
+        done, found = self._ask(
+            person, offers, config, self._settings, token, self._kept.get(key), flavors, speeds
+        )
+        self._keep(key, done)
+        return list(found)
+
+    def _keep(self, key: str, done: Preflight) -> None:
         if done.inspection is not None:
             with self._changed:
                 self._kept[key] = done.inspection
                 while len(self._kept) > KEPT:
                     self._kept.popitem(last=False)
-        return done
 
     def parts(
         self, path: str, name: str | None, token: str | None, person: str = ""
@@ -201,10 +245,11 @@ class PreflightPool:
             self._idle.pop().end()
 
 
-def _data_key(config: RunConfig, token: str | None) -> str:
+def _data_key(config: RunConfig, token: str | None, elsewhere: Elsewhere | None) -> str:
     """Equal where the same rows become the same tokens for the same caller.
 
-    A file is known by its size and time as well: it may have been edited since.
+    A file is known by its size and time as well: it may have been edited since. Which base `auto`
+    is depends on the machine.
     """
     parts = [
         config.data.model_dump_json(),
@@ -212,6 +257,7 @@ def _data_key(config: RunConfig, token: str | None) -> str:
         config.model.revision or "",
         str(config.training_config.max_length),
         token or "",
+        elsewhere.hardware.device if elsewhere else "",
     ]
     with suppress(OSError, RuntimeError, ValueError):  # `~nobody`, a NUL: the preflight says so
         parts.append(version_of(Path(config.data.path).expanduser()))
