@@ -23,7 +23,6 @@ from phi3lora.training.preflight import (
     CROWDED,
     DOWNLOADED_BYTES,
     Elsewhere,
-    Preflight,
     blocking,
     preflight,
 )
@@ -68,8 +67,8 @@ def offers(
     inspection: Any,
     flavors: list[Flavor],
     speeds: Mapping[str, float],
-) -> tuple[Preflight, list[Offer]]:
-    """What a run would take on each machine, and the preflight that found out about its rows.
+) -> tuple[Any, list[Offer]]:
+    """What a run would take on each machine, after the inspection of its rows.
 
     Args:
         inspection: an earlier one of the same data, which is then not read again.
@@ -80,7 +79,7 @@ def offers(
     from phi3lora.training.estimate import estimate_for
 
     place = Elsewhere(hardware_of(flavors[-1]))
-    found = preflight(config, settings, token, inspection, None, place)
+    found = preflight(config, settings, token, inspection, elsewhere=place)
     if found.base is None:
         raise HubError("\n".join(blocking(found)))
 
@@ -90,7 +89,7 @@ def offers(
         need = estimate_for(config, found.base, hardware, found.inspection, speed)
         return offer_of(config, flavor, found.base, need)
 
-    return found, [offer(flavor) for flavor in flavors]
+    return found.inspection, [offer(flavor) for flavor in flavors]
 
 
 def offer_of(config: RunConfig, flavor: Flavor, base: BaseInfo, estimate: Any) -> Offer:
