@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from phi3lora import cli
 from phi3lora.app.application import Application
 from phi3lora.app.callers import Caller
+from phi3lora.app.machines import cheapest
 from phi3lora.config import RunConfig
 from phi3lora.errors import Phi3LoraError
 from phi3lora.events import EventLog, Step
@@ -23,7 +24,7 @@ from phi3lora.models.hardware import Hardware
 from phi3lora.runs.store import RunState, write_state
 from phi3lora.settings import Settings
 from phi3lora.training.estimate import estimate_for
-from phi3lora.training.offers import Offer, cheapest, hardware_of, offer_of
+from phi3lora.training.offers import Offer, hardware_of, offer_of
 from phi3lora.training.preflight import Preflight
 from phi3lora.training.speed import card_named, operations, proof_seconds, tokens_per_second
 from tests.hub import LoopbackHub

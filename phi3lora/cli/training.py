@@ -67,8 +67,8 @@ def estimate(
 
 
 def _list_offers(offers: list[Offer], as_json: bool) -> None:
+    from phi3lora.app.machines import cheapest
     from phi3lora.cli.terminal import print_json, print_offers
-    from phi3lora.training.offers import cheapest
 
     if as_json:
         print_json([{**asdict(one), "dollars": one.dollars} for one in offers])

@@ -118,14 +118,3 @@ def hardware_of(flavor: Flavor) -> Hardware:
         cores=1,
         capability=capability,
     )
-
-
-def cheapest(offers: list[Offer]) -> Offer | None:
-    """Where the run costs least among what fits; by the hour, where that is all that is known."""
-    fitting = [one for one in offers if one.fits] or offers
-    return min(fitting, key=_expense, default=None)
-
-
-def _expense(offer: Offer) -> tuple[bool, float]:
-    known = offer.dollars is not None
-    return not known, offer.dollars if offer.dollars is not None else offer.flavor.dollars(3600)
