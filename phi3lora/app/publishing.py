@@ -211,7 +211,8 @@ class Publishing:
         check_publishable(run)
         if self.settings.on_space:
             raise RunError("A whole model is merged on one's own machine, not on a Space.")
-        parameters = next((e.total_parameters for e in run.events()[0] if isinstance(e, Loaded)), 0)
+        sizes = [e.total_parameters for e in run.events()[0] if isinstance(e, Loaded)]
+        parameters = sizes[-1] if sizes else 0
         if 2 * parameters > LARGEST_DOWNLOAD:
             raise RunError(
                 f"The {kind} model has about {words.size(2 * parameters)}, too much for a browser; "

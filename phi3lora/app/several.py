@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from phi3lora import words
 from phi3lora.app.views import Follower, RunView
 from phi3lora.errors import Phi3LoraError, RunError
 from phi3lora.runs.store import Run
@@ -40,6 +41,25 @@ class Several:
     def held_out(self) -> list[float | None]:
         """The last held-out loss of each."""
         return [view.held_out[-1][1] if view.held_out else None for view in self.views]
+
+    def rows(self) -> list[tuple[str, list[str]]]:
+        """What is compared, with a value for each run: losses, status, then settings."""
+        return [
+            ("Training loss", [*map(words.figure, self.losses)]),
+            ("Held-out loss", [*map(words.figure, self.held_out)]),
+            ("Status", [run.status for run in self.runs]),
+            *self.settings.items(),
+        ]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, for other programs."""
+        return {
+            "runs": [run.id for run in self.runs],
+            "titles": [run.title for run in self.runs],
+            "loss": self.losses,
+            "held_out_loss": self.held_out,
+            "settings": self.settings,
+        }
 
 
 def side_by_side(runs: Sequence[Run], follower: Follower) -> Several:

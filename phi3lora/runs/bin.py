@@ -27,8 +27,9 @@ KEPT_DAYS = 30
 def discard(store: RunStore, run: Run) -> None:
     """Take a run out of the list. RunError while it computes or waits, or cannot be moved."""
     home = store.settings.runs_folder / run.id
-    held = life.take(run.folder)
-    if held is None or run.refresh().status in ACTIVE:
+    over = run.refresh().status not in ACTIVE  # asked first: who holds the lock seems to run
+    held = life.take(run.folder) if over else None
+    if held is None:
         raise RunError(f"Run {run.id} is not over; stop it first, then delete it.")
     try:
         place = _folder(store) / run.id

@@ -2,7 +2,8 @@
 // the log, the page's title and a notice when a run ends, and the dialog of Publish.
 (() => {
   const phi3lora = window.phi3lora;
-  const ENDED = ["finished", "stopped", "failed", "interrupted", "paused"];
+  const ACTIVE = ["queued", "running", "stopping"];
+  const ENDED = { interrupted: "was interrupted" }; // other words than the status
   const TABS = ["curves", "evidence", "settings", "log"];
   const MOST = 5; // runs beside each other
 
@@ -52,13 +53,16 @@
         panel?.setAttribute("role", "tabpanel");
         panel?.setAttribute("aria-labelledby", tab.id);
       }
+      document.dispatchEvent(new CustomEvent("phi3lora-tab", { detail: name }));
     };
     const fromAddress = () => {
       const name = window.location.hash.slice(1);
       choose(TABS.includes(name) ? name : TABS[0]);
     };
     const press = (tab) => {
-      window.history.replaceState({}, "", `#${nameOf(tab)}`);
+      const address = new URL(window.location.href); // a bare "#" would be one of the page's <base>
+      address.hash = nameOf(tab);
+      window.history.replaceState({}, "", address);
       choose(nameOf(tab));
       tab.focus();
     };
@@ -74,29 +78,39 @@
     setTimeout(fromAddress); // once the panels are there
   };
 
+  // The run whose end somebody waits for; it outlives the page, so that who comes back is told.
+  const awaited = {
+    get: () => { try { return localStorage.getItem("phi3lora-awaited"); } catch { return null; } },
+    set: (run) => { try { localStorage.setItem("phi3lora-awaited", run); } catch { /* kept nowhere */ } },
+  };
+
   // The page's title follows the run; its end is told to who looks elsewhere, if they allowed it.
   phi3lora.runHead = (element, watch) => {
-    let before = {};
-    let away = "";
-    const now = () => element.querySelector(".run-title")?.dataset || {};
-    const told = () => {
-      const { run, status, title } = now();
-      if (title) document.title = `${title} · phi3lora`;
-      const ended = run === before.run && before.status === "running" && ENDED.includes(status);
-      if (ended && document.hidden) {
-        away = status;
-        if (window.Notification?.permission === "granted") new Notification(title);
-      }
-      before = { run, status };
+    let shown = ""; // the run that was here before
+    let away = {}; // the run that ended while nobody looked, and how
+    const head = () => element.querySelector(".run-title");
+    const line = () => {
+      if (document.hidden || !head() || away.run !== head().dataset.run) return;
+      if (element.querySelector(".while-away")) return;
+      const words = document.createElement("p");
+      words.className = "while-away";
+      words.textContent = `It ${ENDED[away.status] || away.status} while you were away.`;
+      head().after(words);
     };
-    document.addEventListener("visibilitychange", () => {
-      if (document.hidden || !away) return;
-      const line = document.createElement("p");
-      line.className = "while-away";
-      line.textContent = `It ${away} while you were away.`;
-      element.querySelector(".run-title")?.after(line);
-      away = "";
-    });
+    const told = () => {
+      const { run, status, title } = head()?.dataset || {};
+      if (!run) return;
+      document.title = `${title} · phi3lora`;
+      if (ACTIVE.includes(status)) awaited.set(run);
+      else if (awaited.get() === run) {
+        awaited.set("");
+        if (document.hidden || shown !== run) away = { run, status };
+        if (document.hidden && window.Notification?.permission === "granted") new Notification(title);
+      }
+      shown = run;
+      line();
+    };
+    document.addEventListener("visibilitychange", line);
     element.addEventListener("click", (event) => {
       if (event.target.closest("button[name=notify]")) askLeave();
     });
@@ -185,9 +199,16 @@
       event.target.textContent = "Copied";
       setTimeout(() => { event.target.textContent = "Copy"; }, 2000);
     });
-    document.getElementById("tab-log")?.addEventListener("click", () => setTimeout(drawn));
+    document.addEventListener("phi3lora-tab", drawn); // only now it has a height to scroll
     watch("value", fresh);
     fresh();
+  };
+
+  // What a click opens comes a moment later.
+  phi3lora.focusWhenThere = (block, tries = 20) => {
+    const field = document.querySelector(`${block} :is(input, textarea)`);
+    if (field?.offsetParent) field.focus();
+    else if (tries) setTimeout(phi3lora.focusWhenThere, 50, block, tries - 1);
   };
 
   // A column of Gradio's as a dialog: named, closed by Escape, and the only place Tab goes to.

@@ -118,11 +118,5 @@ def kept_state(run: RunRepo) -> str:
 def several_table(several: Several) -> str:
     """A column for each run: losses, then the settings in which they differ."""
     titles = [run.title for run in several.runs]
-    rows = [
-        ["Training loss", *map(words.figure, several.losses)],
-        ["Held-out loss", *map(words.figure, several.held_out)],
-        ["Status", *(run.status for run in several.runs)],
-        *([name, *values] for name, values in several.settings.items()),
-    ]
     same = "" if several.settings else "<p>Their settings are the same.</p>"
-    return show.table(["", *titles], rows) + same
+    return show.table(["", *titles], [(name, *values) for name, values in several.rows()]) + same

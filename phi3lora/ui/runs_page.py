@@ -32,7 +32,7 @@ MADE = 32  # runs whose rendered state is kept for the next visitor
 PULSE = "(seen, run) => window.phi3lora.pulse(seen, run)"
 REMEMBER = "(run) => { window.phi3lora.remember('run', run); return run; }"
 OPEN_COMPARE = "(run) => { window.location.href = 'compare?adapter=' + encodeURIComponent(run); }"
-FOCUS_TITLE = "() => setTimeout(() => document.querySelector('#new-title textarea')?.focus(), 100)"
+FOCUS_TITLE = "() => window.phi3lora.focusWhenThere('#new-title')"
 EMPTY = ("live", "again", "menu", "more", "loss", "rate", "report", "log", "config")
 DO = """
 element.addEventListener('click', (event) => {

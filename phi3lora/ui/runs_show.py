@@ -126,8 +126,8 @@ def again_links(run: Run, usable: bool) -> str:
         "run from this one's adapter\">Train further</a>"
     )
     return (
-        f'<a class="plain-button" id="again" href="{address}" title="Open the form with the '
-        f'settings of this run">Train again</a>{further if usable else ""}'
+        f'<span><a class="plain-button" id="again" href="{address}" title="Open the form with the '
+        f'settings of this run">Train again</a>{further if usable else ""}</span>'
     )
 
 
