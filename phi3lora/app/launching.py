@@ -23,6 +23,7 @@ from phi3lora.config import RunConfig
 from phi3lora.errors import Phi3LoraError, RunError
 from phi3lora.hub.backup import RunRepo, list_runs
 from phi3lora.hub.jobs import JobRequest
+from phi3lora.runs import bin
 from phi3lora.runs.copies import restore
 from phi3lora.runs.life import holder
 from phi3lora.runs.permission import check_paths
@@ -255,6 +256,26 @@ class Launching:
     def delete(self, run: Run) -> None:
         """Remove it with all its files. RunError while it computes or waits."""
         self.store.delete(run)
+
+    def discard(self, run: Run) -> None:
+        """Put it into the bin, for 30 days. RunError while it computes or waits."""
+        bin.discard(self.store, run)
+
+    def discarded(self, caller: Caller) -> list[Run]:
+        """The caller's runs in the bin, the last one first."""
+        return bin.discarded(self.store, caller.name)
+
+    def recover(self, run_id: str, caller: Caller) -> Run:
+        """Take the caller's run out of the bin. RunError where it is not in it."""
+        return bin.recover(self.store, run_id, caller.name)
+
+    def empty_bin(self, caller: Caller) -> int:
+        """Remove the caller's runs in the bin for good; how many there were."""
+        return bin.empty(self.store, caller.name)
+
+    def rename(self, run: Run, title: str) -> Run:
+        """Call it something else. RunError while it computes or waits, or without a title."""
+        return self.store.rename(run, title)
 
     def backed_up(self, caller: Caller) -> list[RunRepo]:
         """The caller's runs that are on the Hub, newest first. Raises HubError, AccessError."""

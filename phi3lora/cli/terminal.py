@@ -21,6 +21,7 @@ from rich.text import Text
 
 from phi3lora import words
 from phi3lora.app.models import Base
+from phi3lora.app.several import Several
 from phi3lora.chat.options import Pair, Side
 from phi3lora.events import Event, Stage, Step
 from phi3lora.hub.access import Found
@@ -95,6 +96,16 @@ def print_runs(runs: Iterable[Run]) -> None:
     table = Table("run", "status", "title", "created", box=None, pad_edge=False)
     for run in runs:
         table.add_row(run.id, run.status, Text(run.title), words.clock(run.state.created))
+    _print_table(table)
+
+
+def print_several(several: Several) -> None:
+    """A table with a column for each run: losses, then the options that differ."""
+    table = Table("", box=None, pad_edge=False)
+    for run in several.runs:
+        table.add_column(Text(f"{run.title}\n{run.id}"))
+    for name, values in several.rows():
+        table.add_row(name, *map(Text, values))
     _print_table(table)
 
 
