@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast
 
 import typer
 
@@ -25,7 +25,7 @@ from phi3lora.cli.shared import (
 from phi3lora.cli.terminal import show_share
 from phi3lora.errors import ConfigError, Problem
 from phi3lora.models.phi3 import QKV
-from phi3lora.runs.export import Form
+from phi3lora.runs.export import Form, Precision
 
 
 @app.command()
@@ -76,7 +76,7 @@ def export(
         if changes:
             raise ConfigError([Problem("--set", "changes a YAML file or a recipe, not a run.")])
         found = application.launching.find(run, caller)
-        form = Form(precision, provider)  # type: ignore[arg-type] - checked where it is known
+        form = Form(cast(Precision | None, precision), provider)  # checked where it is known
         with show_share("writing") as share:
             place = application.publishing.export(
                 found, to, output, caller, portable=portable, form=form, tell=tell, share=share

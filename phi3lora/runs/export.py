@@ -146,7 +146,7 @@ def _write_gguf(folder: Path, output: Path, form: Form, beside: Path, share: Sha
         gguf.write_model(folder, output, form.precision or "f16", share)  # type: ignore[arg-type]
         return
     large = gguf.write_model(folder, beside / "f16.gguf", "f16", share)
-    smaller.quantize(large, output, form.precision)  # type: ignore[arg-type]
+    smaller.quantize(large, output, form.precision)
 
 
 def _write_modelfile(tokenizer: Any, model: str, target: Path, adapter: str | None = None) -> None:
