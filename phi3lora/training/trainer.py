@@ -81,7 +81,8 @@ def train(
     started = time.monotonic()
     if processes.launched():
         processes.join(cpu=config.model.device == "cpu")
-    emit = emit if processes.is_main() else _silent
+    if not processes.is_main():  # one of them reports, and decides when all stop
+        emit, should_stop, deadline = _silent, never, None
     progress = Progress(emit, should_stop, deadline)
     if notice := use_one_gpu():
         emit(Notice(message=notice, level="warning"))
@@ -345,7 +346,7 @@ def _named(device: str, number: int) -> str:
 
 
 def _silent(event: Any) -> None:
-    """Only the main process says anything."""
+    """What the other processes say."""
 
 
 def _commit(folder: Path) -> str:
