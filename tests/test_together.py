@@ -46,5 +46,8 @@ KINDS: dict[str, dict[str, Any]] = {
         "peft_config.use_dora": True,
         "training_config.gradient_checkpointing": True,
     },
+    "bfloat16": {"model.dtype": "bfloat16"},
+    "QLoRA, bfloat16": {"model.dtype": "bfloat16", "model.quantization": "nf4"},
+    "all weights, bfloat16": {"model.dtype": "bfloat16", "adapter": "none", "training_config.learning_rate": 1e-4},
     "TRL's own loss": {"training_config.fast": False},
 }

@@ -69,8 +69,26 @@ class FastTrainer(SFTTrainer):
             for parameter in self.model.parameters():
                 if parameter.requires_grad:
                     parameter.data = parameter.data.float()
+        self._keep_precision()
         if progress is not None:
             self.add_callback(progress)
+
+    def _keep_precision(self) -> None:
+        """Spread weights are gathered in the precision they have, as one device would use them.
+
+        accelerate would cast them all to autocast's, and the loss too. It does for weights that
+        are all trained, which it keeps in float32; their gradients are summed in float32.
+        """
+        plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
+        if plugin is None or plugin.mixed_precision_policy is None:
+            return
+        from torch.distributed.fsdp import MixedPrecisionPolicy
+
+        frozen = any(not parameter.requires_grad for parameter in self.model.parameters())
+        plugin.mixed_precision_policy = MixedPrecisionPolicy(
+            param_dtype=None if frozen else plugin.mixed_precision_policy.param_dtype,
+            reduce_dtype=torch.float32,
+        )
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train, and evaluate in between, with our parts where `fast` is set."""
