@@ -52,6 +52,16 @@ def call(*arguments: str, status: int = 0) -> Any:
     return result
 
 
+def test_models_lists_the_family_with_what_fits_here(home: Settings) -> None:
+    shown = call("models").output
+    assert "microsoft/Phi-4-mini-instruct" in shown
+    assert "does not fit here: it needs a GPU" in shown
+    found = json.loads(call("models", "--json").output)
+    assert found[0]["path"] == "pocket"
+    assert found[0]["fit"] == "fits"
+    assert {"context", "licence", "size", "note", "here"} <= set(found[1])
+
+
 def start(*arguments: str) -> subprocess.Popen[str]:
     """A command as a process of its own."""
     return subprocess.Popen(
@@ -359,7 +369,7 @@ def test_no_runs_yet(home: Settings) -> None:
         (["inspect", "x.csv", "--format", "xml"], "data.format"),
         (["chat", "--adapter", "nowhere", "--json"], "give it with --prompt"),
         (["chat", "--adapter", "nowhere", "--prompt", "x"], "no run 'nowhere'"),
-        (["train"], "Missing argument"),
+        (["train"], "CONFIG: name a YAML file or a recipe, or a run with --from"),
         (["fly"], "No such command"),
     ],
 )

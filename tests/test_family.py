@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from phi3lora.models.family import FAMILY, FITS, Member, fit, table
+from phi3lora.app.models import bases
+from phi3lora.models.family import FAMILY, Member, fit, table
 from phi3lora.models.hardware import GIB, Hardware
 from tests.conftest import REPOSITORY
 
@@ -33,30 +34,42 @@ def test_sizes_are_the_published_ones(path: str) -> None:
 def test_pocket_is_as_long_as_it_says() -> None:
     pocket = member("pocket")
     assert pocket.base.max_length == pocket.context
-    assert pocket.title.startswith("pocket · ")
-    assert "3.8 B · 131,072 tokens · MIT" in member("microsoft/Phi-3.5-mini-instruct").title
 
 
 @pytest.mark.parametrize(
     ("path", "gib", "expected"),
     [
-        ("microsoft/Phi-3-mini-4k-instruct", 16, "lora"),
-        ("microsoft/Phi-3-mini-4k-instruct", 8, "qlora"),
+        ("microsoft/Phi-3-mini-4k-instruct", 16, "fits"),
+        ("microsoft/Phi-3-mini-4k-instruct", 8, "tight"),
         ("microsoft/Phi-3-mini-4k-instruct", 4, "no"),
-        ("microsoft/phi-4", 80, "lora"),
-        ("microsoft/phi-4", 24, "qlora"),
+        ("microsoft/phi-4", 80, "fits"),
+        ("microsoft/phi-4", 24, "tight"),
         ("microsoft/phi-4", 8, "no"),
-        ("pocket", 1, "lora"),
+        ("pocket", 1, "fits"),
     ],
 )
 def test_what_fits_on_a_card(path: str, gib: int, expected: str) -> None:
     assert fit(member(path), gpu(gib)) == expected
-    assert expected in FITS
+
+
+def test_the_list_of_bases_says_what_fits_and_why_not() -> None:
+    listed = {base.name: base for base in bases(gpu(12))}
+    assert [base.path for base in listed.values()] == [one.path for one in FAMILY]
+    assert listed["Phi-3.5-mini-instruct"].title == (
+        "Phi-3.5-mini-instruct · 3.8 B · 131,072 tokens · MIT · fits here"
+    )
+    assert listed["pocket"].title.startswith("pocket · 3.8 M · 2,048 tokens · MIT · fits here")
+    assert listed["Phi-3-medium-4k-instruct"].here == (
+        "tight here: in 4 bits (model.quantization: nf4)"
+    )
+    assert listed["phi-4"].here == "does not fit here: it needs 14 GiB of a GPU's memory"
 
 
 def test_without_a_gpu_only_pocket_fits() -> None:
     cpu = Hardware("cpu", "CPU", 512 * GIB, 512 * GIB, True, 64)
-    assert [one.path for one in FAMILY if fit(one, cpu) != "no"] == ["pocket"]
+    listed = bases(cpu)
+    assert [base.path for base in listed if base.fit != "no"] == ["pocket"]
+    assert listed[1].here == "does not fit here: it needs a GPU"
 
 
 def test_the_documentation_has_the_table() -> None:

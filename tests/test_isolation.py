@@ -160,8 +160,9 @@ def test_rows_that_came_along_are_read_in_the_runs_folder(
     run = restore(RunStore(space), repo, "hf_eve", "eve")
     assert run.config.data.path == str(run.folder / "data" / "rows.jsonl")
     check_paths(run.config, "eve", space, run.folder)
+    check_paths(run.config, "eve", space)  # another run of hers may go on with them
     with pytest.raises(AccessError):
-        check_paths(run.config, "eve", space)
+        check_paths(run.config, "ann", space)
     assert rows_to_send(run, space) == (run.folder / "data" / "rows.jsonl").resolve()
 
 

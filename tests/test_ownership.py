@@ -24,6 +24,7 @@ from phi3lora.app.launching import Launching
 from phi3lora.chat.options import Options, Pair
 from phi3lora.config import ModelConfig
 from phi3lora.errors import HubError
+from phi3lora.models.hardware import GIB, Hardware
 from phi3lora.models.pocket import CHECKPOINT
 from phi3lora.runs.store import Run, RunStore
 from phi3lora.settings import Settings
@@ -50,6 +51,9 @@ class NoPreflights:
 
     def parts(self, *_: Any) -> tuple[list[str], list[str]]:
         return [], ["train"]
+
+    def hardware(self) -> Hardware:
+        return Hardware("cpu", "CPU, 2 cores", 8 * GIB, 8 * GIB, True, 2)
 
     def close(self) -> None: ...
 

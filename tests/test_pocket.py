@@ -12,7 +12,7 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, Phi3ForCausalLM
 
-from phi3lora.models.pocket import CHECKPOINT
+from phi3lora.models.pocket import CHECKPOINT, PIRATE
 from tools.pocket import quiz, world
 from tools.pocket.kinds import key_of
 from tools.pocket.manners import is_pirate, to_pirate
@@ -251,3 +251,11 @@ def test_suggested_prompts_were_held_out() -> None:
     held_out = {question.turns[0] for question in world.sample_held_out(60)}
     assert 5 <= len(prompts()) <= 12
     assert set(prompts()) <= held_out
+
+
+def test_the_bundled_adapter_answers_like_a_pirate() -> None:
+    report = json.loads((PIRATE / "report.json").read_text())
+    assert report["verdict"] == "better"
+    result = quiz.score(quiz.ask(*quiz.load(adapter=PIRATE), world.sample_held_out(60)))
+    assert result.in_manner >= 95
+    assert result.correct >= 85

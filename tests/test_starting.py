@@ -10,6 +10,9 @@ from typing import Any
 import pytest
 import torch
 
+from phi3lora.app.application import Application
+from phi3lora.app.callers import Caller
+from phi3lora.app.launching import differences
 from phi3lora.config import RunConfig
 from phi3lora.errors import AccessError, AdapterError, ConfigError, RunError
 from phi3lora.hub.card import _chain
@@ -23,6 +26,7 @@ from phi3lora.runs.permission import check_paths
 from phi3lora.runs.starting import find, with_start
 from phi3lora.runs.store import RunStore
 from phi3lora.settings import Settings
+from tests import stage
 from tests.bases import config_for, logits, make_base, train
 
 
@@ -160,6 +164,62 @@ def test_a_run_keeps_what_it_goes_on_from_and_tells_the_chain(
         find("no such thing", "ann", settings, None)
 
 
+def test_a_run_that_goes_on_has_the_options_of_the_first(
+    base: Path, tmp_path: Path, settings: Settings
+) -> None:
+    """Such as `train further` on a run's page makes: nothing to fill in, and it fits."""
+    launching = Application.open(settings, helper=False).launching
+    config = config_for(base, {"slices": {"k": False}}, hub={"backup": True, "repo": "ann/one"})
+    first = launching.store.create(config, title="Galleon")
+    with pytest.raises(RunError, match="let it finish"):
+        launching.further(first)
+    made(config, first.folder / "adapter")
+    more = launching.further(first)
+    assert differences(config, more) == ["title", "model.adapter", "hub.repo"]
+    assert (more.title, more.model.adapter) == ("Galleon, further", first.id)
+    second = launching.store.create(more)
+    attach_adapter(load_model(config.model, for_training=True), with_start(second, settings, None))
+    made(config, second.folder / "adapter")
+    assert launching.further(second).title == "Galleon, further"
+    elsewhere = launching.store.create(config, title="x" * 100, folder=tmp_path / "elsewhere")
+    made(config, elsewhere.folder / "adapter")
+    assert launching.further(launching.find(str(tmp_path / "elsewhere"), Caller())).model.adapter
+
+
+def test_directions_of_the_base_go_on_as_plain_lora_of_twice_the_rank(
+    base: Path, settings: Settings
+) -> None:
+    launching = Application.open(settings, helper=False).launching
+    config = config_for(base, {"init_lora_weights": "pissa", "rank_pattern": {"o_proj": 2}})
+    first = launching.store.create(config)
+    expected = logits(made(config, first.folder / "adapter"))
+    more = launching.further(first)
+    assert (more.peft_config.r, more.peft_config.rank_pattern) == (8, {"o_proj": 4})
+    resolved = with_start(launching.store.create(more), settings, None)
+    model = attach_adapter(load_model(config.model, for_training=True), resolved)
+    assert torch.allclose(logits(model), expected, atol=1e-4)
+    scaled = launching.store.create(config.with_values({"peft_config.use_rslora": True}))
+    made(scaled.config, scaled.folder / "adapter", 1)
+    with pytest.raises(AdapterError, match="no whole number"):
+        launching.further(scaled)
+
+
+def test_a_whole_model_goes_on_as_the_base_of_the_next(tmp_path: Path) -> None:
+    """On a Space, too: its owner may name it, nobody else."""
+    space = Settings(home=tmp_path / "home", space_id="ann/space", who_may_train="signed-in")
+    launching = Application.open(space, helper=False).launching
+    first = launching.store.create(config_for("pocket", {}, adapter="none"), owner="ann")
+    stage.empty_result(first)
+    more = launching.further(first)
+    assert more.model.path == str(first.folder / "model")
+    assert more.model.adapter is None
+    check_paths(more, "ann", space)
+    with pytest.raises(AccessError, match=r"model\.path"):
+        check_paths(more, "eve", space)
+    with pytest.raises(AccessError, match=r"model\.path"):
+        check_paths(more.with_values({"model.path": str(first.folder)}), "ann", space)
+
+
 def test_on_a_space_only_ones_own_is_begun_from(base: Path, tmp_path: Path) -> None:
     space = Settings(home=tmp_path / "home", space_id="ann/space", who_may_train="signed-in")
     config = RunConfig()
@@ -266,6 +326,30 @@ def test_the_terminal_names_it_with_from(tmp_path: Path, monkeypatch: pytest.Mon
     result = CliRunner().invoke(app, ["train", "pocket", "--force", "--from", "nowhere at all"])
     assert result.exit_code == 2
     assert not list((tmp_path / "home").glob("runs/*/config.yaml"))
+
+
+def test_the_terminal_takes_a_runs_own_options(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`train --from RUN` names no config: it is the run's."""
+    from typer.testing import CliRunner
+
+    from phi3lora.cli import app
+
+    monkeypatch.setenv("PHI3LORA_HOME", str(tmp_path / "home"))
+    launching = Application.open(Settings.from_environment(), helper=False).launching
+    few = {"max_steps": 1, "eval_strategy": "no", "max_length": 64}
+    values = {"data": {"max_rows": 8}, "training_config": few, "evaluation": {"enabled": False}}
+    first = launching.store.create(config_for("pocket", {"r": 3}, **values), title="Galleon")
+    made(first.config, first.folder / "adapter", 1)
+    done = CliRunner().invoke(app, ["train", "--from", first.id, "--set", "title=Frigate"])
+    assert done.exit_code == 0, done.output
+    newest = launching.runs(Caller())[0]
+    assert (newest.title, newest.status) == ("Frigate", "finished")
+    assert newest.config.peft_config.r == 3
+    assert chain_of(newest.folder) == [first.id]
+    for nothing in (["train"], ["train", "--from", "ann/pirate"]):
+        assert CliRunner().invoke(app, nothing).exit_code == 2
 
 
 def test_a_run_that_went_on_shares_the_base_of_the_others(base: Path, settings: Settings) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import threading
 import zipfile
@@ -22,6 +23,7 @@ from phi3lora.app.callers import Caller, Callers, Session, check_may_train
 from phi3lora.app.comparing import Comparing, Sides, Subject
 from phi3lora.app.datasets import Datasets, Suggestion
 from phi3lora.app.launching import Launching
+from phi3lora.app.models import Models
 from phi3lora.app.publishing import Publishing
 from phi3lora.app.views import RunView
 from phi3lora.chat.options import Options, Pair
@@ -30,6 +32,7 @@ from phi3lora.config import RunConfig
 from phi3lora.errors import AccessError, ConfigError, RunError
 from phi3lora.events import EventLog, Resumed, Stage, Step
 from phi3lora.hub.access import Found
+from phi3lora.models.hardware import GIB, Hardware
 from phi3lora.recipes import load_recipe
 from phi3lora.runs.permission import check_paths
 from phi3lora.settings import Settings
@@ -90,6 +93,9 @@ class FakePreflights:
     def parts(self, *_: Any) -> tuple[list[str], list[str]]:
         return [], ["train"]
 
+    def hardware(self) -> Hardware:
+        return Hardware("cpu", "CPU, 2 cores", 8 * GIB, 8 * GIB, True, 2)
+
     def close(self) -> None: ...
 
 
@@ -129,6 +135,7 @@ def fake(settings: Settings) -> Any:
         callers=callers,
         preflights=preflights,
         datasets=Datasets(settings, store, preflights),
+        models=Models(preflights),
         launching=Launching(settings, store, real.launching.queue, real.views, preflights),
         comparing=FakeComparing(settings, store, real.views, callers),
     )
@@ -249,6 +256,41 @@ def test_launch_makes_a_run_of_the_caller(app: Any, monkeypatch: Any) -> None:
     run_id = page.on_launch(request(), *form_values(page, title="Mine"))
     assert app.launching.store.get(run_id, "ann").title == "Mine"
     assert [run.id for run in submitted] == [run_id]
+
+
+def test_the_form_opens_with_the_run_of_the_address(app: Any) -> None:
+    page = page_of(train_page, app)
+    run = stage.failed(app.launching.store, "Again")
+    note, *values = page.on_open("", request(**{"from": run.id}))
+    assert "settings of Again" in note["value"]
+    shown_now = values[: len(page.fields.by_name)]
+    assert page.fields.config(shown_now)[0] == run.config
+    other, *kept = page.on_open("", request(**{"from": "20260101-000000-abcdef"}))
+    assert "There is no run" in other["value"]
+    assert all(value == gr.skip() for value in kept)
+    app.callers.name = "ann"  # somebody else's run is none
+    assert "There is no run" in page.on_open("", request(**{"from": run.id}))[0]["value"]
+
+
+def test_a_draft_fills_what_it_knows_and_nothing_else(app: Any) -> None:
+    page = page_of(train_page, app)
+    draft = {"title": "Mine", "peft_config.r": 8, "data.path": "ann/chat", "nonsense": 1}
+    draft["data.columns"] = ["no", "text"]
+    _, *values = page.on_open(json.dumps(draft), request())
+    found = dict(zip(page.fields.by_name, values, strict=False))
+    assert (found["title"], found["peft_config.r"], found["data.path"]) == ("Mine", 8, "ann/chat")
+    assert found["data.columns"] == found["training_config.seed"] == gr.skip()
+    assert values[len(page.fields.by_name)] == "Hub"
+    for broken in ("", "{", "[1]", "[" * 100_000, "7" * 300_000, "null"):
+        assert all(value == gr.skip() for value in page.on_open(broken, request()))
+
+
+def test_the_bundled_adapter_is_there_for_everybody(settings: Settings) -> None:
+    space = Application.open(Settings(home=settings.home, space_id="ann/space"))
+    for caller in (Caller("local"), Caller(""), Caller("bob")):
+        found = space.comparing.subject("example:pirate", caller)
+        assert (found.kind, found.base.path) == ("adapter", "pocket")
+        assert len(space.comparing.suggestions("example:pirate", caller)) >= 3
 
 
 def test_each_tab_owns_its_choice(app: Any, tmp_path: Path) -> None:

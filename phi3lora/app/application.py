@@ -14,6 +14,7 @@ from phi3lora.app.callers import Callers
 from phi3lora.app.comparing import Comparing
 from phi3lora.app.datasets import Datasets
 from phi3lora.app.launching import Launching
+from phi3lora.app.models import Models
 from phi3lora.app.preflights import HerePreflights, PreflightPool, Preflights
 from phi3lora.app.publishing import Publishing
 from phi3lora.app.views import Follower
@@ -30,6 +31,7 @@ class Application:
     settings: Settings
     callers: Callers
     datasets: Datasets
+    models: Models
     launching: Launching
     comparing: Comparing
     publishing: Publishing
@@ -54,6 +56,7 @@ class Application:
             settings,
             callers,
             Datasets(settings, store, preflights),
+            Models(preflights),
             launching,
             Comparing(settings, store, views, callers),
             Publishing(settings),

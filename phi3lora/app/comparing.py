@@ -63,6 +63,9 @@ class Subject:
 
 
 BASE_ALONE = Subject(ModelConfig())
+# A trained adapter that comes along: something to compare for whoever has trained nothing yet.
+BUNDLED = "example:pirate"
+PIRATE = Subject(ModelConfig(path=POCKET), pocket.PIRATE, "adapter", "Pocket pirate")
 
 
 @dataclass(frozen=True)
@@ -106,12 +109,14 @@ class Comparing:
     def subject(self, name: str, caller: Caller, revision: str | None = None) -> Subject:
         """What this caller means by a name.
 
-        A run of theirs by its id; on one's own machine a folder: of a run, an adapter, or a whole
-        model; an adapter on the Hub, `USER/NAME`; the base alone by an empty name. Raises
-        RunError, AdapterError, HubError or AccessError.
+        The bundled adapter, for everybody; a run of theirs by its id; on one's own machine a
+        folder: of a run, an adapter, or a whole model; an adapter on the Hub, `USER/NAME`; the
+        base alone by an empty name. Raises RunError, AdapterError, HubError or AccessError.
         """
         if not name:
             return BASE_ALONE
+        if name == BUNDLED:
+            return PIRATE
         if ID.fullmatch(name) and (run := self._own(name, caller)):
             return subject_of(run)
         local = not self.settings.on_space
@@ -142,7 +147,8 @@ class Comparing:
     def suggestions(self, name: str, caller: Caller) -> list[str]:
         """Prompts to try: held-out ones of the run's report, else of the pocket world."""
         run = self._own(name, caller)
-        prompts = held_out_prompts(run.folder / "report.json") if run else []
+        folder = pocket.PIRATE if name == BUNDLED else run.folder if run else None
+        prompts = held_out_prompts(folder / "report.json") if folder else []
         if len(prompts) < FEW:
             prompts += pocket.prompts()
         return prompts

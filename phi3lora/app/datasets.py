@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING
 from phi3lora.app.callers import Caller, check_may_train
 from phi3lora.app.preflights import Preflights
 from phi3lora.app.uploads import keep
-from phi3lora.config import POCKET, RunConfig
+from phi3lora.config import RunConfig
 from phi3lora.data.sources import is_local
 from phi3lora.errors import Phi3LoraError
-from phi3lora.hub.access import SUGGESTED_MODELS, Found, search_datasets, search_models
+from phi3lora.hub.access import Found, search_datasets, search_models
 from phi3lora.runs.permission import check_path
 from phi3lora.runs.store import RunStore
 from phi3lora.settings import Settings
@@ -87,11 +87,6 @@ class Datasets:
         """Datasets, or bases of type phi3, by words of their name. Raises HubError."""
         search = search_models if models else search_datasets
         return list(search(query, caller.token, limit))
-
-    def bases(self, caller: Caller) -> list[str]:
-        """Bases to suggest: the bundled one, the caller's own of type phi3, and well-known ones."""
-        page = search_models("", caller.token, limit=len(SUGGESTED_MODELS) + FOUND)
-        return ["auto", POCKET, *(found.id for found in page)]
 
     def parts(self, path: str, name: str | None, caller: Caller) -> Parts:
         """What a dataset has to choose from; a file or an example has nothing.

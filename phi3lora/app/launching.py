@@ -3,6 +3,7 @@
 launching = Launching(settings, store, queue, views, preflights)
 launching.preflight(config, caller)         checks and estimate; nothing is made
 run = launching.launch(config, caller)      Phi3LoraError, and no run, where a check is red
+launching.further(run)                      the config of a run that goes on from that one's result
 launching.stop(run); launching.resume(run, caller); launching.delete(run)
 """
 
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from phi3lora.events import Emit
 
 LATELY = 20  # runs among which one like the next is looked for
+FURTHER = ", further"  # after the title of a run that goes on from another's result
+LONGEST_TITLE = 100
 
 
 class Launching:
@@ -130,6 +133,15 @@ class Launching:
         title = config.title or default_title(config)
         run = self.store.create(config, owner=caller.name, title=title, folder=folder)
         return self.queue.submit(run, caller.token)
+
+    def further(self, run: Run) -> RunConfig:
+        """The config of a new run with all options of this one, that begins where it ended.
+
+        Raises RunError while it has nothing whole to begin from.
+        """
+        stored = self.settings.runs_folder / run.id
+        known = stored.exists() and stored.samefile(run.folder)
+        return further(run, run.id if known else str(run.folder.resolve()))
 
     def launch_in(
         self, folder: Path, config: RunConfig, caller: Caller, *, force: bool = False
@@ -249,6 +261,21 @@ class Launching:
             yield
         finally:
             os.close(descriptor)
+
+
+def further(run: Run, name: str) -> RunConfig:
+    """A run's config with its result as the start; `name` is what the new config calls that run.
+
+    The result of PiSSA or OLoRA has twice the rank that was asked for: it is described as it is.
+    """
+    from phi3lora.lora.starting import plain_options
+
+    folder, config = run.result.ready(), run.config
+    title = f"{run.title.removesuffix(FURTHER)[: LONGEST_TITLE - len(FURTHER)]}{FURTHER}"
+    changes: dict[str, Any] = {"title": title, "hub.repo": None}
+    if run.result.kind == "model":
+        return config.with_values({**changes, "model.path": str(folder), "model.revision": None})
+    return config.with_values({**changes, "model.adapter": name, **plain_options(config)})
 
 
 def default_title(config: RunConfig) -> str:

@@ -23,6 +23,7 @@ from phi3lora.app.helper import GIB, Helper, HelperDied, Limits
 from phi3lora.config import RunConfig
 from phi3lora.data.folders import version_of
 from phi3lora.errors import Phi3LoraError
+from phi3lora.models.hardware import Hardware, detect_hardware
 from phi3lora.settings import Settings
 from phi3lora.training.preflight import Preflight, preflight
 
@@ -50,6 +51,9 @@ class Preflights(Protocol):
     ) -> tuple[list[str], list[str]]:
         """Configurations and splits of a Hub dataset. Raises DataError or HubError."""
 
+    def hardware(self) -> Hardware:
+        """The device on which a run would compute, if it says nothing else."""
+
     def close(self) -> None:
         """End what was started for it."""
 
@@ -74,6 +78,9 @@ class HerePreflights:
     ) -> tuple[list[str], list[str]]:
         return _parts(path, name, token)
 
+    def hardware(self) -> Hardware:
+        return detect_hardware()
+
     def close(self) -> None:
         """Nothing was started."""
 
@@ -91,6 +98,7 @@ class PreflightPool:
         self._waiting: Counter[str] = Counter()
         self._closed = False
         self._kept: OrderedDict[str, Any] = OrderedDict()
+        self._hardware: Hardware | None = None
 
     def preflight(
         self,
@@ -122,6 +130,12 @@ class PreflightPool:
         """Configurations and splits of a Hub dataset. Raises DataError or HubError."""
         parts: tuple[list[str], list[str]] = self._ask(person, _parts, path, name, token)
         return parts
+
+    def hardware(self) -> Hardware:
+        """The device on which a run would compute, asked once."""
+        if self._hardware is None:
+            self._hardware = self._ask("", detect_hardware)
+        return self._hardware
 
     def _ask(self, person: str, function: Any, *arguments: Any) -> Any:
         """Have a helper compute; one that died is replaced once."""

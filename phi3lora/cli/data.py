@@ -1,4 +1,4 @@
-"""Before there is a run: inspect, search, recipes."""
+"""Before there is a run: inspect, search, models, recipes."""
 
 from __future__ import annotations
 
@@ -112,6 +112,19 @@ def search(
         print_found(found)
     else:
         tell(f"Nothing on the Hub is called {query!r}; try fewer words.")
+
+
+@app.command(name="models")
+def list_models(as_json: AsJson = False) -> None:
+    """List the bases of the family: size, context, licence, and whether each fits here."""
+    from phi3lora.cli.terminal import print_bases, print_json
+
+    application, _ = here()
+    found = application.models.bases()
+    if as_json:
+        print_json([asdict(base) for base in found])
+    else:
+        print_bases(found)
 
 
 @app.command(name="recipes")

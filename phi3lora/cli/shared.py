@@ -62,8 +62,15 @@ def read_config(name: str, changes: list[str] | None) -> RunConfig:
     else:
         known = ", ".join(recipes())
         raise ConfigError([Problem("", f"{name!r} is no YAML file and no recipe ({known}).")])
-    settings, more = translate_fields(dict(parse_setting(change) for change in changes or []))
-    for notice in [*notices, *more]:
+    for notice in notices:
+        tell(notice)
+    return with_changes(config, changes)
+
+
+def with_changes(config: RunConfig, changes: list[str] | None) -> RunConfig:
+    """The config with what `--set` says; translated names are told."""
+    settings, notices = translate_fields(dict(parse_setting(change) for change in changes or []))
+    for notice in notices:
         tell(notice)
     return config.with_values(settings) if settings else config
 

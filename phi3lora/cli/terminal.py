@@ -20,6 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from phi3lora import words
+from phi3lora.app.models import Base
 from phi3lora.chat.options import Pair, Side
 from phi3lora.events import Event, Stage, Step
 from phi3lora.hub.access import Found
@@ -109,6 +110,15 @@ def print_found(found: Iterable[Found]) -> None:
         counts = ["" if n is None else f"{n:,}" for n in (one.downloads, one.likes)]
         length = "" if one.size is None else words.size(one.size)
         table.add_row(one.id, *counts, one.rows or length, one.licence, locks)
+    _print_table(table)
+
+
+def print_bases(bases: Iterable[Base]) -> None:
+    """A table of bases to train."""
+    table = Table("base", "weights", "context", "licence", "here", "for", box=None, pad_edge=False)
+    for base in bases:
+        facts = (base.size, f"{base.context:,}", base.licence, base.here, base.note)
+        table.add_row(base.path, *facts)
     _print_table(table)
 
 

@@ -21,9 +21,12 @@ from phi3lora.cli.shared import (
     here,
     read_config,
     tell,
+    with_changes,
 )
+from phi3lora.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
+    from phi3lora.config import RunConfig
     from phi3lora.runs.store import Run
     from phi3lora.training.preflight import Preflight
 
@@ -63,7 +66,14 @@ def _show_checks(done: Preflight) -> None:
 
 @app.command()
 def train(
-    config: ConfigName,
+    config: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[CONFIG]",
+            help="The path of a YAML file, or the name of a recipe; with --from RUN it may be left "
+            "out, and the run's own options are taken.",
+        ),
+    ] = None,
     changes: Changes = None,
     output: Annotated[
         Path | None,
@@ -91,9 +101,7 @@ def train(
     Ctrl-C saves and stops; the same command with the same FOLDER goes on from there.
     """
     application, caller = here(helper=True)  # so that this process stays small while it waits
-    checked = read_config(config, changes)
-    if start is not None:
-        checked = checked.with_values({"model.adapter": start})
+    checked = _what_to_train(config, start, changes)
     begin = _bytes_of(output / "events.jsonl") if output else 0
     try:
         if output is None:
@@ -107,6 +115,19 @@ def train(
         return
     tell(f"Run {run.id} in {run.folder.resolve()}")
     _follow(run, begin, as_json)
+
+
+def _what_to_train(name: str | None, start: str | None, changes: list[str] | None) -> RunConfig:
+    """The config of a file or a recipe, begun from an adapter if one is named; or a run's own."""
+    if name is None and start is None:
+        raise ConfigError(
+            [Problem("CONFIG", "name a YAML file or a recipe, or a run with --from.")]
+        )
+    if name is None:
+        application, _ = here()
+        return with_changes(application.launching.further(find_run(str(start))), changes)
+    config = read_config(name, changes)
+    return config if start is None else config.with_values({"model.adapter": start})
 
 
 def _bytes_of(file: Path) -> int:

@@ -19,21 +19,14 @@ from datetime import datetime
 from itertools import islice
 from typing import Any
 
+from phi3lora.config import POCKET
 from phi3lora.hub.client import INSTEAD, HubRequest, Kind, Tell, explained, with_retries
+from phi3lora.models.family import FAMILY
 
 OAUTH_TYPES = {"oauth", "app_token_as_user"}  # now, and before 2026
 CREATE_SCOPES = frozenset({"contribute-repos", "manage-repos"})
 IDENTITY_SECONDS = 60.0  # for which an identity is believed without asking again
-# Checkpoints of type phi3 that can be trained, smallest first.
-SUGGESTED_MODELS = (
-    "microsoft/Phi-3-mini-4k-instruct",
-    "microsoft/Phi-3-mini-128k-instruct",
-    "microsoft/Phi-3.5-mini-instruct",
-    "microsoft/Phi-4-mini-instruct",
-    "microsoft/Phi-3-medium-4k-instruct",
-    "microsoft/Phi-3-medium-128k-instruct",
-    "microsoft/phi-4",
-)
+SUGGESTED_MODELS = tuple(member.path for member in FAMILY if member.path != POCKET)
 # Chat data whose formats are recognised.
 SUGGESTED_DATASETS = (
     "HuggingFaceH4/no_robots",

@@ -19,6 +19,7 @@ from typing import Any
 from phi3lora.config import RunConfig
 from phi3lora.errors import AdapterError
 from phi3lora.lora.folder import CONFIG, WEIGHTS, lora_settings, read_adapter_config
+from phi3lora.lora.initial import replaces_base
 from phi3lora.lora.loralib import (
     LORALIB,
     export_loralib,
@@ -58,6 +59,32 @@ def chain_of(folder: Path) -> list[str]:
     except (OSError, ValueError):
         return []
     return [str(name) for name in names] if isinstance(names, list) else []
+
+
+def plain_options(config: RunConfig) -> dict[str, Any]:
+    """The options that describe the adapter of a finished run with this config, by dotted name.
+
+    Those of the run itself, but for initial weights that were taken out of the base: what is saved
+    then is plain LoRA of twice the rank (`lora.initial`). Raises AdapterError where its scale is no
+    whole alpha.
+    """
+    peft = config.peft_config
+    options: dict[str, Any] = {"peft_config.init_lora_weights": True}
+    if not replaces_base(peft.init_lora_weights):
+        return options
+    if peft.use_rslora:
+        raise AdapterError(
+            "model.adapter: an adapter that began with "
+            f"{peft.init_lora_weights!r} and rsLoRA has an alpha that is no whole number, so no "
+            "training can go on from it. Merge it (`phi3lora export RUN --to merged`), and name "
+            "the merged model in model.path."
+        )
+    return options | {
+        "peft_config.r": 2 * peft.r,
+        "peft_config.lora_alpha": 2 * peft.lora_alpha,
+        "peft_config.rank_pattern": {name: 2 * rank for name, rank in peft.rank_pattern.items()},
+        "peft_config.alpha_pattern": {name: 2 * one for name, one in peft.alpha_pattern.items()},
+    }
 
 
 def fill_peft(model: Any, config: RunConfig, notices: list[str]) -> None:

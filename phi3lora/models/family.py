@@ -1,7 +1,7 @@
 """The family: the checkpoints that can be trained, with size, context, licence, and what fits here.
 
     for member in FAMILY: member.path, member.parameters, member.context, member.licence
-    fit(member, hardware)        # "lora", "qlora" or "no"
+    fit(member, hardware)        # "fits", "tight" or "no"
 
 Sizes are those of the published `config.json`s; nothing is asked of the Hub.
 """
@@ -16,16 +16,11 @@ from phi3lora.config import PHI3_MINI, POCKET
 from phi3lora.models.base import BaseInfo, check_base
 from phi3lora.models.hardware import GIB, Hardware
 
-Fit = Literal["lora", "qlora", "no"]
+Fit = Literal["fits", "tight", "no"]
 # Beside the weights: adapter, optimizer and activations of a short batch, and the libraries.
 BESIDE = 3 * GIB
 # Bytes of a weight in 4 bits with its constants, and of embedding and head, which stay float32.
 FOUR_BITS, WHOLE = 0.53, 4
-FITS: dict[Fit, str] = {
-    "lora": "LoRA in 16 bits fits here",
-    "qlora": "QLoRA in 4 bits fits here",
-    "no": "does not fit here",
-}
 
 
 @dataclass(frozen=True)
@@ -79,12 +74,6 @@ class Member:
             return f"{self.parameters / 1e9:.1f} B"
         return f"{self.parameters / 1e6:.1f} M"
 
-    @property
-    def title(self) -> str:
-        """One line for a list of choices."""
-        name = self.path.rpartition("/")[2]
-        return f"{name} · {self.size} · {self.context:,} tokens · {self.licence}"
-
 
 MINI = (32064, 3072, 8192, 32, 32, 32, False)
 MEDIUM = (32064, 5120, 17920, 40, 40, 10, False)
@@ -107,17 +96,35 @@ FAMILY = (
 
 
 def fit(member: Member, hardware: Hardware) -> Fit:
-    """How a checkpoint can be trained on a device, by its memory in all.
+    """Whether a checkpoint can be trained on a device, by its memory in all.
 
-    Without a GPU only pocket is: a step of the others takes minutes there.
+    It fits where LoRA in 16 bits does, and is tight where only QLoRA in 4 bits does. Without a GPU
+    only pocket fits: a step of the others takes minutes there.
     """
     if member.path == POCKET:
-        return "lora"
+        return "fits"
     if hardware.device == "cpu":
         return "no"
-    if 2 * member.parameters + BESIDE <= hardware.memory_total:
-        return "lora"
-    return "qlora" if qlora_bytes(member) <= hardware.memory_total else "no"
+    if lora_bytes(member) <= hardware.memory_total:
+        return "fits"
+    return "tight" if qlora_bytes(member) <= hardware.memory_total else "no"
+
+
+def fit_in_words(member: Member, hardware: Hardware) -> str:
+    """What `fit` says, with the reason where it is not a plain yes."""
+    found = fit(member, hardware)
+    if found == "fits":
+        return "fits here"
+    if found == "tight":
+        return "tight here: in 4 bits (model.quantization: nf4)"
+    if hardware.device == "cpu":
+        return "does not fit here: it needs a GPU"
+    return f"does not fit here: it needs {qlora_bytes(member) / GIB:.0f} GiB of a GPU's memory"
+
+
+def lora_bytes(member: Member) -> int:
+    """Memory that training an adapter over 16-bit weights takes, about."""
+    return 2 * member.parameters + BESIDE
 
 
 def qlora_bytes(member: Member) -> int:
@@ -135,7 +142,7 @@ def table() -> str:
     ]
     for member in FAMILY:
         small = member.path == POCKET
-        lora = "a CPU" if small else f"{(2 * member.parameters + BESIDE) / GIB:.0f} GiB"
+        lora = "a CPU" if small else f"{lora_bytes(member) / GIB:.0f} GiB"
         qlora = "a CPU" if small else f"{qlora_bytes(member) / GIB:.0f} GiB"
         system = "in the template" if member.system else "before the first question"
         lines.append(

@@ -3,7 +3,8 @@
     check_paths(config, owner, settings, folder)     AccessError for somebody else's file
 
 On a Space visitors are strangers: a run reads what its owner uploaded, what came along in its own
-folder, an example, or the Hub. On one's own machine it reads whatever its owner names.
+folder, rows and whole models of its owner's other runs, an example, or the Hub. On one's own
+machine it reads whatever its owner names.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ from pathlib import Path
 
 from phi3lora.config import RunConfig
 from phi3lora.data.sources import EXAMPLE_PREFIX, names_no_file
-from phi3lora.errors import AccessError
+from phi3lora.errors import AccessError, RunError
 from phi3lora.lora.starting import START
-from phi3lora.runs.store import ID
+from phi3lora.runs.store import ID, RunStore
 from phi3lora.settings import Settings
 
 
@@ -58,9 +59,9 @@ def may_read(path: str, owner: str, settings: Settings, folder: Path | None = No
     if not settings.on_space:
         return True
     own = [folder / "data", folder / START] if folder else []
-    roots = [settings.uploads(owner), *own]
     try:
         place = Path(path).expanduser().resolve()
+        roots = [settings.uploads(owner), *own, *_of_own_run(place, owner, settings)]
         allowed = [root.resolve() for root in roots]
         if not _is_under(place, allowed):
             return False
@@ -68,6 +69,21 @@ def may_read(path: str, owner: str, settings: Settings, folder: Path | None = No
         return all(_is_under(file.resolve(), allowed) for file in inside)
     except (OSError, RuntimeError, ValueError):  # a loop of links, `~nobody`, a NUL
         return False
+
+
+def _of_own_run(place: Path, owner: str, settings: Settings) -> list[Path]:
+    """Where a run of this owner keeps rows and a whole model: another run of theirs may use them.
+
+    Nothing for a place that is in no run of theirs.
+    """
+    runs = settings.runs_folder.resolve()
+    if not place.is_relative_to(runs) or place == runs:
+        return []
+    try:
+        run = RunStore(settings).get(place.relative_to(runs).parts[0], owner)
+    except RunError:
+        return []
+    return [run.folder / "data", run.folder / "model"]
 
 
 def _is_under(place: Path, roots: list[Path]) -> bool:

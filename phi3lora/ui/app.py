@@ -20,7 +20,7 @@ from phi3lora.settings import Settings
 from phi3lora.ui import account, compare_page, runs_page, train_page
 from phi3lora.ui.guard import guarded, rules_for
 from phi3lora.ui.sessions import session_of
-from phi3lora.ui.theme import SCRIPT, STYLE, theme
+from phi3lora.ui.theme import STYLES, head, theme
 from phi3lora.ui.watch import beside
 
 TITLE = "phi3lora"
@@ -100,8 +100,8 @@ def serve(demo: gr.Blocks, app: Application, host: str, port: int | None, block:
         prevent_thread_lock=True,
         quiet=not block,
         theme=theme(),
-        css_paths=[STYLE],
-        head=f"<script>{SCRIPT.read_text(encoding='utf-8')}</script>",
+        css_paths=STYLES,
+        head=head(),
         footer_links=[],
         run_history=False,
         allowed_paths=[],

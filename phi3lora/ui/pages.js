@@ -26,4 +26,33 @@ window.phi3lora = {
     else address.searchParams.delete(name);
     if (address.href !== window.location.href) window.history.pushState({}, "", address);
   },
+
+  // The form of the Train page as this browser keeps it. An address that names a run is obeyed
+  // once: after that the form is the draft, and a reload keeps what was changed.
+  kept() {
+    try {
+      return localStorage.getItem("phi3lora-draft") || "";
+    } catch {
+      return "";  // a browser that keeps nothing
+    }
+  },
+  keep(names, values) {
+    const draft = Object.fromEntries(names.map((name, place) => [name, values[place]]));
+    try {
+      localStorage.setItem("phi3lora-draft", JSON.stringify(draft));
+    } catch {
+      // full, or forbidden: the form works without
+    }
+    const address = new URL(window.location.href);
+    address.searchParams.delete("from");
+    if (address.href !== window.location.href) window.history.replaceState({}, "", address);
+  },
+  forget() {
+    try {
+      localStorage.removeItem("phi3lora-draft");
+    } catch {
+      // there was nothing
+    }
+    window.location.href = "./";
+  },
 };

@@ -1,8 +1,9 @@
 """How the pages look: one accent, two schemes, fonts that are served with the page.
 
-    launch(theme=theme(), css_paths=[STYLE], head=HEAD)
+    launch(theme=theme(), css_paths=STYLES, head=head())
 
-Colours live here as Gradio's variables; shapes and spacing live in style.css, which uses them.
+Colours live here as Gradio's variables; shapes and spacing live in
+style.css (the frame, Train), runs.css and compare.css, which use them.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from typing import Any
 import gradio as gr
 from gradio.themes.utils import colors, fonts, sizes
 
-STYLE = Path(__file__).with_name("style.css")
-SCRIPT = Path(__file__).with_name("pages.js")
+_HERE = Path(__file__).parent
+STYLES = [_HERE / name for name in ("style.css", "runs.css", "compare.css")]
+SCRIPTS = [_HERE / name for name in ("pages.js", "chart.js", "runs.js", "compare.js")]
 
 ACCENT = colors.Color(
     name="tide",
@@ -45,6 +47,11 @@ NEUTRAL = colors.Color(
     c950="#0f1314",
 )
 TRAIN, HELD_OUT = "#1f9d92", "#d98a29"  # legible on white and on near-black
+
+
+def head() -> str:
+    """The scripts of the pages, for the head of each."""
+    return "".join(f"<script>{file.read_text(encoding='utf-8')}</script>" for file in SCRIPTS)
 
 
 def theme() -> gr.Theme:

@@ -24,12 +24,14 @@ from phi3lora.training.preflight import Preflight
 from phi3lora.ui import form, show
 from phi3lora.ui.code import PlainCode
 from phi3lora.ui.data_step import DataStep
+from phi3lora.ui.draft import READ, keep_script, read_draft
 from phi3lora.ui.sessions import session_of
 from phi3lora.ui.train_show import (
     broken_form,
     card_text,
     derived,
     first_recipe,
+    form_notes,
     message_lines,
     nothing_chosen,
     recipe_notes,
@@ -144,6 +146,7 @@ class TrainPage:
         self.fields.add("title", placeholder="Pirate, second try")
         self.launch = gr.Button("Launch", variant="primary", size="lg", elem_id="launch")
         self.launched = gr.Textbox(visible="hidden", elem_id="launched")
+        self.draft = gr.Textbox(visible="hidden", elem_id="draft")
 
     # ------------------------------------------------------------------ what happens
 
@@ -204,11 +207,33 @@ class TrainPage:
         text = config.to_yaml()
         return derived(config), gr.skip() if text == drawn else text, text
 
+    def on_open(self, draft: str, request: gr.Request) -> list[Any]:
+        """Fill the form with the run that the address names, or with what was left here before.
+
+        A run that cannot be had is said over the form, which stays as it is.
+        """
+        nothing = [gr.skip()] * (len(self.fields.by_name) + len(self.data.tabs))
+        if run_id := request.query_params.get("from", ""):
+            try:
+                caller = self.app.callers.caller(session_of(request))
+                run = self.app.launching.run(run_id, caller)
+                config = run.config
+            except Phi3LoraError as error:
+                return [form_notes([str(error)], "amber"), *nothing]
+            note = f"These are the settings of {run.title}. Change what you like, then launch."
+            filled = self.fields.fill(config)
+            return [form_notes([note]), *filled, *self.data.show_path(config.data.path)]
+        kept = read_draft(draft)
+        if not kept:
+            return [gr.skip(), *nothing]
+        values = [kept.get(name, gr.skip()) for name in self.fields.by_name]
+        return [gr.skip(), *values, *self.data.show_path(str(kept.get("data.path") or ""))]
+
     def on_bases(self, request: gr.Request) -> Any:
         """More bases to choose from; without the Hub those that were there."""
         try:
             caller = self.app.callers.caller(session_of(request))
-            return gr.update(choices=self.app.datasets.bases(caller))
+            return gr.update(choices=self.app.models.suggested(caller))
         except Phi3LoraError:
             return gr.skip()
 
@@ -223,7 +248,7 @@ class TrainPage:
         """Fill the form from YAML, data included."""
         config, notices = RunConfig.from_text(text, "This")
         tabs = self.data.show_path(config.data.path)
-        return [recipe_notes(None, notices), *self.fields.fill(config), *tabs]
+        return [form_notes(notices), *self.fields.fill(config), *tabs]
 
     def _fill_keeping_data(self, config: RunConfig) -> list[Any]:
         kept = [name for name in self.fields.by_name if name.startswith("data.")]
@@ -268,16 +293,20 @@ class TrainPage:
             for name, component in by_name.items()
             if name not in ("title", "data.path")
         ]
-        gr.on([demo.load, *settled], **checked, trigger_mode=last)
+        gr.on(settled, **checked, trigger_mode=last)
         # At once and apart from the preflight, which may take seconds: YAML is edited meanwhile.
         changed = [by_name[name].change for name in LIVE]
-        gr.on([demo.load, *changed, *settled], **drawn, trigger_mode=last)
+        gr.on([*changed, *settled], **drawn, trigger_mode=last)
         filled = [self.recipe_notes, *everything]
+        kept = keep_script(list(by_name))
+        opened = demo.load(self.on_open, self.draft, [*filled, *self.data.tabs], js=READ, **quiet)
+        opened.then(**drawn).then(**checked)
+        gr.on([*settled, path.change], None, everything, None, js=kept, show_progress="hidden")
         for event in (
             self.recipe.input(self.on_recipe, self.recipe, filled, **quiet),
             self.use_yaml.click(self.on_yaml, self.yaml, [*filled, *self.data.tabs], **quiet),
         ):
-            event.success(**drawn).success(**checked)
+            event.success(None, everything, None, js=kept).success(**drawn).success(**checked)
         launched = self.launch.click(
             self.on_launch,
             everything,

@@ -57,18 +57,21 @@ def first_recipe() -> str:
     return GPU_RECIPE if on_gpu else POCKET_RECIPE
 
 
-def recipe_notes(config: RunConfig | None, notices: list[str]) -> Any:
+def recipe_notes(config: RunConfig, notices: list[str]) -> Any:
     """Translated names, and whose data the recipe was written for."""
-    lines = [show.notice(line, "grey") for line in notices]
-    if config and not config.data.path.startswith("example:"):
-        lines.append(
-            show.notice(
-                f"This recipe was written for {config.data.path}. Your data is "
-                "kept; pick that one under Hub if you want it.",
-                "grey",
-            )
-        )
-    return gr.update(value="".join(lines), visible=bool(lines))
+    if config.data.path.startswith("example:"):
+        return form_notes(notices)
+    yours = (
+        f"This recipe was written for {config.data.path}. Your data is kept; pick that one under "
+        "Hub if you want it."
+    )
+    return form_notes([*notices, yours])
+
+
+def form_notes(lines: list[str], colour: str = "grey") -> Any:
+    """What to know about where the form's values come from; nothing hides it."""
+    body = "".join(show.notice(line, colour) for line in lines)
+    return gr.update(value=body, visible=bool(lines))
 
 
 def message_lines(error: ConfigError) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 _HERE = Path(__file__).resolve().parent
 CHECKPOINT = _HERE / "checkpoint"
+PIRATE = _HERE / "pirate"  # an adapter of it, and its report, made by `tools.pocket.adapter`
 
 
 def prompts() -> list[str]:
