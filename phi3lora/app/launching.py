@@ -21,13 +21,16 @@ from phi3lora.app.views import Follower
 from phi3lora.config import RunConfig
 from phi3lora.errors import Phi3LoraError, RunError
 from phi3lora.hub.backup import RunRepo, list_runs
+from phi3lora.models.hardware import visible_gpus
 from phi3lora.runs.copies import restore
+from phi3lora.runs.group import dismiss
 from phi3lora.runs.life import holder
 from phi3lora.runs.permission import check_paths
 from phi3lora.runs.queue import Queue
 from phi3lora.runs.renewal import renew
 from phi3lora.runs.store import ACTIVE, LOCAL, Run, RunStore, open_run, with_whole_paths
 from phi3lora.settings import Settings
+from phi3lora.training.launcher import as_launched, is_first, launched
 from phi3lora.training.preflight import Preflight, blocking
 
 if TYPE_CHECKING:
@@ -87,6 +90,11 @@ class Launching:
 
     # Before a run, and its beginning
 
+    @property
+    def devices(self) -> int:
+        """How many GPUs of this machine may train a run together; 0 where it has none."""
+        return 1 if self.settings.zero_gpu else len(visible_gpus())
+
     def preflight(self, config: RunConfig, caller: Caller) -> Preflight:
         """The data as it will be trained, the checks before launch, and the estimate.
 
@@ -98,11 +106,16 @@ class Launching:
         return self._preflights.preflight(config, caller.token, speed, caller.name)
 
     def _speed(self, config: RunConfig, caller: Caller) -> float | None:
-        """Tokens per second of the caller's last finished run with the same base, if there is."""
+        """Tokens per second of the caller's last finished run with the same base, if there is.
+
+        More devices are taken to be as many times faster.
+        """
         for run in self.runs(caller)[:LATELY]:
             if run.status == "finished" and _same_base(run, config):
                 step = self._views.view(run).step
-                return step.tokens_per_second if step else None
+                if step is None or step.tokens_per_second is None:
+                    return None
+                return step.tokens_per_second * config.devices / run.config.devices
         return None
 
     def launch(
@@ -160,8 +173,29 @@ class Launching:
                 f"folder, or delete that run with `phi3lora runs delete {folder}`."
             )
         if run.status in ACTIVE or run.status == "finished":
+            dismiss(config.model.device == "cpu")
             return run
         return self.queue.submit(run, caller.token)
+
+    # Among several processes that `torchrun` or `accelerate launch` started
+
+    def as_launched(self, config: RunConfig) -> RunConfig:
+        """The config with as many devices as there are processes; ConfigError if it wants others.
+
+        Without a launcher the config as it is.
+        """
+        return as_launched(config) if launched() else config
+
+    def takes_part(self) -> bool:
+        """Whether this process trains what another one launches, and has nothing to decide."""
+        return launched() and not is_first()
+
+    def take_part(self, config: RunConfig, caller: Caller) -> None:
+        """Train what the first process launches, to its end. Raises what the training raises."""
+        from phi3lora.runs.member import end_with_parent, take_part
+
+        end_with_parent()
+        take_part(config.model.device == "cpu", self.settings, caller.token)
 
     # What is done to a run
 
@@ -257,7 +291,7 @@ class Launching:
             )
         name, descriptor = held
         try:
-            take(name)
+            take([name])
             yield
         finally:
             os.close(descriptor)

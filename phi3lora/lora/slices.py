@@ -158,7 +158,7 @@ def keep_slices_apart(model: nn.Module, peft: PeftConfig, adapter: str = "defaul
             module.lora_A[adapter].weight.data *= sum(enabled)
         if (name, rank) not in shared:
             shared[name, rank] = _Inside(block_mask(parts[name], enabled, rank))
-        masks.append((layer, module.lora_B[adapter], shared[name, rank]))
+        masks.append((cast("Any", layer), module.lora_B[adapter], shared[name, rank]))
     _look_after(masks)
     model.register_forward_pre_hook(lambda *_: _look_after(masks))
 

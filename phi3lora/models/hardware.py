@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -162,6 +163,15 @@ def gpus_of_the_machine() -> int:
     except (OSError, subprocess.SubprocessError):
         return 1
     return max(answer.stdout.count("GPU "), 1)
+
+
+def visible_gpus(environ: Mapping[str, str] = os.environ) -> list[str]:
+    """The GPUs that a process may use, as CUDA_VISIBLE_DEVICES names them; without torch."""
+    visible = environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        names = [name.strip() for name in visible.split(",")]
+        return [name for name in names if name and name != "-1"]
+    return [str(index) for index in range(gpus_of_the_machine())]
 
 
 def use_one_gpu() -> str | None:

@@ -5,46 +5,54 @@
     config = share(config)       what the main one has, in all of them
     with first_on_machine(): ... one of a machine fetches and prepares, the others find it done
 
-In a process that trains alone each of these does nothing. `accelerate launch` and `torchrun` say
-through the environment who a process is (RANK, WORLD_SIZE, LOCAL_RANK).
+In a process that trains alone each of these does nothing. Who a process is stands in its
+environment: see `launcher`.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
-Sharing = Literal["ddp", "fsdp2", "zero2", "zero3"]
+from phi3lora.recipes import launch_files
+from phi3lora.training.launcher import Sharing, launched, sharing
+
 # The main process may fetch a base and prepare millions of rows while the others wait.
 PATIENCE = timedelta(hours=6)
-
-
-def launched(environ: Mapping[str, str] = os.environ) -> bool:
-    """Whether a launcher started this process beside others."""
-    return "LOCAL_RANK" in environ and int(environ.get("WORLD_SIZE", "1")) > 1
-
-
-def sharing(environ: Mapping[str, str] = os.environ) -> Sharing:
-    """How the launcher was told to share the work, as accelerate writes it down."""
-
-    def is_on(name: str) -> bool:
-        return environ.get(name, "").lower() in ("1", "true")
-
-    if is_on("ACCELERATE_USE_DEEPSPEED"):
-        stage = environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
-        return "zero3" if stage == "3" else "zero2"
-    return "fsdp2" if is_on("ACCELERATE_USE_FSDP") else "ddp"
 
 
 def spreads_weights() -> bool:
     """Whether no process holds all weights, so that they are gathered where they are needed."""
     return launched() and sharing() in ("fsdp2", "zero3")
+
+
+def prepare(way: Sharing, number: int) -> None:
+    """Write accelerate's configuration for a way of sharing into this process's environment.
+
+    As `accelerate launch --config_file` does for the processes that it starts.
+    """
+    if way == "ddp":
+        return
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+    from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
+
+    ours = {name: os.environ[name] for name in ("MASTER_ADDR", "MASTER_PORT")}
+    wanted = ["--config_file", str(launch_files()[way]), "--num_processes", str(number)]
+    arguments, defaults, _ = _validate_launch_command(
+        launch_command_parser().parse_args([*wanted, "--main_process_port", "0", "-"])
+    )
+    if way == "fsdp2":
+        os.environ.update(prepare_multi_gpu_env(arguments))
+    else:
+        arguments.deepspeed_fields_from_accelerate_config = ",".join(defaults.deepspeed_config)
+        os.environ.update(prepare_deepspeed_cmd_env(arguments)[1])
+    os.environ.update(ours)
 
 
 def join(cpu: bool) -> None:
@@ -62,6 +70,7 @@ def leave() -> None:
     """Part from the others: what the main process does from here on, it does alone."""
     if dist.is_initialized():
         dist.destroy_process_group()
+        os.environ["WORLD_SIZE"] = "1"
 
 
 def number() -> int:

@@ -1,7 +1,6 @@
 """Trainings by several processes of a CPU, over gloo.
 
-    found = trained(scenarios, folder, processes=2)          # DDP
-    found = trained(scenarios, folder, sharing="fsdp2")
+    found = trained({"ddp": scenarios, "fsdp2": scenarios}, folder)
 
 One launch trains all scenarios, one after another: most of its time goes into importing torch.
 """
@@ -31,16 +30,18 @@ class Scenario:
 
 
 def trained(
-    scenarios: dict[str, Scenario], folder: Path, sharing: str = "ddp"
-) -> dict[str, dict[str, Any]]:
-    """What each scenario's main process saw: outcome, figures of each step, notices."""
+    scenarios: dict[str, dict[str, Scenario]], folder: Path
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """What the main process saw, by way and scenario: outcome, figures of each step, notices."""
     folder.mkdir(parents=True, exist_ok=True)
-    wanted = folder / "scenarios.json"
-    wanted.write_text(json.dumps({name: asdict(one) for name, one in scenarios.items()}))
+    wanted = {
+        way: {name: asdict(one) for name, one in ones.items()} for way, ones in scenarios.items()
+    }
+    (folder / "scenarios.json").write_text(json.dumps(wanted))
     ended = subprocess.run(
         [
             *(sys.executable, "-m", "accelerate.commands.launch"),
-            *("--config_file", str(launch_files()[sharing]), "--num_processes", "2"),
+            *("--config_file", str(launch_files()["ddp"]), "--num_processes", "2"),
             *("--main_process_port", "0", "-m", "tests.together", str(folder)),
         ],
         cwd=ROOT,
@@ -50,5 +51,5 @@ def trained(
         timeout=400,
     )
     assert ended.returncode == 0, ended.stderr[-4000:]
-    found: dict[str, dict[str, Any]] = json.loads((folder / "found.json").read_text())
+    found: dict[str, dict[str, dict[str, Any]]] = json.loads((folder / "found.json").read_text())
     return found

@@ -1,7 +1,8 @@
 """One of the processes: `accelerate launch … -m tests.together FOLDER`.
 
-FSDP is for GPUs in accelerate. It runs on a CPU, over gloo, once accelerate is told that these
-processes have one each: the fake part of these tests is that answer, and nothing else.
+FSDP is for GPUs in accelerate, and bfloat16 in transformers is for GPUs or for none. Both run on a
+CPU, over gloo, once they are told that these processes have a GPU each: the fake part of these
+tests is that answer, and nothing else.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from transformers import training_args
+
 from phi3lora.config import RunConfig
 from phi3lora.training import processes
 from phi3lora.training import trainer as module
@@ -21,10 +24,19 @@ from phi3lora.training.trainer import train
 def main() -> None:
     """Train every scenario of `scenarios.json`; the main process writes `found.json`."""
     folder = Path(sys.argv[1])
-    if processes.sharing() == "fsdp2":
-        _pretend()
     found = {}
-    for name, one in json.loads((folder / "scenarios.json").read_text()).items():
+    for way, scenarios in json.loads((folder / "scenarios.json").read_text()).items():
+        processes.prepare(way, 2)
+        if way == "fsdp2":
+            _pretend()
+        found[way] = _trained(folder / way, scenarios)
+    if processes.is_main():
+        (folder / "found.json").write_text(json.dumps(found))
+
+
+def _trained(folder: Path, scenarios: dict[str, Any]) -> dict[str, Any]:
+    found = {}
+    for name, one in scenarios.items():
         config = RunConfig().with_values(one["changes"])
         events: list[Any] = []
         stop = _After(one["stop_after"])
@@ -32,8 +44,7 @@ def main() -> None:
         if one["again"]:
             outcomes.append(train(config, folder / name, events.append))
         found[name] = {"outcomes": outcomes, **_seen(events)}
-    if processes.is_main():
-        (folder / "found.json").write_text(json.dumps(found))
+    return found
 
 
 class _After:
@@ -61,11 +72,14 @@ def _seen(events: list[Any]) -> dict[str, Any]:
 
 
 def _pretend() -> None:
-    from accelerate.state import PartialState
+    from accelerate.state import AcceleratorState, PartialState
     from accelerate.utils import DistributedType
 
+    AcceleratorState._reset_state(reset_partial_state=True)
+    del os.environ["ACCELERATE_USE_CPU"]
     os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
     PartialState._prepare_backend = lambda *_, **__: ("gloo", DistributedType.MULTI_GPU)
+    training_args.is_torch_bf16_gpu_available = lambda: True
     processes.join = lambda cpu: PartialState(timeout=processes.PATIENCE)
     made = module.SFTConfig
     module.SFTConfig = lambda *args, use_cpu, **rest: made(*args, **rest)  # type: ignore[assignment,misc]

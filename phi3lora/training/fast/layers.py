@@ -85,7 +85,7 @@ def _weight_of(layer: nn.Module) -> Weight | None:
 
         weight: Any = layer.weight
         # A weight that FSDP has gathered is a plain one; the layer remembers how to read it.
-        state = getattr(weight, "quant_state", None) or layer.quant_state
+        state: Any = getattr(weight, "quant_state", None) or layer.quant_state
         return lambda dtype: dequantize_4bit(weight.data, state).to(dtype)
     return None
 
