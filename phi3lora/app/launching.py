@@ -192,7 +192,8 @@ class Launching:
 
     def take_part(self, config: RunConfig, caller: Caller) -> None:
         """Train what the first process launches, to its end. Raises what the training raises."""
-        from phi3lora.runs.member import end_with_parent, take_part
+        from phi3lora.isolation import end_with_parent
+        from phi3lora.runs.member import take_part
 
         end_with_parent()
         take_part(config.model.device == "cpu", self.settings, caller.token)

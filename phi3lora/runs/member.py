@@ -9,7 +9,6 @@ token and, by its end, that the worker is gone: then nothing is left to do.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import signal
@@ -22,16 +21,14 @@ from typing import Any, TextIO, cast
 from phi3lora.config import RunConfig
 from phi3lora.isolation import hide_process
 from phi3lora.runs.redaction import RedactedStream
+from phi3lora.runs.worker import begin_log, explain
 from phi3lora.settings import Settings
 
-PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
 ENDS = (signal.SIGTERM, signal.SIGINT)
 
 
 def main() -> int:
     """Take part in the worker's run. Returns the exit status; stdout says why it is not 0."""
-    from phi3lora.runs.worker import begin_log, explain
-
     for number in (*ENDS, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # the worker is asked, and decides for all
     settings = Settings.from_environment()
@@ -83,12 +80,6 @@ def _train(config: RunConfig, job: dict[str, Any], settings: Settings, token: st
         cache_folder=settings.cache_folder / job["owner"],
         accept_changes=job["accept_changes"],
     )
-
-
-def end_with_parent() -> None:
-    """Let this process be ended when the one that started it ends (Linux)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 def _end_with_worker() -> None:

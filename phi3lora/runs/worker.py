@@ -27,12 +27,11 @@ from typing import TextIO, cast
 from phi3lora.data.plan import holds_out
 from phi3lora.errors import ChangedInputsError, Phi3LoraError, RunError
 from phi3lora.events import Emit, Ended, Event, EventLog, Notice, Stage
-from phi3lora.isolation import hide_process, receive_token
+from phi3lora.isolation import end_with_parent, hide_process, receive_token
 from phi3lora.runs import life
 from phi3lora.runs.backends.local import devices, watch
 from phi3lora.runs.copies import Copy, copied
 from phi3lora.runs.group import dismiss, group_of, needed, share_job
-from phi3lora.runs.member import end_with_parent
 from phi3lora.runs.permission import check_paths
 from phi3lora.runs.queue import waiting_runs
 from phi3lora.runs.redaction import RedactedStream, redact, redact_event

@@ -27,7 +27,7 @@ def main() -> None:
     found = {}
     for way, scenarios in json.loads((folder / "scenarios.json").read_text()).items():
         processes.prepare(way, 2)
-        if way == "fsdp2":
+        if way != "ddp":
             _pretend()
         found[way] = _trained(folder / way, scenarios)
     if processes.is_main():
@@ -76,7 +76,7 @@ def _pretend() -> None:
     from accelerate.utils import DistributedType
 
     AcceleratorState._reset_state(reset_partial_state=True)
-    del os.environ["ACCELERATE_USE_CPU"]
+    os.environ.pop("ACCELERATE_USE_CPU", None)
     os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
     PartialState._prepare_backend = lambda *_, **__: ("gloo", DistributedType.MULTI_GPU)
     training_args.is_torch_bf16_gpu_available = lambda: True
