@@ -86,7 +86,7 @@ def offers(
     def offer(flavor: Flavor) -> Offer:
         hardware = hardware_of(flavor)
         each = tokens_per_second(config, found.base, hardware)
-        speed = speeds.get(flavor.name) or each * config.devices
+        speed = speeds.get(flavor.name) or (each and each * config.devices)
         need = estimate_for(config, found.base, hardware, found.inspection, speed)
         return offer_of(config, flavor, found.base, need)
 
