@@ -315,7 +315,7 @@ def draw_losses(facts: Facts) -> bytes | None:
     axes.plot(*zip(*facts.losses, strict=True), color="#4f46e5", label="training")
     if facts.held_out_losses:
         steps, losses = zip(*facts.held_out_losses, strict=True)
-        axes.plot(steps, losses, "o-", color="#d97706", label="held out")
+        axes.plot(steps, losses, "o-", color="#d97706", label=words.HELD_OUT)
     axes.set_xlabel("step")
     axes.set_ylabel("loss, nats a token")
     axes.spines[["top", "right"]].set_visible(False)

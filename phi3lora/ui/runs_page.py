@@ -13,6 +13,7 @@ from typing import Any
 
 import gradio as gr
 
+from phi3lora import words
 from phi3lora.app.application import Application
 from phi3lora.errors import HubError, RunError
 from phi3lora.runs.store import Run
@@ -51,7 +52,7 @@ element.addEventListener('click', (event) => {
 """
 LEGEND = (
     f'<p class="curves"><b>Loss</b><i style="background:{TRAIN}"></i>training'
-    f'<i style="background:{HELD_OUT}"></i>held out</p>'
+    f'<i style="background:{HELD_OUT}"></i>{words.HELD_OUT}</p>'
 )
 
 
@@ -83,7 +84,7 @@ class RunsPage:
                 color="rows",
                 height=240,
                 show_label=False,
-                color_map={"training": TRAIN, "held out": HELD_OUT},
+                color_map={"training": TRAIN, words.HELD_OUT: HELD_OUT},
                 elem_id="loss-plot",
                 x_title="step",
                 y_title="loss (nats a token)",

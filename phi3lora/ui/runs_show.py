@@ -188,7 +188,7 @@ def figures(view: RunView, active: bool) -> list[tuple[str, str]]:
         loss = step.loss if step.loss is not None else _last(view.losses)
         pairs.append(("Loss", words.figure(loss)))
         if view.evaluated:
-            pairs.append(("Held-out loss, mean of batches", words.figure(view.evaluated.loss)))
+            pairs.append((words.HELD_OUT_LOSS, words.figure(view.evaluated.loss)))
         if step.token_accuracy is not None:
             pairs.append(("Right tokens", f"{100 * step.token_accuracy:.0f} %"))
         if step.tokens_per_second:
@@ -223,7 +223,7 @@ def loss_plot(view: RunView) -> Any:
     held_out = thin(view.held_out)
     if len(held_out) == 1:  # a line needs two points; a dash shows the one there is
         held_out = [(held_out[0][0] - 1, held_out[0][1]), *held_out]
-    points += [(*point, "held out") for point in held_out]
+    points += [(*point, words.HELD_OUT) for point in held_out]
     if len(view.losses) < 2:
         return gr.update(visible=False)
     frame = pandas.DataFrame(points, columns=["step", "loss", "rows"])
