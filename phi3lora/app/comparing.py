@@ -25,7 +25,7 @@ from phi3lora.chat.requests import check_lengths
 from phi3lora.chat.votes import Tally, Vote, VoteBook
 from phi3lora.config import POCKET, ModelConfig, RunConfig
 from phi3lora.data.rendering import SystemMessages
-from phi3lora.errors import AccessError, AdapterError, Phi3LoraError, RunError
+from phi3lora.errors import AccessError, AdapterError, ConfigError, Phi3LoraError, RunError
 from phi3lora.hub.access import stored_token
 from phi3lora.hub.adapters import fetch_adapter
 from phi3lora.hub.client import is_hub_id
@@ -34,6 +34,7 @@ from phi3lora.lora.result import result_in
 from phi3lora.models import pocket
 from phi3lora.runs.store import ID, Run, RunStore, open_run
 from phi3lora.settings import Settings
+from phi3lora.strict_yaml import front_matter
 
 if TYPE_CHECKING:
     from phi3lora.chat.whole import Chat
@@ -43,6 +44,7 @@ Kind = Literal["base", "adapter", "loralib", "model"]
 ANSWER_FRAME = 0.08  # seconds between two looks at a growing answer
 FEW = 3  # prompts of a report, below which the pocket model's are suggested too
 LONGEST_PROMPT = 160
+BOTH: tuple[Side, ...] = ("base", "tuned")
 CONFIG_FILE = "config.yaml"
 SETTLED = 3  # steps after which a run takes no more memory
 
@@ -182,8 +184,9 @@ class Comparing:
         should_stop: Callable[[], bool] = lambda: False,
         *,
         caller: Caller,
+        sides: tuple[Side, ...] = BOTH,
     ) -> Iterator[Pair]:
-        """Both answers as they grow, a dozen times a second at most. Raises Phi3LoraError."""
+        """The answers as they grow, a dozen times a second at most. Raises Phi3LoraError."""
         self._callers.check_base(subject.base, caller)
         if self.settings.on_space:
             check_lengths([*base, *tuned])
@@ -195,6 +198,7 @@ class Comparing:
             base=subject.base,
             adapter=subject.result,
             token=caller.token,
+            sides=sides,
         )
         last = 0.0
         for pair in pairs:
@@ -328,12 +332,9 @@ def system_messages_in(folder: Path) -> SystemMessages:
 
 def _base_on_card(folder: Path) -> str:
     """The base that the card beside a whole model names. AdapterError where it names none."""
-    import yaml
-
     try:
-        _, front, _ = (folder / "README.md").read_text(encoding="utf-8").split("---\n", 2)
-        named = (yaml.safe_load(front) or {}).get("base_model")
-    except (OSError, ValueError, AttributeError, yaml.YAMLError):
+        named = front_matter((folder / "README.md").read_text(encoding="utf-8")).get("base_model")
+    except (OSError, ValueError, ConfigError):
         named = None
     if isinstance(named, list):
         named = named[0] if named else None

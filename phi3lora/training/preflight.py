@@ -14,7 +14,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -160,7 +160,8 @@ def _data_checks(config: RunConfig, inspection: Any) -> list[Check]:
         return []
     found = f"{inspection.kept:,} rows, {inspection.supervised_tokens:,} supervised tokens."
     few = _too_few_rows(config, inspection)
-    return [few or _cut_rows(config, inspection, found) or _left_out(config, inspection, found)]
+    check = few or _cut_rows(config, inspection, found) or _left_out(config, inspection, found)
+    return [replace(check, found=f"{check.found} Columns not read: {inspection.unread_in_words}.")]
 
 
 def _too_few_rows(config: RunConfig, inspection: Any) -> Check | None:

@@ -155,6 +155,7 @@ class TrainPage:
         """What a preflight fills."""
         return [self.data.summary, self.checks, self.estimate]
 
+    @shown
     def on_preflight(
         self, source: str, request: gr.Request, *shown_values: Any
     ) -> Iterator[list[Any]]:
@@ -193,6 +194,7 @@ class TrainPage:
         """The data that the form names; empty where nothing is chosen."""
         return str(dict(zip(self.fields.by_name, shown_values, strict=True))["data.path"] or "")
 
+    @shown
     def on_live(self, drawn: str, *shown_values: Any) -> tuple[Any, Any, Any]:
         """The figures that follow from the form at once, without a preflight; and its YAML.
 
