@@ -29,7 +29,7 @@ from phi3lora.settings import Settings
 from phi3lora.training.preflight import Preflight, preflight
 
 WORKERS = 2  # a long preflight of one visitor leaves room for another's
-KEPT = 32
+CACHED = 32
 OF_STRANGERS = Limits(seconds=60, bytes=4 * GIB)
 PATIENCE = 90.0  # seconds that a preflight waits for a helper
 MOST_WAITING = 2  # preflights of one person, beside the one that is computed
@@ -43,7 +43,7 @@ class Preflights:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._kept: OrderedDict[str, Any] = OrderedDict()
+        self._cache: OrderedDict[str, Any] = OrderedDict()
         self._keeping = threading.Lock()
         self._hardware: Hardware | None = None
 
@@ -63,9 +63,9 @@ class Preflights:
         Raises Phi3LoraError where a helper reached its bounds or failed.
         """
         key = _data_key(config, token)
-        known = self._kept.get(key)
+        cached = self._cache.get(key)
         done: Preflight = self._call(
-            person, _preflight, config, self._settings, token, known, tokens_per_second, person
+            person, _preflight, config, self._settings, token, cached, tokens_per_second, person
         )
         if done.inspection is not None:
             self._keep(key, done.inspection)
@@ -93,9 +93,9 @@ class Preflights:
 
     def _keep(self, key: str, inspection: Any) -> None:
         with self._keeping:
-            self._kept[key] = inspection
-            while len(self._kept) > KEPT:
-                self._kept.popitem(last=False)
+            self._cache[key] = inspection
+            while len(self._cache) > CACHED:
+                self._cache.popitem(last=False)
 
 
 class PreflightPool(Preflights):
@@ -178,7 +178,7 @@ class PreflightPool(Preflights):
 def _data_key(config: RunConfig, token: str | None) -> str:
     """Equal where the same rows become the same tokens for the same caller.
 
-    A file is known by its size and time as well: it may have been edited since.
+    Of a file, its size and time count as well: it may have been edited since.
     """
     parts = [
         config.data.model_dump_json(),

@@ -198,7 +198,7 @@ print(chat(messages, max_new_tokens=100)[0]["generated_text"][-1]["content"])"""
 
 
 def _trained_on(facts: Facts) -> str:
-    """The dataset, counted."""
+    """Table of the dataset: where from, licence, and rows kept and dropped."""
     data, counts = facts.data, facts.prepared
     rows = [("Dataset", _link(data, "dataset")), ("Split", facts.split)]
     rows += [("Revision", f"`{data.revision}`" if data.revision else "")]

@@ -27,7 +27,7 @@ from phi3lora.hub.preflight import check_hub
 from phi3lora.settings import Settings
 
 GIB = 2**30
-PREVIEW_ROWS = 5_000  # rows that are read and counted for a look
+PREVIEW_ROWS = 5_000  # rows that are read and counted by a preflight
 CROWDED = 0.9  # share of the free memory from which a run may fail
 TRAINING = "training_config"
 LONGEST_LIMIT = 131_072  # tokens that a length limit may be raised to

@@ -198,15 +198,15 @@ class RunsPage:
         """What to show of a run; made once for all who watch it."""
         position = self.app.launching.position(run)
         pulse = f"{run.status} {run.message} {position} {self.app.views.run_pulse(run)}"
-        known = self._made.get(run.id)
-        if known is None or known[0] != pulse:
-            known = (pulse, show_run(run, self.app.views.view(run), position))
+        cached = self._made.get(run.id)
+        if cached is None or cached[0] != pulse:
+            cached = (pulse, show_run(run, self.app.views.view(run), position))
             self._made.pop(run.id, None)
-            self._made[run.id] = known
+            self._made[run.id] = cached
             while len(self._made) > MADE:
                 self._made.pop(next(iter(self._made)))
         # Gradio empties the updates that it is given, so everybody gets copies.
-        return {name: copy(value) for name, value in known[1].items()}
+        return {name: copy(value) for name, value in cached[1].items()}
 
     def on_kept(self, request: gr.Request) -> str:
         """Runs that are on the Hub and no more here; why they cannot be listed, on a Space."""
