@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import pickle
 from pathlib import Path
@@ -23,8 +24,7 @@ from phi3lora.models.loading import load_model
 from phi3lora.runs.store import RunStore
 from phi3lora.settings import Settings
 from phi3lora.training.failures import explained
-from phi3lora.ui.runs_page import LEGEND
-from phi3lora.ui.runs_show import loss_plot
+from phi3lora.ui.curves import loss_curves
 from phi3lora.wording import describe
 from tests import stage
 
@@ -99,8 +99,8 @@ def test_the_two_held_out_losses_are_told_apart(
     assert next(metric.title for metric in METRICS if metric.name == "loss") == "Loss by token"
     run = stage.finished(RunStore(settings))
     view = Follower(RunStore(settings)).view(run)
-    assert {"training", "held out, mean of batches"} == set(loss_plot(view)["value"]["rows"])
-    assert "held out, mean of batches" in LEGEND
+    curves = json.loads(loss_curves(run.id, view))["curves"]
+    assert [curve["name"] for curve in curves] == ["training", "held out, mean of batches"]
     labels: list[str] = []
     monkeypatch.setattr(Axes, "plot", lambda axes, *_, label, **__: labels.append(label))
     card.draw_losses(collect(run.folder))
