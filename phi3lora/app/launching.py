@@ -189,8 +189,8 @@ class Launching:
         Raises RunError while it has nothing whole to begin from.
         """
         stored = self.settings.runs_folder / run.id
-        known = stored.exists() and stored.samefile(run.folder)
-        return further(run, run.id if known else str(run.folder.resolve()))
+        is_stored = stored.exists() and stored.samefile(run.folder)
+        return further(run, run.id if is_stored else str(run.folder.resolve()))
 
     def launch_in(
         self,

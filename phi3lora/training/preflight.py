@@ -29,7 +29,7 @@ from phi3lora.models.hardware import Hardware
 from phi3lora.settings import Settings
 
 GIB = 2**30
-PREVIEW_ROWS = 5_000  # rows that are read and counted for a look
+PREVIEW_ROWS = 5_000  # rows that are read and counted by a preflight
 CROWDED = 0.9  # share of the free memory from which a run may fail
 TRAINING = "training_config"
 LONGEST_LIMIT = 131_072  # tokens that a length limit may be raised to

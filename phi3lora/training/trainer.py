@@ -109,7 +109,7 @@ def _train(
     cache_folder: Path | None,
     accept_changes: bool,
 ) -> Outcome:
-    """The recipe."""
+    """Prepare the rows, load the base, attach the adapter, fit, save."""
     _describe(config)
     check_head(config)
     hardware = detect_hardware(config.model.device)
