@@ -215,7 +215,7 @@ def _serve(facts: Facts, repo: str, merged: bool) -> str:
 
 
 def _trained_on(facts: Facts) -> str:
-    """The dataset, counted."""
+    """Table of the dataset: where from, licence, and rows kept and dropped."""
     data, counts = facts.data, facts.prepared
     rows = [("Dataset", _link(data, "dataset")), ("Split", facts.split)]
     rows += [("Revision", f"`{data.revision}`" if data.revision else "")]
@@ -334,7 +334,7 @@ def draw_losses(facts: Facts) -> bytes | None:
     axes.plot(*zip(*facts.losses, strict=True), color="#4f46e5", label="training")
     if facts.held_out_losses:
         steps, losses = zip(*facts.held_out_losses, strict=True)
-        axes.plot(steps, losses, "o-", color="#d97706", label="held out")
+        axes.plot(steps, losses, "o-", color="#d97706", label=words.HELD_OUT)
     axes.set_xlabel("step")
     axes.set_ylabel("loss, nats a token")
     axes.spines[["top", "right"]].set_visible(False)
