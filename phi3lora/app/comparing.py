@@ -98,7 +98,13 @@ def draw_sides(*, blind: bool) -> Sides:
 
 
 class Comparing:
-    """Names into subjects, subjects into answers, answers into votes."""
+    """Names into subjects, subjects into answers, answers into votes.
+
+    Attributes:
+        settled: the only name that there is to compare; empty where one chooses.
+    """
+
+    settled: str = ""
 
     def __init__(
         self, settings: Settings, store: RunStore, views: Follower, callers: Callers
@@ -275,7 +281,8 @@ class ComparingOne(Comparing):
 
     def __init__(self, other: Comparing, repo: str, revision: str | None = None) -> None:
         super().__init__(other.settings, other._store, other._views, other._callers)
-        self.repo, self._revision = repo, revision
+        self.repo = self.settled = repo
+        self._revision = revision
         self._subject: Subject | None = None
         self._fetching = threading.Lock()
 

@@ -212,6 +212,8 @@ class ComparePage:
 
     def choices(self, caller: Caller) -> list[tuple[str, str]]:
         """What the list of adapters offers to this caller."""
+        if settled := self.app.comparing.settled:
+            return [(settled, settled)]
         return adapter_choices(self.app.comparing.runs(caller))
 
     @shown
