@@ -73,7 +73,7 @@ class ComparingElsewhere(Comparing):
     ) -> Iterator[Pair]:
         """The answers as they grow. Raises Phi3LoraError."""
         if self.settings.on_space:
-            check_lengths([*base, *tuned])
+            check_lengths([*base, *tuned, options.first()])
         yield from self._remote.reply(
             base,
             tuned,

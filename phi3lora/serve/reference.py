@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import textwrap
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,11 +18,17 @@ INTRO = """# For programs and agents
 
 <!-- Written by `make docs`; change the code instead. -->
 
-Three ways in beside the pages and the command line, each with the same checks and limits, and each with the caller's own token. `ADDRESS` is the app's: `http://127.0.0.1:7860` on your machine, `https://USER-SPACE.hf.space` for a Space. On your own machine no token is asked for (beyond it, the key that the terminal shows); on a Space a Hugging Face token says who you are, what changes something needs it, and runs belong to whoever launched them.
+Three ways in beside the pages and the command line, each with the same checks and limits, and
+each with the caller's own token. `ADDRESS` is the app's: `http://127.0.0.1:7860` on your
+machine, `https://USER-SPACE.hf.space` for a Space. On your own machine no token is asked for
+(beyond it, the key that the terminal shows); on a Space a Hugging Face token says who you are,
+what changes something needs it, and runs belong to whoever launched them.
 
 ## OpenAI's protocol
 
-`/v1/models` and `/v1/chat/completions`, streaming or not, on the app itself and by `phi3lora serve` without pages. Models are bases, your runs by their ids, adapters on the Hub (`USER/NAME`), and `example:pirate`.
+`/v1/models` and `/v1/chat/completions`, streaming or not, on the app itself and by `phi3lora
+serve` without pages. Models are bases, your runs by their ids, adapters on the Hub
+(`USER/NAME`), and `example:pirate`.
 
 ```python
 from openai import OpenAI
@@ -45,20 +52,31 @@ from gradio_client import Client
 
 app = Client(ADDRESS, token=TOKEN)
 print(app.predict("example:pirate", api_name="/inspect_dataset")["rows"])
-run = app.predict("example:pirate", options={"training_config.max_steps": 1}, api_name="/launch_run")
+short = {"training_config.max_steps": 1}
+run = app.predict("example:pirate", options=short, api_name="/launch_run")
 print(app.predict(run["run"], api_name="/run_status")["status"])
 print(app.predict(run["run"], api_name="/stop_run")["status"])
 print(app.predict("Who are you?", api_name="/ask")["tuned"])
 ```
 
-From a shell: `curl -X POST ADDRESS/gradio_api/call/list_runs -H "Content-Type: application/json" -d '{"data": []}'` gives an `event_id`, and `curl -N ADDRESS/gradio_api/call/list_runs/EVENT_ID` its answer.
+From a shell: `curl -X POST ADDRESS/gradio_api/call/list_runs -H "Content-Type:
+application/json" -d '{"data": []}'` gives an `event_id`, and `curl -N
+ADDRESS/gradio_api/call/list_runs/EVENT_ID` its answer.
 
 ## MCP
 
-The same operations are tools at `ADDRESS/gradio_api/mcp/`. A Space has them; on your own machine `pip install 'phi3lora[mcp]'` brings them. For a client that reads a list of servers:
+The same operations are tools at `ADDRESS/gradio_api/mcp/`. A Space has them; on your own
+machine `pip install 'phi3lora[mcp]'` brings them. For a client that reads a list of servers:
 
 ```json
-{"mcpServers": {"phi3lora": {"url": "ADDRESS/gradio_api/mcp/", "headers": {"Authorization": "Bearer hf_…"}}}}
+{
+  "mcpServers": {
+    "phi3lora": {
+      "url": "ADDRESS/gradio_api/mcp/",
+      "headers": {"Authorization": "Bearer hf_…"}
+    }
+  }
+}
 ```
 
 ```python
@@ -83,11 +101,18 @@ print(asyncio.run(ask("Name the color of a cherry.")))
 
 ## Compare through another server
 
-With `PHI3LORA_CHAT_URL` set, Compare asks a server of OpenAI's protocol instead of loading anything: a vLLM with `--enable-lora` on other machines is the way to large audiences, and a Space on free hardware compares through it. `PHI3LORA_CHAT_BASE` and `PHI3LORA_CHAT_TUNED` are the names of the two models there (without the second the base answers alone), `PHI3LORA_CHAT_KEY` the key, a secret on a Space. The page says whose word it is that the two differ by an adapter alone.
+With `PHI3LORA_CHAT_URL` set, Compare asks a server of OpenAI's protocol instead of loading
+anything: a vLLM with `--enable-lora` on other machines is the way to large audiences, and a
+Space on free hardware compares through it. `PHI3LORA_CHAT_BASE` and `PHI3LORA_CHAT_TUNED` are
+the names of the two models there (without the second the base answers alone),
+`PHI3LORA_CHAT_KEY` the key, a secret on a Space. The page says whose word it is that the two
+differ by an adapter alone.
 
 ```bash
 vllm serve microsoft/Phi-3.5-mini-instruct --enable-lora --lora-modules pirate=USER/NAME
-PHI3LORA_CHAT_URL=http://gpu:8000/v1 PHI3LORA_CHAT_BASE=microsoft/Phi-3.5-mini-instruct PHI3LORA_CHAT_TUNED=pirate phi3lora app
+export PHI3LORA_CHAT_URL=http://gpu:8000/v1 PHI3LORA_CHAT_TUNED=pirate
+export PHI3LORA_CHAT_BASE=microsoft/Phi-3.5-mini-instruct
+phi3lora app
 ```
 
 ## The operations
@@ -106,7 +131,9 @@ def api_page() -> str:
     )
     operations = (value for value in vars(Operations).values() if callable(value))
     offered = [one for one in operations if not one.__name__.startswith("_")]
-    return INTRO.replace("OBEYED", obeyed) + "\n".join(map("\n".join, map(_entry, offered)))
+    return INTRO.replace("OBEYED", textwrap.fill(obeyed, 96)) + "\n".join(
+        map("\n".join, map(_entry, offered))
+    )
 
 
 def _entry(operation: Callable[..., Any]) -> Iterator[str]:
