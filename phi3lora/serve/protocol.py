@@ -146,9 +146,9 @@ class ChatRequest(BaseModel):
     def options(self) -> Options:
         """How to sample. OpenAI's default temperature is 1; without a seed each answer is new."""
         top_k = self.top_k if self.top_k is not None and self.top_k > 0 else 0  # -1: all, as vLLM
-        first = self._turns()[0]  # tools stand at the system message
+        begin = self._turns()[0]  # tools stand at the system message
         made = Options(
-            system=first["content"] if self.tools and first["role"] == "system" else "",
+            system=begin["content"] if self.tools and begin["role"] == "system" else "",
             temperature=1.0 if self.temperature is None else self.temperature,
             top_p=1.0 if self.top_p is None else self.top_p,
             top_k=top_k,
