@@ -112,15 +112,26 @@ class Datasets:
         found = set()
         for run in self._store.list(caller.name):
             with suppress(Phi3LoraError):
-                found.add(Path(run.config.data.path))
+                data = run.config.data
+                found |= {Path(data.path), *(Path(source.path) for source in data.more)}
         return found
 
-    def inspect(self, config: RunConfig, caller: Caller, limit: int | None = None) -> Inspection:
-        """Read and render the rows in this process, at most `limit` of them."""
+    def inspect(
+        self,
+        config: RunConfig,
+        caller: Caller,
+        limit: int | None = None,
+        *,
+        findings: bool = False,
+    ) -> Inspection:
+        """Read and render the rows in this process, at most `limit` of them.
+
+        With `findings` also what one may want to leave out.
+        """
         from phi3lora.data.inspection import inspect
         from phi3lora.models.hardware import detect_hardware
         from phi3lora.models.loading import load_tokenizer, resolve_path
 
         path = resolve_path(config.model.path, detect_hardware(config.model.device))
         tokenizer = load_tokenizer(path, config.model.revision, caller.token, weights=False)
-        return inspect(config, tokenizer, token=caller.token, limit=limit)
+        return inspect(config, tokenizer, token=caller.token, limit=limit, findings=findings)

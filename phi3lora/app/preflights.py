@@ -187,8 +187,9 @@ def _data_key(config: RunConfig, token: str | None) -> str:
         str(config.training_config.max_length),
         token or "",
     ]
-    with suppress(OSError, RuntimeError, ValueError):  # `~nobody`, a NUL: the preflight says so
-        parts.append(version_of(Path(config.data.path).expanduser()))
+    for path in (config.data.path, *(source.path for source in config.data.more)):
+        with suppress(OSError, RuntimeError, ValueError):  # `~nobody`, a NUL: the preflight says so
+            parts.append(version_of(Path(path).expanduser()))
     return hashlib.sha256("\n".join(parts).encode("utf-8", "replace")).hexdigest()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -57,10 +57,40 @@ def inspect(
         int | None, typer.Option(help="Conversations are cut at this many tokens.")
     ] = None,
     limit: Annotated[int | None, typer.Option(help="Stop reading after this many rows.")] = None,
+    more: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SOURCE[=WEIGHT]",
+            help="Mix in another source, its rows as often as the weight says, such as "
+            "`example:pirate=0.5` for a random half; may be repeated.",
+        ),
+    ] = None,
+    findings: Annotated[
+        bool,
+        typer.Option(
+            "--findings",
+            help="Also list rows that one may want to leave out: duplicates, refusals, cut "
+            "answers, personal data and others, some of each kind.",
+        ),
+    ] = False,
+    leave_out: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KIND",
+            help="Leave out the rows that a look finds of this kind, such as `duplicates`; may "
+            "be repeated. A config keeps it as `data.leave_out`.",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show what a dataset holds and what of it would be trained."""
-    from phi3lora.cli.terminal import print_conversation, print_figures, print_json, print_line
+    from phi3lora.cli.terminal import (
+        print_conversation,
+        print_figures,
+        print_findings,
+        print_json,
+        print_line,
+    )
 
     values = {
         "data.path": source,
@@ -73,21 +103,36 @@ def inspect(
         "data.system_prompt": system_prompt,
         "model.path": model,
         "training_config.max_length": max_length,
+        "data.more": [_mixed(one) for one in more or ()] or None,
+        "data.leave_out": leave_out,
     }
     config = RunConfig().with_values(given(values))
     application, caller = here()
-    found = application.datasets.inspect(config, caller, limit)
+    found = application.datasets.inspect(config, caller, limit, findings=findings)
     figures = found.to_json()
     if as_json:
         print_json(figures)
         return
     preview = figures.pop("preview")
+    figures.pop("findings", None)
+    figures["sources"] = [
+        f"{one.label}: {one.used:,} rows an epoch ({one.share:.0%} of the tokens)"
+        for one in found.shares
+    ]
     figures |= {"format": f"{found.format}: {found.reason}"}
     figures["columns_not_read"] = found.unread_in_words
     print_figures({name: value for name, value in figures.items() if name != "unread"})
     for pieces in preview:
         print_line()
         print_conversation(pieces)
+    if findings:
+        print_findings(found.findings)
+
+
+def _mixed(given: str) -> dict[str, Any]:
+    """A source and its weight, as they are typed: `example:pirate=0.5`."""
+    path, sign, weight = given.rpartition("=")
+    return {"path": path, "weight": weight} if sign else {"path": given}
 
 
 @app.command()

@@ -625,6 +625,12 @@ def _with_own_files(config: RunConfig, home: Path) -> RunConfig:
             f"The run goes on from {config.model.adapter!r}, a run or a file of the machine it "
             "comes from. Push that adapter to the Hub and name it there."
         )
+    for source in config.data.more:
+        if not names_no_file(source.path):
+            raise HubError(
+                f"The run also learns from {source.path!r}, a file of the machine it comes from, "
+                "and only data.path is in a backup. Put that file on the Hub and name it there."
+            )
     folder, _, name = config.data.path.partition("/")
     if folder == "data" and DATA_FILE.fullmatch(name):
         return config.with_values({"data.path": str(home / "data" / name)})

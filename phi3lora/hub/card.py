@@ -201,6 +201,7 @@ def _trained_on(facts: Facts) -> str:
     """The dataset, counted."""
     data, counts = facts.data, facts.prepared
     rows = [("Dataset", _link(data, "dataset")), ("Split", facts.split)]
+    rows += [("Mixed with", _link(one, "dataset")) for one in facts.more]
     rows += [("Revision", f"`{data.revision}`" if data.revision else "")]
     rows += [("Licence", data.licence)]
     if counts:
