@@ -6,20 +6,28 @@ import json
 from pathlib import Path
 from typing import Any
 
+import gradio as gr
 import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from phi3lora import cli
+from phi3lora.app.application import Application
+from phi3lora.app.callers import ANONYMOUS, Caller
 from phi3lora.config import POCKET, FindingName, RunConfig
 from phi3lora.data.conversation import Message
-from phi3lora.data.findings import KINDS, find
+from phi3lora.data.findings import KINDS, Finding, find, found_row
 from phi3lora.data.inspection import inspect
 from phi3lora.data.preparation import prepare
+from phi3lora.data.rendering import render
 from phi3lora.data.similar import groups, signatures
-from phi3lora.errors import ConfigError, DataError
-from phi3lora.models.loading import load_tokenizer
+from phi3lora.errors import AccessError, ConfigError, DataError
+from phi3lora.evaluation.likelihood import by_likelihood
+from phi3lora.models.loading import load_model, load_tokenizer
 from phi3lora.settings import Settings
+from phi3lora.ui.findings import FindingsPanel, findings_html
+from phi3lora.ui.widgets import Fields
 
 LONG = (
     "The parrot of the ship has green feathers and a red beak. It sits on the shoulder of the "
@@ -236,3 +244,54 @@ def test_the_terminal_lists_them_and_leaves_them_out(
     assert said["dropped"] == {"refusals (data.leave_out)": 1}
     done = CliRunner().invoke(cli.app, [*ask, "--leave-out=ugly"])
     assert done.exit_code == 2
+
+
+def test_the_base_says_which_rows_are_odd_to_it(
+    rows: Path, monkeypatch: pytest.MonkeyPatch, settings: Settings
+) -> None:
+    """Against each row alone, by transformers' own loss."""
+    monkeypatch.setenv("PHI3LORA_HOME", str(settings.home))
+    wanted = config(rows).with_values({"model.path": POCKET, "model.device": "cpu"})
+    most, least = by_likelihood(wanted, limit=12)
+    model = load_model(wanted.model, for_training=False)
+    tokenizer = load_tokenizer(POCKET)
+    nats = []
+    for row in ROWS[:12]:
+        rendered = render(tokenizer, row)
+        ids = rendered.input_ids
+        labels = [t if s else -100 for t, s in zip(ids, rendered.supervised, strict=True)]
+        with torch.no_grad():
+            both = torch.tensor([ids]), torch.tensor([labels])
+            nats.append(float(model(input_ids=both[0], labels=both[1]).loss))
+    order = sorted(range(12), key=nats.__getitem__)
+    assert [one.row for one in most.rows] == order[:5]
+    assert [one.row for one in least.rows] == order[:-6:-1]
+    assert least.rows[0].why == f"{nats[order[-1]]:.2f} nats a token"
+    ask = ["inspect", str(rows), "--model=pocket", "--limit=12", "--likelihood", "--json"]
+    said = json.loads(CliRunner().invoke(cli.app, ask).output)["findings"]
+    assert [one["name"] for one in said] == ["most_likely", "least_likely"]
+
+
+def test_the_panel_shows_escaped_rows_and_keeps_what_is_ticked(settings: Settings) -> None:
+    hostile = found_row(1, 7, talk("<b>Who?", "<script>"), "it <is>")
+    html = findings_html([Finding("cut", "Cut", "Cut.", 25, [hostile])])
+    assert "&lt;script&gt;" in html
+    assert "<script>" not in html
+    assert "7 of source 2" in html
+    assert "and 24 more" in html
+    with gr.Blocks():
+        panel = FindingsPanel(Application.open(settings), Fields())
+    assert panel.on_kinds(["cut", "duplicates", "hack"]) == "[duplicates, cut]"
+    assert panel.on_kinds(None) == ""
+    assert panel.on_field("[cut, hack]") == ["cut"]
+    assert panel.on_field("") == []
+
+
+def test_a_stranger_looks_at_no_file_of_the_machine(rows: Path, settings: Settings) -> None:
+    space = Settings(home=settings.home, space_id="ann/space", who_may_train="signed-in")
+    datasets = Application.open(space).datasets
+    for likelihood in (False, True):
+        with pytest.raises(AccessError, match="files of this machine cannot be named"):
+            datasets.findings(config(rows), Caller("bob"), likelihood=likelihood)
+        with pytest.raises(AccessError, match="sign in"):
+            datasets.findings(RunConfig(), Caller(ANONYMOUS), likelihood=likelihood)

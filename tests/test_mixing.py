@@ -21,6 +21,8 @@ from phi3lora.runs.permission import check_paths
 from phi3lora.runs.store import RunStore, with_whole_paths
 from phi3lora.settings import Settings
 from phi3lora.training.estimate import _work
+from phi3lora.training.preflight import Preflight
+from phi3lora.ui.train_show import data_summary
 
 TEMPLATE = "Dear captain, the parrot of the ship has said the word {} again and again all day long"
 
@@ -113,6 +115,8 @@ def test_the_share_of_each_is_shown_and_counted(
     ]
     assert sum(share.share for share in seen.shares) == pytest.approx(1)
     assert seen.drawn == 25 / 30
+    mixed = config(one, more=[{"path": str(other), "weight": 0.5}])
+    assert "other.jsonl 5 rows (" in data_summary(mixed, Preflight([], seen))
     assert [share["label"] for share in seen.to_json()["sources"]] == ["one.jsonl", "other.jsonl"]
     plain = config(one)
     alone = inspect(plain, pocket)

@@ -16,20 +16,23 @@ import threading
 from collections import Counter, OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from phi3lora.app.helper import GIB, Helper, HelperDied, Limits
 from phi3lora.config import RunConfig
+from phi3lora.data.findings import Finding
 from phi3lora.data.folders import version_of
 from phi3lora.errors import Phi3LoraError
 from phi3lora.models.hardware import Hardware, detect_hardware
 from phi3lora.runs.store import LOCAL
 from phi3lora.settings import Settings
-from phi3lora.training.preflight import Preflight, preflight
+from phi3lora.training.preflight import PREVIEW_ROWS, Preflight, preflight
 
 WORKERS = 2  # a long preflight of one visitor leaves room for another's
 KEPT = 32
+FINDING_ROWS = 20  # of a kind, that a page lists
 OF_STRANGERS = Limits(seconds=60, bytes=4 * GIB)
 PATIENCE = 90.0  # seconds that a preflight waits for a helper
 MOST_WAITING = 2  # preflights of one person, beside the one that is computed
@@ -77,6 +80,17 @@ class Preflights:
         """Configurations and splits of a Hub dataset. Raises DataError or HubError."""
         parts: tuple[list[str], list[str]] = self._call(person, _parts, path, name, token)
         return parts
+
+    def findings(
+        self, config: RunConfig, token: str | None, person: str = "", *, likelihood: bool = False
+    ) -> list[Finding]:
+        """Rows that one may want to leave out, or those that the base finds odd.
+
+        Raises what reading the rows and the base raises.
+        """
+        function = _odd_under_base if likelihood else _to_leave_out
+        found: list[Finding] = self._call(person, function, config, token)
+        return found
 
     def hardware(self) -> Hardware:
         """The device on which a run would compute, if it says nothing else; asked once."""
@@ -221,3 +235,23 @@ def _parts(path: str, name: str | None, token: str | None) -> tuple[list[str], l
     names = configurations(path, token=token)
     chosen = name if name in names else (names[0] if len(names) > 1 else None)
     return names, splits(path, chosen, token=token)
+
+
+def _to_leave_out(config: RunConfig, token: str | None) -> list[Finding]:
+    """In the helper: what the first rows hold, whatever the config leaves out of them."""
+    from phi3lora.data.inspection import inspect
+    from phi3lora.models.base import resolve_path
+    from phi3lora.models.loading import load_tokenizer
+
+    path = resolve_path(config.model.path, detect_hardware(config.model.device))
+    tokenizer = load_tokenizer(path, config.model.revision, token, weights=False)
+    looked = config.with_values({"data.leave_out": []})
+    seen = inspect(looked, tokenizer, token=token, limit=PREVIEW_ROWS, findings=True)
+    return [replace(finding, rows=finding.rows[:FINDING_ROWS]) for finding in seen.findings]
+
+
+def _odd_under_base(config: RunConfig, token: str | None) -> list[Finding]:
+    """In the helper: what the base finds most and least likely."""
+    from phi3lora.evaluation.likelihood import by_likelihood
+
+    return by_likelihood(config, token=token)

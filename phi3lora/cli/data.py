@@ -73,12 +73,28 @@ def inspect(
             "answers, personal data and others, some of each kind.",
         ),
     ] = False,
+    likelihood: Annotated[
+        bool,
+        typer.Option(
+            "--likelihood",
+            help="Also read the rows with the base, and list the five that it finds most and "
+            "least likely.",
+        ),
+    ] = False,
     leave_out: Annotated[
         list[str] | None,
         typer.Option(
             metavar="KIND",
             help="Leave out the rows that a look finds of this kind, such as `duplicates`; may "
             "be repeated. A config keeps it as `data.leave_out`.",
+        ),
+    ] = None,
+    leave_out_row: Annotated[
+        list[int] | None,
+        typer.Option(
+            metavar="NUMBER",
+            help="Leave out the row of this number, counted from 0; may be repeated. A config "
+            "keeps it as `data.leave_out_rows`.",
         ),
     ] = None,
     as_json: AsJson = False,
@@ -105,11 +121,15 @@ def inspect(
         "training_config.max_length": max_length,
         "data.more": [_mixed(one) for one in more or ()] or None,
         "data.leave_out": leave_out,
+        "data.leave_out_rows": leave_out_row,
     }
     config = RunConfig().with_values(given(values))
     application, caller = here()
     found = application.datasets.inspect(config, caller, limit, findings=findings)
-    figures = found.to_json()
+    figures, listed = found.to_json(), list(found.findings)
+    if likelihood:
+        listed += application.datasets.likelihood(config, caller, limit)
+        figures["findings"] = [asdict(one) for one in listed]
     if as_json:
         print_json(figures)
         return
@@ -125,8 +145,8 @@ def inspect(
     for pieces in preview:
         print_line()
         print_conversation(pieces)
-    if findings:
-        print_findings(found.findings)
+    if findings or likelihood:
+        print_findings(listed)
 
 
 def _mixed(given: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import Any
+from typing import Any, get_args
 
 from rich.console import Console
 from rich.live import Live
@@ -22,6 +22,7 @@ from rich.text import Text
 from phi3lora import words
 from phi3lora.app.models import Base
 from phi3lora.chat.options import Pair, Side
+from phi3lora.config import FindingName
 from phi3lora.data.findings import Finding
 from phi3lora.events import Event, Stage, Step
 from phi3lora.hub.access import Found
@@ -32,6 +33,7 @@ from phi3lora.wording import describe
 
 Show = Callable[[Event], None]
 SUPERVISED = "bold green"
+LEFT_OUT = get_args(FindingName)
 FOUND_ROWS = 5  # of a finding, as a terminal lists them
 
 
@@ -182,7 +184,8 @@ def print_findings(findings: Sequence[Finding]) -> None:
         console.print("Nothing was found that one may want to leave out.")
     for finding in findings:
         title = f"{finding.title}: {words.counted(finding.count, 'row')}"
-        console.print(Text.assemble((title, "bold"), f"  (--leave-out {finding.name})"))
+        how = f"  (--leave-out {finding.name})" if finding.name in LEFT_OUT else ""
+        console.print(Text.assemble((title, "bold"), how))
         console.print(Text(finding.meaning, style="dim"))
         for one in finding.rows[:FOUND_ROWS]:
             asked = f"{one.asked} → " if one.asked else ""

@@ -83,6 +83,12 @@ class Finding:
     rows: list[FoundRow]
 
 
+def found_row(source: int, row: int, messages: Conversation, why: str) -> FoundRow:
+    """A row with its last question and its answer, as a list shows them."""
+    asked = next((m["content"] for m in reversed(messages) if m["role"] == "user"), "")
+    return FoundRow(source, row, why, shorter(asked), shorter(messages[-1]["content"]))
+
+
 def shorter(text: str) -> str:
     """A text as a row of a list shows it."""
     text = " ".join(text[: 4 * SHOWN].split())

@@ -17,9 +17,9 @@ from typing import Any
 
 from phi3lora.config import DataConfig, RunConfig
 from phi3lora.data.conversation import Detected, Message
-from phi3lora.data.findings import KINDS, Finding, FoundRow, Why, find, shorter
+from phi3lora.data.findings import KINDS, Finding, Why, find, found_row
 from phi3lora.data.hub_rows import Tell
-from phi3lora.data.mixing import Share, leave_out, nothing_left, used_of
+from phi3lora.data.mixing import Share, leave_out, nothing_left, shares_in_words, used_of
 from phi3lora.data.plan import HeldOut, held_out, parts_of
 from phi3lora.data.reading import Kept, Recipe, Tally, read, recipe_for
 from phi3lora.data.rendering import Segment, segments
@@ -94,6 +94,11 @@ class Inspection:
         if len(self.unread) > MOST_NAMED:
             names.append(f"and {len(self.unread) - MOST_NAMED:,} more")
         return ", ".join(names) or "none"
+
+    @property
+    def mix(self) -> str:
+        """What each source gives to an epoch, in a sentence; nothing where there is one."""
+        return shares_in_words(self.shares) if self.shares else ""
 
     @property
     def longest(self) -> int:
@@ -366,17 +371,11 @@ def _findings(looks: list[_Look], found: dict[str, Why]) -> list[Finding]:
             KINDS[name].title,
             KINDS[name].meaning,
             len(why),
-            [_found(places[position], reason) for position, reason in why.items()],
+            [found_row(*places[position], reason) for position, reason in why.items()],
         )
         for name, why in found.items()
         if why
     ]
-
-
-def _found(place: tuple[int, int, list[Message]], why: str) -> FoundRow:
-    number, row, messages = place
-    asked = next((m["content"] for m in reversed(messages) if m["role"] == "user"), "")
-    return FoundRow(number, row, why, shorter(asked), shorter(messages[-1]["content"]))
 
 
 def percentiles(lengths: Iterable[int]) -> dict[str, int]:

@@ -23,6 +23,7 @@ from phi3lora.data.opening import PACKED
 from phi3lora.data.sources import EXAMPLES
 from phi3lora.errors import DataError, Phi3LoraError
 from phi3lora.ui import show
+from phi3lora.ui.findings import FindingsPanel
 from phi3lora.ui.sessions import session_of
 from phi3lora.ui.train_show import dataset_line, named_dataset, waiting_checks
 from phi3lora.ui.widgets import Fields, shown
@@ -76,6 +77,8 @@ class DataStep:
             ),
             elem_id="data-summary",
         )
+
+        self.findings = FindingsPanel(app, fields)
 
     def _hub(self) -> None:
         self.search = gr.Textbox(
