@@ -14,7 +14,8 @@ from phi3lora.config import POCKET, DataConfig, RunConfig, SourceConfig
 from phi3lora.data.inspection import inspect
 from phi3lora.data.mixing import drawn, split_indices
 from phi3lora.data.preparation import prepare
-from phi3lora.errors import AccessError, ConfigError, DataError
+from phi3lora.errors import AccessError, ConfigError, DataError, HubError
+from phi3lora.hub.backup import check_portable
 from phi3lora.hub.facts import collect
 from phi3lora.models.loading import load_tokenizer
 from phi3lora.runs.permission import check_paths
@@ -164,6 +165,14 @@ def test_a_further_source_is_as_foreign_as_the_first(tmp_path: Path, settings: S
     run = RunStore(settings).create(named)
     facts = collect(run.folder)
     assert [one.name for one in facts.more] == ["secret.jsonl"]
+
+
+def test_a_run_that_computes_elsewhere_needs_further_sources_of_the_hub(tmp_path: Path) -> None:
+    more = [{"path": "example:pirate"}, {"path": "ann/chat"}]
+    check_portable(RunConfig().with_values({"data.more": more, "model.path": "pocket"}))
+    more.append({"path": str(tmp_path / "b.jsonl")})
+    with pytest.raises(HubError, match=r"also learns from .*b\.jsonl"):
+        check_portable(RunConfig().with_values({"data.more": more, "model.path": "pocket"}))
 
 
 def test_relative_files_are_named_from_the_root(
