@@ -18,11 +18,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from phi3lora.app.helper import GIB, Helper, HelperDied, Limits
 from phi3lora.config import RunConfig
-from phi3lora.data.findings import Finding
 from phi3lora.data.folders import version_of
 from phi3lora.errors import Phi3LoraError
 from phi3lora.hub.jobs import Flavor
@@ -31,6 +30,9 @@ from phi3lora.runs.store import LOCAL
 from phi3lora.settings import Settings
 from phi3lora.training.offers import Offer, hardware_of, offers
 from phi3lora.training.preflight import PREVIEW_ROWS, Elsewhere, Preflight, preflight
+
+if TYPE_CHECKING:
+    from phi3lora.data.findings import Finding
 
 WORKERS = 2  # a long preflight of one visitor leaves room for another's
 CACHED = 32
