@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from phi3lora.app.callers import Caller, check_may_train
+from phi3lora.app.callers import Caller, check_may_look, check_may_train, why_not_train
 from phi3lora.app.preflights import Preflights
 from phi3lora.app.views import Follower
 from phi3lora.config import RunConfig
@@ -90,12 +90,17 @@ class Launching:
     def preflight(self, config: RunConfig, caller: Caller) -> Preflight:
         """The data as it will be trained, the checks before launch, and the estimate.
 
-        Raises AccessError for who may not train here, or may not name such a file.
+        Raises AccessError for who may not train here (bundled data is shown to everybody), or may
+        not name such a file.
         """
-        check_may_train(caller, self.settings)
+        check_may_look(config, caller, self.settings)
         check_paths(config, caller.name, self.settings)
         speed = self._speed(config, caller)
         return self._preflights.preflight(config, caller.token, speed, caller.name)
+
+    def why_not(self, caller: Caller) -> str:
+        """Why this visitor may not launch here; empty for who may."""
+        return why_not_train(caller, self.settings)
 
     def _speed(self, config: RunConfig, caller: Caller) -> float | None:
         """Tokens per second of the caller's last finished run with the same base, if there is."""
@@ -121,9 +126,8 @@ class Launching:
 
         Raises Phi3LoraError with every red check, and RunError as the queue does.
         """
-        if force:
-            check_may_train(caller, self.settings)
-        elif red := blocking(self.preflight(config, caller)):
+        check_may_train(caller, self.settings)
+        if not force and (red := blocking(self.preflight(config, caller))):
             raise Phi3LoraError("Not launched.\n" + "\n".join(red))
         check_paths(config, caller.name, self.settings)
         if config.model.adapter is not None:  # before a run is made for nothing

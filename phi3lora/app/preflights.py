@@ -17,21 +17,25 @@ from collections import Counter, OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from phi3lora.app.helper import GIB, Helper, HelperDied, Limits
-from phi3lora.config import RunConfig
+from phi3lora.config import DataConfig, RunConfig
 from phi3lora.data.folders import version_of
 from phi3lora.errors import Phi3LoraError
 from phi3lora.models.hardware import Hardware, detect_hardware
 from phi3lora.settings import Settings
 from phi3lora.training.preflight import Preflight, preflight
 
+if TYPE_CHECKING:
+    from phi3lora.data.columns import Columns
+
 WORKERS = 2  # a long preflight of one visitor leaves room for another's
 KEPT = 32
 OF_STRANGERS = Limits(seconds=60, bytes=4 * GIB)
 PATIENCE = 90.0  # seconds that a preflight waits for a helper
 MOST_WAITING = 2  # preflights of one person, beside the one that is computed
+MOST_STRANGERS = 20  # of all who did not sign in, who see the bundled data
 
 
 class Preflights(Protocol):
@@ -53,6 +57,12 @@ class Preflights(Protocol):
 
     def hardware(self) -> Hardware:
         """The device on which a run would compute, if it says nothing else."""
+
+    def columns(self, data: DataConfig, token: str | None, person: str = "") -> Columns:
+        """The columns of a table, its first rows, and what is read as what.
+
+        Raises DataError or HubError.
+        """
 
     def close(self) -> None:
         """End what was started for it."""
@@ -80,6 +90,9 @@ class HerePreflights:
 
     def hardware(self) -> Hardware:
         return detect_hardware()
+
+    def columns(self, data: DataConfig, token: str | None, person: str = "") -> Columns:
+        return _columns(data, token)
 
     def close(self) -> None:
         """Nothing was started."""
@@ -137,6 +150,11 @@ class PreflightPool:
             self._hardware = self._ask("", detect_hardware)
         return self._hardware
 
+    def columns(self, data: DataConfig, token: str | None, person: str = "") -> Columns:
+        """The columns of a table and its first rows. Raises DataError or HubError."""
+        found: Columns = self._ask(person, _columns, data, token)
+        return found
+
     def _ask(self, person: str, function: Any, *arguments: Any) -> Any:
         """Have a helper compute; one that died is replaced once."""
         for _ in range(2):
@@ -175,9 +193,10 @@ class PreflightPool:
     def _take_place(self, person: str) -> None:
         """Wait until a helper is free, and on a Space until the person's last preflight ended."""
         alone = self._settings.on_space
-        if alone and self._waiting[person] >= MOST_WAITING:
+        most = MOST_WAITING if person else MOST_STRANGERS
+        if alone and self._waiting[person] >= most:
             raise Phi3LoraError(
-                f"{MOST_WAITING} previews of yours are waiting already; wait until one has ended."
+                f"{most} previews of yours are waiting already; wait until one has ended."
             )
         self._waiting[person] += 1
         try:
@@ -216,6 +235,13 @@ def _data_key(config: RunConfig, token: str | None) -> str:
     with suppress(OSError, RuntimeError, ValueError):  # `~nobody`, a NUL: the preflight says so
         parts.append(version_of(Path(config.data.path).expanduser()))
     return hashlib.sha256("\n".join(parts).encode("utf-8", "replace")).hexdigest()
+
+
+def _columns(data: DataConfig, token: str | None) -> Columns:
+    """In the helper, likewise."""
+    from phi3lora.data.columns import columns_of
+
+    return columns_of(data, token)
 
 
 def _parts(path: str, name: str | None, token: str | None) -> tuple[list[str], list[str]]:

@@ -49,6 +49,12 @@ def notice(message: str, colour: str = "amber") -> str:
     return f'<div class="notice {text(colour)}"><i>{SIGNS[colour]}</i><div>{body}</div></div>'
 
 
+def more(summary: str, body: str) -> str:
+    """What is there for who asks: a line that opens."""
+    lines = "<br>".join(text(line) for line in body.splitlines())
+    return f'<details class="more"><summary>{text(summary)}</summary><p>{lines}</p></details>'
+
+
 def checks(items: Iterable[tuple[str, str, str, str]]) -> str:
     """Pre-flight as a list: (level, name, what was found, remedy or empty)."""
     rows = []

@@ -3,7 +3,7 @@
     launch(theme=theme(), css_paths=STYLES, head=head())
 
 Colours live here as Gradio's variables; shapes and spacing live in
-style.css (the frame, Train), runs.css and compare.css, which use them.
+style.css (what all pages have), train.css, runs.css and compare.css, which use them.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import gradio as gr
 from gradio.themes.utils import colors, fonts, sizes
 
 _HERE = Path(__file__).parent
-STYLES = [_HERE / name for name in ("style.css", "runs.css", "compare.css")]
-SCRIPTS = [_HERE / name for name in ("pages.js", "chart.js", "runs.js", "compare.js")]
+STYLES = [_HERE / name for name in ("style.css", "train.css", "runs.css", "compare.css")]
+SCRIPTS = [_HERE / name for name in ("pages.js", "train.js", "chart.js", "runs.js", "compare.js")]
 
 ACCENT = colors.Color(
     name="tide",

@@ -27,6 +27,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from phi3lora.app.callers import Callers
+from phi3lora.ui.frame import Frame
 from phi3lora.ui.guard import UPLOAD, refuse
 from phi3lora.ui.sessions import BROWSER, session_of, session_token
 
@@ -209,6 +210,6 @@ def beside(pulse: Pulse, callers: Callers) -> dict[str, Any]:
 
     cookies = [] if callers.settings.on_space else [Middleware(BrowserCookie)]
     return {
-        "middleware": [*cookies, Middleware(Visits, callers=callers)],
+        "middleware": [*cookies, Middleware(Visits, callers=callers), Middleware(Frame)],
         "routes": [Route("/pulse", answer)],
     }

@@ -38,14 +38,18 @@ EVE = Caller("eve")
 # Handlers that need not know who asks: they turn values of the page into others.
 VALUES_ALONE = {
     "<lambda>",
+    "on_choose",
     "on_clear",
     "on_example",
+    "on_fit",
+    "on_fix",
     "on_live",
     "on_pick",
     "on_recipe",
     "on_result",
     "on_retry",
     "on_source",
+    "on_strength",
     "on_suggestion",
     "on_yaml",
 }
