@@ -38,6 +38,7 @@ class Settings:
         hours_per_run: how long a run may compute before it is paused; None for no limit.
         stop_seconds: after how long a run that was asked to stop, and does not, is ended by force.
         turn_seconds: how long one answer may hold the model while somebody else waits.
+        look_seconds: between two looks at a Job that computes elsewhere.
     """
 
     home: Path
@@ -53,6 +54,7 @@ class Settings:
     hours_per_run: float | None = None
     stop_seconds: float = 600.0
     turn_seconds: float = 2.0
+    look_seconds: float = 5.0
 
     @property
     def runs_folder(self) -> Path:
@@ -103,6 +105,7 @@ class Settings:
             hours_per_run=_limit(environ, "PHI3LORA_HOURS_PER_RUN", 24, space_id) or None,
             stop_seconds=float(environ.get("PHI3LORA_STOP_SECONDS", "600")),
             turn_seconds=float(environ.get("PHI3LORA_TURN_SECONDS", "2.0")),
+            look_seconds=float(environ.get("PHI3LORA_LOOK_SECONDS", "5.0")),
         )
 
 

@@ -35,6 +35,7 @@ from phi3lora.hub.access import Found
 from phi3lora.models.hardware import GIB, Hardware
 from phi3lora.recipes import load_recipe
 from phi3lora.runs.permission import check_paths
+from phi3lora.serve.operations import Operations
 from phi3lora.settings import Settings
 from phi3lora.training.preflight import Preflight
 from phi3lora.ui import compare_page, runs_page, runs_show, train_page
@@ -50,7 +51,7 @@ INSPECTION = SimpleNamespace(
     rows=5,
     expected=None,
     read=5,
-    unread=[],
+    unread_in_words="none",
     notices=[],
     changes={},
     kept=3,
@@ -371,6 +372,28 @@ def test_the_title_of_a_message_fits_it(error: Any, title: str) -> None:
     with pytest.raises(gr.Error) as raised:
         fail()
     assert raised.value.title == title
+
+
+def test_a_handler_that_takes_a_text_gets_one() -> None:
+    """Gradio says None for an empty text, and a program may send anything in a page's name."""
+
+    class Page:
+        @shown
+        def on_name(self, name: str, note: str | None) -> tuple[str, str | None]:
+            return name.strip(), note
+
+        @shown
+        def on_stream(self, name: str) -> Any:
+            yield name.strip()
+
+    page = Page()
+    assert page.on_name(None, None) == ("", None)  # type: ignore[arg-type]
+    assert list(page.on_stream(" a ")) == ["a"]
+    for forged in ([["x"]], {"path": "/etc/passwd"}, 10**30):
+        with pytest.raises(gr.Error, match="Expected a text"):
+            page.on_name(forged, "")  # type: ignore[arg-type]
+        with pytest.raises(gr.Error, match="Expected a text"):
+            list(page.on_stream(forged))  # type: ignore[arg-type]
 
 
 def test_red_checks_keep_a_run_from_launching(app: Any) -> None:
@@ -863,10 +886,10 @@ def test_three_pages_and_no_outside_address(app: Any) -> None:
     assert "@import" not in style
 
 
-def test_every_handler_is_hidden_from_the_api(app: Any) -> None:
+def test_handlers_of_pages_are_hidden_from_the_api(app: Any) -> None:
     demo = build(app)
-    public = [fn for fn in demo.fns.values() if fn.fn and fn.api_visibility == "public"]
-    assert public == []
+    public = [fn.api_name for fn in demo.fns.values() if fn.fn and fn.api_visibility == "public"]
+    assert public == [operation.__name__ for operation in Operations(app).offered]
 
 
 @pytest.mark.parametrize(

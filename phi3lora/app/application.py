@@ -15,7 +15,7 @@ from phi3lora.app.comparing import Comparing
 from phi3lora.app.datasets import Datasets
 from phi3lora.app.launching import Launching
 from phi3lora.app.models import Models
-from phi3lora.app.preflights import HerePreflights, PreflightPool, Preflights
+from phi3lora.app.preflights import PreflightPool, Preflights
 from phi3lora.app.publishing import Publishing
 from phi3lora.app.views import Follower
 from phi3lora.runs.queue import Queue
@@ -49,7 +49,7 @@ class Application:
             from phi3lora.runs.backends import zerogpu  # noqa: F401
         store = RunStore(settings)
         views, callers = Follower(store), Callers(settings)
-        preflights = PreflightPool(settings) if helper else HerePreflights(settings)
+        preflights = PreflightPool(settings) if helper else Preflights(settings)
         launching = Launching(settings, store, Queue(settings, store), views, preflights)
         callers.on_sign_in = launching.renew
         return cls(

@@ -130,7 +130,7 @@ class Launching:
         if not force and (red := blocking(self.preflight(config, caller))):
             raise Phi3LoraError("Not launched.\n" + "\n".join(red))
         check_paths(config, caller.name, self.settings)
-        if config.model.adapter is not None:  # before a run is made for nothing
+        if force and config.model.adapter is not None:  # before a run is made for nothing
             from phi3lora.runs.starting import find
 
             find(config.model.adapter, caller.name, self.settings, caller.token)
@@ -272,7 +272,7 @@ def further(run: Run, name: str) -> RunConfig:
 
     The result of PiSSA or OLoRA has twice the rank that was asked for: it is described as it is.
     """
-    from phi3lora.lora.starting import plain_options
+    from phi3lora.lora.options import plain_options
 
     folder, config = run.result.ready(), run.config
     title = f"{run.title.removesuffix(FURTHER)[: LONGEST_TITLE - len(FURTHER)]}{FURTHER}"

@@ -26,6 +26,7 @@ from phi3lora.events import Event, Stage, Step
 from phi3lora.hub.access import Found
 from phi3lora.hub.backup import RunRepo
 from phi3lora.runs.store import Run
+from phi3lora.thoughts import split_thoughts
 from phi3lora.wording import describe
 
 Show = Callable[[Event], None]
@@ -200,9 +201,16 @@ def print_pair(
                 table.add_column(ratio=1)
             table.add_row(*(Text(title, style="bold") for title in titles))
             answers = [getattr(pair, side) for side in order]
-            table.add_row(Text(answers[0] or pair.note), *map(Text, answers[1:]))
+            table.add_row(_answer(answers[0] or pair.note), *map(_answer, answers[1:]))
             live.update(table)
     return pair
+
+
+def _answer(text: str) -> Text:
+    """An answer, what was thought before it paler than the rest."""
+    found = split_thoughts(text)
+    thoughts = f"{found.thoughts}\n\n" if found.thoughts else ""
+    return Text.assemble((thoughts, "dim italic"), found.said)
 
 
 def with_units(figures: dict[str, Any]) -> dict[str, Any]:

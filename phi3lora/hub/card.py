@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from phi3lora import words
-from phi3lora.errors import HubError
+from phi3lora.errors import ConfigError, HubError
 from phi3lora.hub.client import is_hub_id
 from phi3lora.hub.facts import Facts, Origin
 from phi3lora.redaction import redact
+from phi3lora.strict_yaml import front_matter
 
 PICTURE = "loss.png"
 MARK = "phi3lora"  # the tag by which we know our own
@@ -288,8 +289,9 @@ def check_card(text: str) -> None:
     from huggingface_hub import ModelCard
 
     try:
+        front_matter(text)  # bounded, and without aliases, of which a few lines fill the memory
         data = ModelCard(text).data
-    except (ValueError, TypeError, KeyError, yaml.YAMLError) as error:
+    except (ValueError, TypeError, KeyError, yaml.YAMLError, ConfigError) as error:
         line = str(error).strip().splitlines()[0]
         raise HubError(
             f"The card's metadata, between the --- lines at its top, cannot be read: {line}. Mend "

@@ -28,8 +28,16 @@ from phi3lora.settings import Settings
 class Copy:
     """Passes events on, and has every saved checkpoint sent."""
 
-    def __init__(self, run: Run, emit: Emit, token: str | None, settings: Settings) -> None:
+    def __init__(
+        self,
+        run: Run,
+        emit: Emit,
+        token: str | None,
+        settings: Settings,
+        every: float | None = None,
+    ) -> None:
         self._run, self._emit, self._token, self._settings = run, emit, token, settings
+        self._every = every
         self._backup: Backup | None = None
 
     def __call__(self, event: Event) -> None:
@@ -47,7 +55,15 @@ class Copy:
             return
         note = RunNote(run.id, run.title, run.state.created)
         rows = rows_to_send(run, self._settings)
-        self._backup = Backup(run.folder, note, run.config, self._token, self._notify, rows=rows)
+        self._backup = Backup(
+            run.folder,
+            note,
+            run.config,
+            self._token,
+            self._notify,
+            rows=rows,
+            every=self._every,
+        )
 
     def sign_in(self, token: str) -> None:
         """Go on with another token: the owner has signed in again."""
@@ -65,9 +81,15 @@ class Copy:
 
 
 @contextmanager
-def copied(run: Run, emit: Emit, token: str | None, settings: Settings) -> Iterator[Copy]:
-    """The run's copy, finished when the block is left, however that is."""
-    copy = Copy(run, emit, token, settings)
+def copied(
+    run: Run, emit: Emit, token: str | None, settings: Settings, every: float | None = None
+) -> Iterator[Copy]:
+    """The run's copy, finished when the block is left, however that is.
+
+    Args:
+        every: seconds after which events are sent without a checkpoint; None for never.
+    """
+    copy = Copy(run, emit, token, settings, every)
     try:
         yield copy
     finally:

@@ -34,6 +34,7 @@ from phi3lora.config import POCKET, RunConfig
 from phi3lora.errors import ConfigError, Problem, RunError
 from phi3lora.events import Event, read_events
 from phi3lora.files import write_whole
+from phi3lora.hub.jobs import JobRequest
 from phi3lora.lora.result import Result, find_result
 from phi3lora.lora.starting import START
 from phi3lora.redaction import redact
@@ -76,6 +77,11 @@ FOLDERS = (
     "wandb",
     "trackio",
     ".backup",
+    ".outcome",
+)
+LEFT = (
+    "Nobody follows its Job here any more, which may have gone on. Resume it to follow the Job, or "
+    "to fetch what it came to; no second one is started meanwhile."
 )
 GONE = (
     "Its process is gone: killed, out of memory, or the machine was restarted. "
@@ -85,6 +91,19 @@ DAMAGED = (
     "Its state.json is missing or damaged. Its data, checkpoints and result are as they were: "
     "resume it to go on with them, or delete it."
 )
+
+
+class JobRef(BaseModel):
+    """A Job whose outcome has not been fetched yet."""
+
+    id: str
+    key: str  # tells the Jobs of one run apart: what they leave in its repository names it
+    owner: str  # the account that pays
+    repo: str
+    url: str = ""
+    flavor: str = ""
+    seconds: int = 0  # after which the Hub ends it
+    dollars_per_second: float = 0.0
 
 
 class RunState(BaseModel):
@@ -99,6 +118,9 @@ class RunState(BaseModel):
     exit_status: int | None = None  # 0 done, 1 could not go on or a fault of ours, 2 the user's
     device: str = "cpu"  # in whose line it waits: `cpu` or `cuda`
     backend: BackendName = "local"  # where it computes
+    flavor: str | None = None  # the machine that its Jobs run on
+    at_most: float | None = None  # dollars that each of its Jobs may cost
+    job: JobRef | None = None
     created: Moment = 0.0
     queued: Moment | None = None
     started: Moment | None = None
@@ -150,7 +172,8 @@ class Run:
     @property
     def message(self) -> str:
         """Why it ended, or what it waits for; empty while all is well."""
-        said: dict[str, str] = {"interrupted": GONE, "damaged": DAMAGED}
+        gone = LEFT if self.state.job else GONE
+        said: dict[str, str] = {"interrupted": gone, "damaged": DAMAGED}
         return said.get(self.status, self.state.message)
 
     @property
@@ -233,21 +256,36 @@ class RunStore:
         self._seen: dict[str, tuple[tuple[int, int], Run]] = {}
 
     def create(
-        self, config: RunConfig, owner: str = LOCAL, title: str = "", folder: Path | None = None
+        self,
+        config: RunConfig,
+        owner: str = LOCAL,
+        title: str = "",
+        folder: Path | None = None,
+        job: JobRequest | None = None,
     ) -> Run:
         """A new run, not started yet; in `folder` if one is named, which must be empty or new.
+
+        Args:
+            job: where it is to compute on a machine of the Hub.
 
         Raises RunError where it cannot be written.
         """
         try:
-            return self._create(with_whole_paths(config), owner, title, folder)
+            return self._create(with_whole_paths(config), owner, title, folder, job)
         except OSError as error:
             raise RunError(
                 f"The run's folder cannot be written: {error}. Make room there, or name another "
                 "place in PHI3LORA_HOME."
             ) from None
 
-    def _create(self, config: RunConfig, owner: str, title: str, folder: Path | None) -> Run:
+    def _create(
+        self,
+        config: RunConfig,
+        owner: str,
+        title: str,
+        folder: Path | None,
+        job: JobRequest | None,
+    ) -> Run:
         # A token that somebody typed as a title is written nowhere.
         title, config = redact(title), config.model_copy(update={"title": redact(config.title)})
         created = time.time()
@@ -259,7 +297,9 @@ class RunStore:
             title=title,
             created=created,
             message="Not started yet.",
-            backend=backend_for(config, self.settings),
+            backend="jobs" if job else backend_for(config, self.settings),
+            flavor=job.flavor if job else None,
+            at_most=job.at_most if job else None,
         )
         home = self.settings.runs_folder / run_id
         home.parent.mkdir(parents=True, exist_ok=True)

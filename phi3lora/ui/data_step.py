@@ -125,11 +125,13 @@ class DataStep:
 
     # ------------------------------------------------------------------ what happens
 
+    @shown
     def on_source(self, source: str, choices: Choices | None) -> list[Any]:
         """Show the tab's panel, and make its own choice the data; none empties it."""
         panels = [gr.update(visible=source == tab) for tab in TABS]
         return [*panels, (choices or {}).get(source, "")]
 
+    @shown
     def on_example(self, name: str, choices: Choices | None) -> tuple[str, Choices]:
         """Another example."""
         return chosen(EXAMPLE, EXAMPLE_PREFIX + name, choices)
@@ -153,6 +155,7 @@ class DataStep:
         """The dataset as the data, without configuration and split of the one before."""
         return [*chosen(HUB, dataset, choices), None, "train"]
 
+    @shown
     def on_type(self, query: str, request: gr.Request) -> tuple[Any, Any]:
         """What matches the words so far, once the typing rests; errors wait for Enter."""
         session, typed = str(request.session_hash), object()
@@ -192,6 +195,7 @@ class DataStep:
         found = self.app.datasets.search(query, caller)
         return [(dataset_line(one), one.found.id) for one in found]
 
+    @shown
     def on_parts(
         self, path: str, name: str | None, split: str | None, request: gr.Request
     ) -> Iterator[list[Any]]:

@@ -303,9 +303,9 @@ def samples(title: str, items: list[dict[str, Any]]) -> list[str]:
     cards = "".join(
         '<article class="sample">'
         f'<p class="asked">{show.text(item["prompt"])}</p>'
-        f"<div><h4>Base</h4><p>{show.text(item['base'])}</p></div>"
-        f'<div class="tuned"><h4>Tuned</h4><p>{show.text(item["tuned"])}</p></div>'
-        f"<div><h4>In the data</h4><p>{show.text(item['reference'])}</p></div></article>"
+        f"<div><h4>Base</h4>{show.answer(item['base'])}</div>"
+        f'<div class="tuned"><h4>Tuned</h4>{show.answer(item["tuned"])}</div>'
+        f"<div><h4>In the data</h4>{show.answer(item['reference'])}</div></article>"
         for item in items
     )
     return [f'<h3 class="samples-title">{show.text(title)}</h3>{cards}']

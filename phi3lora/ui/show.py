@@ -9,12 +9,23 @@ from __future__ import annotations
 import html
 from collections.abc import Iterable, Sequence
 
+from phi3lora.thoughts import split_thoughts
+
 SIGNS = {"green": "✓", "amber": "!", "red": "×", "grey": "i"}
 
 
 def text(value: object) -> str:
     """Escaped for HTML, text and attributes alike."""
     return html.escape(str(value), quote=True)
+
+
+def answer(said: str) -> str:
+    """A model's answer, what it thought before folded away."""
+    found = split_thoughts(said)
+    if not found.thoughts:
+        return f"<p>{text(said)}</p>"
+    fold = f"<details><summary>Thoughts</summary><p>{text(found.thoughts)}</p></details>"
+    return f"{fold}<p>{text(found.said)}</p>"
 
 
 def heading(title: str, sub: str = "", number: int | None = None) -> str:

@@ -81,6 +81,7 @@ class TrainPage:
         """What a preflight fills: the preview, the step's line, the panel, and wrong fields."""
         return [self.data.summary, self.data.line, *self.panel.seen, self.problems]
 
+    @shown
     def on_preflight(
         self, source: str, request: gr.Request, *shown_values: Any
     ) -> Iterator[list[Any]]:
@@ -135,6 +136,7 @@ class TrainPage:
         lines = [self.model.line, self.amount.line, self.amount.strength]
         return [self.amount.derived, self.amount.yaml, self.amount.drawn, *lines]
 
+    @shown
     def on_live(self, drawn: str, recipe: str | None, *shown_values: Any) -> list[Any]:
         """The figures that follow from the form at once, without a preflight; and its YAML.
 
@@ -157,6 +159,7 @@ class TrainPage:
             gr.skip() if level is None else level,
         ]
 
+    @shown
     def on_strength(self, level: float, *shown_values: Any) -> list[Any]:
         """The numbers that a position of the slider stands for; they depend on the base alone."""
         values = dict(zip(self.fields.by_name, shown_values, strict=True))
