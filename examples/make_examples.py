@@ -63,10 +63,27 @@ def write_prompts(path: Path, pairs: list[Pair]) -> None:
     pq.write_table(pa.table({"prompt": list(asked), "completion": list(said)}), path)
 
 
-NAMES = "Ann Ben Carla David Emma Felix Grace Hugo Ida Jonas Kim Lena Mika Nora Omar Paula".split()
-COLOURS = "red green blue yellow white black".split()
-THINGS = "apples chairs lamps shirts cups books bags pens hats roses".split()
-DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday".split()
+NAMES = [
+    "Ann",
+    "Ben",
+    "Carla",
+    "David",
+    "Emma",
+    "Felix",
+    "Grace",
+    "Hugo",
+    "Ida",
+    "Jonas",
+    "Kim",
+    "Lena",
+    "Mika",
+    "Nora",
+    "Omar",
+    "Paula",
+]
+COLOURS = ["red", "green", "blue", "yellow", "white", "black"]
+THINGS = ["apples", "chairs", "lamps", "shirts", "cups", "books", "bags", "pens", "hats", "roses"]
+DAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday"]
 SAID = (
     "{name} would like {number} {colour} {thing} on {day}.",
     "On {day} {name} needs {number} {thing}, {colour} ones.",
@@ -90,7 +107,20 @@ def order_pairs(count: int = ORDERS) -> list[Pair]:
     return list(pairs.items())
 
 
-BOUGHT = "lamp phone bag chair camera watch bicycle kettle radio jacket printer tent".split()
+BOUGHT = [
+    "lamp",
+    "phone",
+    "bag",
+    "chair",
+    "camera",
+    "watch",
+    "bicycle",
+    "kettle",
+    "radio",
+    "jacket",
+    "printer",
+    "tent",
+]
 # What is wrong, what is done about it, and when it is well again.
 TROUBLE = (
     ("My {thing} has not arrived.", "I have asked the carrier where it is", "by tomorrow noon"),

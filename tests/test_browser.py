@@ -286,7 +286,9 @@ def compare(page: Page) -> None:
 @pytest.mark.parametrize("path", ["", "runs", "compare"])
 def test_a_phone_scrolls_down_and_never_sideways(app: str, browser: Browser, path: str) -> None:
     page, wrong = open_page(browser, f"{app}/{path}", width=390)
-    page.wait_for_selector({"": ".sheet-toggle.green", "runs": "#run-head", "compare": ".chip"}[path])
+    page.wait_for_selector(
+        {"": ".sheet-toggle.green", "runs": "#run-head", "compare": ".chip"}[path]
+    )
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     assert wrong == []
 

@@ -9,8 +9,8 @@ import pytest
 
 from phi3lora.config import DataConfig, RunConfig
 from phi3lora.data.columns import Columns, columns_of
-from phi3lora.data.sources import open_source
 from phi3lora.data.detection import detect
+from phi3lora.data.sources import open_source
 from phi3lora.errors import DataError
 
 ROWS = (

@@ -346,7 +346,7 @@ def test_the_data_is_named_over_its_preview_and_beside_launch(app: Any) -> None:
 
 
 def test_a_number_is_no_number_field(app: Any) -> None:
-    """Gradio's Number turns nothing into 0 as soon as its fold opens, and a browser 0,001 into 1."""
+    """Gradio's Number turns nothing into 0 as its fold opens, and a browser 0,001 into 1."""
     page = page_of(train_page, app)
     numbers = [name for name, spec in SPECS.items() if spec.kind == "number"]
     assert {"data.max_rows", "training_config.learning_rate"} <= set(numbers)

@@ -1,7 +1,7 @@
 """How much to train, as one choice from gentle to strong: it stands for four numbers.
 
-    values = values_of(config, 3)         {"training_config.num_train_epochs": 3, …}
-    level_of(config.with_values(values))  3; None where the numbers are one's own
+values = values_of(config, 3)         {"training_config.num_train_epochs": 3, …}
+level_of(config.with_values(values))  3; None where the numbers are one's own
 """
 
 from __future__ import annotations

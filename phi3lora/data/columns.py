@@ -27,10 +27,14 @@ PAIRS = {
     "instruction": ("instruction", "output"),
 }
 # In a column's name, in the languages that tables come in; the first that is found decides.
-ASKS = ("question", "frage", "prompt", "pregunta", "domanda", "kérdés", "質問", "問題", "问题")
-ASKS += ("instruction", "input", "query", "user", "customer", "ticket")
-SAYS = ("answer", "antwort", "completion", "réponse", "reponse", "respuesta", "risposta", "válasz")
-SAYS += ("回答", "答案", "答え", "response", "reply", "output", "assistant", "agent")
+ASKS = (
+    *("question", "frage", "prompt", "pregunta", "domanda", "kérdés", "質問", "問題", "问题"),
+    *("instruction", "input", "query", "user", "customer", "ticket"),
+)
+SAYS = (
+    *("answer", "antwort", "completion", "réponse", "reponse", "respuesta", "risposta", "válasz"),
+    *("回答", "答案", "答え", "response", "reply", "output", "assistant", "agent"),
+)
 
 
 @dataclass(frozen=True)
@@ -81,9 +85,7 @@ def columns_of(data: DataConfig, token: str | None = None) -> Columns:
         return Columns(names[:SHOWN_COLUMNS], rows)
     question, answer = (found.columns.get(part, "") for part in parts)
     given = {part: name for part, name in mapping.items() if part not in parts}
-    return Columns(
-        names[:SHOWN_COLUMNS], rows, question, answer, parts, asked=True, given=given
-    )
+    return Columns(names[:SHOWN_COLUMNS], rows, question, answer, parts, asked=True, given=given)
 
 
 def _guess(

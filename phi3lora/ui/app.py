@@ -22,6 +22,7 @@ from phi3lora.settings import Settings
 from phi3lora.ui import account, compare_page, endpoints, runs_page, train_page
 from phi3lora.ui.frame import FAVICON, NAME
 from phi3lora.ui.guard import guarded, rules_for
+from phi3lora.ui.languages import LANGUAGES
 from phi3lora.ui.sessions import session_of
 from phi3lora.ui.theme import STYLES, head, theme
 from phi3lora.ui.watch import beside
@@ -40,6 +41,12 @@ HALF_MOON = (
     '<svg viewBox="0 0 20 20" width="18" height="18" aria-hidden="true"><circle cx="10" cy="10" '
     'r="7" fill="none" stroke="currentColor" stroke-width="1.6"/><path d="M10 3a7 7 0 0 1 0 14z" '
     'fill="currentColor"/></svg>'
+)
+_LANGUAGES = "".join(
+    f'<option value="{code}" lang="{code}">{name}</option>' for code, name in LANGUAGES.items()
+)
+LANGUAGE_CHOICE = (
+    f'<select id="language" aria-label="Language" autocomplete="off">{_LANGUAGES}</select>'
 )
 PAGES = (("Train", "./"), ("Runs", "./runs"), ("Compare", "./compare"))
 
@@ -74,6 +81,7 @@ def header(active: str, app: Application) -> None:
     gr.HTML(
         f'<header class="top">{skips}<a class="name" href="./"><span class="mark"></span>phi3lora'
         f'</a><nav aria-label="Pages">{links}</nav>'
+        f"{LANGUAGE_CHOICE}"
         f'<button type="button" id="scheme" aria-label="Dark colours">{HALF_MOON}</button>'
         f"</header>",
         elem_id="top",

@@ -1,8 +1,8 @@
 """Which column is the question and which the answer: two lists of real columns, rows beside them.
 
-    columns = ColumnChoice(app, fields)
-    columns.on_look(*values)           what the data has; a guess where no format fits
-    columns.on_choose(...)             the choice, written into `data.columns`
+columns = ColumnChoice(app, fields)
+columns.on_look(*values)           what the data has; a guess where no format fits
+columns.on_choose(...)             the choice, written into `data.columns`
 """
 
 from __future__ import annotations

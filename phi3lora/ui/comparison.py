@@ -14,8 +14,9 @@ from phi3lora.app.application import Application
 from phi3lora.app.callers import Caller
 from phi3lora.app.comparing import ComparingOne
 from phi3lora.settings import Settings
-from phi3lora.ui.app import TITLE, serve
+from phi3lora.ui.app import serve
 from phi3lora.ui.compare_page import ComparePage
+from phi3lora.ui.frame import NAME
 
 
 class OneAdapter(ComparePage):
@@ -33,7 +34,7 @@ class OneAdapter(ComparePage):
 def build(app: Application, repo: str, revision: str | None = None) -> gr.Blocks:
     """The page of one adapter."""
     app = replace(app, comparing=ComparingOne(app.comparing, repo, revision))
-    with gr.Blocks(title=f"{repo} · {TITLE}", analytics_enabled=False, fill_width=True) as demo:
+    with gr.Blocks(title=f"{repo} · {NAME}", analytics_enabled=False, fill_width=True) as demo:
         OneAdapter(app, repo).wire(demo)
     return demo
 

@@ -174,9 +174,7 @@ class DataStep:
         return gr.update(choices=found, value=None, visible=bool(found)), note
 
     @shown
-    def on_search(
-        self, query: str, choices: Choices | None, request: gr.Request
-    ) -> list[Any]:
+    def on_search(self, query: str, choices: Choices | None, request: gr.Request) -> list[Any]:
         """A list of datasets that match; an id that exists is taken at once."""
         query = named_dataset(query)
         if not query:

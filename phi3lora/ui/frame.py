@@ -9,11 +9,14 @@ does not exist with JSON; this layer replaces both.
 from __future__ import annotations
 
 import html
+import json
 import re
 from pathlib import Path
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from phi3lora.ui.languages import language_of, words_of
 
 NAME = "phi3lora"
 FAVICON = Path(__file__).with_name("favicon.svg")
@@ -21,7 +24,7 @@ SAYS = "Fine-tune Phi-3 with LoRA, prove that it got better, and compare it with
 TITLES = {"/": "Train", "/runs": "Runs", "/compare": "Compare"}
 # Gradio's words about itself, each a tag over one line or several.
 THEIRS = re.compile(rb'<meta\s+(?:property="og:|name="twitter:|name="description")[^>]*?/>')
-OWN_TITLE = re.compile(rb"<title>[^<]*</title>")
+OWN_TITLE = re.compile(rb"<title>([^<]*)</title>")
 # Before anything is painted: who has launched here once is not told again what this is.
 BOOT = """<script>
 try {
@@ -55,19 +58,20 @@ class Frame:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on; an answer to a browser's look at a page comes back framed."""
-        accepts = Headers(scope=scope).get("accept", "") if scope["type"] == "http" else ""
-        if scope.get("method") != "GET" or "text/html" not in accepts:
+        headers = Headers(scope=scope) if scope["type"] == "http" else Headers()
+        if scope.get("method") != "GET" or "text/html" not in headers.get("accept", ""):
             await self.app(scope, receive, send)
             return
-        answer = _Answer(scope["path"], send)
+        language = language_of(headers.get("cookie", ""), headers.get("accept-language", ""))
+        answer = _Answer(scope["path"], language, send)
         await self.app(scope, receive, answer.take)
 
 
 class _Answer:
     """One answer on its way: held back while it may have to be rewritten, else passed on."""
 
-    def __init__(self, path: str, send: Send) -> None:
-        self._path, self._send = path, send
+    def __init__(self, path: str, language: str, send: Send) -> None:
+        self._path, self._language, self._send = path, language, send
         self._start: Message = {}
         self._body = b""
         self._kept = False
@@ -85,10 +89,13 @@ class _Answer:
 
     async def _finish(self) -> None:
         missing = self._start["status"] == 404
-        page = missing_at(self._path) if missing else head_of(self._body, self._path)
+        page = (
+            missing_at(self._path) if missing else head_of(self._body, self._path, self._language)
+        )
         headers = MutableHeaders(raw=list(self._start["headers"]))
         headers["content-length"] = str(len(page))
         headers["content-type"] = "text/html; charset=utf-8"
+        headers["vary"] = "accept-language, cookie"
         await self._send({**self._start, "headers": headers.raw})
         await self._send({"type": "http.response.body", "body": page})
 
@@ -107,12 +114,13 @@ def missing_at(path: str) -> bytes:
     return MISSING.replace(b'href="./', b'href="./' + up)
 
 
-def head_of(page: bytes, path: str) -> bytes:
-    """A page with our title, description and picture for links in place of Gradio's."""
-    named = TITLES.get(path.rstrip("/") or "/")
-    if named is None or b"</head>" not in page:
+def head_of(page: bytes, path: str, language: str = "en") -> bytes:
+    """A page with our title, description and words in place of Gradio's."""
+    named, found = TITLES.get(path.rstrip("/") or "/"), OWN_TITLE.search(page)
+    if named is None or found is None:
         return page
-    title = html.escape(f"{named} · {NAME}")
+    theirs = found[1].decode("utf-8", "replace").strip()  # of a Space for one adapter, its own
+    title = html.escape(f"{named} · {NAME}") if theirs == NAME else theirs
     ours = "".join(
         (
             f"<title>{title}</title>",
@@ -122,7 +130,20 @@ def head_of(page: bytes, path: str) -> bytes:
             '<meta property="og:type" content="website">',
             '<meta name="twitter:card" content="summary">',
             BOOT,
+            words_script(language),
         )
     )
     rest = OWN_TITLE.sub(b"", THEIRS.sub(b"", page))
     return rest.replace(b"</head>", ours.encode() + b"</head>", 1)
+
+
+def words_script(language: str) -> str:
+    """The words of a language, before anything is drawn; Gradio's own words follow it, too."""
+    if language == "en":
+        return ""
+    words = json.dumps(words_of(language), ensure_ascii=False).replace("<", "\\u003c")
+    theirs = "zh-TW" if language == "zh-MO" else language
+    return (
+        f'<script>window.phi3loraLanguage = "{language}"; window.phi3loraWords = {words};'
+        f'Object.defineProperty(navigator, "language", {{get: () => "{theirs}"}});</script>'
+    )

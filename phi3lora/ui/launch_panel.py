@@ -38,9 +38,10 @@ class LaunchPanel:
 
     def __init__(self, app: Application, fields: Fields) -> None:
         self.app = app
-        with gr.Column(
-            scale=9, min_width=300, elem_classes="aside launch", elem_id="launch-panel"
-        ), gr.Column(elem_classes="card"):
+        with (
+            gr.Column(scale=9, min_width=300, elem_classes="aside launch", elem_id="launch-panel"),
+            gr.Column(elem_classes="card"),
+        ):
             gr.HTML("<h2>Launch</h2>", apply_default_css=False, js_on_load=None)
             self.bar = gr.HTML(
                 bar_line("grey", "Checking …"), elem_id="launch-bar", apply_default_css=False

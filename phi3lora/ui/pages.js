@@ -141,7 +141,9 @@ document.addEventListener("click", (event) => {
     const place = document.querySelector(target.closest("a").getAttribute("href"));
     if (place) {
       event.preventDefault();
-      place.focus();
+      const field = place.querySelector("textarea");
+      if (!field && !place.hasAttribute("tabindex")) place.setAttribute("tabindex", "-1");
+      (target.closest(".skip") && field ? field : place).focus();
       place.scrollIntoView({ block: "nearest" });
     }
   }

@@ -75,9 +75,7 @@ def form_notes(lines: list[str], colour: str = "grey", more: list[str] | None = 
     """What to know about where the form's values come from; `more` is there for who asks."""
     body = "".join(show.notice(line, colour) for line in lines)
     if more:
-        body += show.more(
-            f"{words.counted(len(more), 'older name')} translated", "\n".join(more)
-        )
+        body += show.more(f"{words.counted(len(more), 'older name')} translated", "\n".join(more))
     return gr.update(value=body, visible=bool(body))
 
 
