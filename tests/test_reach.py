@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import string
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -22,7 +21,7 @@ from tests.test_browser import browser, open_every_fold, serving  # noqa: F401 -
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-WAIT = 120_000  # ms
+WAIT = 60_000  # ms
 in_browser = [pytest.mark.browser, pytest.mark.slow, pytest.mark.xdist_group("browser")]
 # Where a page is there to be looked at.
 THERE = {"": "#data-summary .conversation", "runs": "#run-head h1", "compare": ".chip"}
@@ -253,11 +252,10 @@ def test_every_language_has_every_word(language: str) -> None:
     assert set(words) == set(words_of(OTHERS[0]))
     asked = {text for _, info in fields() for text in (info.title, info.description) if text}
     assert sorted(asked - set(words)) == []
-    names = string.Formatter().parse
     for text, said in words.items():
         assert said.strip(), text
-        assert {name for _, name, *_ in names(text)} == {name for _, name, *_ in names(said)}, text
-        assert set(re.findall(r"`[^`]+`", text)) == set(re.findall(r"`[^`]+`", said)), text
+        for kept in (r"\{\w+\}", r"`[^`]+`"):  # names in braces, and code
+            assert set(re.findall(kept, text)) == set(re.findall(kept, said)), text
 
 
 @pytest.mark.parametrize(
@@ -294,7 +292,7 @@ def test_a_page_has_its_own_name_and_nothing_of_gradios() -> None:
     own = head_of(THEIRS.replace(b"<title>phi3lora", b"<title>ann/pirate"), "/").decode()
     assert "<title>ann/pirate</title>" in own
     assert "phi3loraWords" in head_of(THEIRS, "/", "hu").decode()
-    assert b'href="../../runs"' in missing_at("/a/b/c")
+    assert b'href="./../../runs"' in missing_at("/a/b/c")
 
 
 @pytest.mark.browser

@@ -4,6 +4,8 @@
   const words = window.phi3loraWords || null;
   const RAW = "pre, code, textarea, td, script, style, svg, option, .message, .data-name, .trains-on b, "
     + ".run-title h1, .run-name, .cm-editor, [data-raw]";
+  // Names in braces that stand for a number; the others stand for words.
+  const NUMBERS = new Set(["number", "total", "place", "share", "epochs", "rank", "rate", "rows", "tokens"]);
   const ATTRIBUTES = ["placeholder", "aria-label", "title"];
   const made = new WeakMap();  // text node → what was put there
 
@@ -14,7 +16,7 @@
     const source = from.split(/\{(\w+)\}/).map((part, place) => {
       if (place % 2 === 0) return escape(part);
       names.push(part);
-      return "(.+?)";
+      return NUMBERS.has(part) ? "([\\d.,]+(?:e-?\\d+)?)" : "(.+?)";
     }).join("");
     return { expression: new RegExp(`^${source}$`, "s"), names, to };
   }
@@ -28,7 +30,10 @@
     for (const { expression, names, to } of patterns) {
       const found = expression.exec(text);
       if (found) {
-        return names.reduce((said, name, place) => said.replace(`{${name}}`, () => found[place + 1]), to);
+        return names.reduce((said, name, place) => {
+          const part = found[place + 1];
+          return said.replace(`{${name}}`, () => (NUMBERS.has(name) ? part : line(part)));
+        }, to);
       }
     }
     return text;
@@ -58,10 +63,25 @@
       if (now && said !== now) element.setAttribute(name, said);
     }
   }
+  // A help line has `code` between its words, and is one sentence all the same.
+  function sayHelp(help) {
+    const source = [...help.childNodes]
+      .map((node) => (node.nodeName === "CODE" ? "`" + node.textContent + "`" : node.textContent))
+      .join("").trim();
+    const said = words[source];
+    if (!said) return;
+    help.replaceChildren(...said.split(/(`[^`]+`)/).filter(Boolean).map((part) => {
+      if (!part.startsWith("`")) return part;
+      const code = document.createElement("code");
+      code.textContent = part.slice(1, -1);
+      return code;
+    }));
+  }
   function sayTree(root) {
     if (root.nodeType === Node.TEXT_NODE) sayNode(root);
     if (root.nodeType !== Node.ELEMENT_NODE) return;
     sayElement(root);
+    root.querySelectorAll(".info-text").forEach(sayHelp);
     const walker = document.createTreeWalker(root, NodeFilter.SHOW_TEXT | NodeFilter.SHOW_ELEMENT);
     while (walker.nextNode()) {
       const node = walker.currentNode;

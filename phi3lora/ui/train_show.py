@@ -148,7 +148,9 @@ def data_summary(config: RunConfig, done: Preflight) -> str:
     if inspection.truncated:
         limit = config.training_config.max_length
         cut = f"{inspection.truncated:,} conversations are cut at {limit:,} tokens"
-        lines.append(show.notice(f"{cut}; raise the length limit to keep them whole."))
+        lines.append(
+            show.notice(f"{cut}; a limit of {inspection.longest:,} would keep them whole.")
+        )
     if dropped:
         reasons = [f"{number:,} × {reason}" for reason, number in inspection.dropped.items()]
         lines.append(show.notice("\n".join([f"{dropped:,} rows cannot be used:", *reasons])))
