@@ -53,8 +53,14 @@ def page_in(browser: Browser, **options: Any) -> Iterator[Page]:  # noqa: F811
 
 SHIFTS = """
 window.shifted = 0;
+window.whatShifted = [];
 new PerformanceObserver((list) => list.getEntries().forEach((entry) => {
-  if (!entry.hadRecentInput) window.shifted += entry.value;
+  if (entry.hadRecentInput) return;
+  window.shifted += entry.value;
+  for (const { node, previousRect: was, currentRect: now } of entry.sources) {
+    const name = node && (node.id || node.parentElement?.id || node.className);
+    window.whatShifted.push([name, entry.value, [was.y, was.height], [now.y, now.height]]);
+  }
 })).observe({ type: "layout-shift", buffered: true });
 """
 
@@ -86,6 +92,7 @@ class TestInABrowser:
                 for violation in axe.run(page).response["violations"]:
                     nodes = [node["target"] for node in violation["nodes"]]
                     found.append((scheme, width, violation["id"], violation["impact"], nodes[:4]))
+            page.set_viewport_size({"width": 1280, "height": 900})
             page.click("#scheme")
         assert found == []
 

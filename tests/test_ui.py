@@ -21,10 +21,11 @@ from phi3lora import words
 from phi3lora.app.application import Application
 from phi3lora.app.callers import Caller, Callers, Session, check_may_train
 from phi3lora.app.comparing import Comparing, Sides, Subject
-from phi3lora.app.datasets import Datasets, Suggestion
+from phi3lora.app.datasets import Datasets, Parts, Suggestion
 from phi3lora.app.launching import Launching
 from phi3lora.app.models import Models
 from phi3lora.app.publishing import Publishing
+from phi3lora.app.strength import level_of
 from phi3lora.app.views import RunView
 from phi3lora.chat.options import Options, Pair
 from phi3lora.checks import Check
@@ -190,6 +191,104 @@ def test_look_says_that_it_reads_then_shows(app: Any) -> None:
     assert "3 rows." in seen["checks"]
     assert seen["estimate"] == ""
     assert "pirate · 3 conversations · 25 % learnt" in seen["line"]
+
+
+def test_more_rows_than_were_read_are_not_counted_as_all(app: Any) -> None:
+    page = page_of(train_page, app)
+    part = SimpleNamespace(**{**vars(INSPECTION), "complete": False, "expected": "28,202"})
+    app.preflights.found = Preflight([Check("Data", "green", "3 rows.")], part, None)
+    *_, found = page.on_preflight("Example", request(), *form_values(page))
+    seen = found_by(page, found)
+    assert "pirate · ≥ 3 conversations" in seen["line"]
+    assert "<dd>≥ 3</dd>" in seen["summary"]
+    assert "Counted in the first 5 of 28,202 rows" in seen["summary"]
+
+
+def test_a_stranger_sees_the_bundled_data_and_signs_in_to_launch(tmp_path: Path) -> None:
+    app = fake(Settings(home=tmp_path, space_id="ann/space"))
+    app.callers.name = ""
+    page = page_of(train_page, app)
+    *_, found = page.on_preflight("Example", request(), *form_values(page))
+    assert "3 of 5" in found_by(page, found)["summary"]
+    launch, sign_in, why_not = page.panel.on_visitor(request())
+    assert (visible(launch), visible(sign_in), visible(why_not)) == (False, True, False)
+    theirs = form_values(page, **{"data.path": "ann/secret"})
+    *_, found = page.on_preflight("Hub", request(), *theirs)
+    assert "sign in" in found_by(page, found)["checks"]
+    with pytest.raises(gr.Error, match="sign in"):
+        page.on_launch(request(), *form_values(page))
+
+
+def test_who_may_not_launch_reads_why(tmp_path: Path) -> None:
+    app = fake(Settings(home=tmp_path, space_id="ann/space", who_may_train="owner"))
+    app.callers.name = "bob"
+    launch, sign_in, why_not = page_of(train_page, app).panel.on_visitor(request())
+    assert (visible(launch), visible(sign_in), visible(why_not)) == (False, False, True)
+    assert "Only ann may train" in why_not["value"]
+
+
+def test_a_base_that_cannot_be_read_is_no_fault_of_the_data(app: Any) -> None:
+    app.preflights.found = Preflight([Check("Model", "red", "There is no model x/y.")])
+    page = page_of(train_page, app)
+    *_, found = page.on_preflight("Example", request(), *form_values(page))
+    seen = found_by(page, found)
+    assert "There is no model" not in seen["summary"]
+    assert "There is no model" in seen["checks"]
+    assert seen["launch"]["interactive"] is False
+
+
+def test_another_configuration_brings_its_splits_and_one_that_exists_stays(app: Any) -> None:
+    page = page_of(train_page, app)
+    app.datasets.parts = lambda path, name, caller: Parts(  # type: ignore[method-assign]
+        ["plain", "more"], ["train", "test"], name, "train"
+    )
+    *_, (names, splits, _) = page.data.on_parts("ann/chat", "more", "test[:9]", request())
+    assert (names["choices"], names["value"]) == (["plain", "more"], "more")
+    assert (splits["choices"], splits["value"]) == (["train", "test"], "test[:9]")
+    *_, (_, splits, _) = page.data.on_parts("ann/chat", "more", "gone", request())
+    assert splits["value"] == "train"
+
+
+def test_a_remedy_sets_its_options_and_nothing_else(app: Any) -> None:
+    page = page_of(train_page, app)
+    mended = page.on_fix(SimpleNamespace(values={"training_config.max_length": 512}))
+    found = dict(zip(page.fields.by_name, mended, strict=True))
+    assert found["training_config.max_length"] == "512"
+    assert [name for name, value in found.items() if value != gr.skip()] == [
+        "training_config.max_length"
+    ]
+    for hostile in (None, [], {"launched": "x"}, {"data": {"path": "/etc"}}, "r"):
+        with pytest.raises(gr.Error, match="none of this page"):
+            page.on_fix(SimpleNamespace(values=hostile))
+
+
+def test_addresses_on_the_hub_are_links_and_what_failed_can_be_tried_again(app: Any) -> None:
+    said = "Ask at https://huggingface.co/datasets/bob/gate. <b>"
+    app.preflights.found = Preflight([Check("Data", "red", said)])
+    page = page_of(train_page, app)
+    *_, found = page.on_preflight("Hub", request(), *form_values(page))
+    checks = found_by(page, found)["checks"]
+    assert '<a href="https://huggingface.co/datasets/bob/gate" ' in checks
+    assert "&lt;b&gt;" in checks
+    assert "Try again" in checks
+
+
+def test_the_slider_stands_for_four_numbers(app: Any) -> None:
+    page = page_of(train_page, app)
+    values = form_values(page, **{"model.path": "microsoft/Phi-3-mini-4k-instruct"})
+    found = dict(zip(page.fields.by_name, page.on_strength(5, *values), strict=True))
+    names = ("num_train_epochs", "learning_rate")
+    numbers = [found[f"training_config.{name}"] for name in names]
+    assert [*numbers, found["peft_config.r"], found["peft_config.lora_alpha"]] == [
+        *("6", "0.0002", "64", "128")
+    ]
+    config, _ = page.fields.config(
+        [
+            value if found[name] == gr.skip() else found[name]
+            for name, value in zip(page.fields.by_name, values, strict=True)
+        ]
+    )
+    assert level_of(config) == 5
 
 
 def test_a_slow_look_does_not_replace_a_later_one(app: Any) -> None:

@@ -22,6 +22,7 @@ from phi3lora.ui.train_show import data_name
 from phi3lora.ui.widgets import element_id
 
 UNKNOWN_TIME = "known after your first run here"
+AGAIN = {"Data", "Model", "Token", "Access"}  # what somebody else may have mended meanwhile
 READING = '<div class="reading"><b></b>Checking …</div>'
 
 
@@ -141,16 +142,19 @@ def check_list(done: Preflight) -> str:
 
 def check_line(check: Check) -> str:
     """One check: its colour, what was found, the remedy, and buttons for it."""
+    fixes = [(fix.label, fix.values) for fix in check.fixes]
+    if check.level == "red" and check.name in AGAIN:
+        fixes.append(("Try again", {}))
     buttons = "".join(
-        f'<button type="button" class="fix" data-fix="{show.text(json.dumps(fix.values))}">'
-        f"{show.text(fix.label)}</button>"
-        for fix in check.fixes
+        f'<button type="button" class="fix" data-fix="{show.text(json.dumps(values))}">'
+        f"{show.text(label)}</button>"
+        for label, values in fixes
     )
-    mend = f'<span class="remedy">{show.text(check.remedy)}</span>' if check.remedy else ""
+    mend = f'<span class="remedy">{show.linked(check.remedy)}</span>' if check.remedy else ""
     return (
         f'<li class="{check.level}"><i role="img" aria-label="{check.level}">'
         f"{show.SIGNS[check.level]}</i><div><b>{show.text(check.name)}</b>"
-        f"<span>{show.text(check.found)}</span>{mend}"
+        f"<span>{show.linked(check.found)}</span>{mend}"
         f"{f'<p class=fixes>{buttons}</p>' if buttons else ''}</div></li>"
     )
 

@@ -20,6 +20,12 @@ window.phi3lora = {
       return seen;  // the app is restarting; ask again later
     }
   },
+  // What a click opened has the focus, as soon as it is drawn.
+  focus(selector, tries = 60) {
+    const field = document.querySelector(selector);
+    if (field && field.offsetParent) field.focus();
+    else if (tries) requestAnimationFrame(() => this.focus(selector, tries - 1));
+  },
   // Show the chosen run in the address, so that a refresh and a shared link find it again.
   remember(name, value) {
     const address = new URL(window.location.href);

@@ -7,6 +7,7 @@ show.notice("Pick other data.")
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Iterable, Sequence
 
 from phi3lora.thoughts import split_thoughts
@@ -26,6 +27,15 @@ def answer(said: str) -> str:
         return f"<p>{text(said)}</p>"
     fold = f"<details><summary>Thoughts</summary><p>{text(found.thoughts)}</p></details>"
     return f"{fold}<p>{text(found.said)}</p>"
+
+
+ADDRESS = re.compile(r"https://huggingface\.co/[\w./-]*[\w/-]")
+
+
+def linked(value: object) -> str:
+    """Escaped, with addresses on the Hub as links."""
+    link = '<a href="{0}" target="_blank" rel="noopener">{0}</a>'
+    return ADDRESS.sub(lambda found: link.format(found[0]), text(value))
 
 
 def heading(title: str, sub: str = "", number: int | None = None) -> str:
@@ -56,7 +66,7 @@ def badge(label: str, colour: str = "grey") -> str:
 
 def notice(message: str, colour: str = "amber") -> str:
     """A line that wants to be read."""
-    body = "<br>".join(text(line) for line in message.splitlines())
+    body = "<br>".join(linked(line) for line in message.splitlines())
     return f'<div class="notice {text(colour)}"><i>{SIGNS[colour]}</i><div>{body}</div></div>'
 
 

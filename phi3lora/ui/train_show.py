@@ -90,8 +90,13 @@ def data_line(config: RunConfig, done: Preflight) -> str:
     if found is None:
         return step_line(f"{name} · cannot be used yet")
     share = 100 * found.supervised_tokens / max(1, found.total_tokens)
-    number = f"{found.kept:,}" if found.complete else f"{found.kept:,} or more"
-    return step_line(f"{name} · {number} conversations · {share:.0f} % learnt")
+    return step_line(f"{name} · {number_kept(done)} conversations · {share:.0f} % learnt")
+
+
+def number_kept(done: Preflight) -> str:
+    """How many conversations there are, or the least number where reading ended before the end."""
+    found = done.inspection
+    return f"{found.kept:,}" if found.complete else f"≥ {found.kept:,}"
 
 
 def model_line(config: RunConfig, recipe: str | None = None) -> str:
@@ -128,7 +133,9 @@ def data_summary(config: RunConfig, done: Preflight) -> str:
     if inspection is None:
         return nothing_to_show(done)
     dropped = sum(inspection.dropped.values())
-    kept = f"{inspection.kept:,} of {inspection.rows:,}"
+    kept = (
+        f"{inspection.kept:,} of {inspection.rows:,}" if inspection.complete else number_kept(done)
+    )
     of = f" of {inspection.expected}" if inspection.expected else ""
     more = "" if inspection.complete else f" Counted in the first {inspection.read:,}{of} rows."
     share = 100 * inspection.supervised_tokens / max(1, inspection.total_tokens)
