@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from phi3lora import words
 from phi3lora.config import RunConfig
 from phi3lora.data.preparation import prepare
 from phi3lora.errors import DataError, RunError
@@ -64,8 +65,8 @@ class Report:
     held_out: int
     leaked: int  # held-out prompts that are also trained on
     comparisons: list[Comparison]
-    gained: list[Sample]
-    lost: list[Sample]
+    gained: list[Sample]  # what tuned answers better, the most first
+    lost: list[Sample]  # what it answers worse; empty where it lost nothing
     changed: list[str] = field(default_factory=list)  # inputs that differed between two starts
 
     def to_json(self) -> dict[str, Any]:
@@ -86,7 +87,7 @@ class Report:
 
     def _verdict_in_words(self) -> str:
         loss = next(item for item in self.comparisons if item.name == "loss")
-        found = f"its loss by token is {loss.tuned:.3f} instead of {loss.base:.3f}"
+        found = f"its {words.LOSS_BY_TOKEN.lower()} is {loss.tuned:.3f} instead of {loss.base:.3f}"
         if self.rows < ENOUGH_ROWS:  # an interval would look like proof
             return (
                 f"Too few held-out rows to tell the tuned model from its base: {found} on "
@@ -266,8 +267,8 @@ def _report(
         held_out=held_out,
         leaked=leaked,
         comparisons=comparisons,
-        gained=ranked[:SAMPLES],
-        lost=ranked[SAMPLES:][-SAMPLES:][::-1],
+        gained=[sample for sample in ranked if sample.gain > 0][:SAMPLES],
+        lost=[sample for sample in ranked[::-1] if sample.gain < 0][:SAMPLES],
     )
 
 

@@ -84,7 +84,9 @@ class AmountStep:
                 names = [
                     spec.field
                     for spec in form.widgets()
-                    if spec.section == section and fold_of(spec.field) == "options"
+                    if spec.section == section
+                    and spec.field not in self.fields.by_name
+                    and fold_of(spec.field) == "options"
                 ]
                 if names:
                     with gr.Column(elem_classes="option-section"):

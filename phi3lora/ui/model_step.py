@@ -54,6 +54,10 @@ class ModelStep:
                     "model.path", choices=family_choices(None), min_width=240, scale=2
                 )
                 fields.add("model.quantization", min_width=160)
+            if app.launching.devices > 1:
+                with gr.Row():
+                    fields.add("devices", min_width=160)
+                    fields.add("distributed", min_width=160)
             with gr.Accordion(
                 "More recipes: those of the guide", open=False, elem_classes="fold", elem_id="more"
             ):

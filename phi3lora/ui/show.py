@@ -97,7 +97,8 @@ def progress(fraction: float | None, left: str, right: str, state: str = "") -> 
     return (
         f'<div class="progress {text(state)}"><div class="progress-text"><span>{text(left)}</span>'
         f"<span>{text(right)}</span></div>"
-        f'<div class="{kind}" role="progressbar" aria-valuemin="0" aria-valuemax="100" {now}>'
+        f'<div class="{kind}" role="progressbar" aria-label="{text(left)}" aria-valuemin="0" '
+        f'aria-valuemax="100" {now}>'
         f'<b style="{width}"></b></div></div>'
     )
 
@@ -124,7 +125,10 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], align: str =
         f"<th{kind}>{text(name)}</th>" for name, kind in zip(columns, kinds, strict=True)
     )
     cells = (
-        "".join(f"<td{kind}>{text(cell)}</td>" for cell, kind in zip(row, kinds, strict=True))
+        "".join(
+            f'<td{kind} data-of="{text(name)}">{text(cell)}</td>'
+            for name, cell, kind in zip(columns, row, kinds, strict=True)
+        )
         for row in rows
     )
     body = "".join(f"<tr>{line}</tr>" for line in cells)
