@@ -24,9 +24,14 @@ SAYS = "Fine-tune Phi-3 with LoRA, prove that it got better, and compare it with
 TITLES = {"/": "Train", "/runs": "Runs", "/compare": "Compare"}
 # Gradio's words about itself, each a tag over one line or several.
 THEIRS = re.compile(rb'<meta\s+(?:property="og:|name="twitter:|name="description")[^>]*?/>')
-OWN_TITLE = re.compile(rb"<title>([^<]*)</title>")
+# Gradio writes no title into the page, but into what its script reads there.
+OWN_TITLE = re.compile(rb'"title":"([^"\\<]*)","space_id"')
 # Before anything is painted: who has launched here once is not told again what this is.
-BOOT = """<script>
+BOOT = """<style>
+/* The first "loading" is laid over the page; in it, everything would jump as it goes. */
+[data-testid="status-tracker"].full { position: fixed !important; inset: 0; }
+</style>
+<script>
 try {
   const root = document.documentElement, kept = localStorage;
   if (kept.getItem("phi3lora-launched")) root.classList.add("returning");
@@ -117,10 +122,10 @@ def missing_at(path: str) -> bytes:
 def head_of(page: bytes, path: str, language: str = "en") -> bytes:
     """A page with our title, description and words in place of Gradio's."""
     named, found = TITLES.get(path.rstrip("/") or "/"), OWN_TITLE.search(page)
-    if named is None or found is None:
+    if named is None or found is None or b"</head>" not in page:
         return page
     theirs = found[1].decode("utf-8", "replace").strip()  # of a Space for one adapter, its own
-    title = html.escape(f"{named} · {NAME}") if theirs == NAME else theirs
+    title = html.escape(f"{named} · {NAME}" if theirs == NAME else theirs)
     ours = "".join(
         (
             f"<title>{title}</title>",
@@ -133,8 +138,7 @@ def head_of(page: bytes, path: str, language: str = "en") -> bytes:
             words_script(language),
         )
     )
-    rest = OWN_TITLE.sub(b"", THEIRS.sub(b"", page))
-    return rest.replace(b"</head>", ours.encode() + b"</head>", 1)
+    return THEIRS.sub(b"", page).replace(b"</head>", ours.encode() + b"</head>", 1)
 
 
 def words_script(language: str) -> str:

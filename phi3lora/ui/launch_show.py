@@ -75,7 +75,7 @@ def _problem_line(place: str, message: str) -> str:
     name = f"<b>{show.text(title)}</b>" if title else ""
     go = goto(field, f"Go to {title}") if title else ""
     return (
-        f'<li class="red"><i aria-label="wrong">{show.SIGNS["red"]}</i><div>{name}'
+        f'<li class="red"><i role="img" aria-label="wrong">{show.SIGNS["red"]}</i><div>{name}'
         f"<span>{show.text(message)}</span>{go}</div></li>"
     )
 

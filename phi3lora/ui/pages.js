@@ -128,6 +128,9 @@ window.phi3lora.reach = {
     document.querySelectorAll("fieldset.block[id]").forEach((one) => this.radios(one));
     document.querySelectorAll("button.label-wrap").forEach((one) => this.fold(one));
     document.querySelectorAll(".info-text:not([id])").forEach((one) => this.described(one));
+    document.querySelectorAll(".placeholder-content[role=complementary]").forEach((one) => {
+      one.removeAttribute("role");  // two landmarks of one name, and nothing in them
+    });
     document.querySelectorAll(".toast-wrap:not([aria-live])").forEach((one) => {
       one.setAttribute("aria-live", "polite");
     });

@@ -82,7 +82,7 @@ def checks(items: Iterable[tuple[str, str, str, str]]) -> str:
     for level, name, found, remedy in items:
         mend = f'<span class="remedy">{text(remedy)}</span>' if remedy else ""
         rows.append(
-            f'<li class="{text(level)}"><i aria-label="{text(level)}">{SIGNS[level]}</i>'
+            f'<li class="{text(level)}"><i role="img" aria-label="{text(level)}">{SIGNS[level]}</i>'
             f"<div><b>{text(name)}</b><span>{text(found)}</span>{mend}</div></li>"
         )
     return f'<ul class="checks">{"".join(rows)}</ul>'
@@ -133,6 +133,6 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], align: str =
     )
     body = "".join(f"<tr>{line}</tr>" for line in cells)
     return (
-        f'<div class="table-frame"><table class="plain"><thead><tr>{head}</tr></thead>'
+        f'<div class="table-frame" tabindex="0"><table class="plain"><thead><tr>{head}</tr></thead>'
         f"<tbody>{body}</tbody></table></div>"
     )
