@@ -25,11 +25,8 @@ from phi3lora.runs.store import RunStore
 from phi3lora.settings import Settings
 
 if TYPE_CHECKING:
-<<<<<<< HEAD
     from phi3lora.data.columns import Columns
-=======
     from phi3lora.data.findings import Finding
->>>>>>> main
     from phi3lora.data.inspection import Inspection
 
 FOUND, RECENT = 8, 3  # suggestions on the page; datasets used lately among them

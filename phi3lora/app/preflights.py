@@ -107,14 +107,14 @@ class Preflights:
         parts: tuple[list[str], list[str]] = self._call(person, _parts, path, name, token)
         return parts
 
-<<<<<<< HEAD
     def columns(self, data: DataConfig, token: str | None, person: str = "") -> Columns:
         """The columns of a table, its first rows, and what is read as what.
 
         Raises DataError or HubError.
         """
         found: Columns = self._call(person, _columns, data, token)
-=======
+        return found
+
     def findings(
         self, config: RunConfig, token: str | None, person: str = "", *, likelihood: bool = False
     ) -> list[Finding]:
@@ -124,7 +124,6 @@ class Preflights:
         """
         function = _odd_under_base if likelihood else _to_leave_out
         found: list[Finding] = self._call(person, function, config, token)
->>>>>>> main
         return found
 
     def hardware(self) -> Hardware:

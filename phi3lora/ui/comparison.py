@@ -21,13 +21,8 @@ from phi3lora.ui.frame import NAME
 def build(app: Application, repo: str, revision: str | None = None) -> gr.Blocks:
     """The page of one adapter."""
     app = replace(app, comparing=ComparingOne(app.comparing, repo, revision))
-<<<<<<< HEAD
     with gr.Blocks(title=f"{repo} · {NAME}", analytics_enabled=False, fill_width=True) as demo:
-        OneAdapter(app, repo).wire(demo)
-=======
-    with gr.Blocks(title=f"{repo} · {TITLE}", analytics_enabled=False, fill_width=True) as demo:
         ComparePage(app).wire(demo)
->>>>>>> main
     return demo
 
 

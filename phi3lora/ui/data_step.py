@@ -18,25 +18,18 @@ import gradio as gr
 
 from phi3lora.app.application import Application
 from phi3lora.app.datasets import NO_PARTS
-from phi3lora.config import fields as form_fields
 from phi3lora.data.folders import SUFFIXES
 from phi3lora.data.opening import PACKED
 from phi3lora.data.sources import TAUGHT
 from phi3lora.errors import DataError, Phi3LoraError
 from phi3lora.ui import show
-<<<<<<< HEAD
 from phi3lora.ui.columns_step import ColumnChoice
+from phi3lora.ui.findings import FindingsPanel
 from phi3lora.ui.launch_show import READING
 from phi3lora.ui.sessions import session_of
 from phi3lora.ui.steps import step
 from phi3lora.ui.train_show import dataset_line, named_dataset
-from phi3lora.ui.widgets import Fields, shown
-=======
-from phi3lora.ui.findings import FindingsPanel
-from phi3lora.ui.sessions import session_of
-from phi3lora.ui.train_show import dataset_line, named_dataset, waiting_checks
 from phi3lora.ui.widgets import SPECS, Fields, shown
->>>>>>> main
 
 EXAMPLE, FILE, HUB = "Example", "Your file", "Hub"
 TABS = (EXAMPLE, FILE, HUB)
@@ -98,7 +91,7 @@ class DataStep:
                 js_on_load=None,
             )
 
-        self.findings = FindingsPanel(app, fields)
+            self.findings = FindingsPanel(app, fields)
 
     def _hub(self) -> None:
         self.search = gr.Textbox(
@@ -121,15 +114,10 @@ class DataStep:
 
     def _reading(self) -> None:
         """Every other option about the data."""
-<<<<<<< HEAD
         with gr.Accordion(
             "How rows are read and held out", open=False, elem_classes="fold", elem_id="reading"
         ):
-            names = [name for name, _ in form_fields() if name.startswith("data.")]
-=======
-        with gr.Accordion("How rows are read and held out", open=False, elem_classes="fold"):
             names = [name for name in SPECS if name.startswith("data.")]
->>>>>>> main
             self.fields.add("data.system_prompt")
             left = [name for name in names if name not in self.fields.by_name]
             for start in range(0, len(left), 3):

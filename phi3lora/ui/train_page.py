@@ -266,17 +266,12 @@ class TrainPage:
         opened = demo.load(self.on_open, self.draft, opening, js=READ, **QUIET)
         opened.then(**drawn).then(**checked)
         for event in (
-<<<<<<< HEAD
             *self._filling(last),
             self.amount.use_yaml.click(self.on_yaml, self.amount.yaml, opening, **QUIET),
             self.amount.load_yaml.click(
                 None, self.amount.yaml, self.amount.yaml, js=LOAD_YAML
             ).success(self.on_yaml, self.amount.yaml, opening, **QUIET),
-=======
-            self.recipe.input(self.on_recipe, self.recipe, filled, **quiet),
-            self.use_yaml.click(self.on_yaml, self.yaml, [*filled, *self.data.tabs], **quiet),
             self.data.findings.wire(everything),
->>>>>>> main
         ):
             event.success(**kept).success(**drawn).success(**checked)
         self.amount.save_yaml.click(None, self.amount.yaml, None, js=SAVE_YAML)
