@@ -34,7 +34,7 @@ from phi3lora.inputs import check_inputs, fingerprint
 from phi3lora.lora.adapters import attach_adapter, save_adapter
 from phi3lora.lora.targets import count_parameters
 from phi3lora.lora.trial import check_head
-from phi3lora.models.base import resolve_path
+from phi3lora.models.base import check_base, fetch, resolve_path
 from phi3lora.models.hardware import detect_hardware, free_memory, use_one_gpu
 from phi3lora.models.loading import load_model, load_tokenizer
 from phi3lora.training.callbacks import (
@@ -96,6 +96,21 @@ def train(
         raise
     _end(emit, outcome, progress.step, started)
     return outcome
+
+
+def get_ready(
+    config: RunConfig, emit: Emit, token: str | None = None, cache_folder: Path | None = None
+) -> None:
+    """Fetch the base and prepare the rows, so that a training finds both on the disk.
+
+    Takes no device. Arguments and errors are those of `train`.
+    """
+    path = resolve_path(config.model.path, detect_hardware(config.model.device))
+    emit(Stage(name="fetching the model"))
+    fetch(check_base(path, config.model.revision, token), token)
+    tokenizer = load_tokenizer(path, config.model.revision, token)
+    progress = _share(emit, PREPARING)
+    prepare(config, tokenizer, token=token, cache_folder=cache_folder, progress=progress)
 
 
 def _train(
