@@ -37,7 +37,7 @@ from phi3lora.ui.compare_show import (
 )
 from phi3lora.ui.runs_page import EVERY, PULSE
 from phi3lora.ui.sessions import session_of
-from phi3lora.ui.widgets import shown
+from phi3lora.ui.widgets import shown, told
 
 HIDDEN = ("Answer A", "Answer B")
 VOTES: dict[str, Choice] = {
@@ -395,6 +395,7 @@ def build(app: Application, demo: gr.Blocks) -> ComparePage:
     return page
 
 
+@shown
 def on_suggestion(event: gr.EventData) -> str:
     """A suggested prompt was clicked."""
-    return str(event._data.get("prompt", ""))
+    return told(event, "prompt")

@@ -22,7 +22,7 @@ from phi3lora.ui.publish import PublishCard
 from phi3lora.ui.runs_show import delete_question, kept_list, nothing_chosen, run_list, show_run
 from phi3lora.ui.sessions import session_of
 from phi3lora.ui.theme import HELD_OUT, TRAIN
-from phi3lora.ui.widgets import shown
+from phi3lora.ui.widgets import shown, text_of, told
 
 EVERY = 2.0  # seconds between two pulses
 MADE = 32  # runs whose rendered state is kept for the next visitor
@@ -219,13 +219,13 @@ class RunsPage:
     @shown
     def on_bring(self, request: gr.Request, event: gr.EventData) -> str:
         """Fetch a backed-up run; its id, by which it is shown."""
-        repo = str(event._data.get("repo", ""))
         caller = self.app.callers.caller(session_of(request))
-        return self.app.launching.restore(repo, caller).id
+        return self.app.launching.restore(told(event, "repo"), caller).id
 
+    @shown
     def on_pick(self, event: gr.EventData) -> str:
         """A run was clicked in the list."""
-        return str(event._data.get("run", ""))
+        return told(event, "run")
 
     @shown
     def on_stop(self, run_id: str, request: gr.Request) -> None:
@@ -313,7 +313,7 @@ class RunsPage:
         self._show_after(brought, quiet)
         brought.then(self.on_kept, None, self.kept, **quiet)
         self.compare.click(None, self.run_id, None, js=OPEN_COMPARE)
-        self.code.wire(lambda request, run: self._own(run, request).config, [self.run_id])
+        self.code.wire(lambda request, run: self._own(text_of(run), request).config, [self.run_id])
         self.prepare.click(
             self.on_download,
             self.run_id,

@@ -8,6 +8,7 @@ differs does the page call Gradio, so that a hundred open pages cost next to not
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import json
@@ -37,6 +38,7 @@ CALLS = "/gradio_api/"
 FILE = "/gradio_api/file"
 HOUR = 3600.0
 HOURLY_BYTES = 4 * 2**30  # that one visitor of a Space may upload within an hour
+AT_ONCE = 4  # requests of one sender that are worked on
 REMEMBERED = 10_000  # uploads whose owner is known
 
 
@@ -85,11 +87,49 @@ class BrowserCookie:
         return hmac.compare_digest(self._sign(name).encode(), signature.encode())
 
 
+class Turns:
+    """Few requests of one sender are worked on at a time; the rest of theirs wait, nobody else's.
+
+    A turn ends with the answer's first byte, so that who reads slowly holds nobody up.
+    """
+
+    def __init__(self) -> None:
+        self._of: dict[str, tuple[asyncio.Semaphore, int]] = {}  # and how many want it
+
+    async def answer(
+        self, who: str, app: ASGIApp, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        """Pass a request on when it is its sender's turn."""
+        turns, wanted = self._of.get(who, (asyncio.Semaphore(AT_ONCE), 0))
+        self._of[who] = turns, wanted + 1
+        held = False
+
+        def leave() -> None:
+            nonlocal held
+            if held:
+                held = False
+                turns.release()
+
+        async def first(message: Message) -> None:
+            leave()
+            await send(message)
+
+        try:
+            held = await turns.acquire()
+            await app(scope, receive, first)
+        finally:
+            leave()
+            _, wanted = self._of.pop(who)
+            if wanted > 1:
+                self._of[who] = turns, wanted - 1
+
+
 class Visits:
-    """What depends on who is signed in: signing out, uploading, and reading what was uploaded."""
+    """What depends on who asks: signing out, uploads and their files, and turns."""
 
     def __init__(self, app: ASGIApp, callers: Callers) -> None:
         self.app, self.callers = app, callers
+        self._turns = Turns()
         self._owners: OrderedDict[str, set[str]] = OrderedDict()  # of an upload, by its path
         self._sizes: dict[str, list[tuple[float, int]]] = {}  # (when, bytes) by visitor
 
@@ -105,6 +145,8 @@ class Visits:
             await refuse("This file was uploaded by somebody else.")(scope, receive, send)
         elif path.startswith(CALLS) and scope["method"] == "POST":
             await self._call(connection, receive, send)
+        elif scope["type"] == "http":
+            await self._turns.answer(sender(connection), self.app, scope, receive, send)
         else:
             await self.app(scope, receive, send)
 
@@ -156,7 +198,7 @@ class Visits:
             await answer(connection.scope, receive, send)
             return
         again = receive if body is None else replay(body, receive)
-        await self.app(connection.scope, again, send)
+        await self._turns.answer(sender(connection), self.app, connection.scope, again, send)
 
     def _within_quota(self, who: str, size: int) -> bool:
         now = time.monotonic()
@@ -219,6 +261,13 @@ def visitor_of(connection: HTTPConnection) -> str:
     """What tells a visitor from others, before the Hub is asked who they are; empty for nobody."""
     token = session_token(connection)
     return hashlib.sha256(token.encode()).hexdigest() if token else session_of(connection).browser
+
+
+def sender(connection: HTTPConnection) -> str:
+    """A visitor, or the address that a request came from; a proxy adds it as the last one."""
+    forwarded = connection.headers.get("x-forwarded-for", "").rpartition(",")[2].strip()
+    client = connection.client.host if connection.client else ""
+    return visitor_of(connection) or forwarded or client
 
 
 def beside(pulse: Pulse, callers: Callers) -> dict[str, Any]:

@@ -119,11 +119,13 @@ def shown(handler: Handler) -> Handler:
     Where the handler takes a text it gets one, whatever a program sent in the page's name.
     """
     parameters = inspect.signature(handler).parameters.values()
-    texts = [place for place, one in enumerate(parameters) if one.annotation in ("str", str)]
+    kinds = {place: str(one.annotation) for place, one in enumerate(parameters)}
 
     def checked(args: tuple[Any, ...]) -> Iterator[Any]:
         for place, value in enumerate(args):
-            yield text_of(value) if place in texts else value
+            kind = kinds.get(place, "")
+            none = kind == "str | None" and value is None
+            yield text_of(value) if kind in ("str", "str | None") and not none else value
 
     @functools.wraps(handler)
     def once(*args: Any, **kwargs: Any) -> Any:
@@ -147,6 +149,12 @@ def text_of(value: Any) -> str:
     if value is None or isinstance(value, str):
         return value or ""
     raise DataError(f"Expected a text, got {shorten(value)}; reload the page and try again.")
+
+
+def told(event: gr.EventData, name: str) -> str:
+    """A text that the page's script sent with an event; empty where there is none."""
+    values = event._data
+    return text_of(values.get(name)) if isinstance(values, dict) else ""
 
 
 def _notice(error: Phi3LoraError) -> gr.Error:
