@@ -8,6 +8,7 @@ import gradio as gr
 import pytest
 
 from phi3lora.thoughts import Answer, join_thoughts, split_thoughts
+from phi3lora.ui import show
 from phi3lora.ui.compare_show import THOUGHTS, escaped, plain
 
 
@@ -57,3 +58,11 @@ def test_the_page_folds_thoughts_and_gives_the_conversation_back(said: str) -> N
     back = plain(sent)
     assert [message["content"] for message in back[::2]] == ["<think>two?", "Why?"]
     assert split_thoughts(back[1]["content"]) == split_thoughts(said)
+
+
+def test_a_report_folds_thoughts_and_shows_the_answer() -> None:
+    assert show.answer("a < b") == "<p>a &lt; b</p>"
+    shown = show.answer("<think>\n<i>Two\n</think>\n\nFour.")
+    assert shown == (
+        "<details><summary>Thoughts</summary><p>&lt;i&gt;Two</p></details><p>Four.</p>"
+    )

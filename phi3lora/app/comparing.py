@@ -44,6 +44,7 @@ Kind = Literal["base", "adapter", "loralib", "model"]
 ANSWER_FRAME = 0.08  # seconds between two looks at a growing answer
 FEW = 3  # prompts of a report, below which the pocket model's are suggested too
 LONGEST_PROMPT = 160
+BOTH: tuple[Side, ...] = ("base", "tuned")
 CONFIG_FILE = "config.yaml"
 SETTLED = 3  # steps after which a run takes no more memory
 
@@ -183,8 +184,9 @@ class Comparing:
         should_stop: Callable[[], bool] = lambda: False,
         *,
         caller: Caller,
+        sides: tuple[Side, ...] = BOTH,
     ) -> Iterator[Pair]:
-        """Both answers as they grow, a dozen times a second at most. Raises Phi3LoraError."""
+        """The answers as they grow, a dozen times a second at most. Raises Phi3LoraError."""
         self._callers.check_base(subject.base, caller)
         if self.settings.on_space:
             check_lengths([*base, *tuned])
@@ -196,6 +198,7 @@ class Comparing:
             base=subject.base,
             adapter=subject.result,
             token=caller.token,
+            sides=sides,
         )
         last = 0.0
         for pair in pairs:

@@ -144,6 +144,7 @@ class Pair:
         stopped_base, stopped_tuned: the answer ended by itself, with one of the model's stop
             tokens; False while it grows, at the limit, and after a cancel.
         tokens_base, tokens_tuned: new tokens so far, the stop token included.
+        prompt_base, prompt_tuned: tokens of the conversation that is answered, template included.
         note: what is being waited for: the queue, or the model that is loaded.
     """
 
@@ -155,6 +156,8 @@ class Pair:
     stopped_tuned: bool = False
     tokens_base: int = 0
     tokens_tuned: int = 0
+    prompt_base: int = 0
+    prompt_tuned: int = 0
     note: str = ""
 
     @property

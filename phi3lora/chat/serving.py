@@ -55,6 +55,7 @@ class Column:
     draw: torch.Generator | None
     stream: TextStream
     limit: int  # tokens of the row at which it ends, whatever it says
+    prompt: int = 0  # tokens that are answered
     new: int = 0
     done: bool = False
     stopped: bool = False
@@ -159,6 +160,7 @@ class Serving:
             draw=generator(options),
             stream=TextStream(self.tokenizer),
             limit=min(len(prompt) + options.max_new_tokens, self.context),
+            prompt=len(prompt),
         )
 
     def step(self, columns: list[Column]) -> None:

@@ -149,7 +149,8 @@ def _proof(facts: Facts) -> str:
 def _samples(facts: Facts) -> str:
     """What both said to held-out prompts: where tuned gained most, and where it lost."""
     chosen = [("gained most", row) for row in facts.gained[:2]]
-    chosen += [("lost most", row) for row in facts.lost[:1]]
+    # Reports of earlier versions name rows here that gained least.
+    chosen += [("lost most", row) for row in facts.lost[:1] if row.get("gain", -1) < 0]
     if not chosen:
         return ""
     parts = ["## Sample answers\n\nFrom the held-out rows, greedy decoding."]

@@ -38,6 +38,7 @@ from phi3lora.hub.jobs import JobRequest
 from phi3lora.lora.result import Result, find_result
 from phi3lora.lora.starting import START
 from phi3lora.redaction import redact
+from phi3lora.runs import life
 from phi3lora.runs.backends import BackendName, backend_for, backend_of
 from phi3lora.settings import Settings
 
@@ -83,6 +84,7 @@ LEFT = (
     "Nobody follows its Job here any more, which may have gone on. Resume it to follow the Job, or "
     "to fetch what it came to; no second one is started meanwhile."
 )
+LONGEST_TITLE = 100
 GONE = (
     "Its process is gone: killed, out of memory, or the machine was restarted. "
     "Resume it to go on from the last checkpoint."
@@ -366,6 +368,21 @@ class RunStore:
         doomed = home.with_name(f".{home.name}")  # out of the list at once, whatever comes
         home.rename(doomed)
         shutil.rmtree(doomed)
+
+    def rename(self, run: Run, title: str) -> Run:
+        """Give a run another title. RunError for none, and while a worker holds the run."""
+        title = redact(" ".join(title.split()))[:LONGEST_TITLE]
+        if not title:
+            raise RunError("A run needs a title; type one.")
+        held = life.take(run.folder)
+        if held is None or run.damaged:
+            raise RunError(f"Run {run.id} is not over; it can be renamed once it is.")
+        try:
+            return changed(run.refresh(), title=title)
+        except OSError as error:
+            raise RunError(f"Run {run.id} cannot be renamed: {error}.") from None
+        finally:
+            os.close(held)
 
     def _look(self, name: str) -> Run | None:
         """The run in the folder of that name, read again only if its state was replaced."""

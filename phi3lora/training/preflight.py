@@ -14,7 +14,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from phi3lora.config import RunConfig
 from phi3lora.data.plan import check_held_out
 from phi3lora.errors import AdapterError, ConfigError, Phi3LoraError
 from phi3lora.hub.preflight import check_hub
+from phi3lora.models.hardware import Hardware
 from phi3lora.settings import Settings
 
 GIB = 2**30
@@ -45,6 +46,19 @@ class Preflight:
     checks: list[Check] = field(default_factory=list)
     inspection: Any = None  # data.inspection.Inspection
     estimate: Any = None  # training.estimate.Estimate
+    base: Any = None  # models.base.BaseInfo
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """The machine on which a run will compute, where that is not this one.
+
+    Attributes:
+        disk: bytes that are free on it; 0 where nobody says.
+    """
+
+    hardware: Hardware
+    disk: int = 0
 
 
 def local_start(name: str) -> Path:
@@ -61,6 +75,7 @@ def preflight(
     inspection: Any = None,
     tokens_per_second: float | None = None,
     find: Callable[[str], Path] = local_start,
+    elsewhere: Elsewhere | None = None,
 ) -> Preflight:
     """Inspect the data and run every check. Never raises for what a user can mend.
 
@@ -68,18 +83,19 @@ def preflight(
         inspection: an earlier one of the same data, which is then not read again.
         tokens_per_second: of an earlier run like this one, for the time.
         find: where the adapter that `model.adapter` names lies.
+        elsewhere: the machine that it is for, if it is not this one.
     """
     checks: list[Check] = []
-    from phi3lora.training.estimate import estimate_for
-
-    hardware = _attempt(checks, "Hardware", lambda: _hardware(config))
-    checks += _hidden_gpu(config)
+    hardware = elsewhere.hardware if elsewhere else None
+    if hardware is None:
+        hardware = _attempt(checks, "Hardware", lambda: _hardware(config))
+        checks += _hidden_gpu(config)
     base = _attempt(checks, "Model", lambda: _base(config, hardware, settings, token))
     start = _attempt(checks, "Adapter", lambda: _start(config, find))
     if base and (start or config.model.adapter is None):
         _attempt(checks, "Adapter", lambda: checks.append(_adapter_check(config, base, start)))
     inspection = inspection or (
-        _attempt(checks, "Data", lambda: _inspect(config, settings, token)) if base else None
+        _attempt(checks, "Data", lambda: _inspect(config, base, token)) if base else None
     )
     _attempt(checks, "Data", lambda: check_held_out(config))
     estimate = None
@@ -87,18 +103,21 @@ def preflight(
         estimate = _attempt(
             checks,
             "Memory",
-            lambda: estimate_for(config, base, hardware, inspection, tokens_per_second, start),
+            lambda: _estimate(config, base, hardware, inspection, tokens_per_second, start),
         )
     checks += [*_data_checks(config, inspection), *_model_checks(config, base, hardware)]
     checks += _settings_checks(config, estimate)
     checks += _memory_checks(config, base, hardware, inspection, estimate)
     seconds = estimate.seconds if estimate else None
     checks += check_hub(config, token, seconds)
-    checks.append(_disk_check(config, base, settings.home, estimate))
+    if elsewhere is None:
+        checks.append(_disk_check(config, base, settings.home, estimate))
+    elif elsewhere.disk:
+        checks.append(_disk_elsewhere(config, base, elsewhere, estimate))
     order = ["Data", "Model", "Adapter", "Settings", "Hardware", "Memory"]
     order += ["Token", "Backup", "Disk"]
     return Preflight(
-        sorted(checks, key=lambda check: order.index(check.name)), inspection, estimate
+        sorted(checks, key=lambda check: order.index(check.name)), inspection, estimate, base
     )
 
 
@@ -143,15 +162,27 @@ def _base(config: RunConfig, hardware: Any, settings: Settings, token: str | Non
     return check_base(path, config.model.revision, token)
 
 
-def _inspect(config: RunConfig, settings: Settings, token: str | None) -> Any:
+def _inspect(config: RunConfig, base: Any, token: str | None) -> Any:
     from phi3lora.data.inspection import inspect
-    from phi3lora.models.base import resolve_path
-    from phi3lora.models.hardware import detect_hardware
     from phi3lora.models.loading import load_tokenizer
 
-    path = resolve_path(config.model.path, detect_hardware(config.model.device))
-    tokenizer = load_tokenizer(path, config.model.revision, token)
+    tokenizer = load_tokenizer(str(base.folder or base.name), config.model.revision, token)
     return inspect(config, tokenizer, token=token, limit=PREVIEW_ROWS)
+
+
+def _estimate(
+    config: RunConfig,
+    base: Any,
+    hardware: Any,
+    inspection: Any,
+    measured: float | None,
+    start: Path | None,
+) -> Any:
+    from phi3lora.training.estimate import estimate_for
+    from phi3lora.training.speed import tokens_per_second
+
+    speed = measured or tokens_per_second(config, base, hardware)
+    return estimate_for(config, base, hardware, inspection, speed, start)
 
 
 def _data_checks(config: RunConfig, inspection: Any) -> list[Check]:
@@ -160,7 +191,8 @@ def _data_checks(config: RunConfig, inspection: Any) -> list[Check]:
         return []
     found = f"{inspection.kept:,} rows, {inspection.supervised_tokens:,} supervised tokens."
     few = _too_few_rows(config, inspection)
-    return [few or _cut_rows(config, inspection, found) or _left_out(config, inspection, found)]
+    check = few or _cut_rows(config, inspection, found) or _left_out(config, inspection, found)
+    return [replace(check, found=f"{check.found} Columns not read: {inspection.unread_in_words}.")]
 
 
 def _too_few_rows(config: RunConfig, inspection: Any) -> Check | None:
@@ -439,6 +471,18 @@ def _disk_check(config: RunConfig, base: Any, home: Path, estimate: Any) -> Chec
     need += f", {words.size(copied)} for the adapter it starts from" if copied else ""
     need += f", {words.size(fetched)} to download" if fetched else ""
     return _room(home, own + copied + fetched, need)
+
+
+def _disk_elsewhere(config: RunConfig, base: Any, place: Elsewhere, estimate: Any) -> Check:
+    """Whether checkpoints and the base's download fit on the disk of a machine that is bare."""
+    kept = _checkpoints_kept(config, estimate)
+    own = (kept + 1) * OPTIMIZER_BYTES * (estimate.trainable if estimate else 0)
+    fetched = DOWNLOADED_BYTES * base.parameters if base else 0
+    says = f"{words.size(own)} needed for checkpoints, {words.size(fetched)} to download"
+    found = f"{words.size(place.disk)} free, {says}."
+    if own + fetched > place.disk:
+        return Check("Disk", "red", found, "Keep fewer checkpoints, or take a larger machine.")
+    return Check("Disk", "green", found)
 
 
 def _room(folder: Path, need: float, says: str) -> Check:

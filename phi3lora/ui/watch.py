@@ -15,7 +15,7 @@ import json
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -135,8 +135,10 @@ class Visits:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or answer 401, 403 or 413."""
-        path = scope.get("path", "") if scope["type"] == "http" else ""
-        connection = HTTPConnection(scope)
+        if scope["type"] != "http":  # the server's own start and end, too
+            await self.app(scope, receive, send)
+            return
+        path, connection = scope["path"], HTTPConnection(scope)
         if path.rstrip("/") == "/logout":
             await self._sign_out(connection, receive, send)
         elif path == UPLOAD:
@@ -270,8 +272,8 @@ def sender(connection: HTTPConnection) -> str:
     return visitor_of(connection) or forwarded or client
 
 
-def beside(pulse: Pulse, callers: Callers) -> dict[str, Any]:
-    """Arguments of the FastAPI app: who asks, and the route that idle pages ask.
+def beside(pulse: Pulse, callers: Callers, more: Sequence[Route] = ()) -> dict[str, Any]:
+    """Arguments of the FastAPI app: who asks, the route that idle pages ask, and `more` routes.
 
     On one's own machine each browser gets a name, by which its token is found.
     """
@@ -293,5 +295,5 @@ def beside(pulse: Pulse, callers: Callers) -> dict[str, Any]:
     cookies = [] if callers.settings.on_space else [Middleware(BrowserCookie)]
     return {
         "middleware": [*cookies, Middleware(Visits, callers=callers)],
-        "routes": [Route("/pulse", answer)],
+        "routes": [Route("/pulse", answer), *more],
     }

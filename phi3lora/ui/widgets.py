@@ -157,6 +157,16 @@ def told(event: gr.EventData, name: str) -> str:
     return text_of(values.get(name)) if isinstance(values, dict) else ""
 
 
+def texts_told(event: gr.EventData, name: str) -> list[str] | None:
+    """Texts, likewise; None where the event says nothing of them."""
+    values = event._data
+    if not isinstance(values, dict) or name not in values:
+        return None
+    if not isinstance(values[name], list):
+        raise DataError(f"Expected texts, got {shorten(values[name])}; reload the page.")
+    return [text_of(value) for value in values[name]]
+
+
 def _notice(error: Phi3LoraError) -> gr.Error:
     title = next(words for kind, words in TITLES.items() if isinstance(error, kind))
     return gr.Error(message_of(error), title=title, duration=12, print_exception=False)
