@@ -241,8 +241,9 @@ def test_a_proxys_names_are_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_an_upload_needs_a_session_on_a_space(space: App) -> None:
-    answer = space.ask("POST", "/gradio_api/upload", FILE, content_type=FORM)
-    assert (answer.status, b"Sign in first" in answer.body) == (401, True)
+    for claimed in ({}, {"authorization": "Bearer hf_made_up"}):
+        answer = space.ask("POST", "/gradio_api/upload", FILE, content_type=FORM, **claimed)
+        assert (answer.status, b"Sign in first" in answer.body) == (401, True)
 
 
 @pytest.fixture
@@ -253,7 +254,7 @@ def signed_in(space: App, monkeypatch: pytest.MonkeyPatch) -> App:
         connection = getattr(connection, "request", connection)
         return getattr(connection, "headers", {}).get("x-token")
 
-    monkeypatch.setattr(watch, "session_token", token)
+    monkeypatch.setattr(watch, "page_token", token)
     return space
 
 
@@ -406,6 +407,7 @@ def test_a_crowd_of_one_visitor_holds_up_nobody_else() -> None:
         ({"x-forwarded-for": "6.6.6.6, 10.0.0.7"}, "10.0.0.7"),  # what it claims comes first
         ({"x-forwarded-for": " "}, "9.9.9.9"),
         ({"cookie": f"{BROWSER}=ann"}, "ann"),
+        ({"authorization": "Bearer hf_made_up"}, "9.9.9.9"),  # nobody has checked it
     ],
 )
 def test_who_sends_is_a_visitor_or_an_address(headers: dict[str, str], who: str) -> None:

@@ -217,8 +217,7 @@ class ComparePage:
     @shown
     def on_ask(self, request: gr.Request, *values: Any) -> Iterator[list[Any]]:
         """Both answers as they grow, in both columns."""
-        sampling = dict(zip(self.sampling, values[7:], strict=True))
-        ask = Ask(*(*values[:7], sampling))
+        ask = Ask.sent(values, self.sampling)
         if not ask.message.strip():
             raise DataError("Type a question first.")
         caller = self.app.callers.caller(session_of(request))

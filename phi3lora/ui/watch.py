@@ -29,7 +29,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from phi3lora.app.callers import Callers
 from phi3lora.ui.guard import UPLOAD, read_body, refuse, replay
-from phi3lora.ui.sessions import BROWSER, session_of, session_token
+from phi3lora.ui.sessions import BROWSER, page_token, session_of, session_token
 
 Pulse = Callable[[Request], str]
 FRESH = 0.8  # seconds for which an answer serves everybody who asks the same
@@ -38,6 +38,7 @@ CALLS = "/gradio_api/"
 FILE = "/gradio_api/file"
 HOUR = 3600.0
 HOURLY_BYTES = 4 * 2**30  # that one visitor of a Space may upload within an hour
+LONG = ("/v1/", "/gradio_api/mcp")  # answers to programs
 AT_ONCE = 4  # requests of one sender that are worked on
 REMEMBERED = 10_000  # uploads whose owner is known
 
@@ -147,10 +148,16 @@ class Visits:
             await refuse("This file was uploaded by somebody else.")(scope, receive, send)
         elif path.startswith(CALLS) and scope["method"] == "POST":
             await self._call(connection, receive, send)
-        elif scope["type"] == "http":
-            await self._turns.answer(sender(connection), self.app, scope, receive, send)
         else:
+            await self._in_turn(connection, receive, send)
+
+    async def _in_turn(self, connection: HTTPConnection, receive: Receive, send: Send) -> None:
+        """Pass a request on; an answer that takes long, and calls the app itself, has no turn."""
+        scope = connection.scope
+        if scope["path"].startswith(LONG):
             await self.app(scope, receive, send)
+        else:
+            await self._turns.answer(sender(connection), self.app, scope, receive, send)
 
     async def _sign_out(self, connection: HTTPConnection, receive: Receive, send: Send) -> None:
         """End the session here too: a copy of its cookie is good for nothing any more."""
@@ -158,13 +165,13 @@ class Visits:
         if connection.headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
             await refuse("Sign out on the page itself.")(scope, receive, send)
             return
-        if token := session_token(connection):
+        if token := page_token(connection):
             self.callers.signed_out.end(token)
         await self.app(scope, receive, send)
 
     async def _upload(self, connection: HTTPConnection, receive: Receive, send: Send) -> None:
         scope, who = connection.scope, visitor_of(connection)
-        if self.callers.signed_out.ended(session_token(connection)):
+        if self.callers.signed_out.ended(page_token(connection)):
             who = ""
         length = connection.headers.get("content-length", "")
         strangers = self.callers.settings.on_space
@@ -200,7 +207,7 @@ class Visits:
             await answer(connection.scope, receive, send)
             return
         again = receive if body is None else replay(body, receive)
-        await self._turns.answer(sender(connection), self.app, connection.scope, again, send)
+        await self._in_turn(connection, again, send)
 
     def _within_quota(self, who: str, size: int) -> bool:
         now = time.monotonic()
@@ -260,8 +267,11 @@ def settled(path: str) -> str:
 
 
 def visitor_of(connection: HTTPConnection) -> str:
-    """What tells a visitor from others, before the Hub is asked who they are; empty for nobody."""
-    token = session_token(connection)
+    """What tells a visitor from others, before the Hub is asked who they are; empty for nobody.
+
+    A program's token counts for nothing here: it may be made up, and another each time.
+    """
+    token = page_token(connection)
     return hashlib.sha256(token.encode()).hexdigest() if token else session_of(connection).browser
 
 
@@ -281,7 +291,8 @@ def beside(pulse: Pulse, callers: Callers, more: Sequence[Route] = ()) -> dict[s
 
     async def answer(request: Request) -> PlainTextResponse:
         # A thread costs more than all the rest, so who asks the same within a second shares one.
-        asked = visitor_of(request), request.query_params.get("run", "")
+        token = hashlib.sha256((session_token(request) or "").encode()).hexdigest()
+        asked = f"{visitor_of(request)} {token}", request.query_params.get("run", "")
         kept = answers.get(asked)
         if kept is None or time.monotonic() - kept[0] > FRESH:
             if len(answers) >= KEPT:

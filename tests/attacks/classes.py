@@ -24,6 +24,7 @@ from tests.attacks.exhausting import exhaustion
 from tests.attacks.followed import OWNERS, TOKEN, followed
 from tests.attacks.ground import Ground, Try, faults, refused
 from tests.attacks.pickled import pickles
+from tests.attacks.programs import programs
 from tests.test_ownership import SECRET, anns, arguments, ask, snapshot
 
 Attack = Callable[[Ground], Iterator[Try]]
@@ -32,6 +33,7 @@ EVE = Caller("eve")
 # Handlers that need not know who asks: they turn values of the page into others.
 VALUES_ALONE = {
     "<lambda>",
+    "not_renaming",
     "on_clear",
     "on_example",
     "on_live",
@@ -116,8 +118,11 @@ def isolation(ground: Ground) -> Iterator[Try]:
     yield Try("there are handlers", len(handlers) > 30)
     for who, fn in itertools.product(("eve", ""), ground.some(handlers, 8)):
         for run in ground.some(runs, 1):
-            said = ask(ground.address, fn, arguments(fn, run), who, {"run": run.id, "repo": run.id})
-            yield Try(f"{fn.fn} by {who or 'nobody'}", SECRET not in said)
+            event = {"run": run.id, "repo": run.id, "of": run.id}
+            with faults() as failed:
+                said = ask(ground.address, fn, arguments(fn, run), who, event)
+            held = SECRET not in said and not failed
+            yield Try(f"{fn.fn} by {who or 'nobody'} {failed[:1]}", held)
     forged: list[Any] = [None, -1, 10**30, "../" * 9, [[]], {"path": "/etc/passwd"}, "\0", "~x"]
     for fn, value in itertools.product(handlers, ground.some(forged, 2)):
         event = value if value in (None, -1) else {"run": value, "repo": value, "prompt": value}
@@ -401,5 +406,6 @@ CLASSES: dict[str, Attack] = {
     "secrets": secrets,
     "exhaustion": exhaustion,
     "pickles": pickles,
+    "programs": programs,
     "dependencies": dependencies,
 }

@@ -71,6 +71,16 @@ class Ground:
         finally:
             connection.close()
 
+    def stream(self, method: str, path: str, body: bytes, **headers: str) -> bytes:
+        """What an event stream says until it ends, or the answer as it is."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        try:
+            connection.request(method, path, body, named)
+            return connection.getresponse().read()
+        finally:
+            connection.close()
+
     @property
     def address(self) -> str:
         return f"http://127.0.0.1:{self.port}"
