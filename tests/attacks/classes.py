@@ -124,7 +124,7 @@ def isolation(ground: Ground) -> Iterator[Try]:
             held = SECRET not in said and not failed
             yield Try(f"{fn.fn} by {who or 'nobody'} {failed[:1]}", held)
     forged: list[Any] = [None, -1, 10**30, "../" * 9, [[]], {"path": "/etc/passwd"}, "\0", "~x"]
-    for fn, value in itertools.product(handlers, ground.some(forged, 2)):
+    for fn, value in itertools.product(ground.some(handlers, 20), ground.some(forged, 2)):
         event = value if value in (None, -1) else {"run": value, "repo": value, "prompt": value}
         with faults() as failed:
             said = ask(ground.address, fn, [value] * len(fn.inputs), "eve", event)
@@ -366,7 +366,7 @@ def secrets(ground: Ground) -> Iterator[Try]:
         yield Try(f"{path} with a token", TOKEN.encode() not in body)
     for error in (Caller("eve", TOKEN), ground.app.callers):
         yield Try(f"{type(error).__name__} shown", TOKEN not in repr(error))
-    yield from followed(ground)
+    yield from followed(ground.full, ground.folder / "followed")
 
 
 def dependencies(ground: Ground) -> Iterator[Try]:

@@ -22,7 +22,7 @@ from phi3lora.runs.store import Run
 from phi3lora.settings import Settings
 from phi3lora.training.script import script
 from tests import fake_training
-from tests.attacks.ground import Ground, Try
+from tests.attacks.ground import Ground, Try, ground
 from tests.faults.recipes import config as small
 from tests.hub import LoopbackHub, fixtures
 
@@ -40,8 +40,16 @@ OWNERS = {
 SECRETS = {"the visitor's token": TOKEN} | {f"the owner's {name}": s for name, s in OWNERS.items()}
 
 
-def followed(ground: Ground) -> Iterator[Try]:
-    """One run and all that comes of it. In the short selection nothing is really trained."""
+def followed(full: bool, folder: Path) -> Iterator[Try]:
+    """One run and all that comes of it, in an app of its own, where no other run waits.
+
+    In the short selection nothing is really trained.
+    """
+    with ground(folder, full) as place:
+        yield from _followed(place)
+
+
+def _followed(ground: Ground) -> Iterator[Try]:
     with _on_the_hub(ground) as hub, _watched() as (processes, told):
         run = _run(ground)
         yield Try(f"the run ends: {run.status}", run.status == "finished")
