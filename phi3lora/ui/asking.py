@@ -57,7 +57,7 @@ class Ask:
 
 
 class Stops:
-    """Who pressed Stop, by session; an answer looks here between tokens."""
+    """Who pressed Stop, by session; an answer checks it between tokens."""
 
     def __init__(self) -> None:
         self._events: dict[str, threading.Event] = {}
