@@ -51,6 +51,7 @@ INSPECTION = SimpleNamespace(
     expected=None,
     read=5,
     unread_in_words="none",
+    mix="",
     notices=[],
     changes={},
     kept=3,

@@ -99,11 +99,8 @@ class ComparePage:
     def _column(self, side: str) -> tuple[gr.HTML, gr.Chatbot]:
         """A column's title and its conversation."""
         who: Side = "base" if side == "left" else "tuned"
-        hint = (
-            "The base answers here."
-            if side == "left"
-            else ("The tuned model answers here, once an adapter is chosen.")
-        )
+        tuned = "The tuned model answers here, once an adapter is chosen."
+        hint = "The base answers here." if side == "left" else tuned
         with gr.Column(min_width=280, elem_classes="side"):
             title = gr.HTML(column_title(TITLES[who]), elem_id=f"title-{side}")
             chat = gr.Chatbot(
@@ -212,7 +209,8 @@ class ComparePage:
 
     def choices(self, caller: Caller) -> list[tuple[str, str]]:
         """What the list of adapters offers to this caller."""
-        return adapter_choices(self.app.comparing.runs(caller))
+        settled = self.app.comparing.settled
+        return [(settled, settled)] if settled else adapter_choices(self.app.comparing.runs(caller))
 
     @shown
     def on_ask(self, request: gr.Request, *values: Any) -> Iterator[list[Any]]:
