@@ -17,6 +17,7 @@ from phi3lora.app.application import Application
 from phi3lora.errors import HubError
 from phi3lora.ui import show
 from phi3lora.ui.launch_show import bar_line
+from phi3lora.ui.place import PlaceStep
 from phi3lora.ui.sessions import session_of
 from phi3lora.ui.widgets import Fields
 
@@ -55,6 +56,7 @@ class LaunchPanel:
                 )
                 self.estimate = gr.HTML(elem_id="estimate", apply_default_css=False)
                 fields.add("title", placeholder="Pirate, rank 16", max_lines=1)
+                self.place = PlaceStep(app, fields)
             self.why_not = gr.HTML(elem_id="why-not", visible=False, apply_default_css=False)
             self.launch = gr.Button("Launch", variant="primary", size="lg", elem_id="launch")
             self.sign_in = gr.Button(

@@ -71,6 +71,7 @@ class TrainPage:
                 self.model = ModelStep(app, self.fields, self.start)
                 self.amount = AmountStep(app, self.fields, level_of(config))
             self.panel = LaunchPanel(app, self.fields)
+        self.place = self.panel.place
         self.problems = gr.Textbox(visible="hidden", elem_id="problems")
         self.draft = gr.Textbox(visible="hidden", elem_id="draft")
 
@@ -98,10 +99,9 @@ class TrainPage:
             del self._latest[session]
             yield found
 
-    def _preflight(
-        self, source: str, request: gr.Request, shown_values: tuple[Any, ...]
-    ) -> list[Any]:
-        """What the form asks for, as it is shown."""
+    def _preflight(self, source: str, request: gr.Request, values: tuple[Any, ...]) -> list[Any]:
+        """What the form asks for, as it is shown; the place stands behind the form's values."""
+        shown_values = self.place.form(values)
         if not self._path(shown_values):
             step = first_step(source)
             empty = show.empty("No data is chosen", step)
@@ -111,15 +111,17 @@ class TrainPage:
         except ConfigError as error:
             marked = launch_show.problems_json(error)
             return [gr.skip(), gr.skip(), *launch_show.broken_form(error), marked]
-        done = self._checked(config, request)
+        done = self._checked(config, values, request)
         panel = launch_show.show_preflight(config, done)
         return [data_summary(config, done), data_line(config, done), *panel, "{}"]
 
-    def _checked(self, config: RunConfig, request: gr.Request) -> Preflight:
+    def _checked(
+        self, config: RunConfig, values: tuple[Any, ...], request: gr.Request
+    ) -> Preflight:
         """The preflight; what keeps it from being done is a red check."""
         try:
             caller = self.app.callers.caller(session_of(request))
-            return self.app.launching.preflight(config, caller)
+            return self.app.launching.preflight(config, caller, self.place.job(values))
         except Phi3LoraError as error:
             name = "Access" if isinstance(error, AccessError) else "Data"
             return Preflight([Check(name, "red", str(error))])
@@ -223,13 +225,14 @@ class TrainPage:
         return [form_notes([], more=notices), *self.fields.fill(config), *tabs]
 
     @shown
-    def on_launch(self, request: gr.Request, *shown_values: Any) -> str:
+    def on_launch(self, request: gr.Request, *values: Any) -> str:
         """Launch; the id of the run, which the browser then opens."""
+        shown_values = self.place.form(values)
         if not self._path(shown_values):
             raise DataError("Choose data first: an example, a file of yours, or a Hub dataset.")
         config, _ = self.fields.config(shown_values)
         caller = self.app.callers.caller(session_of(request))
-        return self.app.launching.launch(config, caller).id
+        return self.app.launching.launch(config, caller, job=self.place.job(values)).id
 
     # ------------------------------------------------------------------ wiring
 
@@ -240,7 +243,7 @@ class TrainPage:
         self.recipe = gr.State(self.start)
         checked = {
             "fn": self.on_preflight,
-            "inputs": [self.data.source, *everything],
+            "inputs": [self.data.source, *everything, *self.place.inputs],
             "outputs": self.seen,
             **QUIET,
         }
@@ -275,6 +278,7 @@ class TrainPage:
         ):
             event.success(**kept).success(**drawn).success(**checked)
         self.amount.save_yaml.click(None, self.amount.yaml, None, js=SAVE_YAML)
+        self.place.wire(everything, settled, checked)
         self._wire_launch(demo)
 
     def _wire_data(
@@ -326,7 +330,11 @@ class TrainPage:
         self.model.base.focus(self.model.on_bases, None, self.model.base, **QUIET)
         panel.sign_in.click(None, None, None, js=SIGN_IN)
         launched = panel.launch.click(
-            self.on_launch, everything, panel.launched, **QUIET, concurrency_limit=4
+            self.on_launch,
+            [*everything, *self.place.inputs],
+            panel.launched,
+            **QUIET,
+            concurrency_limit=4,
         )
         launched.success(None, panel.launched, None, js=OPEN_RUN)
         self.problems.change(None, self.problems, None, js=MARK)
