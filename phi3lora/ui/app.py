@@ -134,7 +134,7 @@ def serve(demo: gr.Blocks, app: Application, host: str, port: int | None, block:
         theme=theme(),
         css_paths=STYLES,
         head=head(),
-        footer_links=[],
+        footer_links=["api"],
         run_history=False,
         favicon_path=str(FAVICON),
         allowed_paths=[],
