@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,10 +12,13 @@ import gradio as gr
 import pytest
 
 from phi3lora.app.callers import Caller
-from phi3lora.app.comparing import BUNDLED, Sides, about
+from phi3lora.app.comparing import BUNDLED, ComparingOne, Sides, Subject, about
 from phi3lora.chat.options import Options
 from phi3lora.chat.votes import Tally
+from phi3lora.config import ModelConfig
 from phi3lora.errors import ModelError
+from phi3lora.hub.card import prompts_of
+from phi3lora.hub.upload import draft_card
 from phi3lora.settings import Settings
 from phi3lora.ui import compare_page, comparison
 from phi3lora.ui.asking import WARM, another, from_address
@@ -363,6 +367,17 @@ def test_a_space_of_one_adapter_has_nothing_to_choose(app: Any) -> None:  # noqa
     assert "ann/pirate" in head
     assert 'href="https://huggingface.co/ann/pirate"' in head
     assert page.on_open("", request(adapter="eve/other"))[0] == "ann/pirate"
+
+
+def test_the_prompts_of_a_published_card_are_found_again(app: Any, tmp_path: Path) -> None:  # noqa: F811
+    run = stage.finished(app.launching.store)
+    card = draft_card(run.folder, "ann/pirate")
+    assert prompts_of(card) == ["Name the capital of Ukraine."]
+    assert prompts_of("**Prompt**\n\n```text\nno end") == []
+    (tmp_path / "README.md").write_text(card)
+    one = ComparingOne(app.comparing, "ann/pirate")
+    one._subject = Subject(ModelConfig(path="pocket"), tmp_path, "adapter", "ann/pirate")
+    assert one.suggestions("", Caller()) == ["Name the capital of Ukraine."]
 
 
 # ------------------------------------------------------------------------------ Markdown

@@ -305,6 +305,26 @@ class ComparingOne(Comparing):
                 self._callers.listed_bases.add(self._subject.base.path)
             return self._subject
 
+    def suggestions(self, name: str, caller: Caller) -> list[str]:
+        """The held-out prompts of its card; else those of the pocket world."""
+        try:
+            result = self.subject(name, caller).result
+        except Phi3LoraError:
+            result = None  # why it cannot be had is said where it is loaded
+        prompts = _prompts_on_card(result) if result else []
+        return prompts or super().suggestions(name, caller)
+
+
+def _prompts_on_card(folder: Path) -> list[str]:
+    """Held-out prompts on the card beside a result, short ones."""
+    from phi3lora.hub.card import prompts_of
+
+    try:
+        card = (folder / "README.md").read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return []
+    return [prompt for prompt in prompts_of(card) if len(prompt) <= LONGEST_PROMPT]
+
 
 def _named_folder(name: str) -> Path | None:
     """A folder of this machine by that name; None where there is none."""

@@ -151,7 +151,9 @@ class ComparePage(CompareParts):
 
     def _ask(self, values: tuple[Any, ...]) -> Ask:
         sampling = dict(zip(self.sampling, values[5:], strict=True))
-        return Ask(str(values[0] or ""), *values[1:5], sampling)
+        message, talk, adapter, blind, system = values[:5]
+        chosen = None if adapter is None else str(adapter)
+        return Ask(str(message or ""), talk, chosen, bool(blind), str(system or ""), sampling)
 
     def _chosen(self, chosen: str | None, request: gr.Request) -> str:
         """The chosen adapter; of a page that has not finished loading, what it will choose."""
