@@ -71,6 +71,11 @@ class Settings:
         """Whether pull requests can be opened: a sign-in needs a permission of its own for it."""
         return not self.sign_in or "write-discussions" in self.oauth_scopes
 
+    @property
+    def may_run_jobs(self) -> bool:
+        """Whether a sign-in can order machines of the Hub, which needs a permission of its own."""
+        return not self.sign_in or "jobs" in self.oauth_scopes
+
     def uploads(self, owner: str) -> Path:
         """Files that this person dropped on the page, each under a name made from its content."""
         return self.home / "uploads" / hashlib.sha256(owner.encode()).hexdigest()[:16]

@@ -35,7 +35,7 @@ def describe(event: Event) -> str:
         case Step():
             return _step(event)
         case Evaluated():
-            return f"held-out rows at step {event.step}: loss {event.loss:.4f}, mean of batches"
+            return f"{words.HELD_OUT_LOSS}, at step {event.step}: {event.loss:.4f}"
         case Saved():
             return f"saved step {event.step} in {event.path}"
         case Resumed():

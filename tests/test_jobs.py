@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from phi3lora.config import RunConfig
+from phi3lora.errors import RunError
 from phi3lora.events import Step
 from phi3lora.hub.jobs import JobRequest
 from phi3lora.runs.queue import Queue
@@ -300,3 +301,52 @@ def test_what_the_job_says_of_a_mistake(
     assert run.state.exit_status == 1
     assert "stdout has hf_…" in run.log_tail(1000)
     assert the_job(jobs_hub).message.startswith("Job failed with exit code: 1")
+
+
+# From a terminal
+
+
+def test_from_the_terminal(
+    jobs_hub: LoopbackHub,
+    quick: Machine,
+    queue: Queue,
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Checked, sent, followed to its end; then resumed nowhere, since it is finished."""
+    from typer.testing import CliRunner
+
+    from phi3lora import cli
+    from phi3lora.hub import access
+
+    monkeypatch.setattr(access, "_IDENTITIES", {})
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setenv("PHI3LORA_HOME", str(settings.home))
+    wanted = ["pocket", "--set", "data.max_rows=40", "--on", "jobs", "--flavor", "a10g-small"]
+    done = CliRunner().invoke(cli.app, ["train", *wanted, "--at-most", "0.75"])
+    assert done.exit_code == 0, done.output
+    assert "about $0.0" in done.stderr
+    assert "step 3/3" in done.stdout
+    assert TOKEN not in done.output
+    [run] = queue.store.all()
+    assert (run.status, run.state.flavor, run.state.at_most) == ("finished", "a10g-small", 0.75)
+    assert the_job(jobs_hub).spec["timeoutSeconds"] == int(0.75 / (0.016667 / 60))
+
+
+def test_it_goes_on_on_another_machine_with_another_cap(
+    jobs_hub: LoopbackHub, quick: Machine, queue: Queue, settings: Settings
+) -> None:
+    from phi3lora.app.application import Application
+    from phi3lora.app.callers import Caller
+
+    launching, ann = Application.open(settings, helper=False).launching, Caller("local", TOKEN)
+    jobs_hub.store.users["ann"].pays = False
+    run = queue.store.create(fake_training.config(), job=CHEAP)
+    run = wait_for(started(queue, run), "failed")
+    jobs_hub.store.users["ann"].pays = True
+    launching.resume(run, ann, job=JobRequest("l4x4", 5.0))
+    run = wait_for(run, "finished")
+    assert the_job(jobs_hub).spec["flavor"] == "l4x4"
+    here = queue.store.create(fake_training.config())
+    with pytest.raises(RunError, match="cannot go on in a Job"):
+        launching.resume(here, ann, job=CHEAP)

@@ -23,13 +23,15 @@ from phi3lora.app.helper import GIB, Helper, HelperDied, Limits
 from phi3lora.config import RunConfig
 from phi3lora.data.folders import version_of
 from phi3lora.errors import Phi3LoraError
+from phi3lora.hub.jobs import Flavor
 from phi3lora.models.hardware import Hardware, detect_hardware
 from phi3lora.runs.store import LOCAL
 from phi3lora.settings import Settings
-from phi3lora.training.preflight import Preflight, preflight
+from phi3lora.training.offers import Offer, hardware_of, offers
+from phi3lora.training.preflight import Elsewhere, Preflight, preflight
 
 WORKERS = 2  # a long preflight of one visitor leaves room for another's
-KEPT = 32
+CACHED = 32
 OF_STRANGERS = Limits(seconds=60, bytes=4 * GIB)
 PATIENCE = 90.0  # seconds that a preflight waits for a helper
 MOST_WAITING = 2  # preflights of one person, beside the one that is computed
@@ -43,7 +45,7 @@ class Preflights:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._kept: OrderedDict[str, Any] = OrderedDict()
+        self._cache: OrderedDict[str, Any] = OrderedDict()
         self._keeping = threading.Lock()
         self._hardware: Hardware | None = None
 
@@ -53,23 +55,41 @@ class Preflights:
         token: str | None = None,
         tokens_per_second: float | None = None,
         person: str = "",
+        elsewhere: Elsewhere | None = None,
     ) -> Preflight:
         """Inspect the data and run the checks. What is wrong is in the result, not raised.
 
         Args:
             tokens_per_second: of an earlier run like this one, for the time.
             person: who asks, and whose runs `model.adapter` may name.
+            elsewhere: the machine that it is for, if it is not this one.
 
         Raises Phi3LoraError where a helper reached its bounds or failed.
         """
-        key = _data_key(config, token)
-        known = self._kept.get(key)
+        key = _data_key(config, token, elsewhere)
+        cached, asked = self._cache.get(key), (config, self._settings, token)
         done: Preflight = self._call(
-            person, _preflight, config, self._settings, token, known, tokens_per_second, person
+            person, _preflight, *asked, cached, tokens_per_second, person, elsewhere
         )
         if done.inspection is not None:
             self._keep(key, done.inspection)
         return done
+
+    def offers(
+        self,
+        config: RunConfig,
+        flavors: list[Flavor],
+        speeds: dict[str, float],
+        token: str | None = None,
+        person: str = "",
+    ) -> list[Offer]:
+        """What a run would take on each machine of the Hub. Raises HubError."""
+        key = _data_key(config, token, Elsewhere(hardware_of(flavors[-1])))
+        cached, asked = self._cache.get(key), (config, self._settings, token)
+        inspection, found = self._call(person, offers, *asked, cached, flavors, speeds)
+        if inspection is not None:
+            self._keep(key, inspection)
+        return list(found)
 
     def parts(
         self, path: str, name: str | None, token: str | None, person: str = ""
@@ -93,9 +113,9 @@ class Preflights:
 
     def _keep(self, key: str, inspection: Any) -> None:
         with self._keeping:
-            self._kept[key] = inspection
-            while len(self._kept) > KEPT:
-                self._kept.popitem(last=False)
+            self._cache[key] = inspection
+            while len(self._cache) > CACHED:
+                self._cache.popitem(last=False)
 
 
 class PreflightPool(Preflights):
@@ -175,10 +195,11 @@ class PreflightPool(Preflights):
             self._idle.pop().end()
 
 
-def _data_key(config: RunConfig, token: str | None) -> str:
+def _data_key(config: RunConfig, token: str | None, elsewhere: Elsewhere | None) -> str:
     """Equal where the same rows become the same tokens for the same caller.
 
-    A file is known by its size and time as well: it may have been edited since.
+    Of a file, its size and time count as well: it may have been edited since. Which base `auto`
+    is depends on the machine.
     """
     parts = [
         config.data.model_dump_json(),
@@ -186,6 +207,7 @@ def _data_key(config: RunConfig, token: str | None) -> str:
         config.model.revision or "",
         str(config.training_config.max_length),
         token or "",
+        elsewhere.hardware.device if elsewhere else "",
     ]
     with suppress(OSError, RuntimeError, ValueError):  # `~nobody`, a NUL: the preflight says so
         parts.append(version_of(Path(config.data.path).expanduser()))
@@ -199,6 +221,7 @@ def _preflight(
     inspection: Any,
     tokens_per_second: float | None,
     person: str,
+    elsewhere: Elsewhere | None,
 ) -> Preflight:
     """The checks; `model.adapter` may name a run of this person's, or an adapter on the Hub."""
     from phi3lora.runs.starting import find
@@ -210,6 +233,7 @@ def _preflight(
         inspection,
         tokens_per_second,
         lambda name: find(name, person or LOCAL, settings, token),
+        elsewhere,
     )
 
 

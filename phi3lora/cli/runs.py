@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from phi3lora import words
+from phi3lora.cli.places import AtMost, FlavorName, whole_request
 from phi3lora.cli.root import app, runs_app
 from phi3lora.cli.shared import AsJson, RunName, find_run, here, tell
 from phi3lora.cli.training import end_as
@@ -126,11 +127,20 @@ def resume_run(
             "run was first started.",
         ),
     ] = False,
+    flavor: FlavorName = None,
+    at_most: AtMost = None,
 ) -> None:
-    """Queue a run again; it goes on from its last checkpoint."""
+    """Queue a run again; it goes on from its last checkpoint.
+
+    One that computes on machines of the Hub goes on in a new Job there, on the same machine and
+    with the same cap unless others are named.
+    """
     application, caller = here()
     found = application.launching.find(run, caller)
-    found = application.launching.resume(found, caller, accept_changes)
+    state, job = found.state, None
+    if flavor is not None or at_most is not None:
+        job = whole_request(flavor or state.flavor, at_most or state.at_most)
+    found = application.launching.resume(found, caller, accept_changes, job)
     tell(f"Run {found.id} is queued; watch it with `phi3lora runs follow {found.id}`.")
 
 

@@ -28,6 +28,7 @@ from phi3lora.hub.access import Found
 from phi3lora.hub.backup import RunRepo
 from phi3lora.runs.store import Run
 from phi3lora.thoughts import split_thoughts
+from phi3lora.training.offers import Offer
 from phi3lora.wording import describe
 
 Show = Callable[[Event], None]
@@ -131,6 +132,27 @@ def print_bases(bases: Iterable[Base]) -> None:
     for base in bases:
         facts = (base.size, f"{base.context:,}", base.licence, base.here, base.note)
         table.add_row(base.path, *facts)
+    _print_table(table)
+
+
+def print_offers(offers: Iterable[Offer]) -> None:
+    """A table of machines of the Hub, with what a run would cost on each."""
+    columns = ("flavor", "GPU", "memory", "per hour", "takes", "this run costs", "fits")
+    table = Table(*columns, box=None, pad_edge=False)
+    for one in offers:
+        flavor = one.flavor
+        several = f"{flavor.cards} × " if flavor.cards > 1 else ""
+        takes = "" if one.seconds is None else f"about {words.duration(one.seconds)}"
+        costs = "" if one.dollars is None else f"about ${one.dollars:.2f}"
+        table.add_row(
+            flavor.name,
+            f"{several}{flavor.card or 'none'}",
+            words.size(flavor.memory),
+            f"${flavor.dollars(3600):.2f}",
+            takes,
+            costs,
+            {True: "yes", False: "no", None: ""}[one.fits],
+        )
     _print_table(table)
 
 

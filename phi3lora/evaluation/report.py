@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from phi3lora import words
 from phi3lora.config import RunConfig
 from phi3lora.data.preparation import prepare
 from phi3lora.errors import DataError, RunError
@@ -86,7 +87,7 @@ class Report:
 
     def _verdict_in_words(self) -> str:
         loss = next(item for item in self.comparisons if item.name == "loss")
-        found = f"its loss by token is {loss.tuned:.3f} instead of {loss.base:.3f}"
+        found = f"its {words.LOSS_BY_TOKEN.lower()} is {loss.tuned:.3f} instead of {loss.base:.3f}"
         if self.rows < ENOUGH_ROWS:  # an interval would look like proof
             return (
                 f"Too few held-out rows to tell the tuned model from its base: {found} on "

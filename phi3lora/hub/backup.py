@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from phi3lora import files
+from phi3lora import files, words
 from phi3lora.config import RunConfig
 from phi3lora.data.sources import names_no_file
 from phi3lora.errors import HubError, Phi3LoraError
@@ -610,21 +610,26 @@ def _seal_again(checkpoint: Path) -> None:
         files.seal(checkpoint)
 
 
+def check_portable(config: RunConfig) -> None:
+    """Raises HubError where a run names a base or an adapter of one machine, its rows apart."""
+    if not names_no_file(config.model.path):
+        raise HubError(
+            f"The base, {config.model.path!r}, is a folder of one machine; a run that computes "
+            "elsewhere, or is brought back there, needs `pocket` or a base of the Hub."
+        )
+    if config.model.adapter is not None and not is_hub_id(config.model.adapter):
+        raise HubError(
+            f"The run goes on from {config.model.adapter!r}, a run or a file of one machine. Push "
+            "that adapter to the Hub and name it there."
+        )
+
+
 def _with_own_files(config: RunConfig, home: Path) -> RunConfig:
     """The config with its rows where they came along. A fetched config may be a stranger's.
 
     Raises HubError where it names a file of whatever machine reads it.
     """
-    if not names_no_file(config.model.path):
-        raise HubError(
-            f"The run was trained on {config.model.path!r}, a folder of the machine it comes "
-            "from; only runs on `pocket` or on a base of the Hub can be brought back."
-        )
-    if config.model.adapter is not None and not is_hub_id(config.model.adapter):
-        raise HubError(
-            f"The run goes on from {config.model.adapter!r}, a run or a file of the machine it "
-            "comes from. Push that adapter to the Hub and name it there."
-        )
+    check_portable(config)
     folder, _, name = config.data.path.partition("/")
     if folder == "data" and DATA_FILE.fullmatch(name):
         return config.with_values({"data.path": str(home / "data" / name)})
@@ -634,6 +639,15 @@ def _with_own_files(config: RunConfig, home: Path) -> RunConfig:
             "is not in the backup."
         )
     return config
+
+
+def check_rows(rows: Path | None) -> None:
+    """Raises HubError where a run's file of rows is too large to go along."""
+    if rows is not None and rows.stat().st_size > LARGEST_ROWS:
+        raise HubError(
+            f"{rows.name} has {words.size(rows.stat().st_size)}, and {words.size(LARGEST_ROWS)} at "
+            "most go along with a run: put it on the Hub as a dataset, and name that."
+        )
 
 
 def _note(path: Path, repo: str) -> RunNote:

@@ -42,10 +42,10 @@ def attach_on_trial(
     """
     check_head(config)
     # What follows depends on these sections alone; a form asks again at every change.
-    known = RunConfig(adapter=config.adapter, peft_config=config.peft_config).to_yaml()
-    counted = _count(known, base)
+    text = RunConfig(adapter=config.adapter, peft_config=config.peft_config).to_yaml()
+    counted = _count(text, base)
     if start is not None:
-        found = _compare(known, base, start, _version(start))
+        found = _compare(text, base, start, _version(start))
         notices = [] if notices is None else notices
         notices += found
     return counted

@@ -16,9 +16,17 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from phi3lora.config import RunConfig
-from phi3lora.errors import RunError
+from phi3lora.data.sources import names_no_file
+from phi3lora.errors import HubError, RunError
 from phi3lora.events import Emit, Event, Notice, Saved
-from phi3lora.hub.backup import Backup, RunNote, fetch_run, settle
+from phi3lora.hub.backup import (
+    Backup,
+    RunNote,
+    check_portable,
+    check_rows,
+    fetch_run,
+    settle,
+)
 from phi3lora.lora.result import find_result
 from phi3lora.runs.permission import may_read
 from phi3lora.runs.store import ID, LOCAL, Run, RunState, RunStore, fill
@@ -98,9 +106,31 @@ def copied(
 
 def rows_to_send(run: Run, settings: Settings) -> Path | None:
     """The run's file of rows, which would be gone with the disk; None unless it is its owner's."""
-    path = Path(run.config.data.path)
-    mine = path.is_absolute() and may_read(str(path), run.owner, settings, run.folder)
+    return _rows(run.config, run.owner, settings, run.folder)
+
+
+def _rows(config: RunConfig, owner: str, settings: Settings, folder: Path | None) -> Path | None:
+    path = Path(config.data.path)
+    mine = path.is_absolute() and may_read(str(path), owner, settings, folder)
     return path.resolve() if mine and path.is_file() else None
+
+
+def rows_that_leave(
+    config: RunConfig, owner: str, settings: Settings, folder: Path | None = None
+) -> Path | None:
+    """The file of rows that goes along where a run computes elsewhere; None where it needs none.
+
+    Raises HubError where the run names what can only be had on this machine.
+    """
+    check_portable(config)
+    rows = _rows(config, owner, settings, folder)
+    if rows is None and not names_no_file(config.data.path):
+        raise HubError(
+            f"The data, {config.data.path!r}, is no single file, and only one goes along with a "
+            "run: put it on the Hub as a dataset, and name that."
+        )
+    check_rows(rows)
+    return rows
 
 
 def restore(store: RunStore, repo: str, token: str, owner: str = LOCAL) -> Run:

@@ -23,14 +23,13 @@ from pathlib import Path
 from typing import TextIO, cast
 
 from phi3lora import words
-from phi3lora.errors import HubError, RunError
+from phi3lora.errors import HubError
 from phi3lora.events import Ended, Event, EventLog, Notice, Stage
 from phi3lora.files import write_whole
 from phi3lora.hub.access import identity
 from phi3lora.hub.backup import (
     FOLDERS,
     HERE,
-    LARGEST_ROWS,
     SMALL,
     RunNote,
     ask_to_stop,
@@ -55,7 +54,7 @@ from phi3lora.hub.jobs import (
 from phi3lora.hub.sending import send
 from phi3lora.hub.shipping import command, files
 from phi3lora.isolation import hide_process, receive_token
-from phi3lora.runs.copies import rows_to_send
+from phi3lora.runs.copies import rows_that_leave
 from phi3lora.runs.redaction import RedactedStream, redact, redact_event
 from phi3lora.runs.remote import ACCEPT, KEY, SECONDS
 from phi3lora.runs.renewal import renewable
@@ -129,9 +128,7 @@ class Follower:
         who = identity(token)
         flavor = find_flavor(run.state.flavor or "", token)
         seconds = time_limit(flavor, run.state.at_most or 0.0, who.seconds_left)
-        rows = rows_to_send(run, self._settings)
-        if rows is not None and rows.stat().st_size > LARGEST_ROWS:
-            raise RunError(too_large(rows))
+        rows = rows_that_leave(run.config, run.owner, self._settings, run.folder)
         note = RunNote(run.id, run.title, run.state.created)
         repo = ready_repo(run.config, note, token, self._notify)
         newest = max(checkpoints_in(repo, token), key=step_of, default=None)
@@ -372,14 +369,6 @@ class Follower:
     def _message(self, message: str) -> None:
         if self.run.state.message != message:
             self.run = changed(self.run, message=message)
-
-
-def too_large(rows: Path) -> str:
-    """Why a file of rows cannot go along."""
-    return (
-        f"{rows.name} has {words.size(rows.stat().st_size)}, and {words.size(LARGEST_ROWS)} at "
-        "most go along with a run: put it on the Hub as a dataset, and name that."
-    )
 
 
 def _tracker_keys(run: Run, settings: Settings) -> dict[str, str]:

@@ -10,13 +10,14 @@ run cannot work; amber that it will, but not as you may think.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from phi3lora import words
 from phi3lora.checks import Check, Fix
@@ -24,10 +25,11 @@ from phi3lora.config import RunConfig
 from phi3lora.data.plan import check_held_out
 from phi3lora.errors import AdapterError, ConfigError, Phi3LoraError
 from phi3lora.hub.preflight import check_hub
+from phi3lora.models.hardware import Hardware
 from phi3lora.settings import Settings
 
 GIB = 2**30
-PREVIEW_ROWS = 5_000  # rows that are read and counted for a look
+PREVIEW_ROWS = 5_000  # rows that are read and counted by a preflight
 CROWDED = 0.9  # share of the free memory from which a run may fail
 TRAINING = "training_config"
 LONGEST_LIMIT = 131_072  # tokens that a length limit may be raised to
@@ -45,6 +47,21 @@ class Preflight:
     checks: list[Check] = field(default_factory=list)
     inspection: Any = None  # data.inspection.Inspection
     estimate: Any = None  # training.estimate.Estimate
+    base: Any = None  # models.base.BaseInfo
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """The machine on which a run will compute, where that is not this one.
+
+    Attributes:
+        disk: bytes that are free on it; 0 where nobody says.
+        cards: how many GPUs it has.
+    """
+
+    hardware: Hardware
+    disk: int = 0
+    cards: int = 1
 
 
 def local_start(name: str) -> Path:
@@ -61,6 +78,7 @@ def preflight(
     inspection: Any = None,
     tokens_per_second: float | None = None,
     find: Callable[[str], Path] = local_start,
+    elsewhere: Elsewhere | None = None,
 ) -> Preflight:
     """Inspect the data and run every check. Never raises for what a user can mend.
 
@@ -68,18 +86,20 @@ def preflight(
         inspection: an earlier one of the same data, which is then not read again.
         tokens_per_second: of an earlier run like this one, for the time.
         find: where the adapter that `model.adapter` names lies.
+        elsewhere: the machine that it is for, if it is not this one.
     """
     checks: list[Check] = []
-    from phi3lora.training.estimate import estimate_for
-
-    hardware = _attempt(checks, "Hardware", lambda: _hardware(config))
-    checks += _hidden_gpu(config)
+    hardware = elsewhere.hardware if elsewhere else None
+    if hardware is None:
+        hardware = _attempt(checks, "Hardware", lambda: _hardware(config))
+        checks += _hidden_gpu(config)
+    checks += _device_checks(config, settings, elsewhere)
     base = _attempt(checks, "Model", lambda: _base(config, hardware, settings, token))
     start = _attempt(checks, "Adapter", lambda: _start(config, find))
     if base and (start or config.model.adapter is None):
         _attempt(checks, "Adapter", lambda: checks.append(_adapter_check(config, base, start)))
     inspection = inspection or (
-        _attempt(checks, "Data", lambda: _inspect(config, settings, token)) if base else None
+        _attempt(checks, "Data", lambda: _inspect(config, base, token)) if base else None
     )
     _attempt(checks, "Data", lambda: check_held_out(config))
     estimate = None
@@ -87,18 +107,21 @@ def preflight(
         estimate = _attempt(
             checks,
             "Memory",
-            lambda: estimate_for(config, base, hardware, inspection, tokens_per_second, start),
+            lambda: _estimate(config, base, hardware, inspection, tokens_per_second, start),
         )
     checks += [*_data_checks(config, inspection), *_model_checks(config, base, hardware)]
     checks += _settings_checks(config, estimate)
     checks += _memory_checks(config, base, hardware, inspection, estimate)
     seconds = estimate.seconds if estimate else None
     checks += check_hub(config, token, seconds)
-    checks.append(_disk_check(config, base, settings.home, estimate))
+    if elsewhere is None:
+        checks.append(_disk_check(config, base, settings.home, estimate))
+    elif elsewhere.disk:
+        checks.append(_disk_elsewhere(config, base, elsewhere, estimate))
     order = ["Data", "Model", "Adapter", "Settings", "Hardware", "Memory"]
     order += ["Token", "Backup", "Disk"]
     return Preflight(
-        sorted(checks, key=lambda check: order.index(check.name)), inspection, estimate
+        sorted(checks, key=lambda check: order.index(check.name)), inspection, estimate, base
     )
 
 
@@ -135,6 +158,47 @@ def _hidden_gpu(config: RunConfig) -> list[Check]:
     return [Check("Hardware", "red", reason, remedy)] if reason else []
 
 
+def _device_checks(
+    config: RunConfig, settings: Settings, elsewhere: Elsewhere | None
+) -> list[Check]:
+    """Whether as many devices are there as the run wants, and can share its work."""
+    if config.devices == 1:
+        return []
+    return [Check("Hardware", *found) for found in _device_problems(config, settings, elsewhere)]
+
+
+def _device_problems(
+    config: RunConfig, settings: Settings, elsewhere: Elsewhere | None
+) -> Iterator[tuple[Literal["amber", "red"], str, str, tuple[Fix, ...]]]:
+    from phi3lora.models.hardware import visible_gpus
+    from phi3lora.training.launcher import launched, number_here
+
+    wanted, way = config.devices, config.distributed
+    one, ddp = Fix("Use one device", {"devices": 1}), Fix("Use ddp", {"distributed": "ddp"})
+    if config.model.device == "cpu":
+        if way != "ddp":
+            yield "red", f"{way} spreads a model over GPUs; a CPU has none.", "Use ddp.", (ddp,)
+        say = f"{wanted} processes share this CPU: that tries it out, and is no faster."
+        yield "amber", say, "", (one,)
+        return
+    there = elsewhere.cards if elsewhere else len(visible_gpus())
+    here = number_here() if launched() else wanted
+    if settings.zero_gpu and elsewhere is None:
+        say = f"{wanted} devices are wanted, and ZeroGPU lends one."
+        yield "red", say, "Set devices to 1.", (one,)
+    elif there == 0:
+        rest = "Set devices to 1; to try it out with processes of the CPU, set model.device to cpu."
+        yield "red", f"{wanted} devices are wanted, and the machine has no GPU.", rest, (one,)
+    elif here > there:
+        fix = Fix(f"Use {there}", {"devices": there})
+        say = f"{here} devices are wanted, and the machine has {there}."
+        yield "red", say, f"Set devices to {there}.", (fix,)
+    if way.startswith("zero") and importlib.util.find_spec("deepspeed") is None:
+        say = f"{way} needs the package deepspeed, which is not installed."
+        instead = Fix("Use fsdp2", {"distributed": "fsdp2"})
+        yield "red", say, "Install it, or use ddp, or fsdp2, which does the same.", (ddp, instead)
+
+
 def _base(config: RunConfig, hardware: Any, settings: Settings, token: str | None) -> Any:
     from phi3lora.models.base import check_base, resolve_path
     from phi3lora.models.hardware import detect_hardware
@@ -143,15 +207,27 @@ def _base(config: RunConfig, hardware: Any, settings: Settings, token: str | Non
     return check_base(path, config.model.revision, token)
 
 
-def _inspect(config: RunConfig, settings: Settings, token: str | None) -> Any:
+def _inspect(config: RunConfig, base: Any, token: str | None) -> Any:
     from phi3lora.data.inspection import inspect
-    from phi3lora.models.base import resolve_path
-    from phi3lora.models.hardware import detect_hardware
     from phi3lora.models.loading import load_tokenizer
 
-    path = resolve_path(config.model.path, detect_hardware(config.model.device))
-    tokenizer = load_tokenizer(path, config.model.revision, token)
+    tokenizer = load_tokenizer(str(base.folder or base.name), config.model.revision, token)
     return inspect(config, tokenizer, token=token, limit=PREVIEW_ROWS)
+
+
+def _estimate(
+    config: RunConfig,
+    base: Any,
+    hardware: Any,
+    inspection: Any,
+    measured: float | None,
+    start: Path | None,
+) -> Any:
+    from phi3lora.training.estimate import estimate_for
+    from phi3lora.training.speed import tokens_per_second
+
+    speed = measured or tokens_per_second(config, base, hardware)
+    return estimate_for(config, base, hardware, inspection, speed, start)
 
 
 def _data_checks(config: RunConfig, inspection: Any) -> list[Check]:
@@ -178,18 +254,19 @@ def _too_few_rows(config: RunConfig, inspection: Any) -> Check | None:
         return None
     left = f"{kept:,} rows, of which {held:,} are held out" if held else f"{kept:,} rows"
     left += f"; packed, they make {rows:,}" if training.packing else ""
-    if rows >= training.per_device_train_batch_size:
+    at_once = training.per_device_train_batch_size * config.devices
+    if rows >= at_once:
         say = f"{left}. That is less than one batch of {batch}."
         lower = Fix("Accumulate less", {f"{TRAINING}.gradient_accumulation_steps": 1})
         return Check(
             "Data", "amber", say, "Lower batch size or accumulation, or add rows.", (lower,)
         )
-    size = max(rows, 1)
+    size = max(rows // config.devices, 1)
     lower = Fix(f"Use a batch size of {size}", {f"{TRAINING}.per_device_train_batch_size": size})
     return Check(
         "Data",
         "red",
-        f"{left}. Not even one pass of {training.per_device_train_batch_size} rows can be filled.",
+        f"{left}. Not even one pass of {at_once} rows can be filled.",
         f"Lower the batch size to {size}, add rows, or hold fewer out.",
         (lower,) if rows else (),
     )
@@ -394,13 +471,17 @@ def _savings(config: RunConfig, hardware: Any) -> Iterator[Fix]:
     if training.per_device_train_batch_size > 1:
         values = {
             f"{TRAINING}.per_device_train_batch_size": 1,
-            f"{TRAINING}.gradient_accumulation_steps": config.effective_batch,
+            f"{TRAINING}.gradient_accumulation_steps": config.effective_batch // config.devices,
         }
         yield Fix("Use batches of 1", values)
     if config.evaluation.enabled and config.evaluation.batch_size > 1:
         yield Fix("Answer one row at a time", {"evaluation.batch_size": 1})
+    if config.devices > 1 and config.distributed == "ddp" and hardware.device == "cuda":
+        yield Fix("Spread the weights over the devices", {"distributed": "fsdp2"})
     if config.model.quantization == "none" and hardware.device == "cuda":
         yield Fix("Use 4 bits", {"model.quantization": "nf4"})
+    if config.evaluation.enabled and config.devices > 1:  # one device then holds the base whole
+        yield Fix("Leave out the final evaluation", {"evaluation.enabled": False})
 
 
 def _is_allowed(config: RunConfig, values: dict[str, Any]) -> bool:
@@ -440,6 +521,18 @@ def _disk_check(config: RunConfig, base: Any, home: Path, estimate: Any) -> Chec
     need += f", {words.size(copied)} for the adapter it starts from" if copied else ""
     need += f", {words.size(fetched)} to download" if fetched else ""
     return _room(home, own + copied + fetched, need)
+
+
+def _disk_elsewhere(config: RunConfig, base: Any, place: Elsewhere, estimate: Any) -> Check:
+    """Whether checkpoints and the base's download fit on the disk of a machine that is bare."""
+    kept = _checkpoints_kept(config, estimate)
+    own = (kept + 1) * OPTIMIZER_BYTES * (estimate.trainable if estimate else 0)
+    fetched = DOWNLOADED_BYTES * base.parameters if base else 0
+    says = f"{words.size(own)} needed for checkpoints, {words.size(fetched)} to download"
+    found = f"{words.size(place.disk)} free, {says}."
+    if own + fetched > place.disk:
+        return Check("Disk", "red", found, "Keep fewer checkpoints, or take a larger machine.")
+    return Check("Disk", "green", found)
 
 
 def _room(folder: Path, need: float, says: str) -> Check:

@@ -70,7 +70,7 @@ def another(options: Options, number: int) -> tuple[Options, str]:
 
 
 class Stops:
-    """Who pressed Stop, by session; an answer looks here between tokens."""
+    """Who pressed Stop, by session; an answer checks it between tokens."""
 
     def __init__(self) -> None:
         self._events: dict[str, threading.Event] = {}

@@ -257,7 +257,7 @@ def figures(view: RunView, active: bool) -> list[tuple[str, str]]:
     if step := view.step:
         pairs.append(("Loss", words.figure(last(view.losses))))
         if view.evaluated:
-            pairs.append(("Held-out loss, mean of batches", words.figure(view.evaluated.loss)))
+            pairs.append((words.HELD_OUT_LOSS, words.figure(view.evaluated.loss)))
         right = step.token_accuracy
         pairs.append(("Correct next tokens", _known(right, lambda share: f"{100 * share:.0f} %")))
         speed = step.tokens_per_second

@@ -23,7 +23,7 @@ from tests import stage
 from tests.attacks.exhausting import exhaustion
 from tests.attacks.ground import Ground, Try, refused
 from tests.attacks.pickled import pickles
-from tests.test_ownership import SECRET, anns, arguments, ask, snapshot
+from tests.test_ownership import SECRET, anns, arguments, ask, clicked, snapshot
 
 Attack = Callable[[Ground], Iterator[Try]]
 TOKEN = "hf_" + "Q7zK2mV9" * 4
@@ -34,13 +34,14 @@ VALUES_ALONE = {
     "<lambda>",
     "on_clear",
     "on_example",
+    "on_edit",
     "on_live",
     "on_pick",
     "on_recipe",
     "on_result",
-    "on_retry",
     "on_source",
     "on_suggestion",
+    "on_undo",
     "on_yaml",
 }
 # Routes that answer everybody, and what they tell: nothing of anybody.
@@ -116,7 +117,7 @@ def isolation(ground: Ground) -> Iterator[Try]:
     yield Try("there are handlers", len(handlers) > 30)
     for who, fn in itertools.product(("eve", ""), ground.some(handlers, 8)):
         for run in ground.some(runs, 1):
-            said = ask(ground.address, fn, arguments(fn, run), who, {"run": run.id, "repo": run.id})
+            said = ask(ground.address, fn, arguments(fn, run), who, clicked(run.id))
             yield Try(f"{fn.fn} by {who or 'nobody'}", SECRET not in said)
     forged: list[Any] = [None, -1, 10**30, "../" * 9, [[]], {"path": "/etc/passwd"}, "\0", "~x"]
     for fn, value in itertools.product(ground.some(handlers, 3), ground.some(forged, 2)):
