@@ -77,6 +77,8 @@ def test_both_answers_stand_under_one_question_and_end(app: Any) -> None:  # noq
     assert "3 tokens" in last["now"]
     assert "5 tokens, cut" in last["now"]
     assert frames[0]["message"]["stop_btn"] == "Stop"
+    frames[0]["message"].clear()  # as Gradio does with what it is given
+    assert ask(page, run.id)[0]["message"]["value"] == ""
     assert last["message"]["submit_btn"] == "Ask"
     assert not last["message"]["stop_btn"]
     subject, base, tuned, options = app.comparing.asked

@@ -63,9 +63,9 @@
 
   async function copy(button) {
     await navigator.clipboard.writeText(button.closest(".said").dataset.raw);
-    const before = button.textContent;
+    const before = button.innerHTML;
     button.textContent = "✓";
-    setTimeout(() => { button.textContent = before; }, 1500);
+    setTimeout(() => { button.innerHTML = before; }, 1500);
   }
 
   // What the page shows now, whether it was kept or not.

@@ -209,7 +209,7 @@ class ComparePage(CompareParts):
         """Values for what an answer changes, in the order of `answering`."""
         if phase != "done":
             past = turns_html(talk.turns[:-1]) if phase == "asking" else gr.skip()
-            message = ASKING if phase == "asking" else gr.skip()
+            message = gr.update(**ASKING) if phase == "asking" else gr.skip()
             now = turn_html(turn, len(talk.turns) - 1, busy=True)
             note = status_line(pair.note) if pair.note else ""
             hide = gr.update(visible=False)

@@ -25,7 +25,7 @@ element.addEventListener('click', (event) => {
   if (chip) trigger('click', {prompt: chip.dataset.prompt});
 });
 """
-ASKING = gr.update(value="", submit_btn=False, stop_btn="Stop", placeholder="Answering …")
+ASKING = {"value": "", "submit_btn": False, "stop_btn": "Stop", "placeholder": "Answering …"}
 RESTING = {"submit_btn": "Ask", "stop_btn": False, "placeholder": "Ask both …"}
 
 

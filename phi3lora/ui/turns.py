@@ -29,7 +29,7 @@ def turn_html(turn: Turn, place: int, *, busy: bool = False, last: bool = False)
         for at, (side, name) in enumerate(zip(turn.sides.order, _names(turn), strict=True))
         if turn.variants(side)
     )
-    edit = _button("edit", "Edit the question", "✎") if last and not busy else ""
+    edit = _button("edit", "Edit the question", "✎") if last and not (busy or turn.kept) else ""
     kept = '<small class="kept-note">Kept with the run</small>' if turn.kept else ""
     vote = VOTED.get(turn.vote, "Both bad" if turn.vote else "")
     voted = f'<small class="kept-note">{show.text(vote)}</small>' if vote else ""
@@ -56,14 +56,21 @@ def _column(turn: Turn, side: Side, name: str, at: int, *, busy: bool, last: boo
     return (
         f'<section class="{kind}" data-raw="{show.text(said.text)}" aria-label="{name}">'
         f"<h4>{name}{lock}</h4>{_prose(said, other, busy=busy)}"
-        f'<footer class="answer-facts"><span>{_facts(said, busy=busy)}</span>{tools}</footer>'
+        f'<div class="answer-facts"><span>{_facts(said, busy=busy)}</span>{tools}</div>'
         "</section>"
     )
 
 
+COPY = (
+    '<svg viewBox="0 0 16 16" width="14" height="14" aria-hidden="true" fill="none" '
+    'stroke="currentColor" stroke-width="1.4"><path d="M10.5 3.5v-1h-8v8h1"/>'
+    '<rect x="5.5" y="5.5" width="8" height="8" rx="1"/></svg>'
+)
 LOCK = (
     '<span class="lock" title="The untouched base: the same weights, with the adapter switched '
-    'off. A test compares it with a model that never saw an adapter.">🔒 adapter off</span>'
+    'off. A test compares it with a model that never saw an adapter."><svg viewBox="0 0 16 16" width="12" height="12" '
+    'aria-hidden="true"><path d="M4 7V5a4 4 0 0 1 8 0v2h1v8H3V7zm2 0h4V5a2 2 0 0 0-4 0z" '
+    'fill="currentColor"/></svg> adapter off</span>'
 )
 
 
@@ -93,7 +100,7 @@ def _tools(turn: Turn, side: Side, *, last: bool) -> str:
     """Copy; of the last turn also another answer, and the ones there are."""
     side_name = "left" if turn.sides.order[0] == side else "right"
     variants = turn.variants(side)
-    parts = [_button("copy", "Copy this answer", "⧉", side_name)]
+    parts = [_button("copy", "Copy this answer", COPY, side_name)]
     if len(variants) > 1:
         at = (turn.at_base if side == "base" else turn.at_tuned) + 1
         parts += [
