@@ -263,13 +263,16 @@ class ComparePage(CompareParts):
 
     def on_clear(self, talk: Talk) -> list[Any]:
         """A fresh conversation; the one before comes back with Undo."""
-        fresh = drawn(Talk(talk.adapter))
-        return [*fresh, gr.update(visible=False), talk, undo_line("A new conversation.")]
+        fresh = Talk(talk.adapter)
+        votes = game_line(fresh, self.app.comparing.tally(talk.adapter))
+        hide = gr.update(visible=False)
+        return [*drawn(fresh), hide, votes, talk, undo_line("A new conversation.")]
 
     def on_undo(self, before: Talk) -> list[Any]:
         """The conversation that was cleared."""
         hidden = bool(before.last and before.last.hidden)
-        return [*drawn(before), gr.update(visible=hidden), ""]
+        votes = game_line(before, self.app.comparing.tally(before.adapter))
+        return [*drawn(before), gr.update(visible=hidden), votes, ""]
 
     @shown
     def on_vote(self, label: str, talk: Talk, chosen: str | None, request: gr.Request) -> list[Any]:
@@ -320,13 +323,11 @@ class ComparePage(CompareParts):
         )
         for place in (self.past, self.now):
             place.click(self.on_turn, inputs, self.answering, **quiet)
-        cleared = [*self.conversation, self.vote_row]
+        cleared = [*self.conversation, self.vote_row, self.tally]
         self.clear.click(self.on_clear, self.talk, [*cleared, self.before, self.undo], **quiet)
         self.undo.click(self.on_undo, self.before, [*cleared, self.undo], **quiet)
         for button in self.vote_buttons:
-            button.click(
-                self.on_vote, [button, self.talk, self.adapter], [*cleared, self.tally], **quiet
-            )
+            button.click(self.on_vote, [button, self.talk, self.adapter], cleared, **quiet)
 
 
 def drawn(talk: Talk) -> list[Any]:

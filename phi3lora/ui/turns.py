@@ -68,9 +68,9 @@ COPY = (
 )
 LOCK = (
     '<span class="lock" title="The untouched base: the same weights, with the adapter switched '
-    'off. A test compares it with a model that never saw an adapter."><svg viewBox="0 0 16 16" width="12" height="12" '
-    'aria-hidden="true"><path d="M4 7V5a4 4 0 0 1 8 0v2h1v8H3V7zm2 0h4V5a2 2 0 0 0-4 0z" '
-    'fill="currentColor"/></svg> adapter off</span>'
+    'off. A test compares it with a model that never saw an adapter.">'
+    '<svg viewBox="0 0 16 16" width="12" height="12" aria-hidden="true" fill="currentColor">'
+    '<path d="M4 7V5a4 4 0 0 1 8 0v2h1v8H3V7zm2 0h4V5a2 2 0 0 0-4 0z"/></svg> adapter off</span>'
 )
 
 
