@@ -25,8 +25,13 @@ element.addEventListener('click', (event) => {
   if (chip) trigger('click', {prompt: chip.dataset.prompt});
 });
 """
-ASKING = {"value": "", "submit_btn": False, "stop_btn": "Stop", "placeholder": "Answering …"}
-RESTING = {"submit_btn": "Ask", "stop_btn": False, "placeholder": "Ask both …"}
+ASKING: dict[str, Any] = {
+    "value": "",
+    "submit_btn": False,
+    "stop_btn": "Stop",
+    "placeholder": "Answering …",
+}
+RESTING: dict[str, Any] = {"submit_btn": "Ask", "stop_btn": False, "placeholder": "Ask both …"}
 
 
 class CompareParts:
@@ -63,7 +68,7 @@ class CompareParts:
 
     def _subject(self) -> None:
         gr.HTML("<h1>Base and tuned, side by side</h1>", apply_default_css=False)
-        self.adapter = gr.Dropdown(
+        self.adapter: gr.Dropdown | gr.Textbox = gr.Dropdown(
             [("No adapter: the base alone", BASE_ONLY)],
             value=None,
             label="Adapter",

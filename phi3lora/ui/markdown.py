@@ -71,8 +71,8 @@ def _mark(tokens: list[Token], other: str) -> None:
 def common(ours: list[str], theirs: list[str]) -> list[bool]:
     """For each of our words, whether the other text has it at its place."""
     same = [False] * len(ours)
-    lower = ([word.lower() for word in words] for words in (ours, theirs))
-    for block in SequenceMatcher(None, *lower, autojunk=False).get_matching_blocks():
+    a, b = ([word.lower() for word in words] for words in (ours, theirs))
+    for block in SequenceMatcher(None, a, b, autojunk=False).get_matching_blocks():
         same[block.a : block.a + block.size] = [True] * block.size
     return same
 
