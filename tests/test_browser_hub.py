@@ -191,7 +191,7 @@ def publish(page: Page) -> None:
     page.click("#publish")
     page.wait_for_function("document.querySelector('#repo textarea, #repo input')?.value")
     assert page.input_value("#repo >> css=textarea, input") == "ann/by-ann"
-    assert page.evaluate("Boolean(document.activeElement.closest('#repo'))")
+    page.wait_for_function("document.activeElement.closest('#repo')")
     box = page.locator("#publish-card").bounding_box()
     assert box is not None
     assert box["y"] + box["height"] <= 900  # all of it is in view
