@@ -20,7 +20,7 @@ from phi3lora.errors import ModelError
 from phi3lora.hub.card import prompts_of
 from phi3lora.hub.upload import draft_card
 from phi3lora.settings import Settings
-from phi3lora.ui import compare_page, comparison
+from phi3lora.ui import compare_page
 from phi3lora.ui.asking import WARM, another, from_address
 from phi3lora.ui.markdown import rendered
 from phi3lora.ui.talk import Said, Talk, Turn, read_talk
@@ -360,9 +360,9 @@ def test_a_link_to_a_deleted_run_says_that_there_is_none(app: Any) -> None:  # n
 
 
 def test_a_space_of_one_adapter_has_nothing_to_choose(app: Any) -> None:  # noqa: F811
+    one = replace(app, comparing=ComparingOne(app.comparing, "ann/pirate"))
     with gr.Blocks() as demo:
-        page = comparison.OneAdapter(app, "ann/pirate")
-        page.wire(demo)
+        page = compare_page.build(one, demo)
     assert not [one for one in demo.blocks.values() if isinstance(one, gr.Dropdown)]
     heads = [str(one.value) for one in demo.blocks.values() if isinstance(one, gr.HTML)]
     head = next(value for value in heads if "<h1>" in value)

@@ -22,7 +22,6 @@ from phi3lora.cli.shared import (
     sending,
     tell,
 )
-from phi3lora.cli.terminal import show_share
 from phi3lora.errors import ConfigError, Problem
 from phi3lora.models.phi3 import QKV
 from phi3lora.runs.export import Form, Precision
@@ -68,6 +67,8 @@ def export(
     changes: Changes = None,
 ) -> None:
     """Make something else of a run: a merged model, a GGUF file, a loralib checkpoint, code."""
+    from phi3lora.cli.terminal import show_share
+
     application, caller = here()
     if to in ("script", "notebook") and is_config(run):
         config = read_config(run, changes)
@@ -148,6 +149,10 @@ def push(
     merged: Annotated[
         bool, typer.Option("--merged", help="Publish the whole model, base and update in one.")
     ] = False,
+    also: Annotated[
+        Literal["gguf-adapter", "gguf"] | None,
+        typer.Option(help="Lay this export beside it, for llama.cpp and Ollama."),
+    ] = None,
     card: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Publish your own model card; begin with --draft."),
@@ -167,7 +172,7 @@ def push(
         print_line(application.publishing.draft(found, repo, caller, merged))
         return
     caller.needed_token(TERMINAL_SIGN_IN)
-    what = Publication(repo, private, pull_request, merged, _text(card))
+    what = Publication(repo, private, pull_request, merged, _text(card), also)
     with sending(as_json) as progress:
         done = application.publishing.push(found, what, caller, progress=progress, tell=tell)
     if as_json:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +24,7 @@ from phi3lora.errors import HubError
 from phi3lora.hub.access import Identity, dataset_info, identity, model_info
 from phi3lora.hub.card import MARK, PICTURE, check_card, draw_losses, load_snippet, write_card
 from phi3lora.hub.client import HubRequest, Tell, explained, find_repo, is_hub_id, with_retries
-from phi3lora.hub.facts import Facts, Origin, collect
+from phi3lora.hub.facts import Facts, Origin, collect, origin
 from phi3lora.hub.sending import Progress, check_contents, create, send
 from phi3lora.lora.result import find_result
 from phi3lora.redaction import redact
@@ -73,6 +73,7 @@ def push(
     merged: bool = False,
     card: str | None = None,
     script: str | None = None,
+    beside: Mapping[str, Path] | None = None,
     progress: Progress | None = None,
     tell: Tell | None = None,
 ) -> Published:
@@ -86,6 +87,7 @@ def push(
         merged: the whole model, base and update in one, instead of the adapter.
         card: the card as it was edited; None to write it.
         script: a training script to lay beside it, `train.py`.
+        beside: other files to lay beside it: GGUF.
         progress: told how much has arrived, 0 to 1.
         tell: told when the Hub is waited for.
 
@@ -99,6 +101,7 @@ def push(
     parent = check_target(repo, who, token, facts.base, whole, pull_request)
     with _result(folder, facts, merged, token) as result:
         contents = contents_of(folder, result, facts, repo, whole, card, script)
+        contents |= beside or {}
         check_contents(contents, token, _places(folder))
         _check_with_hub(contents["README.md"], token)
         if parent is None:
@@ -306,14 +309,18 @@ def portable_settings(path: Path, base: Origin) -> bytes:
 def portable_config(folder: Path, facts: Facts) -> str:
     """The run's config without a path of this machine."""
     config, _ = RunConfig.from_yaml(folder / "config.yaml")
-    names = {"model.path": facts.base.name, "data.path": facts.data.name}
+    names: dict[str, Any] = {"model.path": facts.base.name, "data.path": facts.data.name}
+    names["data.more"] = [
+        {**source.model_dump(), "path": origin(source.path).name} for source in config.data.more
+    ]
     return config.with_values(names).to_yaml()
 
 
 def _places(folder: Path) -> list[Path]:
     """Paths that mean something on this machine alone: the run's, its files', the package's."""
     config, _ = RunConfig.from_yaml(folder / "config.yaml")
-    named = [Path(path) for path in (config.model.path, config.data.path)]
+    more = (source.path for source in config.data.more)
+    named = [Path(path) for path in (config.model.path, config.data.path, *more)]
     own = [folder.absolute(), folder.resolve(), Path(__file__).resolve().parents[2]]
     return [*own, *(path for path in named if path.is_absolute())]
 

@@ -26,11 +26,11 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError
 
-from phi3lora.config import POCKET, RunConfig
+from phi3lora.config import POCKET, RunConfig, SourceConfig
 from phi3lora.errors import ConfigError, Problem, RunError
 from phi3lora.events import Event, read_events
 from phi3lora.files import write_whole
@@ -108,6 +108,22 @@ class JobRef(BaseModel):
     dollars_per_second: float = 0.0
 
 
+class Lent(BaseModel):
+    """What a run had of lent GPUs so far: whole slices, in seconds of the visitor's quota."""
+
+    slices: int = 0
+    seconds: float = 0.0
+    loading: float = 0.0  # of these, until a step began
+    longest_loading: float = 0.0
+    per_step: float = 0.0  # seconds, in the last slice that made steps
+    steps_left: int | None = None
+
+    @property
+    def lost(self) -> float:
+        """The share of it that went into loading."""
+        return self.loading / self.seconds if self.seconds else 0.0
+
+
 class RunState(BaseModel):
     """What `state.json` says. Times are in seconds since 1970."""
 
@@ -123,6 +139,7 @@ class RunState(BaseModel):
     flavor: str | None = None  # the machine that its Jobs run on
     at_most: float | None = None  # dollars that each of its Jobs may cost
     job: JobRef | None = None
+    lent: Lent = Lent()
     created: Moment = 0.0
     queued: Moment | None = None
     started: Moment | None = None
@@ -458,11 +475,18 @@ def changed(run: Run, **changes: object) -> Run:
     return replace(run, state=state, damaged=False)
 
 
+def _with_whole_path(source: SourceConfig) -> dict[str, Any]:
+    rows = Path(source.path).expanduser()
+    return {**source.model_dump(), **({"path": str(rows.resolve())} if rows.exists() else {})}
+
+
 def with_whole_paths(config: RunConfig) -> RunConfig:
     """A copy whose files and folders are named from the root: a run is resumed from anywhere."""
-    changes = {}
+    changes: dict[str, Any] = {}
     if (rows := Path(config.data.path).expanduser()).exists():
         changes["data.path"] = str(rows.resolve())
+    if config.data.more:
+        changes["data.more"] = [_with_whole_path(source) for source in config.data.more]
     if config.model.path not in ("auto", POCKET) and Path(config.model.path).expanduser().is_dir():
         changes["model.path"] = str(Path(config.model.path).expanduser().resolve())
     if config.model.adapter and Path(config.model.adapter).expanduser().exists():

@@ -367,7 +367,8 @@ def _work(config: RunConfig, inspection: Any) -> tuple[int | None, int | None, b
     kept, exact = _rows_expected(inspection)
     held = held_out_number(kept, config.data.test_size) if inspection.held_out == "rows" else 0
     rows: float = max(kept - held, 0)
-    tokens = inspection.total_tokens * rows / inspection.kept
+    tokens = inspection.total_tokens * rows / inspection.kept * inspection.drawn_tokens
+    rows = max(round(rows * inspection.drawn), 1)
     if training.packing:
         rows = tokens / (PACKED_FILL * training.max_length)
     at_once = training.per_device_train_batch_size * config.devices

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from phi3lora.chat.options import SETTINGS, Options
 from phi3lora.errors import ConfigError
 from phi3lora.ui.talk import Talk
+from phi3lora.ui.widgets import text_of
 
 LONGEST_IN_ADDRESS = 4000  # characters of a question or a system prompt
 WARM = 0.7  # temperature of another answer where the first one was the likeliest
@@ -25,6 +26,19 @@ class Ask:
     blind: bool
     system: str
     sampling: dict[str, Any]
+
+    @classmethod
+    def sent(cls, values: Sequence[Any], sampling: Iterable[str]) -> Ask:
+        """As a page, or a program in its name, sent it. Raises DataError where a text is none."""
+        message, talk, adapter, blind, system = values[:5]
+        return cls(
+            text_of(message),
+            talk,
+            None if adapter is None else text_of(adapter),
+            bool(blind),
+            text_of(system),
+            dict(zip(sampling, values[5:], strict=True)),
+        )
 
     def options(self) -> Options:
         """How to sample. A field that was emptied has its default."""

@@ -35,7 +35,7 @@ from phi3lora.ui.runs_page import PULSE
 from phi3lora.ui.sessions import session_of
 from phi3lora.ui.talk import Said, Talk, Turn, answer_of, read_talk
 from phi3lora.ui.turns import game_line, round_line, turn_html, turns_html
-from phi3lora.ui.widgets import message_of, shown
+from phi3lora.ui.widgets import message_of, shown, told
 
 BOTH: tuple[Side, Side] = ("base", "tuned")
 REMEMBER = "(adapter) => { window.phi3lora.remember('adapter', adapter); return adapter; }"
@@ -56,7 +56,9 @@ class ComparePage(CompareParts):
         """What the address says: an adapter, a question, settings; or what this browser kept."""
         caller = self.app.callers.caller(session_of(request))
         choices = self.choices(caller)
-        chosen = first_choice(request.query_params.get("adapter"), choices)
+        chosen = self.app.comparing.settled or first_choice(
+            request.query_params.get("adapter"), choices
+        )
         question = request.query_params.get("q", "")[:LONGEST_IN_ADDRESS].strip()
         kept = read_talk(browser)
         talk = Talk(chosen)
@@ -70,8 +72,9 @@ class ComparePage(CompareParts):
         return [self._offered(choices, chosen), *facts, *drawn(talk), question, *fields]
 
     def _offered(self, choices: list[tuple[str, str]], chosen: str) -> Any:
-        """The field of the adapter, with what it offers."""
-        return gr.update(choices=choices, value=chosen)
+        """The field of the adapter, with what it offers; the one that is settled stays."""
+        settled = self.app.comparing.settled
+        return settled or gr.update(choices=choices, value=chosen)
 
     def _first(self, chosen: str, caller: Caller) -> Talk:
         """What both said to a held-out prompt, as the report has it: nobody needs to wait."""
@@ -81,12 +84,14 @@ class ComparePage(CompareParts):
         base, tuned = (Said(sample.base),), (Said(sample.tuned),)
         return Talk(chosen, (Turn(sample.prompt, base=base, tuned=tuned, kept=True),))
 
+    @shown
     def on_first(self, request: gr.Request, *values: Any) -> Iterator[list[Any]]:
         """Once the page is there: ask what its address asks, or load what will be asked."""
-        if str(values[0] or "").strip():
+        ask = Ask.sent(values, self.sampling)
+        if ask.message.strip():
             yield from self.on_ask(request, *values)
-            return
-        yield from self._loading(values[2], request)
+        else:
+            yield from self._loading(ask.adapter, request)
 
     @shown
     def on_adapter(self, chosen: str, request: gr.Request) -> list[Any]:
@@ -95,7 +100,8 @@ class ComparePage(CompareParts):
         talk = self._first(chosen, caller)
         return [*self._about(chosen, talk, caller), *drawn(talk)]
 
-    def on_load(self, chosen: str | None, request: gr.Request) -> Iterator[list[Any]]:
+    @shown
+    def on_load(self, chosen: str, request: gr.Request) -> Iterator[list[Any]]:
         """Load what was chosen, saying so."""
         yield from self._loading(chosen, request)
 
@@ -114,7 +120,8 @@ class ComparePage(CompareParts):
             yield [*nothing, about_line(about(subject)), gr.skip()]
             for note in self.app.comparing.load(subject, caller):
                 yield [*nothing, gr.skip(), status_line(note)]
-            yield [*nothing, gr.skip(), ""]
+            quota = self.app.comparing.quota_message()
+            yield [*nothing, gr.skip(), show.notice(quota, "grey") if quota else ""]
         except Phi3LoraError as error:
             yield [*nothing, "", show.notice(str(error))]
 
@@ -124,16 +131,18 @@ class ComparePage(CompareParts):
         caller = self.app.callers.caller(session_of(request))
         choices = self.choices(caller)
         room = self.app.comparing.room_message()
-        return [gr.update(choices=choices), show.notice(room) if room else ""]
+        offered = gr.skip() if self.app.comparing.settled else gr.update(choices=choices)
+        return [offered, show.notice(room) if room else ""]
 
     def choices(self, caller: Caller) -> list[tuple[str, str]]:
         """What the list of adapters offers to this caller."""
-        return adapter_choices(self.app.comparing.runs(caller))
+        settled = self.app.comparing.settled
+        return [(settled, settled)] if settled else adapter_choices(self.app.comparing.runs(caller))
 
     @shown
     def on_ask(self, request: gr.Request, *values: Any) -> Iterator[list[Any]]:
         """Both answers as they grow, beside each other."""
-        ask = self._ask(values)
+        ask = Ask.sent(values, self.sampling)
         if not ask.message.strip():
             raise DataError("Type a question first.")
         try:
@@ -148,12 +157,6 @@ class ComparePage(CompareParts):
             yield from self._answered(talk, sides, subject, ask.options(), "", request)
         except Phi3LoraError as error:
             yield self._failed(ask.talk, ask.message, error)
-
-    def _ask(self, values: tuple[Any, ...]) -> Ask:
-        sampling = dict(zip(self.sampling, values[5:], strict=True))
-        message, talk, adapter, blind, system = values[:5]
-        chosen = None if adapter is None else str(adapter)
-        return Ask(str(message or ""), talk, chosen, bool(blind), str(system or ""), sampling)
 
     def _chosen(self, chosen: str | None, request: gr.Request) -> str:
         """The chosen adapter; of a page that has not finished loading, what it will choose."""
@@ -233,12 +236,12 @@ class ComparePage(CompareParts):
         self, request: gr.Request, event: gr.EventData, *values: Any
     ) -> Iterator[list[Any]]:
         """Something about a turn: another answer, one there was, or its question to be edited."""
-        ask, do = self._ask(values), str(event._data.get("do", ""))
-        place = event._data.get("turn")
+        ask, do = Ask.sent(values, self.sampling), told(event, "do")
+        place = event._data.get("turn") if isinstance(event._data, dict) else None
         if not isinstance(place, int) or not 0 <= place < len(ask.talk.turns):
             return
         turn = ask.talk.turns[place]
-        side = turn.sides.order[0 if event._data.get("of") == "left" else 1]
+        side = turn.sides.order[0 if told(event, "of") == "left" else 1]
         if do == "again" and turn is ask.talk.last:
             yield from self._again(ask, side, request)
         elif do == "edit" and turn is ask.talk.last:
@@ -275,17 +278,17 @@ class ComparePage(CompareParts):
         return [*drawn(before), gr.update(visible=hidden), votes, ""]
 
     @shown
-    def on_vote(self, label: str, talk: Talk, chosen: str | None, request: gr.Request) -> list[Any]:
+    def on_vote(self, label: str, talk: Talk, chosen: str, request: gr.Request) -> list[Any]:
         """Count a vote and show which was which."""
         turn = talk.last
-        if turn is None or not turn.sides.pair:
+        if turn is None or not turn.sides.pair or label not in VOTES:
             raise DataError("Ask both something first.")
         caller = self.app.callers.caller(session_of(request))
-        vote = Vote(chosen or "", turn.sides.pair, VOTES[label], turn.sides.left, turn.question)
+        vote = Vote(chosen, turn.sides.pair, VOTES[label], turn.sides.left, turn.question)
         self.app.comparing.vote(vote, caller)
         said = vote.winner or ("tie" if vote.choice == "tie" else "both bad")
         talk = talk.with_last(replace(turn, hidden=False, vote=said))
-        tally = game_line(talk, self.app.comparing.tally(chosen or ""))
+        tally = game_line(talk, self.app.comparing.tally(chosen))
         return [*drawn(talk), gr.update(visible=False), tally]
 
     def wire(self, demo: gr.Blocks) -> None:
@@ -343,6 +346,7 @@ def build(app: Application, demo: gr.Blocks) -> ComparePage:
     return page
 
 
+@shown
 def on_suggestion(event: gr.EventData) -> str:
     """A suggested prompt was clicked."""
-    return str(event._data.get("prompt", ""))
+    return told(event, "prompt")

@@ -9,7 +9,7 @@ import gradio as gr
 from phi3lora.app.application import Application
 from phi3lora.chat.options import SETTINGS
 from phi3lora.chat.votes import Choice
-from phi3lora.ui.compare_show import BASE_ONLY, SHARE, sampling_field
+from phi3lora.ui.compare_show import BASE_ONLY, SHARE, sampling_field, settled_head
 from phi3lora.ui.runs_page import EVERY
 from phi3lora.ui.talk import Talk
 
@@ -36,6 +36,8 @@ RESTING: dict[str, Any] = {"submit_btn": "Ask", "stop_btn": False, "placeholder"
 
 class CompareParts:
     """The components, in their places."""
+
+    adapter: gr.Dropdown | gr.Textbox
 
     def __init__(self, app: Application) -> None:
         self.app = app
@@ -67,8 +69,12 @@ class CompareParts:
         self._settings()
 
     def _subject(self) -> None:
+        if settled := self.app.comparing.settled:
+            gr.HTML(settled_head(settled, self.app.settings.space_id), apply_default_css=False)
+            self.adapter = gr.Textbox(settled, visible="hidden", elem_id="adapter")
+            return
         gr.HTML("<h1>Base and tuned, side by side</h1>", apply_default_css=False)
-        self.adapter: gr.Dropdown | gr.Textbox = gr.Dropdown(
+        self.adapter = gr.Dropdown(
             [("No adapter: the base alone", BASE_ONLY)],
             value=None,
             label="Adapter",

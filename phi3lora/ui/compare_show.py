@@ -56,6 +56,21 @@ def status_line(note: str) -> str:
     return f'<div class="reading"><b></b>{show.text(note[:1].upper() + note[1:])}</div>'
 
 
+def settled_head(repo: str, space: str | None) -> str:
+    """An adapter that is the only one: its name, its card, a Space of one's own, what made it."""
+    addresses = {"Model card": f"https://huggingface.co/{repo}"}
+    if space:
+        addresses["Duplicate"] = f"https://huggingface.co/spaces/{space}?duplicate=true"
+    links = (
+        f'<a href="{show.text(address)}" target="_blank" rel="noopener">{words}</a>'
+        for words, address in addresses.items()
+    )
+    return (
+        f'<h1>{show.text(repo)}</h1><p class="about">{" · ".join(links)} · '
+        "Trained with phi3lora</p>"
+    )
+
+
 def about_line(parts: list[str]) -> str:
     """What is compared, under its name."""
     return f'<p class="about">{show.text(" · ".join(parts))}</p>' if parts else ""

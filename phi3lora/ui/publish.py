@@ -152,6 +152,7 @@ class PublishCard:
         draft = self.app.publishing.draft(run, repo.strip(), caller)
         return [draft, draft, preview(draft), *may]
 
+    @shown
     def on_edit(self, edit: bool, text: str) -> list[Any]:
         """Between the card as it is read and its text."""
         return [gr.update(visible=bool(edit)), gr.update(visible=not edit, value=preview(text))]

@@ -131,6 +131,7 @@ def data_summary(config: RunConfig, done: Preflight) -> str:
     found = f"<b>Read as {show.text(inspection.format)}.</b> {show.text(inspection.reason)}"
     unread = f" Columns not read: {show.text(inspection.unread_in_words)}."
     lines = [f'<p class="detected">{found}{unread}{more}</p>']
+    lines += [show.notice(inspection.mix, "grey")] if inspection.mix else []
     lines += [show.notice(notice) for notice in inspection.notices]
     changed = [f"{number:,} × {what}" for what, number in inspection.changes.items()]
     lines += [show.notice("\n".join(["Of the rows that are used:", *changed]))] if changed else []
@@ -235,9 +236,11 @@ def derived(config: RunConfig) -> str:
     """Effective batch and LoRA scaling."""
     training, peft = config.training_config, config.peft_config
     root = "√" if peft.use_rslora else ""
+    rows = f"{training.per_device_train_batch_size} × {training.gradient_accumulation_steps}"
+    rows += f" × {config.devices} devices" if config.devices > 1 else ""
     return (
         f'<p class="derived">Effective batch <b>{config.effective_batch}</b> '
-        f"({training.per_device_train_batch_size} × {training.gradient_accumulation_steps}) · "
+        f"({rows}) · "
         f"LoRA scaling <b>{config.lora_scaling:.3g}</b> "
         f"({peft.lora_alpha} / {root}{peft.r})</p>"
     )
