@@ -33,7 +33,7 @@ class FindingsPanel:
             with gr.Row():
                 self.look = gr.Button("Look through the rows", elem_id="find-rows", size="sm")
                 self.ask = gr.Button("Ask the base which are odd", elem_id="ask-base", size="sm")
-            self.found = gr.HTML(elem_id="findings")
+            self.found = gr.HTML(elem_id="findings", apply_default_css=False)
             self.kinds = gr.CheckboxGroup(choices([]), label="Leave out", elem_id="leave-out")
 
     @shown
