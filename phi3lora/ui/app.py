@@ -110,7 +110,7 @@ def serve(demo: gr.Blocks, app: Application, host: str, port: int | None, block:
         theme=theme(),
         css_paths=STYLES,
         head=head(),
-        footer_links=[],
+        footer_links=["api"],
         run_history=False,
         allowed_paths=[],
         max_file_size=MAX_UPLOAD,
