@@ -246,7 +246,7 @@ def ask_both(page: Page, question: str) -> tuple[str, str]:
     """Ask on the Compare page; what stands left and right once both have ended."""
     page.fill("#message textarea", question)
     page.keyboard.press("Enter")
-    page.wait_for_selector(f"#now .turn:not(.demo) h3:text-is('{question}')")
+    page.wait_for_selector(f"#now .turn:not(.demo) h2:text-is('{question}')")
     page.wait_for_selector("#now [data-do=again]")
     left, right = (page.inner_text(f"#now .said.{side} .prose") for side in SIDES)
     return left.strip(), right.strip()
@@ -266,11 +266,11 @@ def compare(page: Page) -> None:
 
     page.click("#blind label")
     ask_both(page, "Name the color of a cherry.")
-    assert page.inner_text("#now .said.left h4").strip().lower() == "answer a"
+    assert page.inner_text("#now .said.left h3").strip().lower() == "answer a"
     assert page.locator("#past .turn").count() == 1  # nothing was wiped
     page.click("#vote-left")
     page.wait_for_selector("#tally >> text=1 blind vote")
-    names = {page.inner_text(f"#now .said.{side} h4").split()[0].lower() for side in SIDES}
+    names = {page.inner_text(f"#now .said.{side} h3").split()[0].lower() for side in SIDES}
     assert names == {"base", "tuned"}
 
     page.click("#now [data-do=again] >> nth=0")
@@ -280,7 +280,7 @@ def compare(page: Page) -> None:
     page.click("#clear")
     page.wait_for_selector("#now .turn", state="detached")
     page.click("#undo-talk button")
-    page.wait_for_selector("#now h3 >> text=cherry")
+    page.wait_for_selector("#now h2 >> text=cherry")
     with page.expect_download() as made:
         page.click(".share summary")
         page.click("[data-share=jsonl]")
@@ -296,7 +296,7 @@ def compare(page: Page) -> None:
 def test_a_link_asks_its_question(app: str, browser: Browser) -> None:
     asked = "adapter=example%3Apirate&q=Who+is+%24%7B1%2B1%7D+%7B%7Bvalue%7D%7D%3F&seed=3"
     page, wrong = open_page(browser, f"{app}/compare?{asked}")
-    page.wait_for_selector("#now .turn:not(.demo) h3:text-is('Who is ${1+1} {{value}}?')")
+    page.wait_for_selector("#now .turn:not(.demo) h2:text-is('Who is ${1+1} {{value}}?')")
     page.wait_for_selector("#now [data-do=again]")
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     page.click(".share summary")

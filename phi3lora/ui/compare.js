@@ -70,7 +70,7 @@
 
   // What the page shows now, whether it was kept or not.
   const turnsNow = () => [...document.querySelectorAll("#past .turn, #now .turn")].map((turn) => ({
-    question: turn.querySelector("h3").textContent,
+    question: turn.querySelector("header h2").textContent,
     answers: sectionsOf(turn).map((said) => ({
       name: said.getAttribute("aria-label"),
       text: said.dataset.raw,

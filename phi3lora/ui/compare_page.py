@@ -69,7 +69,13 @@ class ComparePage(CompareParts):
         named = from_address(request.query_params)
         fields = [named.get(name, gr.skip()) for name in ("system", *self.sampling)]
         facts = self._about(chosen, talk, caller)
-        return [self._offered(choices, chosen), *facts, *drawn(talk), question, *fields]
+        return [
+            self._offered(choices, chosen),
+            *facts,
+            *drawn(talk),
+            question or gr.skip(),
+            *fields,
+        ]
 
     def _offered(self, choices: list[tuple[str, str]], chosen: str) -> Any:
         """The field of the adapter, with what it offers; the one that is settled stays."""

@@ -37,7 +37,7 @@ def turn_html(turn: Turn, place: int, *, busy: bool = False, last: bool = False)
         ["turn", *(["demo"] if turn.kept else []), *(["revealed"] if turn.vote else [])]
     )
     return (
-        f'<article class="{kind}" data-turn="{place}"><header><h3>{show.text(turn.question)}</h3>'
+        f'<article class="{kind}" data-turn="{place}"><header><h2>{show.text(turn.question)}</h2>'
         f'{edit}{kept}{voted}</header><div class="answers">{columns}</div></article>'
     )
 
@@ -55,7 +55,7 @@ def _column(turn: Turn, side: Side, name: str, at: int, *, busy: bool, last: boo
     lock = LOCK if side == "base" and not turn.hidden else ""
     return (
         f'<section class="{kind}" data-raw="{show.text(said.text)}" aria-label="{name}">'
-        f"<h4>{name}{lock}</h4>{_prose(said, other, busy=busy)}"
+        f"<h3>{name}{lock}</h3>{_prose(said, other, busy=busy)}"
         f'<div class="answer-facts"><span>{_facts(said, busy=busy)}</span>{tools}</div>'
         "</section>"
     )
