@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ from phi3lora.config import RunConfig
 from phi3lora.data.conversation import Detected
 from phi3lora.data.hub_rows import Tell
 from phi3lora.data.plan import HeldOut, held_out
-from phi3lora.data.reading import Kept, Tally, read, recipe_for
+from phi3lora.data.preferences import Answers, JudgedTally, read_rows, tally_for
+from phi3lora.data.reading import Kept, recipe_for
 from phi3lora.data.rendering import Segment, segments
 from phi3lora.data.sources import Count, not_applicable, open_source
 
@@ -48,6 +49,9 @@ class Inspection:
         held_out: what is kept out of training: `nothing`, `rows` or a `split`.
         complete: False when a limit ended the reading, so that there may be more rows.
         detected: format, columns, roles and reason.
+        rejected_preview: of the rows of `preview`, the worse answers, as segments; empty where a
+            row has none. Only where answers are judged.
+        answers: what there is to compare, where answers are judged.
     """
 
     format: str
@@ -70,6 +74,8 @@ class Inspection:
     expected: Count | None = None
     read: int = 0
     held_out: HeldOut = "rows"
+    rejected_preview: list[list[Segment]] = field(default_factory=list)
+    answers: Answers | None = None
 
     @property
     def longest(self) -> int:
@@ -98,7 +104,10 @@ class Inspection:
             "truncated",
             "preview",
         )
-        return {name: getattr(self, name) for name in names}
+        found = {name: getattr(self, name) for name in names}
+        if self.answers is not None:
+            found |= {"answers": asdict(self.answers), "rejected_preview": self.rejected_preview}
+        return found
 
 
 def inspect(
@@ -134,7 +143,7 @@ def inspect(
         config.data, token=token, endpoint=endpoint, cache_folder=cache_folder, tell=tell
     )
     recipe = recipe_for(config, source)
-    tally, shown = Tally(), list[Kept]()
+    tally, shown = tally_for(recipe), list[Kept]()
     place: list[tuple[int, float | None]] = []
 
     def told(share: float) -> None:
@@ -142,7 +151,7 @@ def inspect(
         if progress:
             progress(share)
 
-    for batch in read(source.rows(told, limit), recipe, tokenizer, tally):
+    for batch in read_rows(source.rows(told, limit), recipe, tokenizer, tally):
         shown += batch[: preview - len(shown)]
     if not tally.kept:
         raise tally.nothing_kept(source.label, recipe.detected)
@@ -169,7 +178,18 @@ def inspect(
         expected=Count(tally.read) if complete else source.expected(at, share),
         read=tally.read,
         held_out=held_out(config.data),
+        rejected_preview=[_rejected(tokenizer, kept) for kept in shown]
+        if isinstance(tally, JudgedTally)
+        else [],
+        answers=tally.answers() if isinstance(tally, JudgedTally) else None,
     )
+
+
+def _rejected(tokenizer: Any, kept: Kept) -> list[Segment]:
+    """The worse answer as segments; none where the row has one answer."""
+    if kept.rejected is None or kept.rejected_rendered is None:
+        return []
+    return segments(tokenizer, kept.rejected_rendered, kept.rejected)
 
 
 def percentiles(lengths: Iterable[int]) -> dict[str, int]:

@@ -44,11 +44,18 @@ _ROWS, _CHARACTERS = 1000, 1 << 21  # a batch ends with whichever comes first
 
 
 class Kept(NamedTuple):
-    """A row that is used; `row` is its number in the source, from 0."""
+    """A row that is used; `row` is its number in the source, from 0.
+
+    Where answers are judged, `rejected` is the worse answer to the same prompt, as a conversation;
+    `good` is False where there is one answer, and that a bad one.
+    """
 
     row: int
     messages: list[Message]
     rendered: Rendered
+    rejected: list[Message] | None = None
+    rejected_rendered: Rendered | None = None
+    good: bool = True
 
 
 @dataclass(frozen=True)
@@ -61,6 +68,7 @@ class Recipe:
     join_turns: bool = True
     threads: str = "best"
     system_messages: SystemMessages = "merge"
+    method: str = "sft"
 
 
 @dataclass
@@ -86,6 +94,10 @@ class Tally:
     def keep(self, rendered: Rendered) -> None:
         """Count one row that is used."""
         self.kept += 1
+        self.add(rendered)
+
+    def add(self, rendered: Rendered) -> None:
+        """Count what is read of a row: a conversation, of which it may have two."""
         self.truncated += rendered.truncated
         self.total_tokens += len(rendered.input_ids)
         self.supervised_tokens += sum(rendered.supervised)
@@ -110,7 +122,12 @@ def recipe_for(config: RunConfig, source: Source) -> Recipe:
     """
     data: DataConfig = config.data
     detected = detect(
-        source.columns, source.head, format=data.format, mapping=data.columns, roles=data.roles
+        source.columns,
+        source.head,
+        format=data.format,
+        mapping=data.columns,
+        roles=data.roles,
+        method=config.method,
     )
     return Recipe(
         detected,
@@ -119,6 +136,7 @@ def recipe_for(config: RunConfig, source: Source) -> Recipe:
         data.join_turns,
         data.threads,
         data.system_messages,
+        config.method,
     )
 
 

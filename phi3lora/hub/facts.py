@@ -26,6 +26,7 @@ from phi3lora.events import (
 from phi3lora.hub.client import is_hub_id
 from phi3lora.inputs import accepted_changes
 from phi3lora.lora.starting import chain_of
+from phi3lora.methods import BY_METHOD
 from phi3lora.versions import library_versions
 
 
@@ -157,10 +158,13 @@ def _origin(name: str, revision: str) -> Origin:
 def _options(config: RunConfig) -> list[tuple[str, str, str]]:
     """Every option of model, adapter and training, as the config holds it; no path among them."""
     values = config.model_dump(mode="json")
-    rows = []
+    shown = ("model", "peft_config", "training_config", BY_METHOD.get(config.method))
+    rows: list[tuple[str, str, str]] = []
     for name, option in fields():
         section, _, key = name.partition(".")
-        if section in ("model", "peft_config", "training_config") and name != "model.path":
+        if name == "method":
+            rows.append((name, str(option.title), config.method))
+        elif section in shown and name != "model.path":
             rows.append((name, str(option.title), _words(values[section][key])))
     return rows
 

@@ -6,6 +6,7 @@ A new format is a module with a `FORMAT`, and its line in the table.
 from __future__ import annotations
 
 from phi3lora.data.formats import (
+    comparison,
     conversations,
     instruction,
     messages,
@@ -19,6 +20,7 @@ from phi3lora.data.formats import (
 
 _MODULES = (
     preference,
+    comparison,
     conversations,
     messages,
     threads,

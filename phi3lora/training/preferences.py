@@ -1,0 +1,245 @@
+"""Trainers that learn from preferences: TRL's, for rows that are rendered already.
+
+    kind = kind_of("dpo")
+    trainer = kind.trainer(model=model, args=kind.arguments(...), train_dataset=rows, …)
+
+Rows have `input_ids` and `labels` of an answer with its prompt, `rejected_input_ids` and
+`rejected_labels` of a worse one (empty where there is none), and `good`. The losses are TRL's own;
+`fast` has them from log-probabilities at the answers' positions alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor
+from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, SFTConfig
+from trl.experimental.orpo import ORPOConfig, ORPOTrainer
+
+from phi3lora.training.fast.loss import IGNORED
+from phi3lora.training.fast.trainer import FastTrainer, Resumable
+
+REFERENCE = "ref"  # what TRL calls the adapter that it compares with
+COLUMNS = ["input_ids", "labels", "rejected_input_ids", "rejected_labels", "good"]
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What trains by a method: TRL's trainer with ours around it, and its arguments."""
+
+    trainer: Any
+    arguments: Any
+
+
+def kind_of(method: str) -> Kind:
+    """The trainer of a method, and the class of its arguments."""
+    return {
+        "sft": Kind(FastTrainer, SFTConfig),
+        "dpo": Kind(FastDPOTrainer, DPOConfig),
+        "kto": Kind(FastKTOTrainer, KTOConfig),
+        "orpo": Kind(FastORPOTrainer, ORPOConfig),
+    }[method]
+
+
+class _Judged(Resumable):
+    """What trainers of preferences share: rows as they are, put together by our collators."""
+
+    def _set_signature_columns_if_needed(self) -> None:
+        self._signature_columns: Any = [*COLUMNS, "label", "KL_input_ids", "KL_labels"]
+
+    def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
+        """Rows come rendered, cut and checked."""
+        return dataset.select_columns(COLUMNS)
+
+
+class _Referred(_Judged):
+    """Trainers that compare the model with a reference: the base, or the adapter it starts with.
+
+    Args:
+        start: whether the adapter at the start of the training is the reference, of which TRL
+            keeps a copy; else it is the base, with the adapter off.
+    """
+
+    def __init__(self, *args: Any, start: bool = False, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if not start and REFERENCE in self.model.peft_config:
+            self.model.delete_adapter(REFERENCE)
+
+
+class FastDPOTrainer(_Referred, DPOTrainer):
+    """DPOTrainer on pairs that are rendered already."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        pad = kwargs["processing_class"].pad_token_id
+        super().__init__(*args, data_collator=PairCollator(pad), **kwargs)
+
+
+class FastKTOTrainer(_Referred, KTOTrainer):
+    """KTOTrainer on answers that are rendered already; a pair is a good answer and a bad one."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        pad = kwargs["processing_class"].pad_token_id
+        super().__init__(*args, data_collator=LabelCollator(pad), **kwargs)
+
+    def _prepare_dataset(self, dataset: Any, _: Any, args: Any, name: str) -> Any:
+        seed = args.seed if args.data_seed is None else args.data_seed
+        kl = args.per_device_train_batch_size if self.calculate_KL else 0
+        return Unpaired(dataset, kl, args.max_length, seed if name == "train" else None)
+
+
+class FastORPOTrainer(_Judged, ORPOTrainer):
+    """ORPOTrainer on pairs that are rendered already."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        rows = kwargs.pop("train_dataset"), kwargs.pop("eval_dataset", None)
+        pad = kwargs["processing_class"].pad_token_id
+        self._total_train_tokens = 0
+        # TRL maps rows of text, one by one; these are rendered, so it is shown a single one.
+        few = Dataset.from_list([rows[0].select_columns(COLUMNS)[0]])
+        super().__init__(
+            *args,
+            train_dataset=few,
+            eval_dataset=few if rows[1] is not None else None,
+            data_collator=PairCollator(pad, split=True),
+            **kwargs,
+        )
+        self.train_dataset, self.eval_dataset = rows
+        self.use_dpo_data_collator = True  # ours gives what that one does
+
+    def tokenize_row(self, feature: Row, model: Any = None) -> Row:
+        return feature
+
+    @property
+    def _sums(self) -> dict[str, list[float]]:
+        sums: dict[str, list[float]] = self._stored_metrics["train"]
+        return sums
+
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        tokens = sum(inputs[f"{side}_attention_mask"].sum() for side in ("chosen", "rejected"))
+        self._total_train_tokens += int(self.accelerator.gather(tokens).sum())
+        return super().compute_loss(model, inputs, *args, **kwargs)
+
+    def concatenated_forward(self, model: Any, batch: dict[str, Any]) -> Any:
+        """As TRL's, from log-probabilities instead of logits.
+
+        What is learnt of a better answer is the whole row with its prompt, as in TRL.
+        """
+        if "answers" not in self._replaced:
+            return super().concatenated_forward(model, batch)
+        both = self.concatenated_inputs(batch, padding_value=self.padding_value)
+        ids, mask = both["concatenated_input_ids"], both["concatenated_attention_mask"]
+        answers, pairs = both["concatenated_labels"], len(batch["chosen_labels"])
+        labels = torch.cat([ids[:pairs].masked_fill(mask[:pairs] == 0, IGNORED), answers[pairs:]])
+        out = model(input_ids=ids, attention_mask=mask, labels=labels, fused_lm_head=True)
+        own = answers[:, 1:] != IGNORED  # (2 · pairs, seq - 1)
+        means = (out.log_probs * own).sum(1) / own.sum(1)
+        learnt = out.label_mask[:pairs].sum()
+        logits = [out.mean_logits[side][own[side]] for side in (slice(pairs), slice(pairs, None))]
+        return means[:pairs], means[pairs:], *logits, -out.log_probs[:pairs].sum() / learnt
+
+
+@dataclass
+class PairCollator:
+    """Pairs → a batch, (2 · rows, longest): better answers, then worse ones, padded on the right.
+
+    `split` keeps them apart by name, with labels, as ORPO's trainer has them.
+    """
+
+    pad: int
+    split: bool = False
+
+    def __call__(self, rows: Sequence[Row]) -> dict[str, Tensor]:
+        better = [(row["input_ids"], row["labels"]) for row in rows]
+        worse = [(row["rejected_input_ids"], row["rejected_labels"]) for row in rows]
+        if not self.split:
+            return padded([*better, *worse], self.pad)
+        found: dict[str, Tensor] = {}
+        for name, sides in (("chosen", better), ("rejected", worse)):
+            batch = padded(sides, self.pad)
+            labels = batch["input_ids"].masked_fill(batch.pop("completion_mask") == 0, IGNORED)
+            found |= {f"{name}_{key}": value for key, value in batch.items()}
+            found[f"{name}_labels"] = labels
+        return found
+
+
+@dataclass
+class LabelCollator:
+    """Answers that are called good or bad → a batch, beside it the mismatched ones for the KL."""
+
+    pad: int
+
+    def __call__(self, rows: Sequence[Row]) -> dict[str, Tensor]:
+        batch = padded([(row["input_ids"], row["labels"]) for row in rows], self.pad)
+        if "KL_input_ids" in rows[0]:
+            other = padded([(row["KL_input_ids"], row["KL_labels"]) for row in rows], self.pad)
+            batch |= {f"KL_{name}": value for name, value in other.items()}
+        return {**batch, "label": torch.tensor([row["label"] for row in rows])}
+
+
+def padded(rows: Sequence[tuple[list[int], list[int]]], pad: int) -> dict[str, Tensor]:
+    """(ids, labels) of each row → ids, attention mask and completion mask, each (rows, longest)."""
+    longest = max(len(ids) for ids, _ in rows)
+    ids = torch.full((len(rows), longest), pad)
+    attention, completion = torch.zeros_like(ids), torch.zeros_like(ids)
+    for place, (tokens, labels) in enumerate(rows):
+        ids[place, : len(tokens)] = torch.tensor(tokens)
+        attention[place, : len(tokens)] = 1
+        completion[place, : len(tokens)] = (torch.tensor(labels) != IGNORED).long()
+    return {"input_ids": ids, "attention_mask": attention, "completion_mask": completion}
+
+
+class Unpaired(torch.utils.data.Dataset[Row]):
+    """Every answer of some rows by itself, in a random order that stays.
+
+    Beside each stands its prompt with the answer before it in its batch, by which KTO measures how
+    far the model is from its reference: x₁y₁, x₂y₂, … → x₁yₙ, x₂y₁, … (Ethayarajh et al., 4.1).
+
+    Args:
+        batch: rows that are read together, 0 for no such second answer.
+        limit: tokens at which it is cut.
+        seed: of the order; None leaves the answers as they come.
+    """
+
+    def __init__(self, rows: Dataset, batch: int, limit: int, seed: int | None) -> None:
+        self.rows, self.batch, self.limit = rows, batch, limit
+        worse = [len(ids) > 0 for ids in rows["rejected_input_ids"]]
+        self.places = [
+            (row, side)
+            for row, has_worse in enumerate(worse)
+            for side in ("", "rejected_")[: 1 + has_worse]
+        ]
+        if seed is not None:
+            chance = torch.Generator().manual_seed(seed)
+            order = torch.randperm(len(self.places), generator=chance).tolist()
+            self.places = [self.places[place] for place in order]
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, place: int) -> Row:
+        own = self._answer(place)
+        if not self.batch:
+            return own
+        first = place - place % self.batch
+        size = min(self.batch, len(self) - first)
+        other = self._answer(first + (place - first - 1) % size)
+        mine, theirs = (_first_learnt(one["labels"]) for one in (own, other))
+        ids = own["input_ids"][:mine] + other["input_ids"][theirs:]
+        labels = own["labels"][:mine] + other["labels"][theirs:]
+        return {**own, "KL_input_ids": ids[: self.limit], "KL_labels": labels[: self.limit]}
+
+    def _answer(self, place: int) -> Row:
+        number, side = self.places[place]
+        row = self.rows[number]
+        good = bool(row["good"]) and not side
+        ids, labels = row[f"{side}input_ids"], row[f"{side}labels"]
+        return {"input_ids": ids, "labels": labels, "label": good}
+
+
+def _first_learnt(labels: list[int]) -> int:
+    return next(place for place, label in enumerate(labels) if label != IGNORED)
