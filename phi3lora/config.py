@@ -599,6 +599,11 @@ class TrainingConfig(Section):
         False, "Drop last batch", "Leaves out the last batch of an epoch if it is not full."
     )
 
+    @property
+    def order_seed(self) -> int:
+        """What the order of the rows depends on."""
+        return self.seed if self.data_seed is None else self.data_seed
+
     def arguments(self) -> dict[str, Any]:
         """Arguments of `trl.SFTConfig`; a schedule that needs an option has one."""
         options = schedule_options(
@@ -733,6 +738,11 @@ class RunConfig(Section):
         """The options of the chosen method; None for `sft`, whose options are the training's."""
         name = BY_METHOD.get(self.method)
         return getattr(self, name) if name else None
+
+    @property
+    def beta(self) -> float:
+        """By what log-probabilities become rewards in the chosen method; 1 where it has none."""
+        return float(getattr(self.method_config, "beta", 1.0))
 
     @property
     def effective_batch(self) -> int:

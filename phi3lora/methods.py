@@ -47,7 +47,7 @@ class DPOSection(Section):
 
     beta: float = option(
         0.1,
-        "Beta",
+        "DPO beta",
         "How strongly the model is held near its reference: lower lets it move further.",
         gt=0,
         le=100,
@@ -69,13 +69,13 @@ class DPOSection(Section):
         "sigmoid_norm",
     ] = option(
         "sigmoid",
-        "Loss",
+        "DPO loss",
         "How a pair becomes a loss: `sigmoid` is DPO as published, `ipo` and `robust` bear wrong "
         "labels better.",
     )
     label_smoothing: float = option(
         0.0,
-        "Label smoothing",
+        "DPO label smoothing",
         "Share of pairs whose better and worse answer may have changed places, for the losses "
         "`robust` and `exo_pair`.",
         ge=0,
@@ -83,7 +83,7 @@ class DPOSection(Section):
     )
     ld_alpha: float | None = option(
         None,
-        "Length weight",
+        "DPO length weight",
         "Weight of the tokens by which one answer is longer than the other (LD-DPO), from 0 to 1. "
         "Empty weighs all alike.",
         ge=0,
@@ -91,12 +91,12 @@ class DPOSection(Section):
     )
     reference: Literal["start", "base"] = option(
         "start",
-        "Reference",
+        "DPO reference",
         "What the model is held near: `start` is how this training begins, `base` the base even "
         "where model.adapter is gone on from.",
         own=True,
     )
-    disable_dropout: bool = option(True, "No dropout", _NO_DROPOUT)
+    disable_dropout: bool = option(True, "DPO without dropout", _NO_DROPOUT)
 
     def arguments(self) -> dict[str, Any]:
         """Arguments of `trl.DPOConfig`, which takes a list of losses."""
@@ -111,29 +111,29 @@ class KTOSection(Section):
 
     beta: float = option(
         0.1,
-        "Beta",
+        "KTO beta",
         "How strongly the model is held near its reference: lower lets it move further.",
         gt=0,
         le=100,
     )
     loss_type: Literal["kto", "apo_zero_unpaired"] = option(
         "kto",
-        "Loss",
+        "KTO loss",
         "How an answer becomes a loss: `kto` as published, or `apo_zero_unpaired`, which needs no "
         "second pass for the distance to the reference.",
     )
     desirable_weight: float = option(
-        1.0, "Weight of good", "Weight of the loss of good answers.", ge=0, le=1000
+        1.0, "KTO weight of good", "Weight of the loss of good answers.", ge=0, le=1000
     )
     undesirable_weight: float = option(
         1.0,
-        "Weight of bad",
+        "KTO weight of bad",
         "Weight of the loss of bad answers; with few of them, raise it until both kinds weigh "
         "alike.",
         ge=0,
         le=1000,
     )
-    disable_dropout: bool = option(True, "No dropout", _NO_DROPOUT)
+    disable_dropout: bool = option(True, "KTO without dropout", _NO_DROPOUT)
 
 
 class ORPOSection(Section):
@@ -144,13 +144,13 @@ class ORPOSection(Section):
 
     beta: float = option(
         0.1,
-        "Beta",
+        "ORPO beta",
         "Weight of the preference beside learning the better answer itself.",
         gt=0,
         le=100,
     )
     disable_dropout: bool = option(
-        True, "No dropout", "Trains without dropout whatever the adapter says."
+        True, "ORPO without dropout", "Trains without dropout whatever the adapter says."
     )
 
 

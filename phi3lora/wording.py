@@ -35,7 +35,10 @@ def describe(event: Event) -> str:
         case Step():
             return _step(event)
         case Evaluated():
-            return f"held-out rows at step {event.step}: loss {event.loss:.4f}, mean of batches"
+            margin = event.reward_margin
+            found = "" if margin is None else f", reward margin {margin:+.4f}"
+            loss = f"loss {event.loss:.4f}{found}"
+            return f"held-out rows at step {event.step}: {loss}, mean of batches"
         case Saved():
             return f"saved step {event.step} in {event.path}"
         case Resumed():
@@ -71,6 +74,8 @@ def _step(event: Step) -> str:
     parts = [f"step {event.step}/{event.total_steps}"]
     if event.loss is not None:
         parts.append(f"loss {event.loss:.4f}")
+    if event.reward_margin is not None:
+        parts.append(f"reward margin {event.reward_margin:+.4f}")
     if event.learning_rate is not None:
         parts.append(f"learning rate {event.learning_rate:.2e}")
     if event.grad_norm is not None:

@@ -14,7 +14,9 @@ from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.kto_trainer import DataCollatorForUnpairedPreference
 
-from tests.small import After, Result, run, small_model, small_tokenizer
+from phi3lora.config import RunConfig
+from phi3lora.errors import ConfigError
+from tests.small import After, Result, run, small_base, small_model, small_tokenizer
 
 METHODS = ["dpo", "kto", "orpo"]
 
@@ -169,3 +171,76 @@ def test_the_better_answer_becomes_likelier_than_the_worse(tmp_path: Path, metho
     result = learn(tmp_path, method)
     margins = [e.reward_margin for e in result.events if e.kind == "evaluated"]
     assert margins[-1] > margins[0] > 0
+
+
+def test_what_training_starts_from_is_the_reference(tmp_path: Path) -> None:
+    """With an adapter that was trained before, TRL's copy of it; by option the base."""
+    from safetensors.torch import load_file
+
+    trained = learn(tmp_path / "first", "dpo")
+    start = {name: weight.clone() for name, weight in trained.weights.items()}
+
+    def first_margin(folder: str, changes: dict[str, Any]) -> float:
+        model = small_model()
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if name in start:
+                    parameter.copy_(start[name])
+        one = {"model.adapter": "earlier", "training_config.max_steps": 1, **changes}
+        result = learn(tmp_path / folder, "dpo", one, model=model)
+        saved = [path.name for path in (tmp_path / folder).rglob("*.safetensors")]
+        assert saved == ["adapter_model.safetensors"], "the copy is not saved"
+        weights = load_file(next((tmp_path / folder).rglob("*.safetensors")))
+        assert not any("ref" in name for name in weights)
+        return next(e.reward_margin for e in result.events if e.kind == "step")
+
+    assert first_margin("start", {}) == 0
+    assert first_margin("base", {"dpo_config.reference": "base"}) > 0
+
+
+def test_kto_learns_from_single_answers_too(tmp_path: Path) -> None:
+    rows = [
+        {**row, "good": place % 2 == 0, "rejected_input_ids": [], "rejected_labels": []}
+        for place, row in enumerate(pairs())
+    ]
+    result = run(
+        tmp_path, {"method": "kto"}, rows=Dataset.from_list(rows), test_rows=pairs(6, seed=1)
+    )
+    assert result.outcome == "finished"
+    assert next(e.total_steps for e in result.events if e.kind == "step") == 12
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"method": "dpo", "training_config.packing": True}, "training_config.packing"),
+        (
+            {"method": "dpo", "training_config.label_smoothing_factor": 0.1},
+            "training_config.label_smoothing_factor",
+        ),
+        ({"method": "dpo", "adapter": "none"}, "adapter"),
+        ({"method": "kto", "adapter": "loralib"}, "adapter"),
+        (
+            {"method": "dpo", "peft_config.target_modules": ["lm_head"]},
+            "peft_config.target_modules",
+        ),
+        ({"method": "dpo", "dpo_config.loss_type": "exo_pair"}, "dpo_config.label_smoothing"),
+        (
+            {"method": "sft", "training_config.metric_for_best_model": "rewards/margins"},
+            "training_config.metric_for_best_model",
+        ),
+    ],
+)
+def test_what_does_not_go_with_a_method_is_refused(changes: dict[str, Any], field: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        RunConfig().with_values(changes)
+    assert [problem.field for problem in raised.value.problems] == [field]
+
+
+def test_orpo_trains_every_weight(tmp_path: Path) -> None:
+    """Its head is trained too, so its gradient is TRL's own."""
+    base = small_base()
+    before = base.get_output_embeddings().weight.clone()
+    result = learn(tmp_path, "orpo", {"adapter": "none"}, model=base)
+    assert result.outcome == "finished"
+    assert not torch.equal(before, base.get_output_embeddings().weight)

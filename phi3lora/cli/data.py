@@ -50,6 +50,12 @@ def inspect(
     system_prompt: Annotated[
         str | None, typer.Option(help="Put this before conversations that have no system prompt.")
     ] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(
+            help="What would be learnt: sft for answers; dpo, orpo or kto to compare them."
+        ),
+    ] = None,
     model: Annotated[
         str | None, typer.Option(help="The base whose tokens are counted; no weights are read.")
     ] = None,
@@ -71,6 +77,7 @@ def inspect(
         "data.columns": pairs("--column", column),
         "data.roles": pairs("--role", role),
         "data.system_prompt": system_prompt,
+        "method": method,
         "model.path": model,
         "training_config.max_length": max_length,
     }
@@ -81,11 +88,14 @@ def inspect(
     if as_json:
         print_json(figures)
         return
-    preview = figures.pop("preview")
+    preview, rejected = figures.pop("preview"), figures.pop("rejected_preview", [])
     print_figures({**figures, "format": f"{found.format}: {found.reason}"})
-    for pieces in preview:
+    for place, pieces in enumerate(preview):
         print_line()
         print_conversation(pieces)
+        if rejected and rejected[place]:
+            print_line("instead of")
+            print_conversation(rejected[place])
 
 
 @app.command()

@@ -4,15 +4,14 @@
     for batch in read_rows(rows, recipe, tokenizer, tally):     # for every method
         for kept in batch: kept.rendered, kept.rejected_rendered, kept.good
 
-Both answers of a pair begin with the very same prompt, which carries no loss; what is compared is
-the turns by which they differ, each with the control token that ends it.
+Both answers of a pair follow the very same prompt, which carries no loss; what is compared is the
+last turn of each with the control token that ends it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import takewhile
 from typing import Any, NamedTuple
 
 from phi3lora.data.conversation import Conversation, Judgement, Message, Row, Unusable
@@ -139,10 +138,10 @@ def _unit(number: int, judgement: Judgement, recipe: Recipe, tokenizer: Any, tal
     found = [side for side in (judgement.better, judgement.worse) if side is not None]
     if len(found) < 2 and recipe.method in PAIRED:
         raise Unusable(ONE_ANSWER)
-    asked = _asked(*(side.messages for side in found))
+    _check_pair(*(side.messages for side in found))
     fitted = []
     for side in found:
-        fitting = fit_system(tokenizer, _marked(side, asked), recipe.system_messages)
+        fitting = fit_system(tokenizer, _marked(side), recipe.system_messages)
         if len(fitting) < len(side.messages):
             tally.changes[MOVED[recipe.system_messages]] += 1
         tally.changes.update(side.changes)
@@ -150,30 +149,26 @@ def _unit(number: int, judgement: Judgement, recipe: Recipe, tokenizer: Any, tal
     return _Unit(number, fitted, judgement.better is not None)
 
 
-def _asked(first: list[Message], second: list[Message] | None = None) -> int:
-    """How many messages are the prompt: those that both begin with, or all but the last.
-
-    Raises:
-        Unusable: what differs does not begin with an answer, or nothing differs.
-    """
+def _check_pair(first: list[Message], second: list[Message] | None = None) -> None:
+    """Raises Unusable where two answers are the same, or follow different prompts."""
     if second is None:
-        return len(first) - 1
-    pairs = zip(first, second, strict=False)
-    same = len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
-    if same == max(len(first), len(second)):
+        return
+    if first == second:
         raise Unusable(SAME)
-    for messages in (first, second):
-        if same >= len(messages) or messages[same]["role"] != "assistant":
-            raise Unusable(OTHER_PROMPT)
-    return same
+    if first[:-1] != second[:-1]:
+        raise Unusable(OTHER_PROMPT)
 
 
-def _marked(side: Conversation, asked: int) -> list[Message]:
-    """The conversation, of whose prompt no answer is learnt."""
-    return [
-        {**message, "weight": 0} if place < asked and message["role"] == "assistant" else message
-        for place, message in enumerate(side.messages)
-    ]
+def _marked(side: Conversation) -> list[Message]:
+    """The conversation, of which the last answer alone is learnt."""
+    *asked, last = side.messages
+    marked: list[Message] = []
+    for message in asked:
+        copy = message.copy()
+        if message["role"] == "assistant":
+            copy["weight"] = 0
+        marked.append(copy)
+    return [*marked, last]
 
 
 def _rendered(batch: list[_Unit], recipe: Recipe, tokenizer: Any, tally: JudgedTally) -> list[Kept]:

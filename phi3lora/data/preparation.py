@@ -55,7 +55,8 @@ class Prepared:
         train: columns `input_ids` and `labels` (-100 where a token carries no loss); where answers
             are judged also `rejected_input_ids`, `rejected_labels` (empty for one answer) and
             `good`.
-        conversations: `messages` of the trained rows, in the same order; with `rejected` likewise.
+        conversations: `messages` of the trained rows, in the same order; with `rejected` and
+            `good` likewise.
         test: the same with `messages`, for the evaluation; None if nothing is held out.
         rows: rows read, of both splits where there are two.
         dropped: reason → rows.
@@ -416,7 +417,7 @@ def _counted(
     tokens, texts = ["input_ids", "labels"], ["messages"]
     if judged:
         tokens += ["rejected_input_ids", "rejected_labels", "good"]
-        texts += ["rejected"]
+        texts += ["rejected", "good"]
     dropped: dict[str, int] = {}
     for one in sets:
         for reason, number in one.dropped.items():
@@ -424,7 +425,7 @@ def _counted(
     return Prepared(
         train=train.select_columns(tokens),
         conversations=train.select_columns(texts),
-        test=test.select_columns([*tokens, *texts]) if len(test) else None,
+        test=test.select_columns(list(dict.fromkeys([*tokens, *texts]))) if len(test) else None,
         rows=sum(one.rows for one in sets),
         dropped=dropped,
         train_tokens=int(lengths[train_rows].sum()),

@@ -33,12 +33,13 @@ from phi3lora.hub.client import is_hub_id
 _HERE = Path(__file__).resolve().parent.parent
 # In a checkout examples/ stands beside the package; a wheel carries it inside.
 _FOLDER = _HERE / "examples" if (_HERE / "examples").is_dir() else _HERE.parent / "examples"
-#: Bundled datasets: the same pirate in four shapes.
+#: Bundled datasets: the same pirate in four shapes, and against plain answers.
 EXAMPLES: dict[str, Path] = {
     "pirate": _FOLDER / "pirate.jsonl",
     "pirate_sharegpt": _FOLDER / "pirate_sharegpt.json",
     "pirate_instructions": _FOLDER / "pirate_instructions.csv",
     "pirate_prompts": _FOLDER / "pirate_prompts.parquet",
+    "pirate_preferences": _FOLDER / "pirate_preferences.jsonl",
 }
 EXAMPLE_PREFIX = "example:"
 _LOOK = 100  # rows whose columns are taken for all there are

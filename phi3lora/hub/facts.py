@@ -65,6 +65,7 @@ class Facts:
     data: Origin
     adapter: str  # "peft", "loralib" or "none"
     options: list[tuple[str, str, str]]
+    method: str = "sft"
     chain: list[str] = field(default_factory=list)  # what training went on from, oldest first
     split: str = ""
     prepared: Prepared | None = None
@@ -97,6 +98,7 @@ def collect(folder: Path) -> Facts:
         data=data_of(config),
         adapter=config.adapter,
         options=_options(config),
+        method=config.method,
         chain=chain_of(folder),
         split=" / ".join(filter(None, [config.data.name, config.data.split])),
         prepared=_last(_of(Prepared, events)),

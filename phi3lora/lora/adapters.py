@@ -96,10 +96,9 @@ def _attach_peft(model: PreTrainedModel, config: RunConfig) -> PeftModel:
             attached = get_peft_model(model, LoraConfig(**arguments))
     except (ValueError, TypeError) as error:
         raise AdapterError(f"peft_config does not fit the model: {error}") from None
-    # PEFT would otherwise ask the Hub at every checkpoint whether the vocabulary grew, and save the
-    # copy that a preference is learnt against.
+    # PEFT would otherwise ask the Hub at every checkpoint whether the vocabulary grew.
     attached.save_pretrained = partial(  # type: ignore[method-assign]
-        attached.save_pretrained, save_embedding_layers=False, selected_adapters=["default"]
+        attached.save_pretrained, save_embedding_layers=False
     )
     _prepare_start(attached, config.peft_config)
     return attached

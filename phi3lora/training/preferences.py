@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -69,6 +70,10 @@ class _Referred(_Judged):
         super().__init__(*args, **kwargs)
         if not start and REFERENCE in self.model.peft_config:
             self.model.delete_adapter(REFERENCE)
+        # The copy is made again at each start; neither a checkpoint nor the result holds it.
+        self.model.save_pretrained = partial(
+            self.model.save_pretrained, selected_adapters=["default"]
+        )
 
 
 class FastDPOTrainer(_Referred, DPOTrainer):
@@ -208,15 +213,7 @@ class Unpaired(torch.utils.data.Dataset[Row]):
     def __init__(self, rows: Dataset, batch: int, limit: int, seed: int | None) -> None:
         self.rows, self.batch, self.limit = rows, batch, limit
         worse = [len(ids) > 0 for ids in rows["rejected_input_ids"]]
-        self.places = [
-            (row, side)
-            for row, has_worse in enumerate(worse)
-            for side in ("", "rejected_")[: 1 + has_worse]
-        ]
-        if seed is not None:
-            chance = torch.Generator().manual_seed(seed)
-            order = torch.randperm(len(self.places), generator=chance).tolist()
-            self.places = [self.places[place] for place in order]
+        self.places = answer_places(worse, seed)
 
     def __len__(self) -> int:
         return len(self.places)
@@ -239,6 +236,19 @@ class Unpaired(torch.utils.data.Dataset[Row]):
         good = bool(row["good"]) and not side
         ids, labels = row[f"{side}input_ids"], row[f"{side}labels"]
         return {"input_ids": ids, "labels": labels, "label": good}
+
+
+def answer_places(worse: Sequence[bool], seed: int | None) -> list[tuple[int, str]]:
+    """(row, prefix of its columns) of each answer; `worse` says which rows have a second one."""
+    places = [
+        (row, side)
+        for row, has_worse in enumerate(worse)
+        for side in ("", "rejected_")[: 1 + has_worse]
+    ]
+    if seed is None:
+        return places
+    order = torch.randperm(len(places), generator=torch.Generator().manual_seed(seed))
+    return [places[place] for place in order.tolist()]
 
 
 def _first_learnt(labels: list[int]) -> int:

@@ -31,6 +31,7 @@ from phi3lora.events import Emit, Ended, Loaded, Notice, Prepared, Resumed, Stag
 from phi3lora.files import sync
 from phi3lora.inputs import check_inputs, fingerprint
 from phi3lora.lora.adapters import attach_adapter, save_adapter
+from phi3lora.lora.initial import starts_apart
 from phi3lora.lora.targets import count_parameters
 from phi3lora.methods import REFERRED
 from phi3lora.models.base import resolve_path
@@ -171,7 +172,7 @@ def fit(
         fast=training.fast,
         loraplus_lr_ratio=training.loraplus_lr_ratio,
         bad_loss=partial(not_finite, config=config),
-        **({"start": _starts_apart(config)} if config.method in REFERRED else {}),
+        **({"start": starts_apart(config)} if config.method in REFERRED else {}),
     )
     packed: Any = trainer.train_dataset
     _check_rows(len(packed), len(train_rows), training)
@@ -206,16 +207,6 @@ def with_precision(training: TrainingConfig, model: Any) -> TrainingConfig:
     # On a CPU there is no float16 autocast worth its name.
     fp16 = dtype == torch.float16 and on_gpu and not bf16
     return training.model_copy(update={"bf16": bf16, "fp16": fp16})
-
-
-def _starts_apart(config: RunConfig) -> bool:
-    """Whether the reference of a preference is the adapter at its start: it is not the base.
-
-    Initial weights that are taken out of the base make the base another one without them.
-    """
-    fresh = config.peft_config.init_lora_weights in (True, "gaussian")
-    wants_base = config.method == "dpo" and config.dpo_config.reference == "base"
-    return not fresh or (config.model.adapter is not None and not wants_base)
 
 
 def _arguments(

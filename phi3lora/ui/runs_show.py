@@ -189,6 +189,11 @@ def figures(view: RunView, active: bool) -> list[tuple[str, str]]:
         pairs.append(("Loss", words.figure(loss)))
         if view.evaluated:
             pairs.append(("Held-out loss, mean of batches", words.figure(view.evaluated.loss)))
+        if step.reward_margin is not None:
+            pairs.append(("Reward margin", words.figure(step.reward_margin)))
+        if view.evaluated and view.evaluated.reward_margin is not None:
+            held_out = words.figure(view.evaluated.reward_margin)
+            pairs.append(("Held-out reward margin", held_out))
         if step.token_accuracy is not None:
             pairs.append(("Right tokens", f"{100 * step.token_accuracy:.0f} %"))
         if step.tokens_per_second:

@@ -128,6 +128,7 @@ def data_summary(config: RunConfig, done: Preflight) -> str:
         ("Median length", f"{inspection.median:,.0f} tokens"),
         ("Longest", f"{inspection.longest:,.0f} tokens"),
     ]
+    pairs += answer_facts(inspection.answers)
     found = f"<b>Read as {show.text(inspection.format)}.</b> {show.text(inspection.reason)}"
     unread = f" Not read: {show.text(', '.join(inspection.unread))}." if inspection.unread else ""
     lines = [f'<p class="detected">{found}{unread}{more}</p>']
@@ -146,7 +147,7 @@ def data_summary(config: RunConfig, done: Preflight) -> str:
         "write them. The rest it only reads.</p>"
     )
     chart = length_chart(inspection.lengths, config.training_config.max_length)
-    body = legend + conversations(inspection.preview) + chart
+    body = legend + conversations(inspection.preview, inspection.rejected_preview) + chart
     return data_heading(config) + show.facts(pairs) + "".join(lines) + body
 
 
@@ -176,21 +177,45 @@ def nothing_chosen(source: str) -> list[Any]:
     return [show.empty("No data is chosen", step), show.notice(f"No data yet. {step}", "grey"), ""]
 
 
-def conversations(preview: list[list[Any]]) -> str:
-    """The first conversations as the model will read them; what it learns to write is tinted."""
+def answer_facts(answers: Any) -> list[tuple[str, str]]:
+    """What there is to compare, where answers are judged."""
+    if answers is None:
+        return []
+    kinds = (("Pairs", answers.pairs), ("Good answers", answers.good), ("Bad ones", answers.bad))
+    found = [(name, f"{number:,}") for name, number in kinds if number]
+    if answers.pairs:
+        longer = 100 * answers.longer / answers.pairs
+        found.append(("Longer one is better", f"{longer:.0f} % of pairs"))
+    lengths = f"{answers.better_tokens:.0f} against {answers.worse_tokens:.0f} tokens"
+    return [*found, ("Better against worse, mean", lengths)]
+
+
+def conversations(preview: list[list[Any]], rejected: list[list[Any]] | None = None) -> str:
+    """The first conversations as the model will read them; what it learns to write is tinted.
+
+    Where answers are judged, the worse one stands beside the better.
+    """
     cards = []
     for number, segments in enumerate(preview, 1):
-        parts = (
-            f"<mark>{show.text(part['text'])}</mark>"
-            if part["supervised"]
-            else show.text(part["text"])
-            for part in segments
-        )
-        cards.append(
-            f'<figure class="conversation"><figcaption>Conversation {number}</figcaption>'
-            f"<pre>{''.join(parts)}</pre></figure>"
-        )
+        worse = rejected[number - 1] if rejected else []
+        if worse:
+            better = _conversation(f"Pair {number}: better", segments)
+            card = f'<div class="pair">{better}{_conversation("Worse", worse)}</div>'
+        else:
+            card = _conversation(f"Conversation {number}", segments)
+        cards.append(card)
     return "".join(cards)
+
+
+def _conversation(title: str, segments: list[Any]) -> str:
+    parts = (
+        f"<mark>{show.text(part['text'])}</mark>" if part["supervised"] else show.text(part["text"])
+        for part in segments
+    )
+    return (
+        f'<figure class="conversation"><figcaption>{title}</figcaption>'
+        f"<pre>{''.join(parts)}</pre></figure>"
+    )
 
 
 def length_chart(lengths: Any, limit: int) -> str:

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from accelerate.utils import is_peft_model
-from trl import SFTConfig
+from trl import DPOConfig, KTOConfig
+from trl.experimental.orpo import ORPOConfig
 
 from phi3lora.training.fast.answers import answer_head
 from phi3lora.training.fast.attention import packed_attention
@@ -25,6 +26,7 @@ from phi3lora.training.fast.loss import supervised_head
 
 # Who asks for another implementation gets it, and padded batches with it.
 REPLACED_ATTENTION = {"sdpa"}
+JUDGING = (DPOConfig, KTOConfig, ORPOConfig)  # arguments of trainers that compare answers
 
 
 @dataclass(frozen=True)
@@ -54,14 +56,14 @@ PATCHES = (
         "loss",
         "`model(..., supervised_loss=True)` returns sums over supervised tokens, not logits.",
         # Label smoothing needs whole logits, so its loss stays TRL's.
-        lambda base, args: isinstance(args, SFTConfig) and args.label_smoothing_factor == 0,
+        lambda base, args: args.label_smoothing_factor == 0 and not isinstance(args, JUDGING),
         supervised_head,
     ),
     Patch(
         "answers",
         "`model(..., fused_lm_head=True)` reads rows end to end, and the head for answers alone.",
         # A head that is trained gets its gradient from TRL's own.
-        lambda base, args: not isinstance(args, SFTConfig) and not _is_trained(base),
+        lambda base, args: isinstance(args, JUDGING) and not _is_trained(base),
         answer_head,
     ),
     Patch(
