@@ -208,11 +208,11 @@ class DataConfig(Section):
         "`prompt: Question`.",
         examples=[{"prompt": "Question", "completion": "Answer"}],
     )
-    roles: dict[str, Literal["system", "user", "assistant"]] = option(
+    roles: dict[str, Literal["system", "user", "assistant", "tool"]] = option(
         dict,
         "Roles",
-        "Translates role names in the rows to `system`, `user` or `assistant`, such as "
-        "`Bot: assistant`.",
+        "Translates role names in the rows to `system`, `user`, `assistant` or `tool` (what a "
+        "tool answered), such as `Bot: assistant`.",
     )
     system_prompt: str | None = option(
         None,

@@ -38,6 +38,7 @@ class Settings:
         hours_per_run: how long a run may compute before it is paused; None for no limit.
         stop_seconds: after how long a run that was asked to stop, and does not, is ended by force.
         turn_seconds: how long one answer may hold the model while somebody else waits.
+        look_seconds: between two looks at a Job that computes elsewhere.
     """
 
     home: Path
@@ -53,6 +54,7 @@ class Settings:
     hours_per_run: float | None = None
     stop_seconds: float = 600.0
     turn_seconds: float = 2.0
+    look_seconds: float = 5.0
 
     @property
     def runs_folder(self) -> Path:
@@ -68,6 +70,11 @@ class Settings:
     def may_propose(self) -> bool:
         """Whether pull requests can be opened: a sign-in needs a permission of its own for it."""
         return not self.sign_in or "write-discussions" in self.oauth_scopes
+
+    @property
+    def may_run_jobs(self) -> bool:
+        """Whether a sign-in can order machines of the Hub, which needs a permission of its own."""
+        return not self.sign_in or "jobs" in self.oauth_scopes
 
     def uploads(self, owner: str) -> Path:
         """Files that this person dropped on the page, each under a name made from its content."""
@@ -103,6 +110,7 @@ class Settings:
             hours_per_run=_limit(environ, "PHI3LORA_HOURS_PER_RUN", 24, space_id) or None,
             stop_seconds=float(environ.get("PHI3LORA_STOP_SECONDS", "600")),
             turn_seconds=float(environ.get("PHI3LORA_TURN_SECONDS", "2.0")),
+            look_seconds=float(environ.get("PHI3LORA_LOOK_SECONDS", "5.0")),
         )
 
 

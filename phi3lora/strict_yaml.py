@@ -2,6 +2,7 @@
 
     values = read_yaml(text)          # ConfigError in our words
     text = write_yaml(values)         # read_yaml gives the same values back
+    values = front_matter(readme)     # what stands between the --- lines at its top
 
 Scalars follow YAML 1.2's core schema: `no`, `on` and `2024-01-31` are text, `1e-4` is a number,
 `012345` (a commit, say) is text. PyYAML's own reading is that of YAML 1.1.
@@ -20,6 +21,7 @@ LARGEST = 64 * 1024  # characters of a document; a whole configuration has about
 DEEPEST = 20  # levels of nesting; a configuration has 4
 DIGITS = 18  # of a whole number; more is no number that any option takes
 SHOWN = 200  # characters of a value in a message
+_FRONT = re.compile(r"\A\s*---[\r\n]+([\S\s]*?)[\r\n]+---(?:\r?\n|\Z)")  # as the Hub finds it
 
 _TRUTHS = re.compile(r"true|True|TRUE|false|False|FALSE")
 _NOTHING = re.compile(r"~|null|Null|NULL|")
@@ -60,6 +62,13 @@ def read_yaml(text: str, name: str = "this") -> Any:
         raise ConfigError([Problem("", f"{name} is not YAML: {_in_words(error)}")]) from None
     except RecursionError:
         raise ConfigError([Problem("", f"{name} {_too_deep()}")]) from None
+
+
+def front_matter(text: str, name: str = "README.md") -> dict[str, Any]:
+    """The YAML at the top of a Markdown file; empty where there is none. Raises ConfigError."""
+    found = _FRONT.search(text)
+    values = read_yaml(found.group(1), name) if found else None
+    return values if isinstance(values, dict) else {}
 
 
 def write_yaml(values: Any, **layout: Any) -> str:

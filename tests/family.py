@@ -127,9 +127,12 @@ TOOL_MARKS = {
     "<|placeholder2|>": "<|/tool|>",
     "<|placeholder3|>": "<|tool_call|>",
     "<|placeholder4|>": "<|/tool_call|>",
+    "<|placeholder5|>": "<|tool_response|>",
 }
+PHI3 = (CHECKPOINT / "chat_template.jinja").read_text(encoding="utf-8")
 IM = {"<|user|>": "<|im_start|>", "<|system|>": "<|im_sep|>", "<|end|>": "<|im_end|>"}
 FAMILY = {
+    "Phi-3-mini": Kind(PHI3, strips=True),
     "Phi-3-mini, April 2024": Kind(PHI3_APRIL, system=False),
     "Phi-3-medium": Kind(PHI3_APRIL, system=False, strips=True),
     "Phi-3.5-mini": Kind(PHI3_5, strips=True),

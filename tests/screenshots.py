@@ -73,7 +73,7 @@ def pictures(
     take(page, f"train-{name}")
     for kind in ("running", "finished"):
         page.goto(f"{address}/runs?run={runs[kind].id}")
-        page.wait_for_selector("#loss-plot canvas, #loss-plot svg.marks")
+        page.wait_for_selector("#loss-chart svg .curve")
         take(page, f"run-{kind}-{name}")
     page.goto(f"{address}/compare?adapter={trained.id if trained else ''}")
     page.wait_for_selector(".chip")

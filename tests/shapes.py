@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from phi3lora.data.conversation import Unusable, is_learnt
+from phi3lora.data.conversation import PLAIN, Unusable, Writes, is_learnt
 from phi3lora.data.detection import detect, read_row
 from phi3lora.data.formats import FORMATS
 from phi3lora.errors import DataError
@@ -33,6 +33,8 @@ class Shape:
         said: `role: content` of each message of each conversation, `~` before what is not learnt;
             or the reason for which a row or the whole is refused.
         options: of `data`, where they are needed.
+        unread: columns that are not read.
+        base: a base whose template writes more than plain turns, and `writes`, what that is.
     """
 
     name: str
@@ -40,6 +42,9 @@ class Shape:
     format: str
     said: list[list[str]] | str
     options: dict[str, Any] = field(default_factory=dict)
+    unread: tuple[str, ...] = ()
+    base: str = ""
+    writes: Writes = PLAIN
 
 
 def turns(*contents: str) -> list[dict[str, str]]:
@@ -74,6 +79,21 @@ ASKED = [f"~user: {Q}", f"assistant: {A}"]
 WITH_SYSTEM = ["~system: Be brief.", *ASKED]
 TWICE = [*ASKED, "~user: Really?", "assistant: Aye."]
 TOOLS = "uses tools, which the chat template does not write"
+CALLS = [
+    {
+        "messages": [
+            turns(Q)[0],
+            {
+                "role": "assistant",
+                "content": None,
+                "tool_calls": [{"function": {"name": "add", "arguments": '{"a": 1}'}}],
+            },
+            {"role": "tool", "content": "42"},
+            turns(Q, A)[1],
+        ]
+    }
+]
+CALL = '<|tool_call|>[{"name": "add", "arguments": {"a": 1}}]<|/tool_call|>'
 
 SHAPES = [
     Shape("OpenAI, TRL: messages", [{"messages": turns(Q, A)}], "messages", [ASKED]),
@@ -103,19 +123,21 @@ SHAPES = [
         [ASKED],
     ),
     Shape(
-        "Calls of tools",
-        [
-            {
-                "messages": [
-                    turns(Q)[0],
-                    {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]},
-                    {"role": "tool", "content": "42"},
-                    turns(Q, A)[1],
-                ]
-            }
-        ],
+        "Reasoning beside the answer",
+        [{"messages": [turns(Q)[0], {**turns(Q, A)[1], "reasoning_content": "Hm."}]}],
         "messages",
-        TOOLS,
+        [[f"~user: {Q}", f"assistant: <think>\nHm.\n</think>\n\n{A}"]],
+        base="Phi-4-reasoning",
+        writes=Writes(thoughts=True),
+    ),
+    Shape("Calls of tools", CALLS, "messages", TOOLS),
+    Shape(
+        "Calls of tools",
+        CALLS,
+        "messages",
+        [[f"~user: {Q}", f"assistant: {CALL}", "~tool: 42", f"assistant: {A}"]],
+        base="Phi-4-mini",
+        writes=Writes(tools=True),
     ),
     Shape(
         "ShareGPT with calls (Glaive, ToolACE)",
@@ -152,6 +174,7 @@ SHAPES = [
         ],
         "conversations",
         [WITH_SYSTEM],
+        unread=("source",),
     ),
     Shape(
         "Capybara: input and output",
@@ -163,6 +186,7 @@ SHAPES = [
         ],
         "messages",
         [TWICE],
+        unread=("source",),
     ),
     Shape("LIMA: lists of texts", [{"conversations": [Q, A]}], "messages", [ASKED]),
     Shape(
@@ -170,12 +194,14 @@ SHAPES = [
         [{"instruction": "Add.", "input": "2, 3", "output": "5", "text": "Below is …"}],
         "instruction",
         [["~user: Add.\n\n2, 3", "assistant: 5"]],
+        unread=("text",),
     ),
     Shape(
         "Dolly",
         [{"instruction": Q, "context": "A ship.", "response": A, "category": "qa"}],
         "instruction",
         [[f"~user: {Q}\n\nA ship.", f"assistant: {A}"]],
+        unread=("category",),
     ),
     Shape(
         "LLaMA-Factory with history",
@@ -199,6 +225,7 @@ SHAPES = [
         [{"problem": "2+3?", "solution": "2+3=5, so 5.", "answer": "5", "level": "1"}],
         "question_answer",
         [["~user: 2+3?", "assistant: 5"]],
+        unread=("solution", "level"),
     ),
     Shape(
         "MATH, the solution chosen",
@@ -206,6 +233,7 @@ SHAPES = [
         "question_answer",
         [["~user: 2+3?", "assistant: 2+3=5, so 5."]],
         {"columns": {"answer": "solution"}},
+        unread=("answer", "level"),
     ),
     Shape(
         "SQL: question, context, answer",
@@ -226,12 +254,14 @@ SHAPES = [
         ],
         "question_answer",
         [["~user: A ship.\n\nWhat?", "assistant: A ship"]],
+        unread=("id", "title"),
     ),
     Shape(
         "A CSV from pandas, with its index",
         [{"": "0", "question": Q, "answer": A}, {"": "1", "question": Q, "answer": A}],
         "question_answer",
         [ASKED, ASKED],
+        unread=("",),
     ),
     Shape(
         "MMLU",
@@ -245,6 +275,7 @@ SHAPES = [
         ],
         "multiple_choice",
         [["~user: Who flies?\n\nA. An anchor\nB. A parrot", "assistant: B. A parrot"]],
+        unread=("subject",),
     ),
     Shape(
         "ARC, CommonsenseQA",
@@ -258,6 +289,7 @@ SHAPES = [
         ],
         "multiple_choice",
         [["~user: Who flies?\n\nA. An anchor\nB. A parrot", "assistant: B. A parrot"]],
+        unread=("id",),
     ),
     Shape(
         "RACE",
@@ -272,13 +304,14 @@ SHAPES = [
         "multiple_choice",
         [["~user: A ship.\n\nWhat?\n\nA. A ship\nB. A sea", "assistant: A. A ship"]],
     ),
-    Shape("oasst1, the best thread", TREE, "threads", [TWICE]),
+    Shape("oasst1, the best thread", TREE, "threads", [TWICE], unread=("lang",)),
     Shape(
         "oasst1, all threads",
         TREE,
         "threads",
         [TWICE, [f"~user: {Q}", "assistant: A robot."]],
         {"threads": "all"},
+        unread=("lang",),
     ),
     Shape(
         "A log, one turn a row",
@@ -304,6 +337,7 @@ SHAPES = [
         "preference",
         [WITH_SYSTEM],
         {"columns": {"messages": "chosen"}},
+        unread=("rejected",),
     ),
     Shape(
         "UltraFeedback: lists of turns",
@@ -311,6 +345,7 @@ SHAPES = [
         "preference",
         [ASKED],
         {"columns": {"messages": "chosen"}},
+        unread=("rejected",),
     ),
     Shape(
         "LLaMA-Factory: one turn chosen",
@@ -324,6 +359,7 @@ SHAPES = [
         "preference",
         [ASKED],
         {"columns": {"messages": "chosen"}},
+        unread=("rejected",),
     ),
     Shape(
         "HH-RLHF",
@@ -336,6 +372,7 @@ SHAPES = [
         "preference",
         [ASKED],
         {"columns": {"messages": "chosen"}},
+        unread=("rejected",),
     ),
     Shape(
         "Phi-3's marks, without the last <|end|>",
@@ -414,7 +451,7 @@ def read_shape(shape: Shape) -> tuple[str, Any]:
     said, why = [], ""
     for row in rows:
         try:
-            conversation = read_row(row, found)
+            conversation = read_row(row, found, writes=shape.writes)
         except Unusable as error:
             why = str(error)
             continue
@@ -444,13 +481,17 @@ def _parts(parts: Any) -> str:
 
 def shape_table() -> str:
     """Markdown: each shape, how it is read, and what is learnt of its rows."""
-    lines = ["| shape | read as | options | learnt |", "| --- | --- | --- | --- |"]
+    heads = ("shape", "read as", "options", "learnt", "columns not read")
+    lines = [f"| {' | '.join(heads)} |", "| --- | --- | --- | --- | --- |"]
     for shape in SHAPES:
         format, said = read_shape(shape)
-        options = "<br>".join(f"`data.{k}: {json.dumps(v)}`" for k, v in shape.options.items())
+        options = [f"`data.{k}: {json.dumps(v)}`" for k, v in shape.options.items()]
+        options += [f"a base such as {shape.base}"] if shape.base else []
         learnt = "<br>".join(_learnt(one) for one in said) if isinstance(said, list) else ""
-        cells = [shape.name, f"`{format}`" if format else "refused", options]
-        lines.append(f"| {' | '.join([*map(_plain, cells), learnt or _plain(str(shape.said))])} |")
+        unread = ", ".join(f"`{name}`" if name else "without a name" for name in shape.unread)
+        cells = [shape.name, f"`{format}`" if format else "refused", "<br>".join(options)]
+        cells = [*map(_plain, cells), learnt or _plain(str(shape.said)), unread]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -8,10 +8,11 @@ import pytest
 
 from tests.attacks.classes import CLASSES
 from tests.attacks.ground import Ground, ground
+from tests.hub import LoopbackHub
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
+def place(tmp_path_factory: pytest.TempPathFactory, _running_hub: LoopbackHub) -> Iterator[Ground]:
     with ground(tmp_path_factory.mktemp("attacks"), full=False) as place:
         yield place
 

@@ -19,7 +19,6 @@ import pytest
 
 from phi3lora.runs.store import RunStore
 from phi3lora.settings import Settings
-from tests import stage
 from tests.fake_training import kill_all
 
 if TYPE_CHECKING:
@@ -212,31 +211,12 @@ def test_switch_tabs_then_launch(app: str, browser: Browser, dropped: Path) -> N
     assert wrong == []
 
 
-def test_ask_to_delete_then_switch_then_look(browser: Browser, tmp_path: Path) -> None:
-    store = RunStore(Settings(home=tmp_path))
-    stage.failed(store, "Kept")
-    newest = stage.failed(store, "Asked about")
-    with serving(tmp_path) as address:
-        page, wrong = open_page(browser, f"{address}/runs?run={newest.id}")
-        page.click("#delete")
-        page.wait_for_selector("#delete-question >> text=Asked about")
-        page.click("#run-list >> text=Kept")
-        page.wait_for_selector("#run-head h1 >> text=Kept")
-        page.wait_for_selector("#confirm", state="hidden")
-        page.click("#delete")
-        page.wait_for_selector("#delete-question >> text=Kept")
-        page.click("#sure")
-        page.wait_for_selector("#run-head h1 >> text=Asked about")
-        assert [run.title for run in store.list("local")] == ["Asked about"]
-        assert wrong == []
-
-
 def test_the_whole_way(app: str, browser: Browser, dropped: Path) -> None:
     page, wrong = open_page(browser, app)
     drop_and_launch(page, dropped)
 
     first = wait_for_step(page, 3)
-    page.wait_for_selector("#loss-plot canvas, #loss-plot svg.marks")
+    page.wait_for_selector("#loss-chart svg .curve")
     assert wait_for_step(page, first + 2) > first
 
     page.reload()
@@ -251,6 +231,7 @@ def test_the_whole_way(app: str, browser: Browser, dropped: Path) -> None:
 
     other.click("#resume")
     wait_for_status(page, "finished")
+    page.click("#tab-evidence")
     page.wait_for_selector("#report >> text=held-out rows")
     wait_for_status(other, "finished")
 

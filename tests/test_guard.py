@@ -262,6 +262,24 @@ def test_an_upload_is_its_owners(signed_in: App) -> None:
     assert signed_in.ask("GET", f"/gradio_api/file={path}", x_token="ann").body == b"{}"
 
 
+@pytest.mark.parametrize("kind", ["gradio.FileData", "gradio.\\u0046ileData"])
+def test_a_call_names_no_file_but_ones_own(signed_in: App, kind: str) -> None:
+    """Not another's upload by its path, and no address, which Gradio would fetch from inside."""
+    up = signed_in.ask("POST", "/gradio_api/upload", FILE, content_type=FORM, x_token="ann")
+    path = json.loads(up.body)[0]
+
+    def join(path: str, who: str) -> Answer:
+        file = f'{{"path": "{path}", "meta": {{"_type": "{kind}"}}}}'
+        body = f'{{"fn_index": 0, "session_hash": "x", "data": [[{{"deep": {file}}}]]}}'
+        sent = {"content_type": "application/json", "x_token": who}
+        return signed_in.ask("POST", "/gradio_api/queue/join", body.encode(), **sent)
+
+    for named in (path, f"/tmp/..{path}", "http://127.0.0.1:9/x", "/etc/passwd", "\\u0000"):
+        answer = join(named, "eve")
+        assert (answer.status, b"not uploaded in this session" in answer.body) == (403, True)
+    assert join(path, "ann").status == 200
+
+
 def test_uploads_have_a_quota(signed_in: App, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watch, "HOURLY_BYTES", 3 * len(FILE))
     codes = [

@@ -194,7 +194,7 @@ def test_one_person_has_one_look_at_a_time_and_others_go_on(
     answers: list[str] = []
 
     def look(flag: str) -> None:
-        answers.append(pool._ask("eve", wait_for, flag))
+        answers.append(pool._call("eve", wait_for, flag))
 
     eve = [threading.Thread(target=look, args=(flag,), daemon=True) for flag in flags]
     for thread in eve:
@@ -202,8 +202,8 @@ def test_one_person_has_one_look_at_a_time_and_others_go_on(
     until(lambda: pool._of["eve"] + pool._waiting["eve"] == len(eve))
     assert (pool._of["eve"], pool._waiting["eve"]) == (1, 2)
     with pytest.raises(Phi3LoraError, match="2 previews of yours are waiting"):
-        pool._ask("eve", add, 1, 1)
-    assert pool._ask("ann", add, 1, 1) == 2, "eve's look leaves room for ann's"
+        pool._call("eve", add, 1, 1)
+    assert pool._call("ann", add, 1, 1) == 2, "eve's look leaves room for ann's"
     for flag in flags:
         Path(flag).touch()
     for thread in eve:
@@ -222,28 +222,28 @@ def test_two_endless_looks_stop_nobody(pool: PreflightPool) -> None:
     pool._limits = Limits(seconds=0.3)
     for person in ("eve", "mallory", "eve"):
         with pytest.raises(Phi3LoraError, match="was ended"):
-            pool._ask(person, spin)
+            pool._call(person, spin)
     pool._limits = Limits()
-    assert pool._ask("ann", add, 1, 1) == 2
+    assert pool._call("ann", add, 1, 1) == 2
 
 
 def test_who_waits_too_long_is_told(pool: PreflightPool, monkeypatch: Any, tmp_path: Path) -> None:
     monkeypatch.setattr(preflights, "PATIENCE", 0.1)
     monkeypatch.setattr(preflights, "WORKERS", 1)
     flag = tmp_path / "flag"
-    busy = threading.Thread(target=lambda: pool._ask("eve", wait_for, str(flag)), daemon=True)
+    busy = threading.Thread(target=lambda: pool._call("eve", wait_for, str(flag)), daemon=True)
     busy.start()
     until(lambda: pool._of["eve"])
     with pytest.raises(Phi3LoraError, match="Others are reading"):
-        pool._ask("ann", add, 1, 1)
+        pool._call("ann", add, 1, 1)
     flag.touch()
     busy.join(60)
 
 
 def test_a_helper_that_died_is_replaced_once(pool: PreflightPool) -> None:
     with pytest.raises(Phi3LoraError, match="ended without an answer"):
-        pool._ask("eve", die)
-    assert pool._ask("eve", add, 1, 1) == 2
+        pool._call("eve", die)
+    assert pool._call("eve", add, 1, 1) == 2
 
 
 @pytest.mark.parametrize("path", ["~nobody_of_that_name/x", "rows\0.jsonl", "/proc/self/mem"])

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from phi3lora.app.comparing import system_messages_in
+from phi3lora.config import RunConfig
 from phi3lora.errors import AdapterError, HubError
 from phi3lora.hub.adapters import fetch_adapter
 from phi3lora.models.loading import load_model
@@ -57,6 +59,17 @@ def test_an_adapter_is_fetched_once_and_loads_on_its_base(ann: LoopbackHub, tmp_
     assert fetch_adapter("ann/public", "hf_bob", tmp_path) == found
     assert weights_fetched(ann) == 1
     load_adapter(load_model(ModelConfig(path="pocket"), for_training=False), found.folder)
+
+
+def test_the_config_beside_an_adapter_says_what_became_of_system_messages(
+    ann: LoopbackHub, tmp_path: Path
+) -> None:
+    dropped = RunConfig().with_values({"data.system_messages": "drop"}).to_yaml().encode()
+    for text, expected in ((dropped, "drop"), (b"a: [", "merge"), (b"#" * (2**20 + 1), "merge")):
+        ann.commit("model", "ann/public", {"config.yaml": text})
+        found = fetch_adapter("ann/public", None, tmp_path)
+        assert system_messages_in(found.folder) == expected
+        assert (found.folder / "config.yaml").exists() is (len(text) < 2**20)
 
 
 def test_a_new_commit_is_fetched_anew(ann: LoopbackHub, tmp_path: Path) -> None:

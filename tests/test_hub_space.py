@@ -27,9 +27,9 @@ from phi3lora.hub.space import (
     application,
     deploy,
     deploy_comparison,
-    front_matter,
     with_front_matter,
 )
+from phi3lora.strict_yaml import front_matter
 from tests.hub import LoopbackHub
 from tests.published import adapter_files
 
@@ -234,7 +234,7 @@ def test_front_matter() -> None:
     text = with_front_matter("---\na: 1\nb: [x]\n---\n# T\n---\nmore\n", {"a": 2})
     assert text == "---\na: 2\nb:\n- x\n---\n# T\n---\nmore\n"
     with pytest.raises(HubError, match="has no front matter"):
-        front_matter("# No")
+        with_front_matter("# No", {})
 
 
 def test_every_file_that_the_package_reads_goes_along() -> None:

@@ -209,6 +209,7 @@ def test_a_card_is_edited_before_it_is_published(ann: LoopbackHub, run: Path) ->
     ("change", "words"),
     [
         (("library_name: peft", "library_name: [peft"), "cannot be read"),
+        (("library_name: peft", "a: &a [x]\nb: *a"), "anchor or alias"),
         (("- phi3lora\n", ""), "must keep the tag 'phi3lora'"),
         (("library_name: peft", "license: my-own"), "The Hub refuses the card"),
     ],

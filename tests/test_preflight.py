@@ -11,6 +11,8 @@ import pytest
 
 from phi3lora.checks import Check
 from phi3lora.config import RunConfig
+from phi3lora.errors import ConfigError
+from phi3lora.lora.folder import WEIGHTS
 from phi3lora.models import hardware
 from phi3lora.models.hardware import Hardware
 from phi3lora.settings import Settings
@@ -238,3 +240,124 @@ def test_a_base_that_is_still_on_the_hub_is_counted_on_the_disk(
     snapshot.mkdir(parents=True)
     (snapshot / "model.safetensors.index.json").write_text("{}")
     assert "download" not in module._disk_check(config(), mini, tmp_path, None).found
+
+
+# An adapter that training goes on from
+
+
+@pytest.fixture(scope="module")
+def earlier(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A PEFT folder on the pocket model: rank 3, attention alone, in two layers."""
+    from phi3lora.lora.adapters import attach_adapter, save_adapter
+    from phi3lora.models.loading import load_model
+
+    changes = {
+        "peft_config__r": 3,
+        "peft_config__target_modules": "attention",
+        "peft_config__layers_to_transform": [0, 2],
+        "peft_config__alpha_pattern": {"o_proj": 7},
+        "model__dtype": "float32",
+    }
+    chosen, folder = config(**changes), tmp_path_factory.mktemp("earlier")
+    model = attach_adapter(load_model(chosen.model, for_training=True), chosen)
+    save_adapter(model, folder, chosen)
+    return folder
+
+
+def test_a_start_of_another_shape_is_red_with_the_options_that_fit(
+    earlier: Path, settings: Settings
+) -> None:
+    wanted = config(model__adapter=str(earlier))
+    red = check(preflight(wanted, settings), "Adapter")
+    assert red.level == "red"
+    assert "(r: 3, lora_alpha: 32)" in red.found
+    assert red.remedy.startswith("It fits with peft_config.r=3, ")
+    (fix,) = red.fixes
+    mended = wanted.with_values(fix.values)
+    assert mended.peft_config.target_modules == "attention"
+    assert mended.peft_config.layers_to_transform == [0, 2]
+    found = preflight(mended, settings)
+    assert check(found, "Adapter").level == "green"
+    assert f"goes on from {earlier}" in check(found, "Adapter").found
+    kept = sum((earlier / name).stat().st_size for name in ("adapter_config.json", WEIGHTS))
+    assert found.estimate.start_bytes == kept
+    assert "for the adapter it starts from" in check(found, "Disk").found
+    assert found.estimate.trainable == preflight(config(**OPTIONS), settings).estimate.trainable
+
+
+OPTIONS: dict[str, Any] = {
+    "peft_config__r": 3,
+    "peft_config__target_modules": "attention",
+    "peft_config__layers_to_transform": [0, 2],
+}
+
+
+@pytest.mark.parametrize("adapter", ["peft", "loralib"])
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"peft_config__r": 4}, "expected (4, 256), got (3, 256)"),
+        ({"peft_config__target_modules": ["o_proj"]}, "qkv_proj"),
+        ({"peft_config__layers_to_transform": [0]}, "no place here"),
+        ({"peft_config__layers_to_transform": None}, "is missing in it"),
+    ],
+)
+def test_each_difference_of_a_start_is_named(
+    earlier: Path, settings: Settings, adapter: str, change: dict[str, Any], says: str
+) -> None:
+    wanted = config(**{**OPTIONS, **change}, adapter=adapter, model__adapter=str(earlier))
+    red = check(preflight(wanted, settings), "Adapter")
+    assert (red.level, says in red.found) == ("red", True), red.found
+
+
+def test_slices_that_a_start_was_not_trained_with_are_red(
+    tmp_path: Path, settings: Settings
+) -> None:
+    """The shapes are the same; what lies outside the slices is not zero."""
+    from safetensors.torch import load_file, save_file
+
+    from phi3lora.lora.adapters import attach_adapter, save_adapter
+    from phi3lora.models.loading import load_model
+
+    fused = {"peft_config__target_modules": ["qkv_proj"], "model__dtype": "float32"}
+    whole = config(**fused, peft_config__r=12, peft_config__lora_alpha=24)
+    save_adapter(attach_adapter(load_model(whole.model, for_training=True), whole), tmp_path, whole)
+    state = {name: tensor + 0.01 for name, tensor in load_file(tmp_path / WEIGHTS).items()}
+    save_file(state, tmp_path / WEIGHTS, metadata={"format": "pt"})
+    sliced = {"peft_config__r": 4, "peft_config__lora_alpha": 8, "peft_config__slices": {}}
+    wanted = config(**fused, **sliced, model__adapter=str(tmp_path))
+    red = check(preflight(wanted, settings), "Adapter")
+    assert red.level == "red"
+    assert "trained outside the slices" in red.found
+    assert wanted.with_values(red.fixes[0].values).peft_config.slices is None
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("nowhere at all", "holds no adapter"),
+        ("", "expected"),
+        ("\0", "adapter"),
+        ("x" * 5000, "adapter"),
+    ],
+)
+def test_a_start_that_is_no_adapter_is_red(settings: Settings, name: str, says: str) -> None:
+    if not name:
+        with pytest.raises(ConfigError, match=r"model\.adapter"):
+            config(model__adapter=name)
+        return
+    found = preflight(config(model__adapter=name), settings)
+    assert check(found, "Adapter").level == "red"
+    assert says in check(found, "Adapter").found
+    assert check(found, "Data").level == "green"
+
+
+def test_a_damaged_start_is_red(earlier: Path, tmp_path: Path, settings: Settings) -> None:
+    import shutil
+
+    for name, content in ((WEIGHTS, b"\x08"), ("adapter_config.json", b"[]")):
+        folder = tmp_path / name
+        shutil.copytree(earlier, folder)
+        (folder / name).write_bytes(content)
+        red = check(preflight(config(model__adapter=str(folder)), settings), "Adapter")
+        assert (red.level, name in red.found, red.fixes) == ("red", True, ())

@@ -245,8 +245,8 @@ def test_a_changed_template_is_noticed_and_tokenizers_are_let_go(pocket: Any) ->
 
 
 def test_templates_that_cannot_be_used(pocket: Any) -> None:
-    tool: list[Any] = [{"role": "tool", "content": "x"}, *talk("a", "b")]
-    with pytest.raises(DataError, match="does not write every message of tool, user, assistant"):
+    tool: list[Any] = [{"role": "critic", "content": "x"}, *talk("a", "b")]
+    with pytest.raises(DataError, match="does not write every message of critic, user, assistant"):
         render(pocket, tool)
     pocket.chat_template = None
     with pytest.raises(ModelError, match="no chat template"):

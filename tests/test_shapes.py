@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import pytest
+from typer.testing import CliRunner
 
-from phi3lora.config import DataConfig
+from phi3lora import cli
+from phi3lora.config import POCKET, DataConfig, RunConfig
 from phi3lora.data import formats
 from phi3lora.data.conversation import JOINED, UNTHOUGHT, Writes
 from phi3lora.data.detection import MOST_COLUMNS, detect, read_row
 from phi3lora.data.formats import FORMATS
+from phi3lora.data.inspection import inspect
 from phi3lora.data.marks import transcript
 from phi3lora.errors import DataError
+from phi3lora.models.loading import load_tokenizer
+from phi3lora.settings import Settings
+from phi3lora.training.preflight import Preflight, _data_checks
+from phi3lora.ui.train_show import data_summary
 from tests.shapes import FORMATS_MARK, PAGE, SHAPES, A, Q, Shape, page, read_shape, turns
 
 
@@ -25,6 +33,39 @@ def test_a_shape_is_read_as_it_was_meant(shape: Shape) -> None:
         assert shape.said in said
     else:
         assert said == shape.said
+
+
+@pytest.fixture(scope="module")
+def pocket() -> Any:
+    return load_tokenizer(POCKET, weights=False)
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [one for one in SHAPES if isinstance(one.said, list) and not one.base],
+    ids=lambda shape: shape.name,
+)
+def test_page_and_terminal_say_which_columns_are_not_read(
+    shape: Shape, pocket: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: Settings
+) -> None:
+    monkeypatch.setenv("PHI3LORA_HOME", str(settings.home))
+    monkeypatch.setattr("phi3lora.models.loading.load_tokenizer", lambda *_, **__: pocket)
+    monkeypatch.setenv("COLUMNS", "300")
+    file = tmp_path / "rows.jsonl"
+    file.write_text("\n".join(json.dumps(row) for row in shape.rows), encoding="utf-8")
+    expected = ", ".join(name or "(without a name)" for name in shape.unread) or "none"
+    columns = shape.options.get("columns", {})
+    options = [f"--column={name}={column}" for name, column in columns.items()]
+    done = CliRunner().invoke(cli.app, ["inspect", str(file), "--model=pocket", *options])
+    (line,) = [one for one in done.output.splitlines() if one.startswith("columns not read")]
+    assert line.removeprefix("columns not read").strip() == expected
+    config = RunConfig().with_values({"data.path": str(file), "data.columns": columns})
+    seen = inspect(config, pocket)
+    page = data_summary(config, Preflight([], seen))
+    said = f"Columns not read: {expected}."
+    assert said in page
+    (check,) = _data_checks(config, seen)
+    assert check.found.endswith(said)
 
 
 def test_a_format_is_a_module_and_has_its_place_in_the_config() -> None:

@@ -383,3 +383,9 @@ def test_an_exported_script_begins_where_the_run_does(
     plain = script(config_for("pocket", {}, adapter=adapter))
     assert "ADAPTER" not in plain
     assert loads[adapter] not in plain
+
+
+@pytest.mark.parametrize("name", ["nowhere/at/all", "\0", "x" * 5000, "~nobody/there"])
+def test_a_name_that_is_no_place_is_refused_in_words(settings: Settings, name: str) -> None:
+    with pytest.raises(AdapterError, match=r"model\.adapter: expected a run"):
+        find(name, "local", settings, None)

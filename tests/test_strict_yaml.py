@@ -9,7 +9,7 @@ import yaml
 
 from phi3lora.config import RunConfig
 from phi3lora.errors import ConfigError
-from phi3lora.strict_yaml import LARGEST, read_yaml, shorten, write_yaml
+from phi3lora.strict_yaml import LARGEST, front_matter, read_yaml, shorten, write_yaml
 
 AWKWARD = {
     **{"a": "no", "b": "1e-4", "c": "012345", "d": "0x1f", "e": 1e-4, "f": "true", "g": ""},
@@ -88,3 +88,11 @@ def test_long_values_and_many_problems_are_cut_in_messages() -> None:
         RunConfig.from_text(text)
     assert "and 950 more" in str(caught.value)
     assert len(str(caught.value)) < 10_000
+
+
+def test_front_matter_is_read_as_strictly() -> None:
+    assert front_matter("\n---\na: no\n---\n# T\n---\n") == {"a": "no"}
+    assert front_matter("# no lines\n---\na: 1\n---\n") == front_matter("---\n[a]\n---\n") == {}
+    for evil in ("a: &a [x]\nb: [*a]", "a: !!python/name:os.system", "a: " + "[" * 99):
+        with pytest.raises(ConfigError, match=r"README\.md"):
+            front_matter(f"---\n{evil}\n---\n")

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from phi3lora.chat.options import Options
+from phi3lora.chat.serving import prompt_of
 from phi3lora.config import RunConfig
 from phi3lora.data import templates
 from phi3lora.data.conversation import Message
@@ -29,6 +31,7 @@ from phi3lora.data.rendering import (
 )
 from phi3lora.data.templates import Refused, write
 from phi3lora.errors import DataError, ModelError
+from phi3lora.evaluation.scoring import held_out_rows
 from tests.family import FAMILY, GEMMA, KINDS, LLAMA2, tokenizer_of
 from tests.test_rendering import CONVERSATIONS, talk
 
@@ -247,6 +250,47 @@ def test_rows_with_system_messages_go_as_the_option_says(tmp_path: Path, policy:
     assert prepared.dropped == {}
     assert "no place for system messages: those of 1 rows" in prepared.notices[0]
     assert inspect(config, tokenizer).total_tokens == prepared.train_tokens
+
+
+@pytest.mark.parametrize("policy", ["merge", "drop"])
+def test_inspect_train_evaluate_and_chat_agree(kind: str, policy: Any, tmp_path: Path) -> None:
+    """The same ids wherever a conversation is read, for every template."""
+    tokenizer = tokenizer_of(KINDS[kind])
+    rows = [
+        {"messages": talk("Who? ", " I.\n", "Why?", "So.", system="Be kind.")},
+        {"messages": talk("  Where?", "<|end|> is where. 日本")},
+    ]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    values: dict[str, Any] = {
+        "data": {"path": str(file), "test_size": 0, "system_messages": policy},
+        "training_config": {"per_device_train_batch_size": 1, "eval_strategy": "no"},
+    }
+    config, _ = RunConfig.from_values(values)
+    seen = inspect(config, tokenizer)
+    prepared = prepare(config, tokenizer, cache_folder=tmp_path / "cache")
+    trained = prepared.train["input_ids"]
+    assert [len(ids) for ids in trained] == list(seen.lengths)
+    asked = [message["messages"] for message in prepared.conversations]
+    held = held_out_rows(tokenizer, asked, 1000)
+    assert [row.input_ids for row in held] == list(trained)
+    for row, one, pieces in zip(rows, held, seen.preview, strict=True):
+        text = "".join(piece["text"] for piece in pieces)
+        assert text == tokenizer.apply_chat_template(one.messages, tokenize=False)
+        messages: list[Any] = row["messages"]
+        has_system = messages[0]["role"] == "system"
+        options = Options(messages[0]["content"] if has_system else "", system_messages=policy)
+        prompt = prompt_of(tokenizer, messages[has_system:-1], options)
+        assert prompt == one.prompt_ids
+        assert one.input_ids[: len(prompt)] == prompt
+
+
+def test_chat_refuses_a_system_prompt_that_the_training_refused() -> None:
+    tokenizer = tokenizer_of(KINDS["Phi-3-medium"])
+    with pytest.raises(DataError, match="cannot be asked here: a system message"):
+        prompt_of(tokenizer, talk("Who?"), Options("Be kind.", system_messages="refuse"))
+    asked = prompt_of(tokenizer, talk("Who?"), Options(system_messages="refuse"))
+    assert asked == render_prompt(tokenizer, talk("Who?"))
 
 
 def test_a_row_that_the_template_refuses_is_left_out_with_its_reason(tmp_path: Path) -> None:

@@ -25,19 +25,19 @@ from phi3lora.app.datasets import Datasets, Suggestion
 from phi3lora.app.launching import Launching
 from phi3lora.app.models import Models
 from phi3lora.app.publishing import Publishing
-from phi3lora.app.views import RunView
 from phi3lora.chat.options import Options, Pair
 from phi3lora.checks import Check
 from phi3lora.config import RunConfig
 from phi3lora.errors import AccessError, ConfigError, RunError
-from phi3lora.events import EventLog, Resumed, Stage, Step
+from phi3lora.events import EventLog, Resumed, Step
 from phi3lora.hub.access import Found
 from phi3lora.models.hardware import GIB, Hardware
 from phi3lora.recipes import load_recipe
 from phi3lora.runs.permission import check_paths
+from phi3lora.serve.operations import Operations
 from phi3lora.settings import Settings
 from phi3lora.training.preflight import Preflight
-from phi3lora.ui import compare_page, runs_page, runs_show, train_page
+from phi3lora.ui import compare_page, runs_page, train_page
 from phi3lora.ui.app import build
 from phi3lora.ui.guard import Guard, Rules
 from phi3lora.ui.widgets import SPECS, shown
@@ -50,7 +50,7 @@ INSPECTION = SimpleNamespace(
     rows=5,
     expected=None,
     read=5,
-    unread=[],
+    unread_in_words="none",
     notices=[],
     changes={},
     kept=3,
@@ -153,6 +153,11 @@ def page_of(module: Any, app: Any) -> Any:
 
 def request(session: str = "tab", **query: str) -> Any:
     return SimpleNamespace(query_params=query, session_hash=session)
+
+
+def clicked(**data: Any) -> Any:
+    """What a component of ours sends along with a click."""
+    return SimpleNamespace(_data=data)
 
 
 def form_values(page: Any, **changes: Any) -> list[Any]:
@@ -353,6 +358,28 @@ def test_the_title_of_a_message_fits_it(error: Any, title: str) -> None:
     assert raised.value.title == title
 
 
+def test_a_handler_that_takes_a_text_gets_one() -> None:
+    """Gradio says None for an empty text, and a program may send anything in a page's name."""
+
+    class Page:
+        @shown
+        def on_name(self, name: str, note: str | None) -> tuple[str, str | None]:
+            return name.strip(), note
+
+        @shown
+        def on_stream(self, name: str) -> Any:
+            yield name.strip()
+
+    page = Page()
+    assert page.on_name(None, None) == ("", None)  # type: ignore[arg-type]
+    assert list(page.on_stream(" a ")) == ["a"]
+    for forged in ([["x"]], {"path": "/etc/passwd"}, 10**30):
+        with pytest.raises(gr.Error, match="Expected a text"):
+            page.on_name(forged, "")  # type: ignore[arg-type]
+        with pytest.raises(gr.Error, match="Expected a text"):
+            list(page.on_stream(forged))  # type: ignore[arg-type]
+
+
 def test_red_checks_keep_a_run_from_launching(app: Any) -> None:
     app.preflights.found = Preflight([Check("Disk", "red", "No <room>.", "Make room.")])
     page = page_of(train_page, app)
@@ -432,7 +459,7 @@ def test_who_may_train(tmp_path: Path, who: str, allowed: Any, fine: bool) -> No
 
 
 def parts(page: Any, values: list[Any]) -> dict[str, Any]:
-    return dict(zip(("list", *page.parts), values, strict=True))
+    return dict(zip(("list", "bin", *page.parts), values, strict=True))
 
 
 def visible(value: Any) -> bool:
@@ -444,8 +471,9 @@ def test_no_runs_says_what_to_do(app: Any) -> None:
     run_id, *values = page.on_open(request())
     shown = parts(page, values)
     assert run_id == ""
-    assert "Train something" in shown["head"]["value"]
+    assert "Train something" in shown["head"]
     assert not visible(shown["actions"])
+    assert shown["loss"] == shown["report"] == shown["menu"] == ""
 
 
 def test_the_address_names_the_run_and_the_newest_is_first(app: Any) -> None:
@@ -469,18 +497,22 @@ def test_the_address_names_the_run_and_the_newest_is_first(app: Any) -> None:
     [
         ("running", {"stop"}),
         ("queued", {"cancel"}),
-        ("failed", {"resume", "delete"}),
-        ("interrupted", {"resume", "delete"}),
-        ("finished", {"compare", "prepare", "delete"}),
+        ("failed", {"resume"}),
+        ("interrupted", {"resume"}),
+        ("finished", {"compare", "publish"}),
     ],
 )
 def test_buttons_fit_the_status(app: Any, kind: str, buttons: set[str]) -> None:
     page = page_of(runs_page, app)
     run = getattr(stage, kind)(app.launching.store)
     shown = parts(page, page.on_show(run.id, request()))
-    names = ("stop", "resume", "cancel", "compare", "prepare", "delete")
+    names = ("stop", "resume", "cancel", "compare", "publish")
     assert {name for name in names if visible(shown[name])} == buttons
     assert run.title in shown["head"]
+    over = kind not in ("running", "queued")
+    assert ("disabled" not in shown["more"]) == over
+    assert f'href="./?from={run.id}"' in shown["again"]
+    assert ("further=1" in shown["again"]) == (kind == "finished")
 
 
 def test_somebody_elses_run_is_not_there(app: Any, monkeypatch: Any) -> None:
@@ -488,11 +520,20 @@ def test_somebody_elses_run_is_not_there(app: Any, monkeypatch: Any) -> None:
     run = stage.finished(app.launching.store)
     app.callers.name = "eve"
     shown = parts(page, page.on_show(run.id, request()))
-    assert "This run is not here" in shown["head"]["value"]
+    assert "This run is not here" in shown["head"]
     assert run.title not in shown["list"]
-    for handler in (page.on_stop, page.on_cancel, page.on_resume, page.on_delete, page.on_download):
+    for handler in (page.on_stop, page.on_cancel, page.on_resume):
         with pytest.raises(gr.Error, match="There is no run"):
             handler(run.id, request())
+    for do in ("rename", "discard"):
+        with pytest.raises(gr.Error, match="There is no run"):
+            page.on_more("", request(), clicked(do=do, of=run.id))
+    with pytest.raises(gr.Error, match="There is no run"):
+        page.on_rename(run.id, "Mine", request())
+    with pytest.raises(gr.Error, match="There is no run"):
+        page.on_list("", request(), clicked(several=[run.id, run.id]))
+    with pytest.raises(gr.Error, match="There is no run"):
+        next(page.downloads.on_take(run.id, request(), clicked(take="log")))
     assert app.views.pulse("eve", run.id).endswith("gone")
     assert run.folder.exists()
 
@@ -502,12 +543,14 @@ def test_running_shows_progress_figures_and_curves(app: Any) -> None:
     run = stage.running(app.launching.store)
     shown = parts(page, page.on_show(run.id, request()))
     assert "step 80 of 135" in shown["head"]
-    assert "23 s left" in shown["head"]
+    assert "23 s of training left" in shown["head"]
     assert "1,480 tokens/s" in shown["head"]
-    frame = shown["loss"]["value"]
-    assert list(frame[frame["rows"] == "training"]["step"]) == list(range(1, 81))
-    assert list(shown["rate"]["value"]["step"]) == list(range(1, 81))
-    assert "step 80 of 135" in shown["log"]["value"]
+    training, held_out = json.loads(shown["loss"])["curves"]
+    assert [step for step, _, _ in training["points"]] == list(range(1, 81))
+    assert [step for step, _, _ in held_out["points"]] == [45]
+    rates = json.loads(shown["rate"])["curves"][0]["points"]
+    assert [step for step, _, _ in rates] == list(range(1, 81))
+    assert "step 80 of 135" in shown["log"]
 
 
 def test_a_second_visitor_sees_the_same(app: Any) -> None:
@@ -518,22 +561,14 @@ def test_a_second_visitor_sees_the_same(app: Any) -> None:
         if isinstance(value, dict):
             value.clear()
     second = parts(page, page.on_show(run.id, request()))
-    assert "Better than its base" in second["report"]["value"]
-    assert len(second["loss"]["value"]) == stage.STEPS + 3
-
-
-def test_a_finished_run_says_how_long_it_took(app: Any) -> None:
-    run = stage.finished(app.launching.store)
-    with EventLog(run.folder / "events.jsonl") as log:
-        log.emit(Stage(name="the base answers", fraction=1.0))
-    bar = runs_show.progress_bar("finished", app.views.view(run), None)
-    assert "took 58 s" in bar
+    assert "Better than its base" in second["report"]
+    assert len(json.loads(second["loss"])["curves"][0]["points"]) == stage.STEPS
 
 
 def test_the_report_is_shown_with_its_verdict(app: Any) -> None:
     page = page_of(runs_page, app)
     run = stage.finished(app.launching.store)
-    report = parts(page, page.on_show(run.id, request()))["report"]["value"]
+    report = parts(page, page.on_show(run.id, request()))["report"]
     assert "Better than its base" in report
     assert "−3.094" in report
     assert "Arr, the capital of Ukraine be Kyiv, matey!" in report
@@ -545,7 +580,7 @@ def test_titles_and_logs_are_escaped(app: Any) -> None:
     (run.folder / "log.txt").write_text("<script>1</script>")
     shown = parts(page, page.on_show(run.id, request()))
     assert "<img" not in shown["head"] + shown["list"]
-    assert "<script>" not in shown["log"]["value"]
+    assert "<script>" not in shown["log"]
 
 
 def test_the_pulse_beats_when_something_happens_and_only_then(app: Any) -> None:
@@ -570,41 +605,6 @@ def test_new_events_are_added_and_a_resumed_run_rewinds(app: Any) -> None:
     assert view.step.step == 31
 
 
-def test_delete_removes_the_run_and_chooses_another(app: Any) -> None:
-    page = page_of(runs_page, app)
-    kept, doomed = stage.finished(app.launching.store), stage.failed(app.launching.store)
-    assert page.on_delete(doomed.id, request())[0] == kept.id
-    assert not doomed.folder.exists()
-
-
-def test_the_run_that_was_asked_about_is_deleted(app: Any) -> None:
-    page = page_of(runs_page, app)
-    other, asked = stage.finished(app.launching.store), stage.failed(app.launching.store)
-    _, question, doomed = page.on_question(asked.id, request())
-    assert asked.title in question
-    assert doomed == asked.id
-    page.on_delete(doomed, request())  # whichever run is shown by now
-    assert other.folder.exists()
-    with pytest.raises(gr.Error, match="no run"):
-        page.on_delete("", request())
-
-
-def test_a_running_run_is_not_deleted(app: Any) -> None:
-    page = page_of(runs_page, app)
-    run = stage.running(app.launching.store)
-    with pytest.raises(gr.Error, match="stop it first"):
-        page.on_delete(run.id, request())
-    assert run.folder.exists()
-
-
-def test_the_download_holds_the_adapter_and_nothing_else(app: Any) -> None:
-    page = page_of(runs_page, app)
-    run = stage.finished(app.launching.store)
-    archive = page.on_download(run.id, request())["value"]
-    names = sorted(zipfile.ZipFile(archive).namelist())
-    assert names == ["adapter_config.json", "adapter_model.safetensors"]
-
-
 @pytest.mark.parametrize(("kind", "name"), [("script", "train.py"), ("notebook", "train.ipynb")])
 def test_the_form_and_a_run_are_downloaded_as_code(app: Any, kind: Any, name: str) -> None:
     page = page_of(train_page, app)
@@ -620,18 +620,6 @@ def test_code_made_on_a_space_names_no_path_of_the_machine(tmp_path: Path) -> No
     recipe = load_recipe("pocket")[0]
     file = publishing.code(recipe, "script", tmp_path / "train.py", Caller("ann"))
     assert str(Path(__file__).parent.parent) not in file.read_text()
-
-
-def test_long_curves_are_thinned_and_end_where_they_end() -> None:
-    points = [(step, float(step)) for step in range(10_000)]
-    thin = runs_show.thin(points)
-    assert len(thin) == runs_show.POINTS
-    assert (thin[0], thin[-1]) == (points[0], points[-1])
-
-
-def test_progress_without_events_says_that_it_starts() -> None:
-    assert "Starting" in runs_show.progress_bar("running", RunView(), None)
-    assert "number 2 in the queue" in runs_show.progress_bar("queued", RunView(), 2)
 
 
 # ----------------------------------------------------------------------------------- Compare
@@ -842,10 +830,10 @@ def test_three_pages_and_no_outside_address(app: Any) -> None:
     assert "@import" not in style
 
 
-def test_every_handler_is_hidden_from_the_api(app: Any) -> None:
+def test_handlers_of_pages_are_hidden_from_the_api(app: Any) -> None:
     demo = build(app)
-    public = [fn for fn in demo.fns.values() if fn.fn and fn.api_visibility == "public"]
-    assert public == []
+    public = [fn.api_name for fn in demo.fns.values() if fn.fn and fn.api_visibility == "public"]
+    assert public == [operation.__name__ for operation in Operations(app).offered]
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,10 @@ from phi3lora.app.comparing import Comparing
 from phi3lora.app.datasets import Datasets
 from phi3lora.app.launching import Launching
 from phi3lora.app.models import Models
-from phi3lora.app.preflights import HerePreflights, PreflightPool, Preflights
+from phi3lora.app.preflights import PreflightPool, Preflights
 from phi3lora.app.publishing import Publishing
 from phi3lora.app.views import Follower
+from phi3lora.runs.bin import expire
 from phi3lora.runs.queue import Queue
 from phi3lora.runs.store import RunStore
 from phi3lora.runs.sweep import sweep
@@ -49,7 +50,7 @@ class Application:
             from phi3lora.runs.backends import zerogpu  # noqa: F401
         store = RunStore(settings)
         views, callers = Follower(store), Callers(settings)
-        preflights = PreflightPool(settings) if helper else HerePreflights(settings)
+        preflights = PreflightPool(settings) if helper else Preflights(settings)
         launching = Launching(settings, store, Queue(settings, store), views, preflights)
         callers.on_sign_in = launching.renew
         return cls(
@@ -65,8 +66,9 @@ class Application:
         )
 
     def sweep(self) -> None:
-        """Remove what processes that were killed left behind more than a day ago."""
+        """Remove what killed processes left behind, and runs that were in the bin for 30 days."""
         sweep(self.settings)
+        expire(self.launching.store)
 
     def close(self) -> None:
         """End the helper process, if one was started."""

@@ -69,6 +69,10 @@ class Caller:
             raise AccessError(otherwise)
         return self.token
 
+    def needed_identity(self) -> Identity:
+        """Whom the Hub knows by the token. Raises AccessError without one, HubError."""
+        return cached_identity(self.needed_token())
+
     def identity(self) -> Identity | None:
         """Whom the Hub knows by the token, asked once a minute; None without one. HubError."""
         return cached_identity(self.token) if self.token else None

@@ -13,7 +13,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,8 +23,9 @@ from phi3lora.app.working import Put, in_thread
 from phi3lora.chat.options import Options, Pair, Side
 from phi3lora.chat.requests import check_lengths
 from phi3lora.chat.votes import Tally, Vote, VoteBook
-from phi3lora.config import POCKET, ModelConfig
-from phi3lora.errors import AccessError, AdapterError, Phi3LoraError, RunError
+from phi3lora.config import POCKET, ModelConfig, RunConfig
+from phi3lora.data.rendering import SystemMessages
+from phi3lora.errors import AccessError, AdapterError, ConfigError, Phi3LoraError, RunError
 from phi3lora.hub.access import stored_token
 from phi3lora.hub.adapters import fetch_adapter
 from phi3lora.hub.client import is_hub_id
@@ -33,6 +34,7 @@ from phi3lora.lora.result import result_in
 from phi3lora.models import pocket
 from phi3lora.runs.store import ID, Run, RunStore, open_run
 from phi3lora.settings import Settings
+from phi3lora.strict_yaml import front_matter
 
 if TYPE_CHECKING:
     from phi3lora.chat.whole import Chat
@@ -42,6 +44,8 @@ Kind = Literal["base", "adapter", "loralib", "model"]
 ANSWER_FRAME = 0.08  # seconds between two looks at a growing answer
 FEW = 3  # prompts of a report, below which the pocket model's are suggested too
 LONGEST_PROMPT = 160
+BOTH: tuple[Side, ...] = ("base", "tuned")
+CONFIG_FILE = "config.yaml"
 SETTLED = 3  # steps after which a run takes no more memory
 
 
@@ -54,12 +58,14 @@ class Subject:
         result: the folder beside it: an adapter, or a whole model; None for the base alone.
         kind: what the result is.
         name: what to call it.
+        system_messages: what its training did with them where the base's template has no place.
     """
 
     base: ModelConfig
     result: Path | None = None
     kind: Kind = "base"
     name: str = "base"
+    system_messages: SystemMessages = "merge"
 
 
 BASE_ALONE = Subject(ModelConfig())
@@ -126,7 +132,7 @@ class Comparing:
         if is_hub_id(name):
             found = fetch_adapter(name, caller.token, self.settings.cache_folder, revision)
             base = ModelConfig(path=found.base, revision=found.revision)
-            return Subject(base, found.folder, "adapter", name)
+            return Subject(base, found.folder, "adapter", name, system_messages_in(found.folder))
         if local:
             raise RunError(
                 f"There is no run {name!r}, and no folder of that name with a result in it; "
@@ -178,19 +184,21 @@ class Comparing:
         should_stop: Callable[[], bool] = lambda: False,
         *,
         caller: Caller,
+        sides: tuple[Side, ...] = BOTH,
     ) -> Iterator[Pair]:
-        """Both answers as they grow, a dozen times a second at most. Raises Phi3LoraError."""
+        """The answers as they grow, a dozen times a second at most. Raises Phi3LoraError."""
         self._callers.check_base(subject.base, caller)
         if self.settings.on_space:
             check_lengths([*base, *tuned])
         pairs = self.engine().reply(
             base,
             tuned,
-            options,
+            replace(options, system_messages=subject.system_messages),
             should_stop,
             base=subject.base,
             adapter=subject.result,
             token=caller.token,
+            sides=sides,
         )
         last = 0.0
         for pair in pairs:
@@ -294,7 +302,8 @@ def _named_folder(name: str) -> Path | None:
 def subject_of(run: Run) -> Subject:
     """What a run made, beside its base. RunError while there is nothing whole."""
     base = run.config.model.model_copy(update={"adapter": None})  # what it went on from is in it
-    return Subject(base, run.result.ready(), run.result.kind, run.title)
+    system = run.config.data.system_messages
+    return Subject(base, run.result.ready(), run.result.kind, run.title, system)
 
 
 def _in_folder(folder: Path) -> Subject:
@@ -302,19 +311,30 @@ def _in_folder(folder: Path) -> Subject:
     if (folder / "state.json").exists():
         return subject_of(open_run(folder))
     if result_in(folder).kind == "model":
-        return Subject(ModelConfig(path=_base_on_card(folder)), folder, "model", folder.name)
-    base = read_adapter_config(folder).get("base_model_name_or_path") or POCKET
-    return Subject(ModelConfig(path=str(base)), folder, "adapter", folder.name)
+        base, kind = _base_on_card(folder), "model"
+    else:
+        named = read_adapter_config(folder).get("base_model_name_or_path") or POCKET
+        base, kind = str(named), "adapter"
+    system = system_messages_in(folder)
+    return Subject(ModelConfig(path=base), folder, kind, folder.name, system)  # type: ignore[arg-type]
+
+
+def system_messages_in(folder: Path) -> SystemMessages:
+    """What a training did with system messages, by the config that lies beside its result."""
+    file = folder / CONFIG_FILE
+    if not file.is_file():
+        return "merge"
+    try:
+        return RunConfig.from_yaml(file)[0].data.system_messages
+    except Phi3LoraError:  # somebody else's config.yaml
+        return "merge"
 
 
 def _base_on_card(folder: Path) -> str:
     """The base that the card beside a whole model names. AdapterError where it names none."""
-    import yaml
-
     try:
-        _, front, _ = (folder / "README.md").read_text(encoding="utf-8").split("---\n", 2)
-        named = (yaml.safe_load(front) or {}).get("base_model")
-    except (OSError, ValueError, AttributeError, yaml.YAMLError):
+        named = front_matter((folder / "README.md").read_text(encoding="utf-8")).get("base_model")
+    except (OSError, ValueError, ConfigError):
         named = None
     if isinstance(named, list):
         named = named[0] if named else None

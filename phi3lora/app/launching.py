@@ -16,18 +16,30 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from phi3lora.app.callers import Caller, check_may_train
+from phi3lora.app.machines import Machines
 from phi3lora.app.preflights import Preflights
 from phi3lora.app.views import Follower
 from phi3lora.config import RunConfig
 from phi3lora.errors import Phi3LoraError, RunError
 from phi3lora.hub.backup import RunRepo, list_runs
+from phi3lora.hub.jobs import JobRequest
+from phi3lora.runs import bin
 from phi3lora.runs.copies import restore
 from phi3lora.runs.life import holder
 from phi3lora.runs.permission import check_paths
 from phi3lora.runs.queue import Queue
 from phi3lora.runs.renewal import renew
-from phi3lora.runs.store import ACTIVE, LOCAL, Run, RunStore, open_run, with_whole_paths
+from phi3lora.runs.store import (
+    ACTIVE,
+    LOCAL,
+    Run,
+    RunStore,
+    changed,
+    open_run,
+    with_whole_paths,
+)
 from phi3lora.settings import Settings
+from phi3lora.training.offers import Offer
 from phi3lora.training.preflight import Preflight, blocking
 
 if TYPE_CHECKING:
@@ -53,6 +65,7 @@ class Launching:
         self.settings, self.store, self.queue = settings, store, queue
         self._views = views
         self._preflights = preflights
+        self.machines = Machines(settings, preflights)
 
     # Runs there are
 
@@ -82,25 +95,49 @@ class Launching:
     def renew(self, caller: Caller) -> None:
         """Hand a new sign-in to the caller's runs that are at work: their backups go on with it."""
         for run in self.runs(caller):
-            if caller.token and run.status in ACTIVE and run.config.hub.backup:
+            kept = run.state.backend == "jobs" or run.config.hub.backup
+            if caller.token and run.status in ACTIVE and kept:
                 renew(run.folder, caller.token)
 
     # Before a run, and its beginning
 
-    def preflight(self, config: RunConfig, caller: Caller) -> Preflight:
+    def preflight(
+        self, config: RunConfig, caller: Caller, job: JobRequest | None = None
+    ) -> Preflight:
         """The data as it will be trained, the checks before launch, and the estimate.
+
+        Args:
+            job: the machine of the Hub that it is for, and what it may cost.
 
         Raises AccessError for who may not train here, or may not name such a file.
         """
         check_may_train(caller, self.settings)
         check_paths(config, caller.name, self.settings)
-        speed = self._speed(config, caller)
+        speed = self._speed(config, caller, job.flavor if job else None)
+        if job:
+            return self.machines.preflight(config, job, caller, speed)
         return self._preflights.preflight(config, caller.token, speed, caller.name)
 
-    def _speed(self, config: RunConfig, caller: Caller) -> float | None:
-        """Tokens per second of the caller's last finished run with the same base, if there is."""
+    def offers(self, config: RunConfig, caller: Caller) -> list[Offer]:
+        """What a run would take on machines of the Hub, cheapest by the hour first.
+
+        Raises AccessError for who may not train here, HubError where prices cannot be had.
+        """
+        check_may_train(caller, self.settings)
+        check_paths(config, caller.name, self.settings)
+        return self.machines.offers(
+            config, caller, lambda flavor: self._speed(config, caller, flavor)
+        )
+
+    def _speed(self, config: RunConfig, caller: Caller, flavor: str | None) -> float | None:
+        """Tokens per second of the caller's last finished run like this one, if there is.
+
+        Args:
+            flavor: of the Job's machine; None for this one.
+        """
         for run in self.runs(caller)[:LATELY]:
-            if run.status == "finished" and _same_base(run, config):
+            like = run.state.flavor == flavor and _same_base(run, config)
+            if run.status == "finished" and like:
                 step = self._views.view(run).step
                 return step.tokens_per_second if step else None
         return None
@@ -112,26 +149,28 @@ class Launching:
         folder: Path | None = None,
         *,
         force: bool = False,
+        job: JobRequest | None = None,
     ) -> Run:
-        """Check, make a run, and put it into the queue.
+        """Check, make a run, and put it into the queue, or send it to a machine of the Hub.
 
         Args:
             folder: becomes the run's; new or empty.
             force: launch over red checks, too.
+            job: the machine of the Hub on which it computes, and what it may cost.
 
         Raises Phi3LoraError with every red check, and RunError as the queue does.
         """
         if force:
             check_may_train(caller, self.settings)
-        elif red := blocking(self.preflight(config, caller)):
+        elif red := blocking(self.preflight(config, caller, job)):
             raise Phi3LoraError("Not launched.\n" + "\n".join(red))
         check_paths(config, caller.name, self.settings)
-        if config.model.adapter is not None:  # before a run is made for nothing
+        if force and config.model.adapter is not None:  # before a run is made for nothing
             from phi3lora.runs.starting import find
 
             find(config.model.adapter, caller.name, self.settings, caller.token)
         title = config.title or default_title(config)
-        run = self.store.create(config, owner=caller.name, title=title, folder=folder)
+        run = self.store.create(config, caller.name, title, folder, job)
         return self.queue.submit(run, caller.token)
 
     def further(self, run: Run) -> RunConfig:
@@ -144,7 +183,13 @@ class Launching:
         return further(run, run.id if known else str(run.folder.resolve()))
 
     def launch_in(
-        self, folder: Path, config: RunConfig, caller: Caller, *, force: bool = False
+        self,
+        folder: Path,
+        config: RunConfig,
+        caller: Caller,
+        *,
+        force: bool = False,
+        job: JobRequest | None = None,
     ) -> Run:
         """Launch in a folder, or go on with the run that it holds if that is the same.
 
@@ -152,7 +197,7 @@ class Launching:
         the folder holds another run.
         """
         if not (folder / "state.json").exists():
-            return self.launch(config, caller, folder, force=force)
+            return self.launch(config, caller, folder, force=force, job=job)
         run = open_run(folder)
         if different := differences(run.config, with_whole_paths(config)):
             raise RunError(
@@ -173,14 +218,25 @@ class Launching:
         """Take it out of the queue before it has begun."""
         return self.queue.cancel(run)
 
-    def resume(self, run: Run, caller: Caller, accept_changes: bool = False) -> Run:
+    def resume(
+        self,
+        run: Run,
+        caller: Caller,
+        accept_changes: bool = False,
+        job: JobRequest | None = None,
+    ) -> Run:
         """Put the caller's run into the queue again; it goes on from its last checkpoint.
 
         Args:
             accept_changes: even if its data, base or libraries changed since its first start.
+            job: another machine of the Hub, or another cap, for a run that computes there.
+
+        Raises RunError where the run does not compute there.
         """
         check_may_train(caller, self.settings)
         check_paths(run.config, run.owner, self.settings, run.folder)
+        if job is not None:
+            run = with_job(run, job)
         return self.queue.resume(run, caller.token, accept_changes=accept_changes)
 
     def compute(self, run: Run, caller: Caller) -> Iterator[Run]:
@@ -200,6 +256,26 @@ class Launching:
     def delete(self, run: Run) -> None:
         """Remove it with all its files. RunError while it computes or waits."""
         self.store.delete(run)
+
+    def discard(self, run: Run) -> None:
+        """Put it into the bin, for 30 days. RunError while it computes or waits."""
+        bin.discard(self.store, run)
+
+    def discarded(self, caller: Caller) -> list[Run]:
+        """The caller's runs in the bin, the last one first."""
+        return bin.discarded(self.store, caller.name)
+
+    def recover(self, run_id: str, caller: Caller) -> Run:
+        """Take the caller's run out of the bin. RunError where it is not in it."""
+        return bin.recover(self.store, run_id, caller.name)
+
+    def empty_bin(self, caller: Caller) -> int:
+        """Remove the caller's runs in the bin for good; how many there were."""
+        return bin.empty(self.store, caller.name)
+
+    def rename(self, run: Run, title: str) -> Run:
+        """Call it something else. RunError while it computes or waits, or without a title."""
+        return self.store.rename(run, title)
 
     def backed_up(self, caller: Caller) -> list[RunRepo]:
         """The caller's runs that are on the Hub, newest first. Raises HubError, AccessError."""
@@ -263,12 +339,21 @@ class Launching:
             os.close(descriptor)
 
 
+def with_job(run: Run, job: JobRequest) -> Run:
+    """A run that is to go on on another machine of the Hub. Raises RunError."""
+    if run.state.backend != "jobs":
+        raise RunError(f"Run {run.id} computes on this machine; it cannot go on in a Job.")
+    if run.status in ACTIVE:
+        raise RunError(f"Run {run.id} is {run.status}; stop it first.")
+    return changed(run, flavor=job.flavor, at_most=job.at_most)
+
+
 def further(run: Run, name: str) -> RunConfig:
     """A run's config with its result as the start; `name` is what the new config calls that run.
 
     The result of PiSSA or OLoRA has twice the rank that was asked for: it is described as it is.
     """
-    from phi3lora.lora.starting import plain_options
+    from phi3lora.lora.options import plain_options
 
     folder, config = run.result.ready(), run.config
     title = f"{run.title.removesuffix(FURTHER)[: LONGEST_TITLE - len(FURTHER)]}{FURTHER}"

@@ -6,7 +6,7 @@
 The process that serves the pages stays small and quick: transformers, tokenizing and a GPU's
 context live in helpers, which start with the first preflight and end with the app. On a Space
 people are strangers: one preflight of a person at a time, each within bounds of time and memory. A
-command runs them in its own process: `HerePreflights`.
+command runs them in its own process: `Preflights`.
 """
 
 from __future__ import annotations
@@ -17,15 +17,18 @@ from collections import Counter, OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from phi3lora.app.helper import GIB, Helper, HelperDied, Limits
 from phi3lora.config import RunConfig
 from phi3lora.data.folders import version_of
 from phi3lora.errors import Phi3LoraError
+from phi3lora.hub.jobs import Flavor
 from phi3lora.models.hardware import Hardware, detect_hardware
+from phi3lora.runs.store import LOCAL
 from phi3lora.settings import Settings
-from phi3lora.training.preflight import Preflight, preflight
+from phi3lora.training.offers import Offer, hardware_of, offers
+from phi3lora.training.preflight import Elsewhere, Preflight, preflight
 
 WORKERS = 2  # a long preflight of one visitor leaves room for another's
 KEPT = 32
@@ -34,70 +37,16 @@ PATIENCE = 90.0  # seconds that a preflight waits for a helper
 MOST_WAITING = 2  # preflights of one person, beside the one that is computed
 
 
-class Preflights(Protocol):
-    """Where preflights are run."""
+class Preflights:
+    """Preflights in this process, as a command runs them.
 
-    def preflight(
-        self,
-        config: RunConfig,
-        token: str | None = None,
-        tokens_per_second: float | None = None,
-        person: str = "",
-    ) -> Preflight:
-        """Inspect the data and run the checks. What is wrong is in the result, not raised."""
-
-    def parts(
-        self, path: str, name: str | None, token: str | None, person: str = ""
-    ) -> tuple[list[str], list[str]]:
-        """Configurations and splits of a Hub dataset. Raises DataError or HubError."""
-
-    def hardware(self) -> Hardware:
-        """The device on which a run would compute, if it says nothing else."""
-
-    def close(self) -> None:
-        """End what was started for it."""
-
-
-class HerePreflights:
-    """In this process, one at a time, remembering nothing: for a command."""
+    The last inspections are remembered while their data is the same: it is not read again.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-
-    def preflight(
-        self,
-        config: RunConfig,
-        token: str | None = None,
-        tokens_per_second: float | None = None,
-        person: str = "",
-    ) -> Preflight:
-        return preflight(config, self._settings, token, None, tokens_per_second)
-
-    def parts(
-        self, path: str, name: str | None, token: str | None, person: str = ""
-    ) -> tuple[list[str], list[str]]:
-        return _parts(path, name, token)
-
-    def hardware(self) -> Hardware:
-        return detect_hardware()
-
-    def close(self) -> None:
-        """Nothing was started."""
-
-
-class PreflightPool:
-    """In helper processes, remembering the last inspections while their data is the same."""
-
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-        self._limits = OF_STRANGERS if settings.on_space else Limits()
-        self._changed = threading.Condition()
-        self._idle: list[Helper] = []
-        self._busy: list[Helper | None] = []  # None: one that is being started
-        self._of: Counter[str] = Counter()  # preflights that are computed, by person
-        self._waiting: Counter[str] = Counter()
-        self._closed = False
         self._kept: OrderedDict[str, Any] = OrderedDict()
+        self._keeping = threading.Lock()
         self._hardware: Hardware | None = None
 
     def preflight(
@@ -106,38 +55,83 @@ class PreflightPool:
         token: str | None = None,
         tokens_per_second: float | None = None,
         person: str = "",
+        elsewhere: Elsewhere | None = None,
     ) -> Preflight:
         """Inspect the data and run the checks. What is wrong is in the result, not raised.
 
-        Data that was inspected lately, with the same settings, is not read again. Raises
-        Phi3LoraError where a helper reached its bounds or failed.
+        Args:
+            tokens_per_second: of an earlier run like this one, for the time.
+            person: who asks, and whose runs `model.adapter` may name.
+            elsewhere: the machine that it is for, if it is not this one.
+
+        Raises Phi3LoraError where a helper reached its bounds or failed.
         """
-        key = _data_key(config, token)
-        known = self._kept.get(key)
-        done: Preflight = self._ask(
-            person, preflight, config, self._settings, token, known, tokens_per_second
+        key = _data_key(config, token, elsewhere)
+        known, asked = self._kept.get(key), (config, self._settings, token)
+        done: Preflight = self._call(
+            person, _preflight, *asked, known, tokens_per_second, person, elsewhere
         )
         if done.inspection is not None:
-            with self._changed:
-                self._kept[key] = done.inspection
-                while len(self._kept) > KEPT:
-                    self._kept.popitem(last=False)
+            self._keep(key, done.inspection)
         return done
+
+    def offers(
+        self,
+        config: RunConfig,
+        flavors: list[Flavor],
+        speeds: dict[str, float],
+        token: str | None = None,
+        person: str = "",
+    ) -> list[Offer]:
+        """What a run would take on each machine of the Hub. Raises HubError."""
+        key = _data_key(config, token, Elsewhere(hardware_of(flavors[-1])))
+        known, asked = self._kept.get(key), (config, self._settings, token)
+        inspection, found = self._call(person, offers, *asked, known, flavors, speeds)
+        if inspection is not None:
+            self._keep(key, inspection)
+        return list(found)
 
     def parts(
         self, path: str, name: str | None, token: str | None, person: str = ""
     ) -> tuple[list[str], list[str]]:
         """Configurations and splits of a Hub dataset. Raises DataError or HubError."""
-        parts: tuple[list[str], list[str]] = self._ask(person, _parts, path, name, token)
+        parts: tuple[list[str], list[str]] = self._call(person, _parts, path, name, token)
         return parts
 
     def hardware(self) -> Hardware:
-        """The device on which a run would compute, asked once."""
+        """The device on which a run would compute, if it says nothing else; asked once."""
         if self._hardware is None:
-            self._hardware = self._ask("", detect_hardware)
+            self._hardware = self._call("", detect_hardware)
         return self._hardware
 
-    def _ask(self, person: str, function: Any, *arguments: Any) -> Any:
+    def close(self) -> None:
+        """End what was started for it; nothing was."""
+
+    def _call(self, person: str, function: Any, *arguments: Any) -> Any:
+        """The function's answer, wherever it is computed."""
+        return function(*arguments)
+
+    def _keep(self, key: str, inspection: Any) -> None:
+        with self._keeping:
+            self._kept[key] = inspection
+            while len(self._kept) > KEPT:
+                self._kept.popitem(last=False)
+
+
+class PreflightPool(Preflights):
+    """Preflights in helper processes, as whoever serves many runs them."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        self._limits = OF_STRANGERS if settings.on_space else Limits()
+        self._changed = threading.Condition()
+        self._idle: list[Helper] = []
+        self._busy: list[Helper | None] = []  # None: one that is being started
+        self._of: Counter[str] = Counter()  # preflights that are computed, by person
+        self._waiting: Counter[str] = Counter()
+        self._closed = False
+
+    def _call(self, person: str, function: Any, *arguments: Any) -> Any:
         """Have a helper compute; one that died is replaced once."""
         for _ in range(2):
             with self._turn(person) as helper, suppress(HelperDied):
@@ -201,10 +195,11 @@ class PreflightPool:
             self._idle.pop().end()
 
 
-def _data_key(config: RunConfig, token: str | None) -> str:
+def _data_key(config: RunConfig, token: str | None, elsewhere: Elsewhere | None) -> str:
     """Equal where the same rows become the same tokens for the same caller.
 
-    A file is known by its size and time as well: it may have been edited since.
+    A file is known by its size and time as well: it may have been edited since. Which base `auto`
+    is depends on the machine.
     """
     parts = [
         config.data.model_dump_json(),
@@ -212,10 +207,34 @@ def _data_key(config: RunConfig, token: str | None) -> str:
         config.model.revision or "",
         str(config.training_config.max_length),
         token or "",
+        elsewhere.hardware.device if elsewhere else "",
     ]
     with suppress(OSError, RuntimeError, ValueError):  # `~nobody`, a NUL: the preflight says so
         parts.append(version_of(Path(config.data.path).expanduser()))
     return hashlib.sha256("\n".join(parts).encode("utf-8", "replace")).hexdigest()
+
+
+def _preflight(
+    config: RunConfig,
+    settings: Settings,
+    token: str | None,
+    inspection: Any,
+    tokens_per_second: float | None,
+    person: str,
+    elsewhere: Elsewhere | None,
+) -> Preflight:
+    """The checks; `model.adapter` may name a run of this person's, or an adapter on the Hub."""
+    from phi3lora.runs.starting import find
+
+    return preflight(
+        config,
+        settings,
+        token,
+        inspection,
+        tokens_per_second,
+        lambda name: find(name, person or LOCAL, settings, token),
+        elsewhere,
+    )
 
 
 def _parts(path: str, name: str | None, token: str | None) -> tuple[list[str], list[str]]:

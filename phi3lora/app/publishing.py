@@ -11,16 +11,19 @@ from __future__ import annotations
 import re
 import shutil
 import tempfile
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, cast, get_args
 
+from phi3lora import words
 from phi3lora.app.callers import SIGN_IN, Caller, check_may_train
 from phi3lora.config import RunConfig
 from phi3lora.errors import ConfigError, HubError, Phi3LoraError, Problem, RunError
+from phi3lora.events import Loaded
 from phi3lora.lora.gguf import Precision
-from phi3lora.runs.export import CODE, Kind, default_output, export, export_code
+from phi3lora.runs.export import ARCHIVE, CODE, Kind, default_output, export, export_code
 from phi3lora.runs.permission import check_paths
 from phi3lora.runs.store import ACTIVE, Run
 from phi3lora.settings import Settings
@@ -31,6 +34,8 @@ if TYPE_CHECKING:
 
 Tell = Callable[[str], None]
 Progress = Callable[[float], None]
+Take = Literal["adapter", "merged", "gguf", "script", "notebook", "log"]  # one file each
+LARGEST_DOWNLOAD = 2 * 2**30  # bytes of weights that pass through a browser
 LONGEST_NAME = 60
 TERMINAL_SIGN_IN = (
     "Nobody is signed in to the Hub here. Sign in with `hf auth login`, or set HF_TOKEN."
@@ -175,11 +180,55 @@ class Publishing:
         portable = portable or self.settings.on_space
         return export_code(config, kind, place, token=caller.token, portable=portable)
 
-    def download(self, run: Run) -> Path:
-        """The run's result as one zip file, in a folder of its own. Raises RunError."""
-        result = check_publishable(run)
+    def take(self, run: Run, kind: str, caller: Caller) -> Path:
+        """One file to take away, in a folder of its own: of a result, of its code, or the log.
+
+        Raises RunError for what there is not, and for what is too large for a browser.
+        """
+        if kind not in get_args(Take):
+            raise RunError(f"There is no download {kind!r}; expected {', '.join(get_args(Take))}.")
         folder = Path(tempfile.mkdtemp(prefix="phi3lora-"))
-        return Path(shutil.make_archive(str(folder / f"{result.name}-{run.id}"), "zip", result))
+        if kind == "log":
+            return self._log(run, folder)
+        if kind in CODE:
+            place = folder / ARCHIVE[cast(Kind, kind)]
+            return self.code(run.config, cast(Kind, kind), place, caller)
+        if kind == "adapter":
+            result = check_publishable(run)
+            name = f"{result.name}-{run.id}"
+            return Path(shutil.make_archive(str(folder / name), "zip", result))
+        return self._whole_model(run, "merged" if kind == "merged" else "gguf", folder, caller)
+
+    def _log(self, run: Run, folder: Path) -> Path:
+        if not (run.folder / "log.txt").is_file():
+            raise RunError("The log is empty so far.")
+        return Path(shutil.copyfile(run.folder / "log.txt", folder / f"log-{run.id}.txt"))
+
+    def _whole_model(
+        self, run: Run, kind: Literal["merged", "gguf"], folder: Path, caller: Caller
+    ) -> Path:
+        """The base with its update in it, as one archive that is stored, not compressed."""
+        check_publishable(run)
+        if self.settings.on_space:
+            raise RunError("A whole model is merged on one's own machine, not on a Space.")
+        sizes = [e.total_parameters for e in run.events()[0] if isinstance(e, Loaded)]
+        parameters = sizes[-1] if sizes else 0
+        if 2 * parameters > LARGEST_DOWNLOAD:
+            raise RunError(
+                f"The {kind} model has about {words.size(2 * parameters)}, too much for a browser; "
+                f"`phi3lora export {run.id} --to {kind}` writes it beside you."
+            )
+        files = folder / "files"
+        files.mkdir()
+        place = files / default_output(kind, run.id)
+        self.export(run, kind, place, caller)
+        archive = folder / f"{kind}-{run.id}.zip"
+        root = place if kind == "merged" else files
+        with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as packed:
+            for file in sorted(path for path in root.rglob("*") if path.is_file()):
+                packed.write(file, file.relative_to(root))
+        shutil.rmtree(files)
+        return archive
 
     def import_loralib(
         self,

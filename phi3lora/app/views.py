@@ -11,7 +11,7 @@ import hashlib
 import threading
 import time
 from collections import OrderedDict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from phi3lora.errors import RunError
 from phi3lora.events import (
@@ -46,6 +46,7 @@ class RunView:
     losses: list[tuple[int, float]] = field(default_factory=list)  # (step, loss)
     rates: list[tuple[int, float]] = field(default_factory=list)  # (step, learning rate)
     held_out: list[tuple[int, float]] = field(default_factory=list)  # (step, loss)
+    clock: list[tuple[int, float]] = field(default_factory=list)  # (step, seconds since 1970)
 
     def add(self, event: Event) -> None:
         """Take one more event in."""
@@ -64,7 +65,8 @@ class RunView:
             setattr(self, event.kind, event)
 
     def _add_step(self, event: Step) -> None:
-        self.step, self.ended, self.stage = event, None, None
+        self.step, self.ended, self.stage = kept(event, self.step), None, None
+        add_point(self.clock, (event.step, event.time))
         if event.loss is not None:
             add_point(self.losses, (event.step, event.loss))
         if event.learning_rate is not None:
@@ -73,8 +75,20 @@ class RunView:
     def _rewind(self, step: int) -> None:
         """What came after the checkpoint is done again, so it is forgotten."""
         self.ended = None
-        for points in (self.losses, self.rates, self.held_out):
+        for points in (self.losses, self.rates, self.held_out, self.clock):
             points[:] = [point for point in points if point[0] <= step]
+
+
+def kept(step: Step, before: Step | None) -> Step:
+    """A step whose figures that were not logged are those of the one before."""
+    if before is None:
+        return step
+    missing = {
+        name: getattr(before, name)
+        for name in ("loss", "learning_rate", "grad_norm", "token_accuracy", "tokens_per_second")
+        if getattr(step, name) is None
+    }
+    return replace(step, **missing)
 
 
 def add_point(points: list[tuple[int, float]], point: tuple[int, float]) -> None:

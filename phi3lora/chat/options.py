@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
+from phi3lora.data.rendering import SystemMessages
 from phi3lora.errors import ConfigError, Problem
 
 Side = Literal["base", "tuned"]
@@ -106,6 +107,9 @@ class Options:
         slider=(1, 2, 0.05),
     )
 
+    tools: str = ""  # what may be called, as JSON; it stands at the system message
+    system_messages: SystemMessages = "merge"  # where the template has no place for `system`
+
     @property
     def filters(self) -> bool:
         """Whether more than temperature and top-p shapes what is drawn."""
@@ -140,6 +144,7 @@ class Pair:
         stopped_base, stopped_tuned: the answer ended by itself, with one of the model's stop
             tokens; False while it grows, at the limit, and after a cancel.
         tokens_base, tokens_tuned: new tokens so far, the stop token included.
+        prompt_base, prompt_tuned: tokens of the conversation that is answered, template included.
         note: what is being waited for: the queue, or the model that is loaded.
     """
 
@@ -151,6 +156,8 @@ class Pair:
     stopped_tuned: bool = False
     tokens_base: int = 0
     tokens_tuned: int = 0
+    prompt_base: int = 0
+    prompt_tuned: int = 0
     note: str = ""
 
     @property

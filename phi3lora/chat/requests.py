@@ -129,5 +129,7 @@ class Request:
             stopped_tuned=tuned is not None and tuned.stopped,
             tokens_base=base.new if base else 0,
             tokens_tuned=tuned.new if tuned else 0,
+            prompt_base=base.prompt if base else 0,
+            prompt_tuned=tuned.prompt if tuned else 0,
             note="" if speaking or not self.notes else self.notes[-1],
         )

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -26,9 +26,10 @@ from phi3lora.chat.options import Options
 from phi3lora.chat.patches import patched
 from phi3lora.chat.sampling import TextStream, choose, generator
 from phi3lora.config import ModelConfig
-from phi3lora.data.conversation import Message
-from phi3lora.data.rendering import render_prompt, stop_tokens
-from phi3lora.errors import ModelError
+from phi3lora.data.conversation import TOOLS, Message
+from phi3lora.data.rendering import NO_SYSTEM, render_prompt, stop_tokens, writes_system
+from phi3lora.data.tools import definitions
+from phi3lora.errors import DataError, ModelError
 from phi3lora.models.base import resolve_path
 from phi3lora.models.loading import load_model, load_tokenizer
 
@@ -38,6 +39,10 @@ if TYPE_CHECKING:
 Progress = Callable[[str], None]
 MOST_ADAPTERS = 8  # kept in memory beside those in use
 IDLE_ROWS = 32  # caches kept for a next turn
+NO_PLACE = (
+    "The base's chat template has no place for a system prompt. One is put before the first "
+    "question, or left out or refused where the training did so (data.system_messages)."
+)
 SHARE = 0.25  # of the memory that is free after loading: for all caches together
 
 
@@ -50,6 +55,7 @@ class Column:
     draw: torch.Generator | None
     stream: TextStream
     limit: int  # tokens of the row at which it ends, whatever it says
+    prompt: int = 0  # tokens that are answered
     new: int = 0
     done: bool = False
     stopped: bool = False
@@ -92,6 +98,8 @@ class Serving:
         progress("loading the model")
         notices: list[str] = []
         model = load_model(base, for_training=False, token=token, notices=notices)
+        if not writes_system(tokenizer):
+            notices.append(NO_PLACE)
         free = detect_hardware(base.device).memory_free
         return cls(
             base=base,
@@ -137,11 +145,10 @@ class Serving:
     def start(self, messages: list[Message], adapter: Adapter | None, options: Options) -> Column:
         """An answer to a conversation; its row takes over what is cached of an earlier turn.
 
-        Raises ModelError when the conversation is longer than the model can read.
+        Raises ModelError when the conversation is longer than the model can read, and DataError
+        when its template does not write it.
         """
-        if options.system:
-            messages = [{"role": "system", "content": options.system}, *messages]
-        prompt = render_prompt(self.tokenizer, messages)
+        prompt = prompt_of(self.tokenizer, messages, options)
         if len(prompt) >= self.context:
             raise ModelError(
                 f"The conversation has {len(prompt):,} tokens; the model reads at most "
@@ -153,6 +160,7 @@ class Serving:
             draw=generator(options),
             stream=TextStream(self.tokenizer),
             limit=min(len(prompt) + options.max_new_tokens, self.context),
+            prompt=len(prompt),
         )
 
     def step(self, columns: list[Column]) -> None:
@@ -206,6 +214,25 @@ class Serving:
             column.stream.add(token)
         if column.done:
             column.stream.finish()
+
+
+def prompt_of(tokenizer: Any, messages: list[Message], options: Options) -> list[int]:
+    """The ids of a question, as a training on it would have them.
+
+    Raises DataError for a system prompt that the training refused, and for tools and roles that
+    the chat template does not write.
+    """
+    if options.system or options.tools:
+        first: Message = {"role": "system", "content": options.system}
+        if tools := definitions(options.tools):
+            first["tools"] = tools
+        messages = [first, *messages]
+    try:
+        return render_prompt(tokenizer, messages, options.system_messages)
+    except DataError as error:
+        if str(error) not in (TOOLS, NO_SYSTEM):
+            raise
+        raise DataError(f"This cannot be asked here: {error}. Leave that out.") from None
 
 
 def _common(row: Row, prompt: list[int]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from phi3lora.app.comparing import Subject
     from phi3lora.chat.options import Pair, Side
 
+RESULT = "/tool "  # how a line begins that is what a tool answered
 VOTES = {"a": "left", "b": "right", "t": "tie", "n": "both bad"}
 
 
@@ -52,6 +54,14 @@ def chat(
     system: Annotated[
         str, typer.Option(help="The system prompt that is put before the conversation.")
     ] = "",
+    tools: Annotated[
+        str,
+        typer.Option(
+            metavar="JSON",
+            help="What the model may call, as JSON or a file of it, for bases whose chat template "
+            "takes tools (Phi-4-mini). A line that begins with `/tool ` is what a tool answered.",
+        ),
+    ] = "",
     temperature: Annotated[float, _sampling("temperature")] = Options.temperature,
     top_k: Annotated[int, _sampling("top_k")] = Options.top_k,
     top_p: Annotated[float, _sampling("top_p")] = Options.top_p,
@@ -67,6 +77,7 @@ def chat(
     options = Options(
         system, temperature, top_p, max_new_tokens, seed, top_k, min_p, repetition_penalty
     )
+    options = replace(options, tools=_text_or_file(tools))
     _check(adapter, model, prompt, blind, as_json)
     application, caller = here()
     subject = application.comparing.subject(adapter, caller)
@@ -95,6 +106,16 @@ def _check(adapter: str, model: str | None, prompt: str | None, blind: bool, as_
         raise ConfigError(wrong)
 
 
+def _text_or_file(given: str) -> str:
+    """JSON as it was typed, or what the file of that name holds."""
+    if not given or given.lstrip()[:1] in "[{":
+        return given
+    try:
+        return Path(given).expanduser().read_text(encoding="utf-8")
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ConfigError([Problem("--tools", f"{given!r} cannot be read: {error}.")]) from None
+
+
 class Talk:
     """A conversation at a terminal."""
 
@@ -113,7 +134,11 @@ class Talk:
         self._tuned: list[dict[str, str]] = []
 
     def _answers(self, prompt: str) -> Iterator[Pair]:
-        question = {"role": "user", "content": prompt}
+        is_result = prompt.startswith(RESULT)
+        question = {
+            "role": "tool" if is_result else "user",
+            "content": prompt.removeprefix(RESULT),
+        }
         self._base.append(question)
         self._tuned.append(question)
         return self._comparing.reply(

@@ -89,7 +89,9 @@ def inspect(
         print_json(figures)
         return
     preview, rejected = figures.pop("preview"), figures.pop("rejected_preview", [])
-    print_figures({**figures, "format": f"{found.format}: {found.reason}"})
+    figures |= {"format": f"{found.format}: {found.reason}"}
+    figures["columns_not_read"] = found.unread_in_words
+    print_figures({name: value for name, value in figures.items() if name != "unread"})
     for place, pieces in enumerate(preview):
         print_line()
         print_conversation(pieces)

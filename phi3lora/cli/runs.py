@@ -1,4 +1,4 @@
-"""`phi3lora runs …`: list, show, follow, stop, cancel, resume, delete, restore."""
+"""`phi3lora runs …`: list, show, follow, stop, resume, compare, rename, bin, delete, restore."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from phi3lora import words
+from phi3lora.cli.places import AtMost, FlavorName, whole_request
 from phi3lora.cli.root import app, runs_app
 from phi3lora.cli.shared import AsJson, RunName, find_run, here, tell
 from phi3lora.cli.training import end_as
@@ -40,7 +42,6 @@ def show_run(
     as_json: AsJson = False,
 ) -> None:
     """Show how a run stands: status, last step, message, and the end of its log."""
-    from phi3lora import words
     from phi3lora.cli.terminal import print_figures, print_json, print_line
 
     found = find_run(run)
@@ -126,11 +127,20 @@ def resume_run(
             "run was first started.",
         ),
     ] = False,
+    flavor: FlavorName = None,
+    at_most: AtMost = None,
 ) -> None:
-    """Queue a run again; it goes on from its last checkpoint."""
+    """Queue a run again; it goes on from its last checkpoint.
+
+    One that computes on machines of the Hub goes on in a new Job there, on the same machine and
+    with the same cap unless others are named.
+    """
     application, caller = here()
     found = application.launching.find(run, caller)
-    found = application.launching.resume(found, caller, accept_changes)
+    state, job = found.state, None
+    if flavor is not None or at_most is not None:
+        job = whole_request(flavor or state.flavor, at_most or state.at_most)
+    found = application.launching.resume(found, caller, accept_changes, job)
     tell(f"Run {found.id} is queued; watch it with `phi3lora runs follow {found.id}`.")
 
 
@@ -145,6 +155,89 @@ def delete_run(
     if not yes and sys.stdin.isatty():
         typer.confirm(f"Delete {found.id} ({found.title}) for good?", abort=True)
     application.launching.delete(found)
+
+
+@runs_app.command("compare")
+def compare_runs(
+    runs: Annotated[
+        list[str],
+        typer.Argument(metavar="RUN...", help="Two to five runs, by their ids or their folders."),
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """Put two to five runs beside each other: their losses, and the options that differ."""
+    from phi3lora.app.several import side_by_side
+    from phi3lora.cli.terminal import print_json, print_several
+
+    application, caller = here()
+    found = [application.launching.find(run, caller) for run in runs]
+    several = side_by_side(found, application.views)
+    if as_json:
+        print_json(several.to_json())
+    else:
+        print_several(several)
+
+
+@runs_app.command("rename")
+def rename_run(
+    run: RunName,
+    title: Annotated[str, typer.Argument(metavar="TITLE", help="What to call the run.")],
+) -> None:
+    """Give a run that is over another title."""
+    application, caller = here()
+    found = application.launching.rename(application.launching.find(run, caller), title)
+    tell(f"Run {found.id} is called {found.title} now.")
+
+
+@runs_app.command("bin")
+def bin_runs(
+    run: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="RUN",
+            help="The id of a run to put into the bin; without it the bin's runs are listed.",
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Put a run into the bin, from which it comes back within 30 days, or list the bin's runs."""
+    from phi3lora.cli.terminal import print_json, print_runs
+
+    application, caller = here()
+    if run is not None:
+        found = application.launching.find(run, caller)
+        application.launching.discard(found)
+        tell(f"Run {found.id} is in the bin; `phi3lora runs recover {found.id}` brings it back.")
+        return
+    runs = application.launching.discarded(caller)
+    if as_json:
+        print_json([_summary(found) for found in runs])
+    elif runs:
+        print_runs(runs)
+    else:
+        tell("The bin is empty.")
+
+
+@runs_app.command("recover")
+def recover_run(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="The id of a run in the bin.")],
+) -> None:
+    """Take a run out of the bin, and put it back into the list."""
+    application, caller = here()
+    found = application.launching.recover(run, caller)
+    tell(f"Run {found.id} ({found.title}) is back in the list.")
+
+
+@runs_app.command("empty-bin")
+def empty_bin(
+    yes: Annotated[bool, typer.Option("--yes", help="Delete them without asking first.")] = False,
+) -> None:
+    """Delete every run that is in the bin, for good."""
+    application, caller = here()
+    if not yes and sys.stdin.isatty():
+        count = len(application.launching.discarded(caller))
+        typer.confirm(f"Delete {words.counted(count, 'run')} for good?", abort=True)
+    tell(f"{words.counted(application.launching.empty_bin(caller), 'run')} deleted.")
 
 
 @runs_app.command("restore")

@@ -21,11 +21,14 @@ from rich.text import Text
 
 from phi3lora import words
 from phi3lora.app.models import Base
+from phi3lora.app.several import Several
 from phi3lora.chat.options import Pair, Side
 from phi3lora.events import Event, Stage, Step
 from phi3lora.hub.access import Found
 from phi3lora.hub.backup import RunRepo
 from phi3lora.runs.store import Run
+from phi3lora.thoughts import split_thoughts
+from phi3lora.training.offers import Offer
 from phi3lora.wording import describe
 
 Show = Callable[[Event], None]
@@ -96,6 +99,16 @@ def print_runs(runs: Iterable[Run]) -> None:
     _print_table(table)
 
 
+def print_several(several: Several) -> None:
+    """A table with a column for each run: losses, then the options that differ."""
+    table = Table("", box=None, pad_edge=False)
+    for run in several.runs:
+        table.add_column(Text(f"{run.title}\n{run.id}"))
+    for name, values in several.rows():
+        table.add_row(name, *map(Text, values))
+    _print_table(table)
+
+
 def _print_table(table: Table) -> None:
     """In a file, lines are as long as they need be."""
     wide = Console()
@@ -119,6 +132,27 @@ def print_bases(bases: Iterable[Base]) -> None:
     for base in bases:
         facts = (base.size, f"{base.context:,}", base.licence, base.here, base.note)
         table.add_row(base.path, *facts)
+    _print_table(table)
+
+
+def print_offers(offers: Iterable[Offer]) -> None:
+    """A table of machines of the Hub, with what a run would cost on each."""
+    columns = ("flavor", "GPU", "memory", "per hour", "takes", "this run costs", "fits")
+    table = Table(*columns, box=None, pad_edge=False)
+    for one in offers:
+        flavor = one.flavor
+        several = f"{flavor.cards} × " if flavor.cards > 1 else ""
+        takes = "" if one.seconds is None else f"about {words.duration(one.seconds)}"
+        costs = "" if one.dollars is None else f"about ${one.dollars:.2f}"
+        table.add_row(
+            flavor.name,
+            f"{several}{flavor.card or 'none'}",
+            words.size(flavor.memory),
+            f"${flavor.dollars(3600):.2f}",
+            takes,
+            costs,
+            {True: "yes", False: "no", None: ""}[one.fits],
+        )
     _print_table(table)
 
 
@@ -200,9 +234,16 @@ def print_pair(
                 table.add_column(ratio=1)
             table.add_row(*(Text(title, style="bold") for title in titles))
             answers = [getattr(pair, side) for side in order]
-            table.add_row(Text(answers[0] or pair.note), *map(Text, answers[1:]))
+            table.add_row(_answer(answers[0] or pair.note), *map(_answer, answers[1:]))
             live.update(table)
     return pair
+
+
+def _answer(text: str) -> Text:
+    """An answer, what was thought before it paler than the rest."""
+    found = split_thoughts(text)
+    thoughts = f"{found.thoughts}\n\n" if found.thoughts else ""
+    return Text.assemble((thoughts, "dim italic"), found.said)
 
 
 def with_units(figures: dict[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from phi3lora.cli.places import AtMost, FlavorName, On, Place, job_request
 from phi3lora.cli.root import app
 from phi3lora.cli.shared import (
     AsJson,
@@ -28,17 +29,32 @@ from phi3lora.errors import ConfigError, Problem
 if TYPE_CHECKING:
     from phi3lora.config import RunConfig
     from phi3lora.runs.store import Run
+    from phi3lora.training.offers import Offer
     from phi3lora.training.preflight import Preflight
 
 
 @app.command()
-def estimate(config: ConfigName, changes: Changes = None, as_json: AsJson = False) -> None:
-    """Check a configuration before it runs: data, model, hardware, memory, time, disk."""
+def estimate(
+    config: ConfigName,
+    changes: Changes = None,
+    on: On = Place.here,
+    flavor: FlavorName = None,
+    at_most: AtMost = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check a configuration before it runs: data, model, hardware, memory, time, disk.
+
+    With --on jobs and no --flavor it lists the machines of the Hub, with what the run would cost.
+    """
     from phi3lora.app.launching import blocking
     from phi3lora.cli.terminal import print_json
 
     application, caller = here()
-    done = application.launching.preflight(read_config(config, changes), caller)
+    wanted = read_config(config, changes)
+    if on is Place.jobs and flavor is None:
+        _list_offers(application.launching.offers(wanted, caller), as_json)
+        return
+    done = application.launching.preflight(wanted, caller, job_request(on, flavor, at_most))
     blocked = blocking(done)
     if as_json:
         checks = [asdict(check) for check in done.checks]
@@ -48,6 +64,22 @@ def estimate(config: ConfigName, changes: Changes = None, as_json: AsJson = Fals
         _show_checks(done)
     if blocked:
         raise typer.Exit(2)
+
+
+def _list_offers(offers: list[Offer], as_json: bool) -> None:
+    from phi3lora.app.machines import cheapest
+    from phi3lora.cli.terminal import print_json, print_offers
+
+    if as_json:
+        print_json([{**asdict(one), "dollars": one.dollars} for one in offers])
+        return
+    print_offers(offers)
+    best = cheapest(offers)
+    if best is not None:
+        tell(
+            "Times are computed from data sheets until a run was measured there. Train with "
+            f"`--on jobs --flavor {best.flavor.name} --at-most {best.cap:.2f}`."
+        )
 
 
 def _show_checks(done: Preflight) -> None:
@@ -90,6 +122,9 @@ def train(
             "loralib checkpoint (`.pt`).",
         ),
     ] = None,
+    on: On = Place.here,
+    flavor: FlavorName = None,
+    at_most: AtMost = None,
     force: Annotated[
         bool, typer.Option("--force", help="Train even where a check before the launch is red.")
     ] = False,
@@ -100,14 +135,15 @@ def train(
     The checks of `estimate` come first; where one is red there is no run, and the exit status is 2.
     Ctrl-C saves and stops; the same command with the same FOLDER goes on from there.
     """
+    job = job_request(on, flavor, at_most)
     application, caller = here(helper=True)  # so that this process stays small while it waits
     checked = _what_to_train(config, start, changes)
     begin = _bytes_of(output / "events.jsonl") if output else 0
     try:
         if output is None:
-            run = application.launching.launch(checked, caller, force=force)
+            run = application.launching.launch(checked, caller, force=force, job=job)
         else:
-            run = application.launching.launch_in(output, checked, caller, force=force)
+            run = application.launching.launch_in(output, checked, caller, force=force, job=job)
     finally:
         application.close()
     if run.status == "finished" and run.events_end() == begin:

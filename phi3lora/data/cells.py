@@ -12,10 +12,11 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any, cast, get_args
 
-from phi3lora.data.conversation import PLAIN, Message, Role, Unusable, Writes
+from phi3lora.data.conversation import PLAIN, TOOLS, Message, Role, Unusable, Writes
+from phi3lora.data.tools import CALL_ROLES, RESULT_ROLES, calls, definitions, result
+from phi3lora.thoughts import join_thoughts
 
 LONGEST_LITERAL = 1 << 20  # characters of a list as Python prints it; ast needs 100 times as many
-TOOLS = "uses tools, which the chat template does not write"
 
 _NAMES: dict[Role, str] = {
     "system": "system developer system_prompt",
@@ -24,22 +25,6 @@ _NAMES: dict[Role, str] = {
     "answer response",
 }
 ROLES: dict[str, Role] = {name: role for role, names in _NAMES.items() for name in names.split()}
-#: Turns that are neither a person's nor an answer in words.
-TOOL_ROLES = frozenset(
-    [
-        "tool",
-        "tool_call",
-        "tool_response",
-        "tool_calls",
-        "function",
-        "function_call",
-        "function_response",
-        "function-call",
-        "function-response",
-        "observation",
-        "ipython",
-    ]
-)
 ROLE_KEYS = ("role", "from", "speaker", "author")
 CONTENT_KEYS = ("content", "value", "text", "message")
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")
@@ -178,7 +163,7 @@ def messages_from(value: Any, roles: Mapping[str, str], writes: Writes = PLAIN) 
         turns = [{"role": _SIDES[i % 2], "content": text} for i, text in enumerate(turns)]
     messages = [_message(turn, roles, writes) for turn in turns]
     # An empty system message is how many datasets say that there is none.
-    return [m for m in messages if m["role"] != "system" or m["content"].strip()]
+    return [m for m in messages if m["role"] != "system" or m["content"].strip() or "tools" in m]
 
 
 def _message(turn: Any, roles: Mapping[str, str], writes: Writes) -> Message:
@@ -187,11 +172,15 @@ def _message(turn: Any, roles: Mapping[str, str], writes: Writes) -> Message:
     role_key, content_key = first_key(turn, ROLE_KEYS), first_key(turn, CONTENT_KEYS)
     if role_key is None:
         raise Unusable("a message without a role")
-    role = role_of(str(turn[role_key]), roles)
-    content = text_of(turn[content_key]) if content_key else ""
+    name = str(turn[role_key])
+    role, said = role_of(name, roles), turn[content_key] if content_key else ""
+    if role == "tool":
+        message = _tool_turn(name, roles, said, writes)
+    else:
+        message = {"role": role, "content": text_of(said)}
     if len(turn) == 2:  # the usual case: nothing else can be said of it
-        return {"role": role, "content": content}
-    return _with_remarks(turn, {"role": role, "content": content}, writes)
+        return message
+    return _with_remarks(turn, message, writes)
 
 
 def role_of(name: str, roles: Mapping[str, str]) -> Role:
@@ -199,18 +188,35 @@ def role_of(name: str, roles: Mapping[str, str]) -> Role:
     role = roles.get(name) or roles.get(name.lower()) or ROLES.get(name.strip().lower())
     if role in get_args(Role):
         return cast(Role, role)
-    raise Unusable(TOOLS if name.strip().lower() in TOOL_ROLES else f"unknown role {name[:40]!r}")
+    if name.strip().lower() in CALL_ROLES | RESULT_ROLES:
+        return "tool"
+    raise Unusable(f"unknown role {name[:40]!r}")
+
+
+def _tool_turn(name: str, roles: Mapping[str, str], said: Any, writes: Writes) -> Message:
+    """A turn that calls a tool, which is the assistant's, or what a tool answered."""
+    if not writes.tools:
+        raise Unusable(TOOLS)
+    if name not in roles and name.strip().lower() in CALL_ROLES:
+        return {"role": "assistant", "content": calls(said)}
+    return {"role": "tool", "content": result(said) if isinstance(said, Mapping) else text_of(said)}
 
 
 def _with_remarks(turn: Mapping[str, Any], message: Message, writes: Writes) -> Message:
     """What a turn says about itself: calls of tools, reasoning before the answer, a weight."""
-    if any(turn.get(name) for name in _CALLS):
+    called = next((turn[name] for name in _CALLS if turn.get(name)), None)
+    tools = definitions(turn.get("tools")) if message["role"] == "system" else ""
+    if (called is not None or tools) and not writes.tools:
         raise Unusable(TOOLS)
+    if tools:
+        message["tools"] = tools
     if message["role"] != "assistant":
         return message
+    if called is not None:
+        message["content"] += calls(called)
     thoughts = next((turn[name] for name in THOUGHTS if turn.get(name)), None)
     if thoughts is not None and writes.thoughts:
-        message["content"] = f"<think>\n{text_of(thoughts)}\n</think>\n\n{message['content']}"
+        message["content"] = join_thoughts(text_of(thoughts), message["content"])
     if is_zero(turn.get("weight")):
         message["weight"] = 0
     return message

@@ -6,28 +6,34 @@ conversation.messages, conversation.changes
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Literal
 
 from typing_extensions import NotRequired, TypedDict
 
-Role = Literal["system", "user", "assistant"]
+Role = Literal["system", "user", "assistant", "tool"]
 Row = Mapping[str, Any]
 
 JOINED = "turns of one role in a row were joined"
 TRIMMED = "turns after the last answer were left out"
 BEYOND = "turns beyond the length limit were left out"
 UNTHOUGHT = "reasoning was left out, which the chat template does not write"
+TOOLS = "uses tools, which the chat template does not write"
 
 
 class Message(TypedDict):
-    """One turn of a conversation; `weight: 0` marks an answer that is read and not learnt."""
+    """One turn of a conversation.
+
+    `weight: 0` marks an answer that is read and not learnt; `tools` stands at a system message and
+    says what can be called, as JSON; a turn of the role `tool` is what a tool answered.
+    """
 
     role: Role
     content: str
-    weight: NotRequired[int]
+    weight: NotRequired[int | None]
+    tools: NotRequired[str | None]
 
 
 class Unusable(Exception):
@@ -62,6 +68,7 @@ class Writes:
     """What of a row a base's chat template can write, beyond plain turns."""
 
     thoughts: bool = False
+    tools: bool = False
 
 
 PLAIN = Writes()
@@ -88,6 +95,11 @@ def is_learnt(message: Message) -> bool:
     return message["role"] == "assistant" and message.get("weight", 1) != 0
 
 
+def uses_tools(messages: Iterable[Message]) -> bool:
+    """Whether a conversation has tools to call, or what they answered."""
+    return any(message["role"] == "tool" or message.get("tools") for message in messages)
+
+
 def whole(messages: list[Message], join: bool = True) -> Conversation:
     """Whole conversations only: turns alternate, none is empty, the last one is learnt.
 
@@ -100,11 +112,11 @@ def whole(messages: list[Message], join: bool = True) -> Conversation:
         raise Unusable("every answer has weight 0" if answers else "no assistant answer")
     kept = messages[: learnt[-1] + 1]
     for message in kept:
-        if not message["content"].strip():
+        if not message["content"].strip() and not message.get("tools"):
             raise Unusable("empty answer" if message["role"] == "assistant" else "empty prompt")
     changes = [TRIMMED] if len(kept) < len(messages) else []
     for left, right in pairwise(kept):
-        if left["role"] == right["role"]:
+        if left["role"] == right["role"] != "tool":  # calls side by side have an answer each
             if not join:
                 raise Unusable(f"two {left['role']} messages in a row")
             return Conversation(_joined(kept), (JOINED, *changes))
@@ -120,7 +132,7 @@ def _joined(messages: list[Message]) -> list[Message]:
     joined: list[Message] = []
     for message in messages:
         last = joined[-1] if joined else None
-        if last is None or last["role"] != message["role"]:
+        if last is None or last["role"] != message["role"] or message["role"] == "tool":
             joined.append(message.copy())
         elif is_learnt(last) != is_learnt(message):
             raise Unusable("two answers in a row of which one has weight 0")

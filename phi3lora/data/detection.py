@@ -232,13 +232,21 @@ def read_row(
         raise Unusable("marked as a bad answer (label is false)")
     messages: list[Message] = FORMATS[detected.format].read(row, detected, writes)
     system = (text_of(row.get(columns["system"])) if "system" in columns else "") or system_prompt
-    if system and not any(message["role"] == "system" for message in messages):
-        messages.insert(0, {"role": "system", "content": system})
+    if system:
+        _put_first(system, messages)
     found = whole(messages, join)
     left_out = detected.thoughts and not writes.thoughts
     if left_out and has_thoughts(row.get(columns.get("messages", ""))):
         return Conversation(found.messages, (*found.changes, UNTHOUGHT))
     return found
+
+
+def _put_first(system: str, messages: list[Message]) -> None:
+    """A system message where the row has none, or one that holds its tools alone."""
+    if messages and messages[0]["role"] == "system" and not messages[0]["content"]:
+        messages[0]["content"] = system
+    elif not any(message["role"] == "system" for message in messages):
+        messages.insert(0, {"role": "system", "content": system})
 
 
 def judge_row(

@@ -23,6 +23,8 @@ from phi3lora.data.reading import Kept, recipe_for
 from phi3lora.data.rendering import Segment, segments
 from phi3lora.data.sources import Count, not_applicable, open_source
 
+MOST_NAMED, LONGEST_NAME = 20, 60  # columns that are named, and characters of a name
+
 
 @dataclass(frozen=True)
 class Inspection:
@@ -76,6 +78,14 @@ class Inspection:
     held_out: HeldOut = "rows"
     rejected_preview: list[list[Segment]] = field(default_factory=list)
     answers: Answers | None = None
+
+    @property
+    def unread_in_words(self) -> str:
+        """The columns that are not read, by name, or `none`; a table may have thousands."""
+        names = [name[:LONGEST_NAME] or "(without a name)" for name in self.unread[:MOST_NAMED]]
+        if len(self.unread) > MOST_NAMED:
+            names.append(f"and {len(self.unread) - MOST_NAMED:,} more")
+        return ", ".join(names) or "none"
 
     @property
     def longest(self) -> int:

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 Progress = Callable[[float], None]
-VERSION = 2  # raise it when the same row would give other tokens
+VERSION = 3  # raise it when the same row would give other tokens
 KEPT_SETS = 20  # prepared sets that stay; the one unused for longest goes first
 
 
@@ -253,7 +253,8 @@ def _write_table(path: Path, batches: Iterator[list[Kept]], judged: bool = False
     """Append batch after batch to an Arrow stream."""
     import pyarrow as pa
 
-    message = pa.struct({"role": pa.string(), "content": pa.string(), "weight": pa.int8()})
+    turn = {"role": pa.string(), "content": pa.string(), "weight": pa.int8(), "tools": pa.string()}
+    message = pa.struct(turn)
     columns = {
         "input_ids": pa.list_(pa.int32()),
         "labels": pa.list_(pa.int32()),

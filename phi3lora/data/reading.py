@@ -31,7 +31,13 @@ from phi3lora.data.conversation import (
 )
 from phi3lora.data.detection import detect, read_row
 from phi3lora.data.formats import FORMATS
-from phi3lora.data.rendering import Rendered, SystemMessages, fit_system, render_many
+from phi3lora.data.rendering import (
+    Rendered,
+    SystemMessages,
+    fit_system,
+    render_many,
+    writes_tools,
+)
 from phi3lora.data.sources import Source
 from phi3lora.errors import DataError
 
@@ -141,10 +147,11 @@ def recipe_for(config: RunConfig, source: Source) -> Recipe:
 
 
 def writes_of(tokenizer: Any) -> Writes:
-    """What a base's chat template can write: reasoning, where `<think>` is a mark of its own."""
-    vocabulary = tokenizer.get_vocab() if tokenizer is not None else {}
-    thinks = "<think>" in vocabulary or "<think>" in str(getattr(tokenizer, "chat_template", ""))
-    return Writes(thoughts=thinks)
+    """What a base's chat template can write: tools, and reasoning where `<think>` is its mark."""
+    if tokenizer is None:
+        return PLAIN
+    thinks = "<think>" in tokenizer.get_vocab() or "<think>" in str(tokenizer.chat_template)
+    return Writes(thoughts=thinks, tools=writes_tools(tokenizer))
 
 
 def conversations(

@@ -27,8 +27,9 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict
 from weakref import WeakKeyDictionary
 
-from phi3lora.data.conversation import Message, is_learnt
+from phi3lora.data.conversation import TOOLS, Message, is_learnt, uses_tools
 from phi3lora.data.templates import Refused, write
+from phi3lora.data.tools import CALL, CALL_END
 from phi3lora.errors import DataError, ModelError
 from phi3lora.models.phi3 import MARKS, PADS, STOPS
 
@@ -44,6 +45,8 @@ _CONTROL = re.compile(r"</?[^<>\s]*>")  # how control tokens look that are not c
 _TRIMMED = "\x1f"
 _SLOT = re.compile(f"({_TRIMMED}?)\ue000(\\d+)\ue001({_TRIMMED}?)")
 _MOST_PATTERNS = 1000
+# Roles under which a template may write what a tool answered, each with a token of its own.
+_RESULTS = ("tool_response", "tool")
 
 SystemMessages = Literal["merge", "drop", "refuse"]
 NO_SYSTEM = "a system message, which the base's chat template does not write"
@@ -91,10 +94,12 @@ def render_many(
     return renderer.encode(patterns, fitting, max_length)
 
 
-def render_prompt(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
-    """Ids up to the mark after which the model answers."""
+def render_prompt(
+    tokenizer: Any, messages: Sequence[Message], policy: SystemMessages = "merge"
+) -> list[int]:
+    """Ids up to the mark after which the model answers; `policy` is that of `fit_system`."""
     renderer = _renderer(tokenizer)
-    messages = renderer.fitting(messages)
+    messages = renderer.fitting(messages, policy)
     pattern = renderer.pattern(messages, prompt=True)
     return renderer.encode([pattern], [messages], None)[0].input_ids
 
@@ -123,21 +128,23 @@ def fit_system(
     Where the template writes no system message, it goes before the first question (`merge`), is
     left out (`drop`), or is an error (`refuse`).
 
-    Raises DataError, with a reason that is the same for all such conversations, for `refuse` and
-    for roles that the template does not write.
+    Raises DataError, with a reason that is the same for all such conversations, for `refuse`, for
+    tools and for roles that the template does not write.
     """
     renderer = _renderer(tokenizer)
-    if messages[0]["role"] == "system" and not renderer.writes_system:
-        if policy == "refuse":
-            raise DataError(NO_SYSTEM)
-        messages = messages[1:] if policy == "drop" else merged_system(messages)
-    renderer.pattern(messages, prompt=False)
-    return messages
+    fitting = renderer.fitting(messages, policy)
+    renderer.pattern(fitting, prompt=False)
+    return fitting
 
 
 def writes_system(tokenizer: Any) -> bool:
     """Whether the chat template writes system messages."""
     return _renderer(tokenizer).writes_system
+
+
+def writes_tools(tokenizer: Any) -> bool:
+    """Whether the chat template writes tools, and the model has marks for calls of them."""
+    return bool(_renderer(tokenizer).result_role)
 
 
 def merged_system(messages: Sequence[Message]) -> list[Message]:
@@ -225,9 +232,10 @@ class _Mark:
 
 @dataclass(frozen=True)
 class _Slot:
-    """Where a message's content belongs; on which sides the template trims it."""
+    """Where a message's content belongs, or its `tools`; on which sides the template trims it."""
 
     index: int
+    tools: bool
     trim_left: bool
     trim_right: bool
     supervised: bool
@@ -235,7 +243,8 @@ class _Slot:
 
     def content(self, messages: Sequence[Message]) -> str:
         """What the template writes of the message."""
-        text = messages[self.index]["content"]
+        message = messages[self.index]
+        text = (message.get("tools") or "") if self.tools else message["content"]
         text = text.lstrip() if self.trim_left else text
         return text.rstrip() if self.trim_right else text
 
@@ -383,7 +392,7 @@ class _Renderer:
             {"role": "assistant", "content": "a"},
         ]
         try:
-            return any(slot == 0 for slot in _order(self._write(talk, prompt=False)))
+            return 0 in _order(self._write(talk, prompt=False))
         except Refused:
             pass
         try:
@@ -392,11 +401,43 @@ class _Renderer:
             return True  # it refuses more than the system message, and will say what
         return False
 
-    def fitting(self, messages: Sequence[Message]) -> Sequence[Message]:
-        """The messages, a system message before the first question if the template has none."""
-        if messages and messages[0]["role"] == "system" and not self.writes_system:
-            return merged_system(messages)
-        return messages
+    @cached_property
+    def result_role(self) -> str:
+        """The role under which the template writes what a tool answered; empty where tools are
+        not written: what can be called, the calls and the answers are all needed.
+        """
+        if not {CALL, CALL_END} <= set(self.added):
+            return ""
+        talk: list[Message] = [
+            {"role": "system", "content": "s", "tools": "t"},
+            {"role": "user", "content": "u"},
+            {"role": "assistant", "content": "a"},
+            {"role": "tool", "content": "r"},
+            {"role": "assistant", "content": "a"},
+        ]
+        for role in (role for role in _RESULTS if f"<|{role}|>" in self.added):
+            try:
+                if sorted(_order(self._write(talk, prompt=False, result=role))) == _slots(talk):
+                    return role
+            except Refused:
+                continue
+        return ""
+
+    def fitting(
+        self, messages: Sequence[Message], policy: SystemMessages = "merge"
+    ) -> list[Message]:
+        """The messages as the template can write them.
+
+        Raises DataError for a system message or tools that it does not write.
+        """
+        messages = messages if isinstance(messages, list) else list(messages)
+        if uses_tools(messages) and not self.result_role:
+            raise DataError(TOOLS)
+        if not messages or messages[0]["role"] != "system" or self.writes_system:
+            return messages
+        if policy == "refuse":
+            raise DataError(NO_SYSTEM)
+        return messages[1:] if policy == "drop" else merged_system(messages)
 
     def pattern(self, messages: Sequence[Message], prompt: bool) -> _Pattern:
         """The template for these roles; asked once, since Jinja is slow.
@@ -404,7 +445,7 @@ class _Renderer:
         Phi-3.5's template skips a system message without content, so that is part of the key.
         Raises DataError where the template does not write them.
         """
-        key = (prompt, *((m["role"], _has_slot(m), is_learnt(m)) for m in messages))
+        key = (prompt, *((m["role"], *_parts_of(m), is_learnt(m)) for m in messages))
         if key not in self.patterns:
             if len(self.patterns) > _MOST_PATTERNS:
                 self.patterns.clear()
@@ -442,25 +483,26 @@ class _Renderer:
         """The vocabulary for a stretch."""
         return self._way(stretch).tokenizer
 
-    def _write(self, messages: Sequence[Message], prompt: bool) -> str:
-        """The template with slots for contents."""
-        filled = [
-            {
-                "role": message["role"],
-                "content": f"{_TRIMMED}\ue000{i}\ue001{_TRIMMED}" if _has_slot(message) else "",
-            }
-            for i, message in enumerate(messages)
-        ]
+    def _write(self, messages: Sequence[Message], prompt: bool, result: str = "") -> str:
+        """The template with slots for contents and tools."""
+        filled: list[dict[str, str]] = []
+        for i, message in enumerate(messages):
+            is_tool = message["role"] == "tool"
+            role = (result or self.result_role) if is_tool else message["role"]
+            content, tools = _parts_of(message)
+            filled.append({"role": role, "content": _slot(2 * i) if content else ""})
+            if tools:
+                filled[-1]["tools"] = _slot(2 * i + 1)
         return write(self.chosen, filled, prompt=prompt, names=self.names)
 
     def _take_apart(self, messages: Sequence[Message], prompt: bool) -> _Pattern:
         text = self._write(messages, prompt)
-        if sorted(_order(text)) != [i for i, message in enumerate(messages) if _has_slot(message)]:
+        if sorted(_order(text)) != _slots(messages):
             roles = ", ".join(message["role"] for message in messages)
             raise DataError(
                 f"The chat template does not write every message of {roles}: it wrote "
-                f"{len(_order(text))} of {len(messages)}. Leave out the roles that it does not "
-                "know."
+                f"{len(_order(text))} of {len(_slots(messages))}. Leave out the roles that it does "
+                "not know."
             )
         return self._pattern_of(self._parts(text, messages), _SLOT.sub("\ue000", text))
 
@@ -476,10 +518,11 @@ class _Renderer:
                 else:
                     yield piece
             if place + 1 < len(words):
-                left, index, right = words[place + 1 : place + 4]
-                message = messages[int(index)]
-                answered, answer = is_learnt(message), message["role"] == "assistant"
-                yield _Slot(int(index), not left, not right, answered, answer)
+                left, number, right = words[place + 1 : place + 4]
+                index, tools = divmod(int(number), 2)
+                answered = is_learnt(messages[index])
+                answer = messages[index]["role"] == "assistant"
+                yield _Slot(index, bool(tools), not left, not right, answered, answer)
 
     def _pieces(self, words: str) -> Iterator[str | _Mark]:
         """Words of the template cut at control tokens."""
@@ -542,13 +585,32 @@ def _encode_batch(tokenizer: Tokenizer, offsets: bool, texts: list[str]) -> list
     return list(tokenizer.encode_batch_fast(texts, add_special_tokens=False))
 
 
+def _slot(number: int) -> str:
+    """What is written where a content belongs: of message i it is slot 2 i, of its tools the next.
+
+    The template trims a content where the separator beside it is gone.
+    """
+    return f"{_TRIMMED}\ue000{number}\ue001{_TRIMMED}"
+
+
 def _order(text: str) -> list[int]:
-    """Which contents the template wrote, in its order."""
+    """Which slots the template wrote, in its order."""
     return [int(found.group(2)) for found in _SLOT.finditer(text)]
 
 
-def _has_slot(message: Message) -> bool:
-    return message["role"] != "system" or bool(message["content"])
+def _slots(messages: Sequence[Message]) -> list[int]:
+    """The slots that it should write, in the order of the messages."""
+    return [
+        2 * i + part
+        for i, message in enumerate(messages)
+        for part, there in enumerate(_parts_of(message))
+        if there
+    ]
+
+
+def _parts_of(message: Message) -> tuple[bool, bool]:
+    """Whether a message has a content, and tools; a system message may be without the first."""
+    return message["role"] != "system" or bool(message["content"]), bool(message.get("tools"))
 
 
 def _whole(tokenizer: Tokenizer) -> Tokenizer:

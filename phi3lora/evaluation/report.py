@@ -66,8 +66,8 @@ class Report:
     held_out: int
     leaked: int  # held-out prompts that are also trained on
     comparisons: list[Comparison]
-    gained: list[Sample]
-    lost: list[Sample]
+    gained: list[Sample]  # what tuned answers better, the most first
+    lost: list[Sample]  # what it answers worse; empty where it lost nothing
     changed: list[str] = field(default_factory=list)  # inputs that differed between two starts
 
     def to_json(self) -> dict[str, Any]:
@@ -286,8 +286,8 @@ def _report(
         held_out=held_out,
         leaked=leaked,
         comparisons=comparisons,
-        gained=ranked[:SAMPLES],
-        lost=ranked[SAMPLES:][-SAMPLES:][::-1],
+        gained=[sample for sample in ranked if sample.gain > 0][:SAMPLES],
+        lost=[sample for sample in ranked[::-1] if sample.gain < 0][:SAMPLES],
     )
 
 

@@ -31,6 +31,8 @@ from phi3lora.hub.client import (
 from phi3lora.lora.folder import CONFIG, WEIGHTS
 
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+RUN_CONFIG = "config.yaml"  # what it was trained with, where its author sent that too
+LARGEST_CONFIG = 2**20
 LARGEST = 4 * 2**30  # bytes of weights: anything above is no adapter
 
 
@@ -88,7 +90,9 @@ def _fetch(repo: str, commit: str, token: str | None, folder: Path) -> None:
         _download(repo, commit, token, CONFIG, beside)
         base = check_settings(repo, _settings(repo, beside))
         _check_base(repo, base, token)
-        for name in (*(name for name in TOKENIZER if name in sizes), WEIGHTS):
+        beside_it = [name for name in TOKENIZER if name in sizes]
+        beside_it += [RUN_CONFIG] if 0 < sizes.get(RUN_CONFIG, 0) <= LARGEST_CONFIG else []
+        for name in (*beside_it, WEIGHTS):
             _download(repo, commit, token, name, beside)
         shutil.rmtree(beside / ".cache", ignore_errors=True)
         shutil.rmtree(folder, ignore_errors=True)

@@ -17,18 +17,20 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from phi3lora import files
+from phi3lora import files, words
 from phi3lora.config import RunConfig
 from phi3lora.data.sources import names_no_file
 from phi3lora.errors import HubError, Phi3LoraError
 from phi3lora.hub.access import Identity, identity
 from phi3lora.hub.client import (
+    Absent,
     AlreadyThere,
     HubRequest,
     explain,
@@ -61,6 +63,7 @@ RESULT = re.compile(
 DATA_FILE = re.compile(r"(?!\.)[\w .()-]+")
 STEP = re.compile(r"checkpoint-(\d+)\Z")
 SMALL = ("events.jsonl", "report.json", "inputs.json")
+STATE = "state.json"  # how a run stands where it computes, for whoever follows it from elsewhere
 TEXTS = {".json", ".jsonl", ".md", ".yaml"}
 Notify = Callable[[str], None]
 
@@ -97,6 +100,7 @@ class Backup:
         notify: told of failures, and when they are over.
         wait: seconds between two tries, from the first failure on.
         rows: the file that the run is trained on, to go along unless it is large.
+        every: seconds after which new events are sent without a checkpoint; None for never.
     """
 
     def __init__(
@@ -108,8 +112,11 @@ class Backup:
         notify: Notify,
         wait: tuple[float, ...] = RETRY_SECONDS,
         rows: Path | None = None,
+        every: float | None = None,
     ) -> None:
         self._folder, self._note, self._config = folder, note, config
+        self._every = every
+        self._told = 0  # bytes of events that are on the Hub
         self._token, self._notify, self._wait, self._rows = token, notify, wait, rows
         self._changed = threading.Condition()
         self._pending: Path | None = None  # a checkpoint's links, the newest
@@ -161,10 +168,14 @@ class Backup:
         tries = last_tries = 0
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._due or self._pending is not None)
+                due = self._changed.wait_for(
+                    lambda: self._due or self._pending is not None, self._every
+                )
                 checkpoint, self._pending = self._pending, None
                 closing, self._due = self._closing, False
-            failure = self._send(checkpoint, closing)
+            if not due and not self._news():
+                continue
+            failure = self._send(checkpoint, closing, brief=not due)
             if failure is None:
                 tries = 0
                 if closing:
@@ -177,16 +188,27 @@ class Backup:
             self._tell(f"The backup on the Hub waits: {failure}")
             self._wait_again(checkpoint, self._wait[min(tries, len(self._wait)) - 1])
 
-    def _send(self, checkpoint: Path | None, closing: bool) -> str | None:
+    def _news(self) -> bool:
+        """Whether events were written since the last commit."""
+        return self._bytes_of_events() != self._told
+
+    def _bytes_of_events(self) -> int:
+        file = self._folder / "events.jsonl"
+        return file.stat().st_size if file.is_file() else 0
+
+    def _send(self, checkpoint: Path | None, closing: bool, brief: bool = False) -> str | None:
         """One commit; what went wrong, or None."""
         try:
-            self._commit(checkpoint, closing)
+            self._commit(checkpoint, closing, brief and self.repo is not None)
         except Exception as error:  # noqa: BLE001 - a backup never ends a run
             ours = isinstance(error, Phi3LoraError)
             self._failed = True
-            return str(
+            failure = str(
                 (error if ours else explain(error, HubRequest(self.repo or ""))) or repr(error)
             )
+            if isinstance(error, Absent):  # deleted meanwhile: it is made anew
+                self.repo = None
+            return failure
         if self._failed:
             self._tell("The backup on the Hub goes on.")
         self._failed = False
@@ -207,12 +229,13 @@ class Backup:
             )
             self._due = True
 
-    def _commit(self, checkpoint: Path | None, closing: bool) -> None:
+    def _commit(self, checkpoint: Path | None, closing: bool, brief: bool) -> None:
         if self.repo is None:
-            repo = _ready(self._config, self._note, self._token, self._tell)
-            self._there = _checkpoints_in(repo, self._token)
+            repo = ready_repo(self._config, self._note, self._token, self._tell)
+            self._there = checkpoints_in(repo, self._token)
             self.repo = repo
-        contents = self._contents(checkpoint, closing)
+        told = self._bytes_of_events()
+        contents = self._events() if brief else self._contents(checkpoint, closing)
         name = checkpoint.name if checkpoint else None
         stale = sorted(self._there - {name}) if name else []
         send(
@@ -222,7 +245,7 @@ class Backup:
             f"Back up {name or 'the run as it stands'}",
             delete=[f"checkpoints/{old}/" for old in stale],
         )
-        self._there = {name} if name else self._there
+        self._there, self._told = {name} if name else self._there, told
         if closing:
             self._squash(self.repo)
 
@@ -237,47 +260,79 @@ class Backup:
         except HubError as error:
             self._tell(f"The backup is complete, but its older checkpoints still count: {error}")
 
+    def _events(self) -> dict[str, bytes | Path]:
+        """What changes while a run computes."""
+        there = {name: self._folder / name for name in ("events.jsonl", STATE)}
+        return {name: self._neutral(name, file) for name, file in there.items() if file.is_file()}
+
     def _contents(self, checkpoint: Path | None, closing: bool) -> dict[str, bytes | Path]:
         """Events and config, the checkpoint if there is a new one, the result once there is one."""
-        folder, config = self._folder, self._config
         newest = checkpoint.name if checkpoint else max(self._there, key=step_of, default=None)
-        rows = self._rows
-        if rows:  # named without its folder, which means nothing elsewhere
-            config = config.with_values({"data.path": f"data/{rows.name}"})
-        result = find_result(folder, config)
+        result = find_result(self._folder, self._config)
         done = closing and result.whole
-        contents: dict[str, bytes | Path] = {
-            "README.md": _card(self._note, newest, done).encode(),
-            NOTE: json.dumps(asdict(self._note)).encode(),
-            "config.yaml": config.to_yaml().encode(),
-        }
-        for name in SMALL:
-            if (folder / name).is_file():
-                contents[name] = folder / name
-        if rows and rows.is_file() and rows.stat().st_size <= LARGEST_ROWS:
-            contents[f"data/{rows.name}"] = rows
+        contents: dict[str, bytes | Path] = {}
         if checkpoint:
             place = f"checkpoints/{checkpoint.name}"
             contents |= {f"{place}/{file.name}": file for file in _files(checkpoint, CHECKPOINT)}
         if done:
             name = result.folder.name
             contents |= {f"{name}/{file.name}": file for file in _files(result.folder, RESULT)}
-        return {path: self._neutral(path, content) for path, content in contents.items()}
+        return {
+            **run_files(
+                self._folder, self._note, self._config, self._token, self._rows, newest, done
+            ),
+            **{path: self._neutral(path, content) for path, content in contents.items()},
+        }
 
     def _neutral(self, path: str, content: bytes | Path) -> bytes | Path:
-        """Texts without the run folder's path and without tokens."""
-        if Path(path).suffix not in TEXTS or path.startswith("data/"):
-            return content
-        if Path(path).name == "tokenizer.json":
-            return content
-        data = content if isinstance(content, bytes) else content.read_bytes()
-        text = data.decode("utf-8", "replace")
-        for place in {str(self._folder), str(self._folder.resolve())}:
-            text = text.replace(place, HERE)
-        return redact(text, self._token).encode()
+        return _neutral(path, content, self._folder, self._token)
 
     def _tell(self, message: str) -> None:
         self._notify(redact(message, self._token))
+
+
+def run_files(
+    folder: Path,
+    note: RunNote,
+    config: RunConfig,
+    token: str,
+    rows: Path | None = None,
+    newest: str | None = None,
+    done: bool = False,
+) -> dict[str, bytes | Path]:
+    """What a run's repository holds beside checkpoints and result: path there → content.
+
+    Args:
+        rows: the file that the run is trained on, to go along unless it is large.
+        newest: name of the checkpoint that can be resumed from.
+        done: whether the result is there.
+    """
+    if rows:  # named without its folder, which means nothing elsewhere
+        config = config.with_values({"data.path": f"data/{rows.name}"})
+    contents: dict[str, bytes | Path] = {
+        "README.md": _card(note, newest, done).encode(),
+        NOTE: json.dumps(asdict(note)).encode(),
+        "config.yaml": config.to_yaml().encode(),
+    }
+    for name in (*SMALL, STATE):
+        if (folder / name).is_file():
+            contents[name] = folder / name
+    if rows and rows.is_file() and rows.stat().st_size <= LARGEST_ROWS:
+        contents[f"data/{rows.name}"] = rows
+    return {path: _neutral(path, content, folder, token) for path, content in contents.items()}
+
+
+def _neutral(path: str, content: bytes | Path, folder: Path, token: str) -> bytes | Path:
+    """Texts without the run folder's path and without tokens."""
+    if Path(path).suffix not in TEXTS or path.startswith("data/"):
+        return content
+    if Path(path).name == "tokenizer.json":
+        return content
+    data = content if isinstance(content, bytes) else content.read_bytes()
+    text = data.decode("utf-8", "replace")
+    for place in {str(folder), str(folder.resolve())}:
+        text = text.replace(place, HERE)
+    return redact(text, token).encode()
 
 
 def _link(checkpoint: Path, place: Path) -> Path:
@@ -317,7 +372,7 @@ def step_of(checkpoint: str) -> int:
 # The repository
 
 
-def _ready(config: RunConfig, note: RunNote, token: str, notify: Notify) -> str:
+def ready_repo(config: RunConfig, note: RunNote, token: str, notify: Notify) -> str:
     """The run's repository, made if need be.
 
     A sign-in writes what its own app has made, and no other. What another Space or a terminal made
@@ -349,7 +404,7 @@ def _is_ours(repo: str, who: Identity, token: str) -> bool:
     return True
 
 
-def _checkpoints_in(repo: str, token: str) -> set[str]:
+def checkpoints_in(repo: str, token: str) -> set[str]:
     from huggingface_hub import HfApi
 
     with explained(HubRequest(repo, token=token)):
@@ -440,36 +495,110 @@ def fetch_run(repo: str, token: str, folder: Path) -> RunNote:
     return _note(folder / NOTE, repo)
 
 
+def fetch_outcome(repo: str, token: str, folder: Path, home: Path) -> None:
+    """Bring what a run that computes elsewhere has come to: events, state, report and result.
+
+    Args:
+        folder: to bring it to, new or empty.
+        home: the run's own folder, which the texts then name.
+
+    Raises HubError, Absent where the repository is gone.
+    """
+    from huggingface_hub import HfApi
+
+    api = HfApi(token=token)
+    with explained(HubRequest(repo, token=token)):
+        info = with_retries(lambda: api.model_info(repo))
+        names = [sibling.rfilename for sibling in info.siblings or ()]
+        for name in names:
+            if name in (*SMALL, STATE) or _is_result(name):
+                with_retries(
+                    lambda name=name: api.hf_hub_download(  # type: ignore[misc]
+                        repo, name, revision=info.sha, local_dir=folder
+                    )
+                )
+    shutil.rmtree(folder / ".cache", ignore_errors=True)
+    _with_own_paths(folder, home)
+
+
+def fetch_events(repo: str, token: str, since: str | None = None) -> tuple[str, bytes] | None:
+    """The repository's commit and the events in it; None where nothing is new since a commit.
+
+    Raises HubError, Absent where the repository is gone.
+    """
+    from huggingface_hub import HfApi
+
+    api = HfApi(token=token)
+    with explained(HubRequest(repo, token=token)):
+        info = with_retries(lambda: api.model_info(repo))
+        names = {sibling.rfilename for sibling in info.siblings or ()}
+        if info.sha in (None, since) or "events.jsonl" not in names:
+            return None
+        with tempfile.TemporaryDirectory(prefix="phi3lora-") as place:
+            file = with_retries(
+                lambda: api.hf_hub_download(
+                    repo, "events.jsonl", revision=info.sha, local_dir=place
+                )
+            )
+            return str(info.sha), Path(file).read_bytes()
+
+
+def ask_to_stop(repo: str, key: str, token: str) -> None:
+    """Leave word for the Job of that key that it shall save and stop. Raises HubError."""
+    send(token, repo, {_stop_file(key): b"stop\n"}, "Ask the run to stop")
+
+
+def asked_to_stop(repo: str, key: str, token: str) -> bool:
+    """Whether such word was left. Raises HubError."""
+    from huggingface_hub import HfApi
+
+    with explained(HubRequest(repo, token=token)):
+        return bool(HfApi(token=token).file_exists(repo, _stop_file(key)))
+
+
+def _stop_file(key: str) -> str:
+    return f"job/stop-{key}"
+
+
+def _is_result(name: str) -> bool:
+    folder, _, file = name.partition("/")
+    return folder in FOLDERS and RESULT.match(file) is not None
+
+
 def _wanted(names: list[str]) -> Iterator[str]:
     """Of a repository's files those that a run has, and nothing else."""
     for name in names:
         *folders, file = name.split("/")
         known = not folders and file in (NOTE, "config.yaml", *SMALL)
         data = folders == ["data"] and DATA_FILE.fullmatch(file) is not None
-        result = folders in ([name] for name in FOLDERS) and RESULT.match(file) is not None
         checkpoint = (
             len(folders) == 2
             and folders[0] == "checkpoints"
             and STEP.match(folders[1]) is not None
             and CHECKPOINT.match(file) is not None
         )
-        if known or data or result or checkpoint:
+        if known or data or _is_result(name) or checkpoint:
             yield name
 
 
 def settle(folder: Path, home: Path) -> None:
     """Paths in fetched files, which were neutral, become those of the run's final place."""
+    _with_own_paths(folder, home)
+    for checkpoint in folder.glob("checkpoints/checkpoint-*"):
+        _seal_again(checkpoint)
+    config, _ = RunConfig.from_yaml(folder / "config.yaml")
+    config = _with_own_files(config, home)
+    (folder / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
+
+
+def _with_own_paths(folder: Path, home: Path) -> None:
+    """Texts name the run's final place."""
     texts = [path for path in folder.rglob("*") if path.suffix in TEXTS]
     for path in texts:
         if path.name != "tokenizer.json" and path.parent.name != "data":
             text = path.read_text(encoding="utf-8")
             if HERE in text:
                 path.write_text(text.replace(HERE, str(home)), encoding="utf-8")
-    for checkpoint in folder.glob("checkpoints/checkpoint-*"):
-        _seal_again(checkpoint)
-    config, _ = RunConfig.from_yaml(folder / "config.yaml")
-    config = _with_own_files(config, home)
-    (folder / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
 
 
 def _seal_again(checkpoint: Path) -> None:
@@ -481,21 +610,26 @@ def _seal_again(checkpoint: Path) -> None:
         files.seal(checkpoint)
 
 
+def check_portable(config: RunConfig) -> None:
+    """Raises HubError where a run names a base or an adapter of one machine, its rows apart."""
+    if not names_no_file(config.model.path):
+        raise HubError(
+            f"The base, {config.model.path!r}, is a folder of one machine; a run that computes "
+            "elsewhere, or is brought back there, needs `pocket` or a base of the Hub."
+        )
+    if config.model.adapter is not None and not is_hub_id(config.model.adapter):
+        raise HubError(
+            f"The run goes on from {config.model.adapter!r}, a run or a file of one machine. Push "
+            "that adapter to the Hub and name it there."
+        )
+
+
 def _with_own_files(config: RunConfig, home: Path) -> RunConfig:
     """The config with its rows where they came along. A fetched config may be a stranger's.
 
     Raises HubError where it names a file of whatever machine reads it.
     """
-    if not names_no_file(config.model.path):
-        raise HubError(
-            f"The run was trained on {config.model.path!r}, a folder of the machine it comes "
-            "from; only runs on `pocket` or on a base of the Hub can be brought back."
-        )
-    if config.model.adapter is not None and not is_hub_id(config.model.adapter):
-        raise HubError(
-            f"The run goes on from {config.model.adapter!r}, a run or a file of the machine it "
-            "comes from. Push that adapter to the Hub and name it there."
-        )
+    check_portable(config)
     folder, _, name = config.data.path.partition("/")
     if folder == "data" and DATA_FILE.fullmatch(name):
         return config.with_values({"data.path": str(home / "data" / name)})
@@ -505,6 +639,15 @@ def _with_own_files(config: RunConfig, home: Path) -> RunConfig:
             "is not in the backup."
         )
     return config
+
+
+def check_rows(rows: Path | None) -> None:
+    """Raises HubError where a run's file of rows is too large to go along."""
+    if rows is not None and rows.stat().st_size > LARGEST_ROWS:
+        raise HubError(
+            f"{rows.name} has {words.size(rows.stat().st_size)}, and {words.size(LARGEST_ROWS)} at "
+            "most go along with a run: put it on the Hub as a dataset, and name that."
+        )
 
 
 def _note(path: Path, repo: str) -> RunNote:

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from phi3lora import words
-from phi3lora.errors import HubError
+from phi3lora.errors import ConfigError, HubError
 from phi3lora.hub.client import is_hub_id
 from phi3lora.hub.facts import Facts, Origin
 from phi3lora.redaction import redact
+from phi3lora.strict_yaml import front_matter
 
 PICTURE = "loss.png"
 MARK = "phi3lora"  # the tag by which we know our own
@@ -159,7 +160,8 @@ def _proof(facts: Facts) -> str:
 def _samples(facts: Facts) -> str:
     """What both said to held-out prompts: where tuned gained most, and where it lost."""
     chosen = [("gained most", row) for row in facts.gained[:2]]
-    chosen += [("lost most", row) for row in facts.lost[:1]]
+    # Reports of earlier versions name rows here that gained least.
+    chosen += [("lost most", row) for row in facts.lost[:1] if row.get("gain", -1) < 0]
     if not chosen:
         return ""
     parts = ["## Sample answers\n\nFrom the held-out rows, greedy decoding."]
@@ -299,8 +301,9 @@ def check_card(text: str) -> None:
     from huggingface_hub import ModelCard
 
     try:
+        front_matter(text)  # bounded, and without aliases, of which a few lines fill the memory
         data = ModelCard(text).data
-    except (ValueError, TypeError, KeyError, yaml.YAMLError) as error:
+    except (ValueError, TypeError, KeyError, yaml.YAMLError, ConfigError) as error:
         line = str(error).strip().splitlines()[0]
         raise HubError(
             f"The card's metadata, between the --- lines at its top, cannot be read: {line}. Mend "

@@ -20,8 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from phi3lora.errors import HubError
 from phi3lora.hub.access import Identity, identity
 from phi3lora.hub.client import (
@@ -36,6 +34,7 @@ from phi3lora.hub.client import (
 )
 from phi3lora.hub.sending import Progress, check_contents, create, send
 from phi3lora.hub.upload import check_token, full_name
+from phi3lora.strict_yaml import front_matter, write_yaml
 
 PACKAGE = Path(__file__).resolve().parents[1]
 ROOT = PACKAGE.parent
@@ -199,7 +198,7 @@ def comparison_card(adapter: str, hardware: str | None = None) -> str:
         f"# {adapter} and its base\n\nAsk both the same and see what the adapter "
         f"[{adapter}](https://huggingface.co/{adapter}) changes. Made with phi3lora.\n"
     )
-    return f"---\n{yaml.safe_dump(values, sort_keys=False, allow_unicode=True)}---\n{body}"
+    return f"---\n{write_yaml(values)}---\n{body}"
 
 
 def requirements() -> bytes:
@@ -381,18 +380,13 @@ def read(content: bytes | Path) -> str:
     return content.decode() if isinstance(content, bytes) else content.read_text(encoding="utf-8")
 
 
-def front_matter(readme: str) -> dict[str, Any]:
-    """The YAML between the --- lines at the top. Raises HubError where there is none."""
-    _, _, rest = readme.partition("---\n")
-    text, end, _ = rest.partition("\n---\n")
-    values = yaml.safe_load(text) if readme.startswith("---\n") and end else None
-    if not isinstance(values, dict):
-        raise HubError("README.md has no front matter: expected --- lines around it at the top.")
-    return values
-
-
 def with_front_matter(readme: str, changes: Mapping[str, Any]) -> str:
-    """The README with some values of its front matter replaced."""
-    values = {**front_matter(readme), **changes}
+    """The README with some values of its front matter replaced.
+
+    Raises HubError for one that has none, ConfigError for one that cannot be read.
+    """
+    if not (before := front_matter(readme)):
+        raise HubError("README.md has no front matter: expected --- lines around it at the top.")
+    values = {**before, **changes}
     body = readme.partition("\n---\n")[2]
-    return f"---\n{yaml.safe_dump(values, sort_keys=False, allow_unicode=True)}---\n{body}"
+    return f"---\n{write_yaml(values)}---\n{body}"

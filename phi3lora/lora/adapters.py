@@ -36,7 +36,7 @@ from phi3lora.lora.initial import (
 )
 from phi3lora.lora.loralib import attach_loralib, save_trained
 from phi3lora.lora.slices import keep_slices_apart, sliced_arguments
-from phi3lora.lora.starting import fill_loralib, fill_peft
+from phi3lora.lora.starting import fill_start
 from phi3lora.lora.targets import resolve_targets
 
 if TYPE_CHECKING:
@@ -69,14 +69,13 @@ def attach_adapter(
             "bias: nothing more is trained."
         )
     torch.manual_seed(config.training_config.seed)
+    attached: PeftModel | PreTrainedModel
     if config.adapter == "loralib":
-        layered = attach_loralib(model, config.peft_config, notices)
-        if config.model.adapter is not None:
-            fill_loralib(layered, config, notices)
-        return layered
-    attached = _attach_peft(model, config)
+        attached = attach_loralib(model, config.peft_config, notices)
+    else:
+        attached = _attach_peft(model, config)
     if config.model.adapter is not None:
-        fill_peft(attached, config, notices)
+        fill_start(attached, config, notices)
     return attached
 
 

@@ -5,31 +5,43 @@
 PEFT: the config's adapter is attached as always, so that slices, dropout and what is trained are
 the config's, and then filled. loralib: its layers are put in place and its checkpoint is loaded in
 two steps, the base first. Both are checked before: base, targets, rank, scaling and slices must be
-those of the config, or the result would be neither.
+those of the config, or the result would be neither. `check_start` does so on a model of shapes,
+too, before anything is launched (`lora.trial`).
 """
 
 from __future__ import annotations
 
 import json
+import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from phi3lora.config import RunConfig
 from phi3lora.errors import AdapterError
-from phi3lora.lora.folder import CONFIG, WEIGHTS, lora_settings, read_adapter_config
-from phi3lora.lora.initial import replaces_base
+from phi3lora.lora.folder import (
+    CONFIG,
+    WEIGHTS,
+    lora_settings,
+    read_adapter_config,
+    tensor_shapes,
+)
 from phi3lora.lora.loralib import (
     LORALIB,
     export_loralib,
     import_loralib,
     load_in_two_steps,
+    read_loralib,
     recorded_base,
+    recorded_layers,
 )
-from phi3lora.models.base import check_base
+from phi3lora.models.base import BaseInfo, check_base
 
 START = "start"  # a run's folder for the adapter that it goes on from, so that a resume finds it
+KEPT = (CONFIG, WEIGHTS, LORALIB, Path(LORALIB).with_suffix(".json").name)
 CHAIN = "chain.json"  # in it: what that adapter went on from itself, oldest first
 SHOWN = 6  # differences that a message names
 
@@ -39,15 +51,16 @@ def find_start(place: Path) -> Path:
 
     Raises AdapterError where there is none.
     """
-    if place.is_file():
+    if os.path.isfile(place):  # False for a name that no system takes; `Path` would raise
         return place
-    for folder in (place, place / "adapter"):
-        if (folder / CONFIG).is_file():
-            return folder
-    if found := sorted(place.glob("*.pt")):
-        return found[0]
+    if os.path.isdir(place):
+        for folder in (place, place / "adapter"):
+            if (folder / CONFIG).is_file():
+                return folder
+        if found := sorted(place.glob("*.pt")):
+            return found[0]
     raise AdapterError(
-        f"model.adapter: {place.name} holds no adapter: expected a folder with {CONFIG} and "
+        f"model.adapter: {place.name[:100]} holds no adapter: expected a folder with {CONFIG} and "
         f"{WEIGHTS}, a finished run, a Hub id, or a loralib checkpoint (`.pt`)."
     )
 
@@ -61,69 +74,88 @@ def chain_of(folder: Path) -> list[str]:
     return [str(name) for name in names] if isinstance(names, list) else []
 
 
-def plain_options(config: RunConfig) -> dict[str, Any]:
-    """The options that describe the adapter of a finished run with this config, by dotted name.
+def check_start(
+    model: Any, config: RunConfig, start: Path, base: BaseInfo, notices: list[str]
+) -> None:
+    """Compare an adapter with the one that is attached, which may lie on the meta device.
 
-    Those of the run itself, but for initial weights that were taken out of the base: what is saved
-    then is plain LoRA of twice the rank (`lora.initial`). Raises AdapterError where its scale is no
-    whole alpha.
+    Args:
+        start: as `find_start` gives it.
+        base: of the model, with the name that people know it by.
+        notices: receives what was assumed, and another base that the adapter names.
+
+    Raises AdapterError with everything that differs: targets, layers, rank, scale, slices.
     """
-    peft = config.peft_config
-    options: dict[str, Any] = {"peft_config.init_lora_weights": True}
-    if not replaces_base(peft.init_lora_weights):
-        return options
-    if peft.use_rslora:
-        raise AdapterError(
-            "model.adapter: an adapter that began with "
-            f"{peft.init_lora_weights!r} and rsLoRA has an alpha that is no whole number, so no "
-            "training can go on from it. Merge it (`phi3lora export RUN --to merged`), and name "
-            "the merged model in model.path."
-        )
-    return options | {
-        "peft_config.r": 2 * peft.r,
-        "peft_config.lora_alpha": 2 * peft.lora_alpha,
-        "peft_config.rank_pattern": {name: 2 * rank for name, rank in peft.rank_pattern.items()},
-        "peft_config.alpha_pattern": {name: 2 * one for name, one in peft.alpha_pattern.items()},
-    }
+    with _read_start(start, config, base, notices) as place:
+        _compare(model, config, place, _name(start))
 
 
-def fill_peft(model: Any, config: RunConfig, notices: list[str]) -> None:
+def fill_start(model: Any, config: RunConfig, notices: list[str]) -> None:
     """Put the weights of `model.adapter` into the adapter that is attached. AdapterError."""
-    start = find_start(Path(str(config.model.adapter)))
-    with tempfile.TemporaryDirectory(prefix="phi3lora-start-") as scratch:
-        folder = start
-        if start.is_file():
-            folder = Path(scratch) / "adapter"
-            base = check_base(config.model.path, config.model.revision)
-            notices += import_loralib(start, folder, base, alpha=_alpha(config, start))
-        settings = read_adapter_config(folder)
-        _check_base(model, str(settings.get("base_model_name_or_path") or ""), notices)
-        _fill(model, folder, settings, notices, _name(start))
-
-
-def fill_loralib(model: Any, config: RunConfig, notices: list[str]) -> None:
-    """Load `model.adapter` into loralib's layers, in loralib's two steps. AdapterError."""
-    start = find_start(Path(str(config.model.adapter)))
-    with tempfile.TemporaryDirectory(prefix="phi3lora-start-") as scratch:
-        file = start
-        if start.is_dir():
-            file = start / LORALIB
-            settings = read_adapter_config(start)
-            _check_base(model, str(settings.get("base_model_name_or_path") or ""), notices)
-            if not file.is_file():
-                file = Path(scratch) / LORALIB
-                export_loralib(start, file)
-        elif name := recorded_base(file):
-            _check_base(model, name, notices)
-        _check_scaling(model, file, config)
-        report = load_in_two_steps(model, None, file)
-    if not report.complete:
-        raise AdapterError(
-            f"model.adapter: {_name(start)} does not fill the adapter of this run. Missing: "
-            f"{_some(report.missing)}; in vain: {_some(report.unexpected)}. Set "
-            "peft_config.target_modules, layers and slices as it was trained."
-        )
+    start, base = find_start(Path(str(config.model.adapter))), _base_of(model)
+    with _read_start(start, config, base, notices) as place:
+        _compare(model, config, place, _name(start))
+        if config.adapter == "loralib":
+            load_in_two_steps(model, None, place)
+        else:
+            _fill_peft(model, place)
     notices.append(f"Training goes on from {_name(start)}: nothing missing, nothing in vain.")
+
+
+def size_of(start: Path) -> int:
+    """Bytes of what a run's folder will keep of an adapter that it goes on from."""
+    files = [start, start.with_suffix(".json")]
+    if start.is_dir():
+        files = [start / name for name in KEPT]
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
+@contextmanager
+def _read_start(
+    start: Path, config: RunConfig, base: BaseInfo, notices: list[str]
+) -> Iterator[Path]:
+    """The adapter as this run's library has it: a PEFT folder, or a loralib checkpoint."""
+    named = _named_base(start)
+    if named and named != base.name:
+        # As for chat, another name is a notice: shapes are compared apart.
+        notices.append(
+            f"model.adapter says that it was trained on {named}, the base is {base.name}. "
+            "Going on is only of use if the weights are the same."
+        )
+    with tempfile.TemporaryDirectory(prefix="phi3lora-start-") as scratch:
+        if config.adapter == "loralib":
+            yield _as_loralib(start, Path(scratch))
+        else:
+            yield _as_peft(start, Path(scratch), config, base, notices)
+
+
+def _named_base(start: Path) -> str:
+    if start.is_file():
+        return recorded_base(start) or ""
+    return str(read_adapter_config(start).get("base_model_name_or_path") or "")
+
+
+def _as_loralib(start: Path, scratch: Path) -> Path:
+    if start.is_file():
+        return start
+    if (start / LORALIB).is_file():
+        return start / LORALIB
+    export_loralib(start, scratch / LORALIB)
+    return scratch / LORALIB
+
+
+def _as_peft(
+    start: Path, scratch: Path, config: RunConfig, base: BaseInfo, notices: list[str]
+) -> Path:
+    if start.is_file():
+        notices += import_loralib(start, scratch, base, alpha=_alpha(config, start))
+        return scratch
+    return start
+
+
+def _base_of(model: Any) -> BaseInfo:
+    """The base as its files on this machine say, by the name that it was loaded by."""
+    return replace(check_base(str(model.files_folder), weights=False), name=model.name_or_path)
 
 
 def _name(start: Path) -> str:
@@ -138,50 +170,72 @@ def _alpha(config: RunConfig, file: Path) -> float | None:
     return None if file.with_suffix(".json").is_file() else float(config.peft_config.lora_alpha)
 
 
-def _check_base(model: Any, named: str, notices: list[str]) -> None:
-    """Another name is a notice, as for chat: the shapes are checked apart."""
-    if named and named != model.name_or_path:
-        notices.append(
-            f"model.adapter says that it was trained on {named}, the base is {model.name_or_path}. "
-            "Going on is only of use if the weights are the same."
-        )
-
-
-def _fill(
-    model: Any, folder: Path, settings: Mapping[str, Any], notices: list[str], name: str
-) -> None:
-    """Tensors into their places, after everything was compared."""
-    from peft import get_peft_model_state_dict, set_peft_model_state_dict
-    from safetensors.torch import load_file
-
-    known = lora_settings(folder, settings)
-    state = load_file(folder / WEIGHTS)
-    own = get_peft_model_state_dict(model, save_embedding_layers=False)
-    problems = [
-        *_shape_problems(own, state),
-        *_switch_problems(model, known),
-        *_scaling_problems(model, known),
-        *_slice_problems(model, state),
-    ]
+def _compare(model: Any, config: RunConfig, place: Path, name: str) -> None:
+    """Raise AdapterError with all that differs between the adapter and the one attached."""
+    if config.adapter == "loralib":
+        problems, known = _loralib_problems(model, config, place), ""
+    else:
+        settings = lora_settings(place, read_adapter_config(place))
+        problems = [
+            *_shape_problems(_own_shapes(model), tensor_shapes(place)),
+            *_switch_problems(model, settings),
+            *_scaling_problems(model, settings),
+            *_slice_problems(model, place),
+        ]
+        known = f" (r: {settings['r']}, lora_alpha: {settings['lora_alpha']})"
     if problems:
         shown = "\n".join(f"  {problem}" for problem in problems[:SHOWN])
+        more = f"\n  and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
         raise AdapterError(
             f"model.adapter: {name} is not the adapter that this run's options describe. Set "
-            f"peft_config as it was trained (r: {known['r']}, lora_alpha: {known['lora_alpha']}):"
-            f"\n{shown}"
+            f"peft_config as it was trained{known}:\n{shown}{more}"
         )
-    set_peft_model_state_dict(model, state)
-    notices.append(f"Training goes on from {name}: {len(state)} tensors, nothing missing.")
 
 
-def _shape_problems(own: Mapping[str, Any], state: Mapping[str, Any]) -> list[str]:
+def _own_shapes(model: Any) -> dict[str, tuple[int, ...]]:
+    """Shape of each tensor of the adapter that is attached, by its name in a file."""
+    from peft import get_peft_model_state_dict
+
+    own = get_peft_model_state_dict(model, save_embedding_layers=False)
+    return {name: tuple(tensor.shape) for name, tensor in own.items()}
+
+
+def _fill_peft(model: Any, folder: Path) -> None:
+    """Tensors into their places."""
+    from peft import set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    set_peft_model_state_dict(model, load_file(folder / WEIGHTS))
+
+
+def _loralib_problems(model: Any, config: RunConfig, file: Path) -> list[str]:
+    """What loralib's layers would be given otherwise, in vain, or not at all."""
+    wanted = config.peft_config.lora_alpha
+    alphas = {path: facts.get("lora_alpha") for path, facts in recorded_layers(file).items()}
+    given = {name: tuple(tensor.shape) for name, tensor in read_loralib(file).items()}
+    own = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    # A checkpoint may hold biases as well; those of the base are no part of the adapter.
+    mine = {name: shape for name, shape in own.items() if "lora_" in name or name in given}
+    return [
+        *_shape_problems(mine, given),
+        *(
+            f"{path} was trained with lora_alpha {alpha}, here it is {wanted}"
+            for path, alpha in alphas.items()
+            if alpha != wanted
+        ),
+    ]
+
+
+def _shape_problems(
+    own: Mapping[str, tuple[int, ...]], given: Mapping[str, tuple[int, ...]]
+) -> list[str]:
     """Names on one side only, and other shapes: targets, layers and rank."""
-    missing = [f"{name} is missing in it" for name in sorted(own.keys() - state.keys())]
-    vain = [f"{name} has no place here" for name in sorted(state.keys() - own.keys())]
+    missing = [f"{name} is missing in it" for name in sorted(own.keys() - given.keys())]
+    vain = [f"{name} has no place here" for name in sorted(given.keys() - own.keys())]
     wrong = [
-        f"{name}: expected {tuple(own[name].shape)}, got {tuple(tensor.shape)}"
-        for name, tensor in state.items()
-        if name in own and own[name].shape != tensor.shape
+        f"{name}: expected {own[name]}, got {shape}"
+        for name, shape in given.items()
+        if name in own and own[name] != shape
     ]
     return [*wrong, *missing, *vain]
 
@@ -218,32 +272,19 @@ def _scaling_problems(model: Any, known: Mapping[str, Any]) -> list[str]:
     return problems
 
 
-def _slice_problems(model: Any, state: Mapping[str, Any]) -> list[str]:
+def _slice_problems(model: Any, folder: Path) -> list[str]:
     """Entries outside the slices, which would stay as they are for good."""
+    from safetensors import safe_open
+
+    masks = {
+        name.replace(".default", ""): parameter.slice_mask
+        for name, parameter in model.named_parameters()
+        if getattr(parameter, "slice_mask", None) is not None
+    }
     problems = []
-    for name, parameter in model.named_parameters():
-        mask = getattr(parameter, "slice_mask", None)
-        tensor = state.get(name.replace(".default", ""))
-        if mask is None or tensor is None or tensor.shape != mask.shape:
-            continue
-        if bool(tensor[~mask.to(tensor.device)].any()):
-            problems.append(f"{name}: it was trained outside the slices that are on here")
-    return problems
-
-
-def _check_scaling(model: Any, file: Path, config: RunConfig) -> None:
-    """The alphas that the file beside a loralib checkpoint records, against the config's."""
-    from phi3lora.lora.loralib.interchange import recorded_layers
-
-    wanted = config.peft_config.lora_alpha
-    for path, facts in recorded_layers(file).items():
-        if facts.get("lora_alpha") != wanted:
-            raise AdapterError(
-                f"model.adapter: {file.name} was trained with lora_alpha {facts.get('lora_alpha')} "
-                f"at {path}, peft_config.lora_alpha is {wanted}. Set it as it was trained."
-            )
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return (", ".join(names[:SHOWN]) or "nothing") + more
+    with safe_open(folder / WEIGHTS, framework="pt") as file:
+        for name in masks.keys() & set(file.keys()):
+            tensor, mask = file.get_tensor(name), masks[name].to("cpu")
+            if tensor.shape == mask.shape and bool(tensor[~mask].any()):
+                problems.append(f"{name}: it was trained outside the slices that are on here")
+    return sorted(problems)

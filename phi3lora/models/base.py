@@ -55,7 +55,9 @@ OTHER_ARCHITECTURES = {
         "microsoft/Phi-4-mini-instruct"
     ),
     "phimoe": (
-        "it is a mixture of experts, whose layers are others; take microsoft/Phi-3.5-mini-instruct"
+        "it is a mixture of experts: nearly all of its weights are experts, which are no linear "
+        "layers, so that the adapters made here do not reach them and 4 bits do not shrink them; "
+        "take microsoft/Phi-3.5-mini-instruct"
     ),
     "phi4flash": "Phi-4-mini-flash is built differently (state-space layers)",
     "phi": "it is a Phi-1 or Phi-2 model, an earlier architecture",

@@ -19,6 +19,10 @@ from phi3lora.models.hardware import GIB, Hardware
 Fit = Literal["fits", "tight", "no"]
 # Beside the weights: adapter, optimizer and activations of a short batch, and the libraries.
 BESIDE = 3 * GIB
+# Templates that write no system message.
+SILENT = ("Phi-3-medium", "Phi-4-reasoning")
+# In what the weights of a base may be held while an adapter is trained.
+PRECISIONS = ("bfloat16", "float32", "int8", "nf4", "fp4")
 # Bytes of a weight in 4 bits with its constants, and of embedding and head, which stay float32.
 FOUR_BITS, WHOLE = 0.53, 4
 
@@ -31,15 +35,15 @@ class Member:
         path: as `model.path` takes it.
         context: tokens that a conversation may have.
         shape: (vocabulary, hidden, intermediate, layers, heads, key/value heads, tied).
-        system: whether its chat template writes system messages.
         note: what it is for, in a few words.
+        template: which of the family's chat templates it comes with.
     """
 
     path: str
     context: int
     shape: tuple[int, int, int, int, int, int, bool] | None
     note: str
-    system: bool = True
+    template: str
     licence: str = "MIT"
 
     @cached_property
@@ -63,6 +67,11 @@ class Member:
         )
 
     @property
+    def system(self) -> bool:
+        """Whether its chat template writes system messages."""
+        return self.template not in SILENT
+
+    @property
     def parameters(self) -> int:
         """Weights of the whole model."""
         return self.base.parameters
@@ -81,17 +90,23 @@ PHI4 = (100352, 5120, 17920, 40, 40, 10, False)
 PHI4_MINI = (200064, 3072, 8192, 32, 24, 8, True)
 LONG = 131_072
 FAMILY = (
-    Member(POCKET, 2048, None, "bundled; for trying everything out on a CPU"),
-    Member(PHI3_MINI, 4096, MINI, "the guide's base"),
-    Member("microsoft/Phi-3-mini-128k-instruct", LONG, MINI, "long conversations"),
-    Member("microsoft/Phi-3.5-mini-instruct", LONG, MINI, "more languages"),
-    Member("microsoft/Phi-3-medium-4k-instruct", 4096, MEDIUM, "larger", system=False),
-    Member("microsoft/Phi-3-medium-128k-instruct", LONG, MEDIUM, "larger, long", system=False),
-    Member("microsoft/Phi-4-mini-instruct", LONG, PHI4_MINI, "calls tools"),
-    Member("microsoft/Phi-4-mini-reasoning", LONG, PHI4_MINI, "thinks before it answers"),
-    Member("microsoft/phi-4", 16_384, PHI4, "larger, and stronger at reasoning"),
-    Member("microsoft/Phi-4-reasoning", 32_768, PHI4, "writes its thoughts", system=False),
-    Member("microsoft/Phi-4-reasoning-plus", 32_768, PHI4, "writes longer ones", system=False),
+    Member(POCKET, 2048, None, "bundled; for trying everything out on a CPU", "Phi-3-mini"),
+    Member(PHI3_MINI, 4096, MINI, "the guide's base", "Phi-3-mini"),
+    Member("microsoft/Phi-3-mini-128k-instruct", LONG, MINI, "long conversations", "Phi-3-mini"),
+    Member("microsoft/Phi-3.5-mini-instruct", LONG, MINI, "more languages", "Phi-3.5-mini"),
+    Member("microsoft/Phi-3-medium-4k-instruct", 4096, MEDIUM, "larger", "Phi-3-medium"),
+    Member("microsoft/Phi-3-medium-128k-instruct", LONG, MEDIUM, "larger, long", "Phi-3-medium"),
+    Member("microsoft/Phi-4-mini-instruct", LONG, PHI4_MINI, "calls tools", "Phi-4-mini"),
+    Member(
+        "microsoft/Phi-4-mini-reasoning",
+        LONG,
+        PHI4_MINI,
+        "thinks before it answers",
+        "Phi-4-mini-reasoning",
+    ),
+    Member("microsoft/phi-4", 16_384, PHI4, "larger, and stronger at reasoning", "Phi-4"),
+    Member("microsoft/Phi-4-reasoning", 32_768, PHI4, "writes its thoughts", "Phi-4-reasoning"),
+    Member("microsoft/Phi-4-reasoning-plus", 32_768, PHI4, "writes longer ones", "Phi-4-reasoning"),
 )
 
 
@@ -136,17 +151,22 @@ def qlora_bytes(member: Member) -> int:
 
 def table() -> str:
     """The family as a table for docs/loading.md."""
-    lines = [
-        "| checkpoint | weights | context | licence | system messages | LoRA from | QLoRA from |",
-        "| --- | ---: | ---: | --- | --- | ---: | ---: |",
-    ]
+    heads = ["checkpoint", "weights", "context", "licence", "template", "system messages"]
+    heads += ["precisions", "LoRA from", "QLoRA from"]
+    kinds = "| --- | ---: | ---: | --- | --- | --- | --- | ---: | ---: |"
+    lines = [f"| {' | '.join(heads)} |", kinds]
     for member in FAMILY:
         small = member.path == POCKET
-        lora = "a CPU" if small else f"{lora_bytes(member) / GIB:.0f} GiB"
-        qlora = "a CPU" if small else f"{qlora_bytes(member) / GIB:.0f} GiB"
-        system = "in the template" if member.system else "before the first question"
-        lines.append(
-            f"| `{member.path}` | {member.size} | {member.context:,} | {member.licence} | {system} "
-            f"| {lora} | {qlora} |"
+        cells = (
+            f"`{member.path}`",
+            member.size,
+            f"{member.context:,}",
+            member.licence,
+            member.template,
+            "in the template" if member.system else "before the first question",
+            ", ".join(PRECISIONS),
+            "a CPU" if small else f"{lora_bytes(member) / GIB:.0f} GiB",
+            "a CPU" if small else f"{qlora_bytes(member) / GIB:.0f} GiB",
         )
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -42,6 +42,7 @@ class Hardware:
         cores: CPU cores of the machine.
         capability: of a GPU, as CUDA counts generations: (7, 5) is a T4, (9, 0) an H100.
         index: of a GPU among those that this process sees.
+        share: of the card's processors, where only a part of them is lent.
     """
 
     device: Device
@@ -52,6 +53,7 @@ class Hardware:
     cores: int
     capability: tuple[int, int] | None = None
     index: int = 0
+    share: float = 1.0
 
 
 def lend(hardware: Hardware | None) -> None:

@@ -16,9 +16,17 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from phi3lora.config import RunConfig
-from phi3lora.errors import RunError
+from phi3lora.data.sources import names_no_file
+from phi3lora.errors import HubError, RunError
 from phi3lora.events import Emit, Event, Notice, Saved
-from phi3lora.hub.backup import Backup, RunNote, fetch_run, settle
+from phi3lora.hub.backup import (
+    Backup,
+    RunNote,
+    check_portable,
+    check_rows,
+    fetch_run,
+    settle,
+)
 from phi3lora.lora.result import find_result
 from phi3lora.runs.permission import may_read
 from phi3lora.runs.store import ID, LOCAL, Run, RunState, RunStore, fill
@@ -28,8 +36,16 @@ from phi3lora.settings import Settings
 class Copy:
     """Passes events on, and has every saved checkpoint sent."""
 
-    def __init__(self, run: Run, emit: Emit, token: str | None, settings: Settings) -> None:
+    def __init__(
+        self,
+        run: Run,
+        emit: Emit,
+        token: str | None,
+        settings: Settings,
+        every: float | None = None,
+    ) -> None:
         self._run, self._emit, self._token, self._settings = run, emit, token, settings
+        self._every = every
         self._backup: Backup | None = None
 
     def __call__(self, event: Event) -> None:
@@ -47,7 +63,15 @@ class Copy:
             return
         note = RunNote(run.id, run.title, run.state.created)
         rows = rows_to_send(run, self._settings)
-        self._backup = Backup(run.folder, note, run.config, self._token, self._notify, rows=rows)
+        self._backup = Backup(
+            run.folder,
+            note,
+            run.config,
+            self._token,
+            self._notify,
+            rows=rows,
+            every=self._every,
+        )
 
     def sign_in(self, token: str) -> None:
         """Go on with another token: the owner has signed in again."""
@@ -65,9 +89,15 @@ class Copy:
 
 
 @contextmanager
-def copied(run: Run, emit: Emit, token: str | None, settings: Settings) -> Iterator[Copy]:
-    """The run's copy, finished when the block is left, however that is."""
-    copy = Copy(run, emit, token, settings)
+def copied(
+    run: Run, emit: Emit, token: str | None, settings: Settings, every: float | None = None
+) -> Iterator[Copy]:
+    """The run's copy, finished when the block is left, however that is.
+
+    Args:
+        every: seconds after which events are sent without a checkpoint; None for never.
+    """
+    copy = Copy(run, emit, token, settings, every)
     try:
         yield copy
     finally:
@@ -76,9 +106,31 @@ def copied(run: Run, emit: Emit, token: str | None, settings: Settings) -> Itera
 
 def rows_to_send(run: Run, settings: Settings) -> Path | None:
     """The run's file of rows, which would be gone with the disk; None unless it is its owner's."""
-    path = Path(run.config.data.path)
-    mine = path.is_absolute() and may_read(str(path), run.owner, settings, run.folder)
+    return _rows(run.config, run.owner, settings, run.folder)
+
+
+def _rows(config: RunConfig, owner: str, settings: Settings, folder: Path | None) -> Path | None:
+    path = Path(config.data.path)
+    mine = path.is_absolute() and may_read(str(path), owner, settings, folder)
     return path.resolve() if mine and path.is_file() else None
+
+
+def rows_that_leave(
+    config: RunConfig, owner: str, settings: Settings, folder: Path | None = None
+) -> Path | None:
+    """The file of rows that goes along where a run computes elsewhere; None where it needs none.
+
+    Raises HubError where the run names what can only be had on this machine.
+    """
+    check_portable(config)
+    rows = _rows(config, owner, settings, folder)
+    if rows is None and not names_no_file(config.data.path):
+        raise HubError(
+            f"The data, {config.data.path!r}, is no single file, and only one goes along with a "
+            "run: put it on the Hub as a dataset, and name that."
+        )
+    check_rows(rows)
+    return rows
 
 
 def restore(store: RunStore, repo: str, token: str, owner: str = LOCAL) -> Run:

@@ -112,7 +112,12 @@ class Queue:
         return self.stop(run)
 
     def position(self, run: Run) -> int | None:
-        """Its place among those that wait for the same device, from 1; None if it does not wait."""
+        """Its place among those that wait for the same device, from 1; None if it does not wait.
+
+        The Hub does not say how many wait for its machines.
+        """
+        if run.state.backend == "jobs":
+            return None
         ids = [waiting.id for waiting in waiting_runs(self.store, run.refresh().state.device)]
         return ids.index(run.id) + 1 if run.id in ids else None
 

@@ -10,6 +10,7 @@ what it began with.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -17,14 +18,10 @@ from phi3lora.config import RunConfig
 from phi3lora.errors import AdapterError
 from phi3lora.hub.adapters import fetch_adapter
 from phi3lora.hub.client import is_hub_id
-from phi3lora.lora.folder import CONFIG, WEIGHTS
-from phi3lora.lora.loralib import LORALIB
-from phi3lora.lora.starting import CHAIN, START, chain_of, find_start
+from phi3lora.lora.starting import CHAIN, KEPT, START, chain_of, find_start
 from phi3lora.runs.permission import is_run
 from phi3lora.runs.store import Run, RunStore
 from phi3lora.settings import Settings
-
-KEPT = (CONFIG, WEIGHTS, LORALIB, Path(LORALIB).with_suffix(".json").name)
 
 
 def with_start(run: Run, settings: Settings, token: str | None) -> RunConfig:
@@ -52,13 +49,13 @@ def find(name: str, owner: str, settings: Settings, token: str | None) -> Path:
             )
         return result.ready()
     place = Path(name).expanduser()
-    if place.exists():
+    if os.path.exists(place):
         return find_start(place)
     if is_hub_id(name):
         return fetch_adapter(name, token, settings.cache_folder).folder
     raise AdapterError(
         f"model.adapter: expected a run, a folder, a loralib checkpoint or USER/NAME on the Hub, "
-        f"got {name!r}, which is none of them."
+        f"got {name[:100]!r}, which is none of them."
     )
 
 

@@ -34,9 +34,11 @@ from phi3lora.config import POCKET, RunConfig
 from phi3lora.errors import ConfigError, Problem, RunError
 from phi3lora.events import Event, read_events
 from phi3lora.files import write_whole
+from phi3lora.hub.jobs import JobRequest
 from phi3lora.lora.result import Result, find_result
 from phi3lora.lora.starting import START
 from phi3lora.redaction import redact
+from phi3lora.runs import life
 from phi3lora.runs.backends import BackendName, backend_for, backend_of
 from phi3lora.settings import Settings
 
@@ -76,7 +78,13 @@ FOLDERS = (
     "wandb",
     "trackio",
     ".backup",
+    ".outcome",
 )
+LEFT = (
+    "Nobody follows its Job here any more, which may have gone on. Resume it to follow the Job, or "
+    "to fetch what it came to; no second one is started meanwhile."
+)
+LONGEST_TITLE = 100
 GONE = (
     "Its process is gone: killed, out of memory, or the machine was restarted. "
     "Resume it to go on from the last checkpoint."
@@ -85,6 +93,19 @@ DAMAGED = (
     "Its state.json is missing or damaged. Its data, checkpoints and result are as they were: "
     "resume it to go on with them, or delete it."
 )
+
+
+class JobRef(BaseModel):
+    """A Job whose outcome has not been fetched yet."""
+
+    id: str
+    key: str  # tells the Jobs of one run apart: what they leave in its repository names it
+    owner: str  # the account that pays
+    repo: str
+    url: str = ""
+    flavor: str = ""
+    seconds: int = 0  # after which the Hub ends it
+    dollars_per_second: float = 0.0
 
 
 class RunState(BaseModel):
@@ -99,6 +120,9 @@ class RunState(BaseModel):
     exit_status: int | None = None  # 0 done, 1 could not go on or a fault of ours, 2 the user's
     device: str = "cpu"  # in whose line it waits: `cpu` or `cuda`
     backend: BackendName = "local"  # where it computes
+    flavor: str | None = None  # the machine that its Jobs run on
+    at_most: float | None = None  # dollars that each of its Jobs may cost
+    job: JobRef | None = None
     created: Moment = 0.0
     queued: Moment | None = None
     started: Moment | None = None
@@ -150,7 +174,8 @@ class Run:
     @property
     def message(self) -> str:
         """Why it ended, or what it waits for; empty while all is well."""
-        said: dict[str, str] = {"interrupted": GONE, "damaged": DAMAGED}
+        gone = LEFT if self.state.job else GONE
+        said: dict[str, str] = {"interrupted": gone, "damaged": DAMAGED}
         return said.get(self.status, self.state.message)
 
     @property
@@ -233,21 +258,36 @@ class RunStore:
         self._seen: dict[str, tuple[tuple[int, int], Run]] = {}
 
     def create(
-        self, config: RunConfig, owner: str = LOCAL, title: str = "", folder: Path | None = None
+        self,
+        config: RunConfig,
+        owner: str = LOCAL,
+        title: str = "",
+        folder: Path | None = None,
+        job: JobRequest | None = None,
     ) -> Run:
         """A new run, not started yet; in `folder` if one is named, which must be empty or new.
+
+        Args:
+            job: where it is to compute on a machine of the Hub.
 
         Raises RunError where it cannot be written.
         """
         try:
-            return self._create(with_whole_paths(config), owner, title, folder)
+            return self._create(with_whole_paths(config), owner, title, folder, job)
         except OSError as error:
             raise RunError(
                 f"The run's folder cannot be written: {error}. Make room there, or name another "
                 "place in PHI3LORA_HOME."
             ) from None
 
-    def _create(self, config: RunConfig, owner: str, title: str, folder: Path | None) -> Run:
+    def _create(
+        self,
+        config: RunConfig,
+        owner: str,
+        title: str,
+        folder: Path | None,
+        job: JobRequest | None,
+    ) -> Run:
         # A token that somebody typed as a title is written nowhere.
         title, config = redact(title), config.model_copy(update={"title": redact(config.title)})
         created = time.time()
@@ -259,7 +299,9 @@ class RunStore:
             title=title,
             created=created,
             message="Not started yet.",
-            backend=backend_for(config, self.settings),
+            backend="jobs" if job else backend_for(config, self.settings),
+            flavor=job.flavor if job else None,
+            at_most=job.at_most if job else None,
         )
         home = self.settings.runs_folder / run_id
         home.parent.mkdir(parents=True, exist_ok=True)
@@ -326,6 +368,21 @@ class RunStore:
         doomed = home.with_name(f".{home.name}")  # out of the list at once, whatever comes
         home.rename(doomed)
         shutil.rmtree(doomed)
+
+    def rename(self, run: Run, title: str) -> Run:
+        """Give a run another title. RunError for none, and while a worker holds the run."""
+        title = redact(" ".join(title.split()))[:LONGEST_TITLE]
+        if not title:
+            raise RunError("A run needs a title; type one.")
+        held = life.take(run.folder)
+        if held is None or run.damaged:
+            raise RunError(f"Run {run.id} is not over; it can be renamed once it is.")
+        try:
+            return changed(run.refresh(), title=title)
+        except OSError as error:
+            raise RunError(f"Run {run.id} cannot be renamed: {error}.") from None
+        finally:
+            os.close(held)
 
     def _look(self, name: str) -> Run | None:
         """The run in the folder of that name, read again only if its state was replaced."""

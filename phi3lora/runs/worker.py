@@ -90,10 +90,19 @@ class Reporter:
         logger.info(describe(event))
 
 
-def work(run: Run, settings: Settings, should_stop: ShouldStop, token: str | None = None) -> int:
+def work(
+    run: Run,
+    settings: Settings,
+    should_stop: ShouldStop,
+    token: str | None = None,
+    every: float | None = None,
+) -> int:
     """Do one run from its place in the queue to its end. Returns the exit status.
 
     Whatever happens, the state says how it ended.
+
+    Args:
+        every: seconds after which events go to the Hub without a checkpoint; None for never.
     """
 
     def stop() -> bool:
@@ -104,7 +113,7 @@ def work(run: Run, settings: Settings, should_stop: ShouldStop, token: str | Non
         # The copy on the Hub is finished after the turn, so that the next run need not wait, and
         # after the end was written down, so that nobody waits to hear of it.
         with (
-            copied(run, emit, token, settings) as copy,
+            copied(run, emit, token, settings, every) as copy,
             renewable(run.folder, copy.sign_in),
         ):
             try:

@@ -11,11 +11,14 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from phi3lora.config import RunConfig
 from phi3lora.data.plan import held_out_number, holds_out
+from phi3lora.lora.starting import size_of
 from phi3lora.methods import PAIRED, REFERRED
 from phi3lora.models.base import BaseInfo, check_base, resolve_path
 from phi3lora.models.hardware import Hardware, choose_dtype
@@ -55,6 +58,7 @@ class Estimate:
         dtype: of the base's weights.
         proof_bytes: at the peak of the final evaluation, which begins when the training's memory
             is free; 0 where there is none. `memory_bytes` is the larger of the two.
+        start_bytes: of the adapter that training goes on from; the run's folder keeps a copy.
         exact: False where the rows were extrapolated, so that steps, tokens and time are "about".
     """
 
@@ -68,6 +72,7 @@ class Estimate:
     dtype: str
     exact: bool = True
     proof_bytes: int = 0
+    start_bytes: int = 0
 
 
 def estimate(
@@ -97,8 +102,13 @@ def estimate_for(
     hardware: Hardware,
     inspection: Any = None,
     tokens_per_second: float | None = None,
+    start: Path | None = None,
 ) -> Estimate:
-    """As `estimate`, for a base that was found out about already."""
+    """As `estimate`, for a base that was found out about already.
+
+    Args:
+        start: the adapter that training goes on from, as `starting.find_start` gives it.
+    """
     quantized = config.model.quantization != "none"
     dtype, _ = choose_dtype(config.model.dtype, hardware, None if quantized else base.parameters)
     trainable = trainable_parameters(config, base)
@@ -110,8 +120,12 @@ def estimate_for(
     }
     steps, tokens, exact = _work(config, inspection)
     proof = int(_proof_bytes(config, base, hardware, dtype, trainable))
+    started = size_of(start) if start else 0
+    # On a CPU the file is read beside the adapter that it fills, before anything is trained.
+    loading = sum(parts[name] for name in ("base", "adapter", "process")) + started
     return Estimate(
-        memory_bytes=max(sum(parts.values()), proof),
+        memory_bytes=max(sum(parts.values()), proof, loading if hardware.device == "cpu" else 0),
+        start_bytes=started,
         proof_bytes=proof,
         parts=parts,
         steps=steps,
@@ -130,25 +144,31 @@ def trainable_parameters(config: RunConfig, base: BaseInfo) -> int:
         return base.parameters
     peft = config.peft_config
     shapes = {**base.shapes, EMBEDDING: (base.vocabulary, base.hidden)}
-    layers = base.layers if peft.layers_to_transform is None else len(set(peft.layers_to_transform))
     found = 0
-    for name in _targets(config):
-        if name not in shapes:
-            continue  # the check of the targets says so
+    for path in _adapted(config, base):
+        name = path.rpartition(".")[2]
         rows, columns = shapes[name]
-        rank = peft.rank_pattern.get(name, peft.r)
+        rank = next((n for end, n in peft.rank_pattern.items() if _is_end(end, path)), peft.r)
         on, outputs = _slices(config, base, name)
-        count = 1 if name == EMBEDDING else layers
-        found += count * (rank * (on * rows + outputs) + (columns if peft.use_dora else 0))
+        found += rank * (on * rows + outputs) + (columns if peft.use_dora else 0)
     whole = {HEAD, EMBEDDING} & set(peft.modules_to_save or [])
     return found + len(whole) * base.vocabulary * base.hidden
 
 
-def _targets(config: RunConfig) -> list[str]:
-    wanted = config.peft_config.target_modules
-    if isinstance(wanted, list):
-        return wanted
-    return PHI3.presets.get(wanted, [wanted])
+def _adapted(config: RunConfig, base: BaseInfo) -> Iterator[str]:
+    """Paths of the modules that get an adapter; names that the base has not match none."""
+    peft, wanted = config.peft_config, config.peft_config.target_modules
+    targets = wanted if isinstance(wanted, list) else PHI3.presets.get(wanted, [wanted])
+    chosen = peft.layers_to_transform
+    layers = range(base.layers) if chosen is None else {n for n in chosen if 0 <= n < base.layers}
+    paths = [PHI3.path(number, name) for number in layers for name in base.shapes]
+    if chosen is None:
+        paths.append(f"model.{EMBEDDING}")
+    yield from (path for path in paths if any(_is_end(target, path) for target in targets))
+
+
+def _is_end(name: str, path: str) -> bool:
+    return path == name or path.endswith(f".{name}")
 
 
 def _slices(config: RunConfig, base: BaseInfo, name: str) -> tuple[int, int]:

@@ -10,10 +10,11 @@ run cannot work; amber that it will, but not as you may think.
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,9 @@ from phi3lora import words
 from phi3lora.checks import Check, Fix
 from phi3lora.config import RunConfig
 from phi3lora.data.plan import check_held_out
-from phi3lora.errors import ConfigError, Phi3LoraError
+from phi3lora.errors import AdapterError, ConfigError, Phi3LoraError
 from phi3lora.hub.preflight import check_hub
+from phi3lora.models.hardware import Hardware
 from phi3lora.settings import Settings
 
 GIB = 2**30
@@ -45,6 +47,26 @@ class Preflight:
     checks: list[Check] = field(default_factory=list)
     inspection: Any = None  # data.inspection.Inspection
     estimate: Any = None  # training.estimate.Estimate
+    base: Any = None  # models.base.BaseInfo
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """The machine on which a run will compute, where that is not this one.
+
+    Attributes:
+        disk: bytes that are free on it; 0 where nobody says.
+    """
+
+    hardware: Hardware
+    disk: int = 0
+
+
+def local_start(name: str) -> Path:
+    """An adapter that is named by its place on this machine. Raises AdapterError."""
+    from phi3lora.lora.starting import find_start
+
+    return find_start(Path(name).expanduser())
 
 
 def preflight(
@@ -53,21 +75,28 @@ def preflight(
     token: str | None = None,
     inspection: Any = None,
     tokens_per_second: float | None = None,
+    find: Callable[[str], Path] = local_start,
+    elsewhere: Elsewhere | None = None,
 ) -> Preflight:
-    """Look at the data and run every check. Never raises for what a user can mend.
+    """Inspect the data and run every check. Never raises for what a user can mend.
 
     Args:
         inspection: an earlier one of the same data, which is then not read again.
         tokens_per_second: of an earlier run like this one, for the time.
+        find: where the adapter that `model.adapter` names lies.
+        elsewhere: the machine that it is for, if it is not this one.
     """
     checks: list[Check] = []
-    hardware = _attempt(checks, "Hardware", lambda: _hardware(config))
-    checks += _hidden_gpu(config)
+    hardware = elsewhere.hardware if elsewhere else None
+    if hardware is None:
+        hardware = _attempt(checks, "Hardware", lambda: _hardware(config))
+        checks += _hidden_gpu(config)
     base = _attempt(checks, "Model", lambda: _base(config, hardware, settings, token))
-    if base:
-        _attempt(checks, "Adapter", lambda: checks.append(_adapter_check(config, base)))
+    start = _attempt(checks, "Adapter", lambda: _start(config, find))
+    if base and (start or config.model.adapter is None):
+        _attempt(checks, "Adapter", lambda: checks.append(_adapter_check(config, base, start)))
     inspection = inspection or (
-        _attempt(checks, "Data", lambda: _inspect(config, settings, token)) if base else None
+        _attempt(checks, "Data", lambda: _inspect(config, base, token)) if base else None
     )
     _attempt(checks, "Data", lambda: check_held_out(config))
     estimate = None
@@ -75,18 +104,21 @@ def preflight(
         estimate = _attempt(
             checks,
             "Memory",
-            lambda: _estimate(config, hardware, inspection, tokens_per_second, token),
+            lambda: _estimate(config, base, hardware, inspection, tokens_per_second, start),
         )
     checks += [*_data_checks(config, inspection), *_model_checks(config, base, hardware)]
     checks += _settings_checks(config, estimate)
     checks += _memory_checks(config, base, hardware, inspection, estimate)
     seconds = estimate.seconds if estimate else None
     checks += check_hub(config, token, seconds)
-    checks.append(_disk_check(config, base, settings.home, estimate))
+    if elsewhere is None:
+        checks.append(_disk_check(config, base, settings.home, estimate))
+    elif elsewhere.disk:
+        checks.append(_disk_elsewhere(config, base, elsewhere, estimate))
     order = ["Data", "Model", "Adapter", "Settings", "Hardware", "Memory"]
     order += ["Token", "Backup", "Disk"]
     return Preflight(
-        sorted(checks, key=lambda check: order.index(check.name)), inspection, estimate
+        sorted(checks, key=lambda check: order.index(check.name)), inspection, estimate, base
     )
 
 
@@ -131,27 +163,27 @@ def _base(config: RunConfig, hardware: Any, settings: Settings, token: str | Non
     return check_base(path, config.model.revision, token)
 
 
-def _inspect(config: RunConfig, settings: Settings, token: str | None) -> Any:
+def _inspect(config: RunConfig, base: Any, token: str | None) -> Any:
     from phi3lora.data.inspection import inspect
-    from phi3lora.models.base import resolve_path
-    from phi3lora.models.hardware import detect_hardware
     from phi3lora.models.loading import load_tokenizer
 
-    path = resolve_path(config.model.path, detect_hardware(config.model.device))
-    tokenizer = load_tokenizer(path, config.model.revision, token)
+    tokenizer = load_tokenizer(str(base.folder or base.name), config.model.revision, token)
     return inspect(config, tokenizer, token=token, limit=PREVIEW_ROWS)
 
 
 def _estimate(
     config: RunConfig,
+    base: Any,
     hardware: Any,
     inspection: Any,
-    tokens_per_second: float | None,
-    token: str | None,
+    measured: float | None,
+    start: Path | None,
 ) -> Any:
-    from phi3lora.training.estimate import estimate
+    from phi3lora.training.estimate import estimate_for
+    from phi3lora.training.speed import tokens_per_second
 
-    return estimate(config, hardware, inspection, tokens_per_second, token)
+    speed = measured or tokens_per_second(config, base, hardware)
+    return estimate_for(config, base, hardware, inspection, speed, start)
 
 
 def _data_checks(config: RunConfig, inspection: Any) -> list[Check]:
@@ -162,7 +194,8 @@ def _data_checks(config: RunConfig, inspection: Any) -> list[Check]:
     few = _too_few_rows(config, inspection)
     odd = _odd_answers(config, inspection.answers, found) if inspection.answers else None
     cut = few or _cut_rows(config, inspection, found)
-    return [cut or odd or _left_out(config, inspection, found)]
+    check = cut or odd or _left_out(config, inspection, found)
+    return [replace(check, found=f"{check.found} Columns not read: {inspection.unread_in_words}.")]
 
 
 def _odd_answers(config: RunConfig, answers: Any, found: str) -> Check | None:
@@ -257,13 +290,59 @@ def _left_out(config: RunConfig, inspection: Any, found: str) -> Check:
     return Check("Data", "green", found)
 
 
-def _adapter_check(config: RunConfig, base: Any) -> Check:
+def _start(config: RunConfig, find: Callable[[str], Path]) -> Path | None:
+    return None if config.model.adapter is None else find(config.model.adapter)
+
+
+def _adapter_check(config: RunConfig, base: Any, start: Path | None) -> Check:
     """What is trained, tried on a model of shapes; raises AdapterError where it does not fit."""
     from phi3lora.lora.trial import attach_on_trial
 
-    trained, total = attach_on_trial(config, base)
+    notices: list[str] = []
+    try:
+        trained, total = attach_on_trial(config, base, start, notices)
+    except AdapterError as error:
+        fixes = tuple(_start_fixes(config, base, start)) if start else ()
+        remedy = _settings_in_words(config, fixes[0].values) if fixes else ""
+        return Check("Adapter", "red", str(error), remedy, fixes)
     found = f"{words.count(trained)} of {words.count(total)} parameters are trained."
-    return Check("Adapter", "green", found)
+    if start:
+        found += f" Training goes on from {config.model.adapter}."
+    return Check("Adapter", "amber" if notices else "green", " ".join([found, *notices]))
+
+
+def _start_fixes(config: RunConfig, base: Any, start: Path) -> Iterator[Fix]:
+    """The options that the adapter was trained with, if the training can then go on from it."""
+    from phi3lora.lora.options import options_of
+    from phi3lora.lora.trial import attach_on_trial
+
+    try:
+        values = options_of(start, base)
+    except Phi3LoraError:
+        return
+    same_library = {name: value for name, value in values.items() if name != "adapter"}
+    for wanted in (same_library, values):
+        try:
+            attach_on_trial(config.with_values(wanted), base, start)
+        except Phi3LoraError:
+            continue
+        yield Fix("Use its options", wanted)
+        return
+
+
+def _settings_in_words(config: RunConfig, values: dict[str, Any]) -> str:
+    """Which options a fix would change, as `--set` takes them."""
+    changed = config.with_values(values)
+    differing = [name for name in values if _option(config, name) != _option(changed, name)]
+    told = [f"{name}={json.dumps(_option(changed, name))}" for name in differing]
+    return f"It fits with {', '.join(told)}."
+
+
+def _option(config: RunConfig, name: str) -> Any:
+    value: Any = config.model_dump(mode="json")
+    for part in name.split("."):
+        value = value[part]
+    return value
 
 
 def _settings_checks(config: RunConfig, estimate: Any) -> list[Check]:
@@ -420,9 +499,10 @@ def _checkpoints_kept(config: RunConfig, estimate: Any) -> int:
 
 
 def _disk_check(config: RunConfig, base: Any, home: Path, estimate: Any) -> Check:
-    """Whether checkpoints, the result and the base's download fit on their disks."""
+    """Whether checkpoints, the result, the start's copy and the download fit on their disks."""
     kept = _checkpoints_kept(config, estimate)
     own = (kept + 1) * OPTIMIZER_BYTES * (estimate.trainable if estimate else 0)
+    copied = estimate.start_bytes if estimate else 0
     fetched, cache = _download(base)
     if fetched and _device(cache) != _device(home):
         other = _room(cache, fetched, f"{words.size(fetched)} to download")
@@ -430,8 +510,21 @@ def _disk_check(config: RunConfig, base: Any, home: Path, estimate: Any) -> Chec
             return other
         fetched = 0
     need = f"{words.size(own)} needed for checkpoints"
+    need += f", {words.size(copied)} for the adapter it starts from" if copied else ""
     need += f", {words.size(fetched)} to download" if fetched else ""
-    return _room(home, own + fetched, need)
+    return _room(home, own + copied + fetched, need)
+
+
+def _disk_elsewhere(config: RunConfig, base: Any, place: Elsewhere, estimate: Any) -> Check:
+    """Whether checkpoints and the base's download fit on the disk of a machine that is bare."""
+    kept = _checkpoints_kept(config, estimate)
+    own = (kept + 1) * OPTIMIZER_BYTES * (estimate.trainable if estimate else 0)
+    fetched = DOWNLOADED_BYTES * base.parameters if base else 0
+    says = f"{words.size(own)} needed for checkpoints, {words.size(fetched)} to download"
+    found = f"{words.size(place.disk)} free, {says}."
+    if own + fetched > place.disk:
+        return Check("Disk", "red", found, "Keep fewer checkpoints, or take a larger machine.")
+    return Check("Disk", "green", found)
 
 
 def _room(folder: Path, need: float, says: str) -> Check:

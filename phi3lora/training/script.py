@@ -53,12 +53,14 @@ def script(
     the base. The data is not looked at: `write_rows` reads it.
     """
     from phi3lora.lora.adapters import lora_arguments
+    from phi3lora.lora.trial import check_head, shapes_of
     from phi3lora.models.base import check_base, resolve_path
     from phi3lora.models.hardware import detect_hardware
     from phi3lora.models.loading import load_tokenizer
 
     path = resolve_path(config.model.path, detect_hardware(config.model.device))
-    skeleton = _skeleton(check_base(path, config.model.revision, token, cache_folder))
+    check_head(config)
+    skeleton = shapes_of(check_base(path, config.model.revision, token, cache_folder))
     tokenizer = load_tokenizer(path, config.model.revision, token, cache_folder)
     config = _within_reach(config, tokenizer)
     marks = marks_of(tokenizer)
@@ -152,24 +154,6 @@ def _cell(kind: str, source: str) -> dict[str, Any]:
 def _tidy(source: str) -> str:
     """Two empty lines at most, and none at the end."""
     return re.sub(r"\n{4,}", "\n\n\n", source).rstrip("\n") + "\n"
-
-
-def _skeleton(base: Any) -> Any:
-    """The base's modules by name and shape, on no device: no weight is read."""
-    import torch
-    from transformers import Phi3Config, Phi3ForCausalLM
-
-    config = Phi3Config(
-        vocab_size=base.vocabulary,
-        hidden_size=base.hidden,
-        intermediate_size=base.intermediate,
-        num_hidden_layers=base.layers,
-        num_attention_heads=base.heads,
-        num_key_value_heads=base.key_value_heads,
-        pad_token_id=0,
-    )
-    with torch.device("meta"):
-        return Phi3ForCausalLM(config)
 
 
 def _title(config: RunConfig) -> str:

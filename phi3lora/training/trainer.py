@@ -33,6 +33,7 @@ from phi3lora.inputs import check_inputs, fingerprint
 from phi3lora.lora.adapters import attach_adapter, save_adapter
 from phi3lora.lora.initial import starts_apart
 from phi3lora.lora.targets import count_parameters
+from phi3lora.lora.trial import check_head
 from phi3lora.methods import REFERRED
 from phi3lora.models.base import resolve_path
 from phi3lora.models.hardware import detect_hardware, free_memory, use_one_gpu
@@ -110,6 +111,7 @@ def _train(
 ) -> Outcome:
     """The recipe."""
     _describe(config)
+    check_head(config)
     hardware = detect_hardware(config.model.device)
     path = resolve_path(config.model.path, hardware)
     tokenizer = load_tokenizer(path, config.model.revision, token)

@@ -14,10 +14,12 @@ from gradio import http_server
 from starlette.requests import Request
 
 from phi3lora.app.application import Application
+from phi3lora.app.callers import Caller
 from phi3lora.errors import HubError
 from phi3lora.isolation import hide_process
+from phi3lora.serve.openai import routes
 from phi3lora.settings import Settings
-from phi3lora.ui import account, compare_page, runs_page, train_page
+from phi3lora.ui import account, compare_page, endpoints, runs_page, train_page
 from phi3lora.ui.guard import guarded, rules_for
 from phi3lora.ui.sessions import session_of
 from phi3lora.ui.theme import STYLES, head, theme
@@ -38,6 +40,7 @@ def build(app: Application) -> gr.Blocks:
     ) as demo:
         header("Train", app)
         train_page.build(app, demo)
+        endpoints.build(app)
     with demo.route("Runs", "/runs"):
         header("Runs", app)
         runs_page.build(app, demo)
@@ -82,6 +85,11 @@ def pulse(app: Application, request: Request) -> str:
     return app.views.pulse(owner, request.query_params.get("run", ""))
 
 
+def asking(app: Application, request: Request) -> Caller:
+    """Who sent a request of another protocol."""
+    return app.callers.caller(session_of(request))
+
+
 def serve(demo: gr.Blocks, app: Application, host: str, port: int | None, block: bool) -> gr.Blocks:
     """Serve pages that were built, with everything that keeps them safe and looking alike."""
     demo.queue(default_concurrency_limit=16, max_size=WAITING, api_open=False)
@@ -109,8 +117,10 @@ def serve(demo: gr.Blocks, app: Application, host: str, port: int | None, block:
         show_error=False,
         ssr_mode=False,
         enable_monitoring=False,
-        app_kwargs=beside(partial(pulse, app), app.callers),
+        mcp_server=endpoints.has_mcp(),
+        app_kwargs=beside(partial(pulse, app), app.callers, routes(app, partial(asking, app))),
     )
+    endpoints.fit_mcp(demo, rules.key)
     if rules.key is not None:
         sys.stderr.write(announced(demo.local_url or "", rules.key))
     if block:

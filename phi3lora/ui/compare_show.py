@@ -10,11 +10,13 @@ import gradio as gr
 from phi3lora.chat.options import SETTINGS, Options, Pair, Side
 from phi3lora.chat.votes import Tally
 from phi3lora.runs.store import Run
+from phi3lora.thoughts import OPENING, join_thoughts, split_thoughts
 from phi3lora.ui import show
 
 BASE_ONLY = ""
 TITLES = {"base": "Base", "tuned": "Tuned"}
 SUGGESTIONS = 6
+THOUGHTS = "Thoughts"  # the title under which they are folded away
 Message = dict[str, Any]
 
 
@@ -35,17 +37,38 @@ def first_choice(wanted: str | None, choices: list[tuple[str, str]]) -> str:
 
 def plain(messages: list[Message] | None) -> list[Message]:
     """Role and text alone, as they were said, whatever the chat component adds."""
-    return [
-        {"role": message["role"], "content": html.unescape(text_of(message["content"]))}
-        for message in messages or []
-    ]
+    said: list[Message] = []
+    thoughts: str | None = None
+    for message in messages or []:
+        text = html.unescape(text_of(message["content"]))
+        if thoughts is not None and message["role"] == "assistant":
+            said[-1]["content"] = join_thoughts(thoughts, text)
+            thoughts = None
+            continue
+        folded = (message.get("metadata") or {}).get("title") == THOUGHTS
+        thoughts = text if folded else None
+        said.append({"role": message["role"], "content": f"{OPENING}\n{text}" if folded else text})
+    return said
 
 
 def escaped(messages: list[Message]) -> list[Message]:
-    """As the chat component gets them, which draws every text as HTML."""
+    """As the chat component gets them, which draws every text as HTML; thoughts are folded."""
     return [
-        {**message, "content": html.escape(message["content"], quote=False)} for message in messages
+        {**part, "content": html.escape(part["content"], quote=False)}
+        for message in messages
+        for part in _folded(message)
     ]
+
+
+def _folded(message: Message) -> list[Message]:
+    """A message as it is, or an answer's thoughts under a title of their own, then the answer."""
+    found = split_thoughts(message["content"])
+    if message["role"] != "assistant" or not (found.thoughts or not found.closed):
+        return [message]
+    fold = {"title": THOUGHTS, "status": "done" if found.closed else "pending"}
+    thoughts = {"role": "assistant", "content": found.thoughts or "…", "metadata": fold}
+    answer = {**message, "content": found.said or "(nothing)"}
+    return [thoughts, answer] if found.closed else [thoughts]
 
 
 def sampling_field(name: str) -> Any:

@@ -105,11 +105,13 @@ class DataStep:
 
     # ------------------------------------------------------------------ what happens
 
+    @shown
     def on_source(self, source: str, choices: Choices | None) -> list[Any]:
         """Show the tab's panel, and make its own choice the data; none empties it."""
         panels = [gr.update(visible=source == tab) for tab in TABS]
         return [*panels, (choices or {}).get(source, "")]
 
+    @shown
     def on_example(self, name: str, choices: Choices | None) -> tuple[str, Choices]:
         """Another example."""
         return chosen(EXAMPLE, EXAMPLE_PREFIX + name, choices)
@@ -128,6 +130,7 @@ class DataStep:
         """A dataset of the list."""
         return chosen(HUB, dataset or "", choices)
 
+    @shown
     def on_type(self, query: str, request: gr.Request) -> Any:
         """What matches the words so far, once the typing rests; errors wait for Enter."""
         session, typed = str(request.session_hash), object()
@@ -166,6 +169,7 @@ class DataStep:
         found = self.app.datasets.search(query, caller)
         return [(dataset_line(one), one.found.id) for one in found]
 
+    @shown
     def on_parts(self, path: str, name: str | None, request: gr.Request) -> Iterator[list[Any]]:
         """The configurations and splits that a Hub dataset has; first, that it is being read.
 

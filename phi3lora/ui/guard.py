@@ -23,13 +23,16 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from gradio import http_server
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.responses import PlainTextResponse, RedirectResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from phi3lora.serve.protocol import ApiError
 from phi3lora.settings import Settings
+from phi3lora.ui.sessions import TOKEN_HEADERS
 
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "[::1]"})
 KEY_COOKIE = "phi3lora-key"
+NO_KEY = "Give the key that the terminal shows as the API key."
 SAFE = {"GET", "HEAD", "OPTIONS"}
 MAX_BODY = 5_000_000  # bytes of anything but an upload
 DEEPEST = 100  # levels of JSON that a request may nest
@@ -41,7 +44,7 @@ BRACKETS = re.compile(rb'"(?:[^"\\]+|\\.)*"?|[\[\]{}]', re.DOTALL)
 CLOSED = re.compile(
     r"/(?:monitoring|svelte|gradio_api/(?:proxy=|component_server|custom_component|deep_link|dev/|"
     r"monitoring|process_recording|profiling|run-history|stream|vibe-|undo-vibe|api/|run/|"
-    r"mcp|token|file[=/]*\w+:))",  # file=https:… fetches an address, from inside
+    r"mcp(?!/?\Z)|token|file[=/]*\w+:))",  # file=https:… fetches an address, from inside
     re.IGNORECASE,
 )
 
@@ -183,10 +186,12 @@ class Guard:
         key = self.rules.key
         if key is None or same(cookie(headers, KEY_COOKIE), key) or own_start(scope):
             return None
-        if same(headers.get("authorization", "").removeprefix("Bearer "), key):
+        if any(same(headers.get(name, "").removeprefix("Bearer "), key) for name in TOKEN_HEADERS):
             return None
         query = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)
         if scope["method"] != "GET" or not same(dict(query).get("token", ""), key):
+            if scope["path"].startswith("/v1/"):
+                return JSONResponse(ApiError(401, NO_KEY, code="invalid_api_key").body(), 401)
             return refuse("Open the address that the terminal shows, with its token.", 401)
         left = urlencode([(name, value) for name, value in query if name != "token"])
         # One slash: `//elsewhere` would be another site.

@@ -2,12 +2,19 @@
 window.phi3lora = {
   ticks: 0,
   changed: 0,
+  asked: 0,
 
   // The fingerprint of what this page shows; unchanged while nothing happened or nobody looks.
-  // Where nothing has changed for half a minute, two of three questions are left out.
+  // Where nothing has changed for half a minute, two of three questions are left out. A page that
+  // nobody looks at asks now and then for a run that goes on: its end is told.
   async pulse(seen, run) {
     this.ticks += 1;
-    if (document.hidden || (this.ticks - this.changed > 15 && this.ticks % 3)) return seen;
+    const rests = this.ticks - this.changed > 15 && this.ticks % 3;
+    const awaits = document.querySelector(".run-title")?.matches(
+      "[data-status=queued], [data-status=running], [data-status=stopping]",
+    );
+    if (document.hidden ? !awaits || Date.now() - this.asked < 10_000 : rests) return seen;
+    this.asked = Date.now();
     try {
       const answer = await fetch("pulse?run=" + encodeURIComponent(run || ""), {
         cache: "no-store",
@@ -45,6 +52,7 @@ window.phi3lora = {
     }
     const address = new URL(window.location.href);
     address.searchParams.delete("from");
+    address.searchParams.delete("further");
     if (address.href !== window.location.href) window.history.replaceState({}, "", address);
   },
   forget() {

@@ -1,6 +1,6 @@
 """The Runs page: the list, and the chosen run as it goes.
 
-The address names the run (`/runs?run=ID`), so a refresh, a second browser and a shared link all
+The address names the run (`/runs?run=ID#log`), so a refresh, a second browser and a shared link all
 see the same. The page asks `/pulse` what changed and calls back only then; what it shows is made
 by plain functions from a Run and its RunView.
 """
@@ -14,32 +14,33 @@ from typing import Any
 import gradio as gr
 
 from phi3lora.app.application import Application
+from phi3lora.app.callers import Caller
+from phi3lora.app.several import side_by_side
 from phi3lora.errors import HubError, RunError
 from phi3lora.runs.store import Run
 from phi3lora.ui import show
-from phi3lora.ui.code import PlainCode
+from phi3lora.ui.curves import chart_component, several_curves
+from phi3lora.ui.downloads import Downloads
 from phi3lora.ui.publish import PublishCard
-from phi3lora.ui.runs_show import delete_question, kept_list, nothing_chosen, run_list, show_run
+from phi3lora.ui.runs_list import SEARCH, bin_list, kept_list, run_list, several_table, undo_line
+from phi3lora.ui.runs_show import LOG_TOOLS, TAB_LIST, nothing_chosen, show_run
 from phi3lora.ui.sessions import session_of
-from phi3lora.ui.theme import HELD_OUT, TRAIN
 from phi3lora.ui.widgets import shown
 
 EVERY = 2.0  # seconds between two pulses
 MADE = 32  # runs whose rendered state is kept for the next visitor
 PULSE = "(seen, run) => window.phi3lora.pulse(seen, run)"
 REMEMBER = "(run) => { window.phi3lora.remember('run', run); return run; }"
-PICK = """
+OPEN_COMPARE = "(run) => { window.location.href = 'compare?adapter=' + encodeURIComponent(run); }"
+FOCUS_TITLE = "() => window.phi3lora.focusWhenThere('#new-title')"
+EMPTY = ("live", "again", "menu", "more", "loss", "rate", "report", "log", "config")
+DO = """
 element.addEventListener('click', (event) => {
-  const link = event.target.closest('a[data-run]');
-  if (!link || event.metaKey || event.ctrlKey || event.shiftKey) return;
-  event.preventDefault();
-  trigger('click', {run: link.dataset.run});
-});
-window.addEventListener('popstate', () => {
-  trigger('click', {run: new URL(window.location.href).searchParams.get('run') || ''});
+  const button = event.target.closest('button[data-do]');
+  if (!button || !window.phi3lora.sure(button)) return;
+  trigger('click', {do: button.dataset.do, of: button.dataset.of || ''});
 });
 """
-
 BRING = """
 element.addEventListener('click', (event) => {
   const button = event.target.closest('button[data-repo]');
@@ -49,10 +50,6 @@ element.addEventListener('click', (event) => {
   trigger('click', {repo: button.dataset.repo});
 });
 """
-LEGEND = (
-    f'<p class="curves"><b>Loss</b><i style="background:{TRAIN}"></i>training'
-    f'<i style="background:{HELD_OUT}"></i>held out</p>'
-)
 
 
 class RunsPage:
@@ -66,98 +63,108 @@ class RunsPage:
         self.timer = gr.Timer(EVERY)
         with gr.Row(elem_classes="page split runs", equal_height=False):
             with gr.Column(scale=7, min_width=270, elem_classes="aside list"):
-                self.list = gr.HTML(elem_id="run-list", js_on_load=PICK, apply_default_css=False)
-                self.kept = gr.HTML(elem_id="kept-runs", js_on_load=BRING, apply_default_css=False)
+                self._aside()
             with gr.Column(scale=20, min_width=340, elem_classes="main"):
+                self._several()
                 self._detail()
 
+    def _aside(self) -> None:
+        script = "window.phi3lora.runList(element, trigger, watch)"
+        self.search = gr.HTML(SEARCH, js_on_load=None, apply_default_css=False, elem_id="run-tools")
+        self.undo = gr.HTML(elem_id="undo-line", js_on_load=DO, apply_default_css=False)
+        self.list = gr.HTML(elem_id="run-list", js_on_load=script, apply_default_css=False)
+        self.bin = gr.HTML(elem_id="bin", js_on_load=DO, apply_default_css=False)
+        self.kept = gr.HTML(elem_id="kept-runs", js_on_load=BRING, apply_default_css=False)
+
+    def _several(self) -> None:
+        with gr.Column(elem_classes="card", visible=False, elem_id="several") as self.several:
+            gr.HTML(show.heading("Side by side", "The ticked runs in one chart, and what differs."))
+            self.several_chart = chart_component("several-chart", tools=True)
+            self.several_table = gr.HTML(elem_id="several-table", apply_default_css=False)
+
     def _detail(self) -> None:
-        with gr.Column(elem_classes="card") as self.card:
-            self.head = gr.HTML(elem_id="run-head", apply_default_css=False)
+        with gr.Column(elem_classes="card", elem_id="run-card") as self.card:
+            head = "window.phi3lora.runHead(element, watch)"
+            self.head = gr.HTML(elem_id="run-head", js_on_load=head, apply_default_css=False)
+            self.live = gr.HTML(
+                html_template='<p class="heard" role="status">${value}</p>',
+                elem_id="run-live",
+                apply_default_css=False,
+            )
             self._buttons()
-            self.legend = gr.HTML(LEGEND, visible=False, apply_default_css=False)
-            self.loss = gr.LinePlot(
-                visible=False,
-                x="step",
-                y="loss",
-                color="rows",
-                height=240,
-                show_label=False,
-                color_map={"training": TRAIN, "held out": HELD_OUT},
-                elem_id="loss-plot",
-                x_title="step",
-                y_title="loss (nats a token)",
-                colors_in_legend=[],
-            )
-            self.rate = gr.LinePlot(
-                visible=False,
-                x="step",
-                y="learning rate",
-                height=140,
-                label="Learning rate",
-                elem_id="rate-plot",
-                x_title="step",
-                y_title="learning rate",
-                y_axis_format=".1e",
-                color_map={"all": TRAIN},
-            )
+        with gr.Column(elem_classes="card", elem_id="run-tabs"):
+            tabs = "window.phi3lora.tabs(element)"
+            gr.HTML(TAB_LIST, js_on_load=tabs, apply_default_css=False)
+            self._panels()
         self.publish_card = PublishCard(self.app, self.run_id)
-        with gr.Column(elem_classes="card", visible=False) as self.report_card:
-            self.report = gr.HTML(elem_id="report", apply_default_css=False)
-        with gr.Column(elem_classes="card", visible=False) as self.more_card:
-            self.download = gr.DownloadButton(
-                "Download", size="md", visible=False, elem_id="download"
-            )
-            with gr.Accordion("Log", open=False, elem_classes="fold", elem_id="log-fold"):
-                self.log = gr.HTML(elem_id="log", autoscroll=True, max_height=420)
-            with gr.Accordion("Configuration", open=False, elem_classes="fold"):
-                self.config = gr.Textbox(
-                    show_label=False,
-                    lines=8,
-                    max_lines=30,
-                    buttons=["copy"],
-                    interactive=False,
-                    elem_classes="mono",
-                    elem_id="run-config",
-                )
-                self.code = PlainCode(self.app)
 
     def _buttons(self) -> None:
         with gr.Row(elem_classes="actions", visible=False) as self.actions:
             self.stop = gr.Button("Stop", size="md", elem_id="stop")
-            self.resume = gr.Button("Resume", variant="primary", size="md", elem_id="resume")
             self.cancel = gr.Button("Cancel", size="md", elem_id="cancel")
-            self.compare = gr.Button(
-                "Compare with its base", variant="primary", size="md", elem_id="to-compare"
-            )
-            self.prepare = gr.Button("Prepare download", size="md", elem_id="prepare")
+            self.compare = gr.Button("Try it", variant="primary", size="md", elem_id="to-compare")
             self.publish = gr.Button("Publish", size="md", elem_id="publish")
-            self.delete = gr.Button("Delete", size="md", elem_classes="quiet", elem_id="delete")
-        with gr.Row(elem_classes="confirm", visible=False, elem_id="confirm") as self.confirm:
-            self.question = gr.HTML(elem_id="delete-question", apply_default_css=False)
-            self.doomed = gr.State("")  # the run that the question is about
-            self.sure = gr.Button("Delete for good", variant="stop", size="md", elem_id="sure")
-            self.keep = gr.Button("Keep it", size="md", elem_id="keep")
+            self.downloads = Downloads(self.app)
+            self.menu = self.downloads.menu
+            self.again = gr.HTML(elem_id="again-links", apply_default_css=False)
+            self.resume = gr.Button("Resume", variant="primary", size="md", elem_id="resume")
+            self.more = gr.HTML(
+                elem_id="more-menu",
+                html_template='<details class="menu more">${value}</details>',
+                js_on_load="window.phi3lora.menu(element, trigger, 'do', 'of')",
+                apply_default_css=False,
+            )
+        self.downloads.below()
+        with gr.Row(elem_classes="confirm", visible=False, elem_id="rename") as self.renaming:
+            self.title = gr.Textbox(
+                label="New title", max_lines=1, max_length=100, elem_id="new-title"
+            )
+            self.renamed = gr.State("")  # the run that the title is for
+            self.save = gr.Button("Rename", variant="primary", size="md", elem_id="save-title")
+            self.keep = gr.Button("Cancel", size="md", elem_id="keep-title")
+
+    def _panels(self) -> None:
+        with gr.Column(elem_id="panel-curves", elem_classes="tab-panel"):
+            self.loss = chart_component("loss-chart", tools=True)
+            self.rate = chart_component("rate-chart", small=True)
+        with gr.Column(elem_id="panel-evidence", elem_classes="tab-panel"):
+            self.report = gr.HTML(elem_id="report", apply_default_css=False)
+        with gr.Column(elem_id="panel-settings", elem_classes="tab-panel"):
+            self.config = gr.Textbox(
+                label="config.yaml",
+                lines=8,
+                max_lines=40,
+                buttons=["copy"],
+                interactive=False,
+                elem_classes="mono",
+                elem_id="run-config",
+            )
+        with gr.Column(elem_id="panel-log", elem_classes="tab-panel"):
+            self.log = gr.HTML(
+                html_template=LOG_TOOLS + '<div class="log-text">${value}</div>',
+                elem_id="log",
+                js_on_load="window.phi3lora.log(element, watch)",
+                apply_default_css=False,
+            )
 
     @property
     def parts(self) -> dict[str, Any]:
         """What depends on the chosen run, by the names that `show_run` uses."""
         names = (
             "head",
+            "live",
             "actions",
             "stop",
             "resume",
             "cancel",
             "compare",
-            "prepare",
             "publish",
-            "delete",
-            "legend",
+            "again",
+            "menu",
+            "more",
             "loss",
             "rate",
-            "report_card",
             "report",
-            "more_card",
             "log",
             "config",
         )
@@ -166,7 +173,7 @@ class RunsPage:
     @property
     def seen(self) -> list[Any]:
         """What `on_show` fills, in order."""
-        return [self.list, *self.parts.values()]
+        return [self.list, self.bin, *self.parts.values()]
 
     # ------------------------------------------------------------------ what happens
 
@@ -175,31 +182,36 @@ class RunsPage:
         """What the address says: a run, or the newest one."""
         run_id = request.query_params.get("run", "")
         if not run_id:
-            caller = self.app.callers.caller(session_of(request))
-            runs = self.app.launching.runs(caller)
+            runs = self.app.launching.runs(self._caller(request))
             run_id = runs[0].id if runs else ""
         return [run_id, *self.on_show(run_id, request)]
 
     @shown
     def on_show(self, run_id: str, request: gr.Request) -> list[Any]:
         """Everything about the chosen run as it is now."""
-        caller = self.app.callers.caller(session_of(request))
+        caller = self._caller(request)
         runs = self.app.launching.runs(caller)
         try:
             values = self._values(self.app.launching.run(run_id, caller))
         except RunError as error:
             reason = "" if caller.anonymous else str(error)
-            values = {"head": gr.update(value=nothing_chosen(runs, run_id, reason))}
-        hidden = gr.update(visible=False)
-        return [run_list(runs, run_id), *(values.get(name, hidden) for name in self.parts)]
+            values = {"head": nothing_chosen(runs, run_id, reason)}
+        nothing = {"actions": gr.update(visible=False), **dict.fromkeys(EMPTY, "")}
+        return [
+            run_list(runs, run_id, self.app.views),
+            bin_list(self.app.launching.discarded(caller)),
+            *(values.get(name, nothing.get(name, gr.skip())) for name in self.parts),
+        ]
 
     def _values(self, run: Run) -> dict[str, Any]:
         """What to show of a run; made once for all who watch it."""
         position = self.app.launching.position(run)
-        pulse = f"{run.status} {run.message} {position} {self.app.views.run_pulse(run)}"
+        beat = self.app.views.run_pulse(run)
+        pulse = f"{run.status} {run.title} {run.message} {position} {beat}"
         known = self._made.get(run.id)
         if known is None or known[0] != pulse:
-            known = (pulse, show_run(run, self.app.views.view(run), position))
+            view, on_space = self.app.views.view(run), self.app.settings.on_space
+            known = (pulse, show_run(run, view, position, on_space))
             self._made.pop(run.id, None)
             self._made[run.id] = known
             while len(self._made) > MADE:
@@ -210,8 +222,7 @@ class RunsPage:
     def on_kept(self, request: gr.Request) -> str:
         """Runs that are on the Hub and no more here; why they cannot be listed, on a Space."""
         try:
-            caller = self.app.callers.caller(session_of(request))
-            return kept_list(self.app.launching.missing(caller))
+            return kept_list(self.app.launching.missing(self._caller(request)))
         except HubError as error:
             on_space = self.app.settings.on_space
             return show.notice(f"Backed-up runs: {error}", "grey") if on_space else ""
@@ -220,12 +231,21 @@ class RunsPage:
     def on_bring(self, request: gr.Request, event: gr.EventData) -> str:
         """Fetch a backed-up run; its id, by which it is shown."""
         repo = str(event._data.get("repo", ""))
-        caller = self.app.callers.caller(session_of(request))
-        return self.app.launching.restore(repo, caller).id
+        return self.app.launching.restore(repo, self._caller(request)).id
 
-    def on_pick(self, event: gr.EventData) -> str:
-        """A run was clicked in the list."""
-        return str(event._data.get("run", ""))
+    @shown
+    def on_list(self, run_id: str, request: gr.Request, event: gr.EventData) -> list[Any]:
+        """A run was clicked in the list, or several were ticked."""
+        if "several" not in event._data:
+            return [str(event._data.get("run", "")), gr.update(visible=False), "", "", ""]
+        caller = self._caller(request)
+        names = [str(name) for name in event._data["several"]]
+        runs = [self.app.launching.run(name, caller) for name in names]
+        if not runs:
+            return [run_id, gr.update(visible=False), "", "", gr.skip()]
+        found = side_by_side(runs, self.app.views)
+        shown = [gr.update(visible=True), several_curves(found), several_table(found)]
+        return [run_id, *shown, gr.skip()]
 
     @shown
     def on_stop(self, run_id: str, request: gr.Request) -> None:
@@ -240,7 +260,7 @@ class RunsPage:
     @shown
     def on_resume(self, run_id: str, request: gr.Request) -> None:
         """Go on from the last whole checkpoint, with changed inputs once these were shown."""
-        caller = self.app.callers.caller(session_of(request))
+        caller = self._caller(request)
         run = self.app.launching.run(run_id, caller)
         self.app.launching.resume(run, caller, accept_changes=bool(run.state.changes))
 
@@ -249,33 +269,41 @@ class RunsPage:
         """Slice after slice on a lent GPU, for as long as this page is open."""
         if not run_id:
             return
-        caller = self.app.callers.caller(session_of(request))
+        caller = self._caller(request)
         for _ in self.app.launching.compute(self.app.launching.run(run_id, caller), caller):
             yield
 
     @shown
-    def on_question(self, run_id: str, request: gr.Request) -> tuple[Any, str, str]:
-        """Ask whether this very run shall be deleted."""
-        run = self._own(run_id, request)
-        return gr.update(visible=True), delete_question(run), run.id
-
-    @shown
-    def on_delete(self, doomed: str | None, request: gr.Request) -> tuple[str, Any]:
-        """Remove the run that was asked about, and choose the newest of those that are left."""
-        caller = self.app.callers.caller(session_of(request))
-        self.app.launching.delete(self.app.launching.run(doomed or "", caller))
+    def on_more(self, run_id: str, request: gr.Request, event: gr.EventData) -> list[Any]:
+        """Rename it, or put it into the bin: of the run that the menu was opened on."""
+        caller = self._caller(request)
+        run = self.app.launching.run(str(event._data.get("of", "")), caller)
+        if event._data.get("do") == "rename":
+            return [run_id, gr.skip(), gr.update(visible=True), run.title, run.id]
+        self.app.launching.discard(run)
         left = self.app.launching.runs(caller)
-        return left[0].id if left else "", gr.update(visible=False)
+        return [left[0].id if left else "", undo_line(run), *not_renaming()]
 
     @shown
-    def on_download(self, run_id: str, request: gr.Request) -> Any:
-        """The adapter, or the whole model, as one zip file."""
-        run = self._own(run_id, request)
-        return gr.update(value=str(self.app.publishing.download(run)), visible=True)
+    def on_rename(self, run_id: str, title: str, request: gr.Request) -> list[Any]:
+        """Give the run that was asked about its new title."""
+        self.app.launching.rename(self._own(run_id, request), title)
+        return not_renaming()
+
+    @shown
+    def on_bin(self, run_id: str, request: gr.Request, event: gr.EventData) -> tuple[str, str]:
+        """Bring a run back from the bin and show it, or empty the bin."""
+        caller = self._caller(request)
+        if event._data.get("do") == "empty":
+            self.app.launching.empty_bin(caller)
+            return run_id, ""
+        return self.app.launching.recover(str(event._data.get("of", "")), caller).id, ""
+
+    def _caller(self, request: gr.Request) -> Caller:
+        return self.app.callers.caller(session_of(request))
 
     def _own(self, run_id: str, request: gr.Request) -> Run:
-        caller = self.app.callers.caller(session_of(request))
-        return self.app.launching.run(run_id, caller)
+        return self.app.launching.run(run_id, self._caller(request))
 
     def wire(self, demo: gr.Blocks) -> None:
         """Connect components and handlers."""
@@ -290,7 +318,10 @@ class RunsPage:
             None, [self.pulse, self.run_id], self.pulse, js=PULSE, show_progress="hidden"
         )
         self.pulse.change(self.on_show, self.run_id, self.seen, trigger_mode="always_last", **quiet)
-        picked = self.list.click(self.on_pick, None, self.run_id, **quiet)
+        several = [self.several, self.several_chart, self.several_table]
+        picked = self.list.click(
+            self.on_list, self.run_id, [self.run_id, *several, self.undo], **quiet
+        )
         self._show_after(picked, quiet)
         for button, handler in (
             (self.stop, self.on_stop),
@@ -301,26 +332,31 @@ class RunsPage:
             done.then(self.on_show, self.run_id, self.seen, **quiet)
             if button is self.resume:
                 self._compute_after(done, quiet)
-        asked = [self.confirm, self.question, self.doomed]
-        self.delete.click(self.on_question, self.run_id, asked, **quiet)
-        for event in (self.keep.click, self.run_id.change):
-            event(lambda: (gr.update(visible=False), "", ""), None, asked, **quiet)
-        deleted = self.sure.click(self.on_delete, self.doomed, [self.run_id, self.confirm], **quiet)
-        self._show_after(deleted, quiet)
+        self._wire_more(quiet)
         self.publish_card.wire(self.publish)
         demo.load(self.on_kept, None, self.kept, **quiet)
         brought = self.kept.click(self.on_bring, None, self.run_id, **quiet)
         self._show_after(brought, quiet)
         brought.then(self.on_kept, None, self.kept, **quiet)
         self.compare.click(None, self.run_id, None, js=OPEN_COMPARE)
-        self.code.wire(lambda request, run: self._own(run, request).config, [self.run_id])
-        self.prepare.click(
-            self.on_download,
-            self.run_id,
-            self.download,
-            api_visibility="private",
-            show_progress="minimal",
+        self.downloads.wire(self.run_id)
+
+    def _wire_more(self, quiet: dict[str, Any]) -> None:
+        """Renaming, the bin, and the way back."""
+        renaming = [self.renaming, self.title, self.renamed]
+        done = self.more.click(
+            self.on_more, self.run_id, [self.run_id, self.undo, *renaming], **quiet
         )
+        self._show_after(done, quiet)
+        done.success(None, None, None, js=FOCUS_TITLE)
+        for event in (self.keep.click, self.run_id.change):
+            event(not_renaming, None, renaming, **quiet)
+        for save in (self.save.click, self.title.submit):
+            saved = save(self.on_rename, [self.renamed, self.title], renaming, **quiet)
+            saved.then(self.on_show, self.run_id, self.seen, **quiet)
+        for place in (self.undo, self.bin):
+            back = place.click(self.on_bin, self.run_id, [self.run_id, self.undo], **quiet)
+            self._show_after(back, quiet)
 
     def _show_after(self, event: Any, quiet: dict[str, Any]) -> None:
         remembered = event.success(None, self.run_id, self.run_id, js=REMEMBER)
@@ -333,7 +369,9 @@ class RunsPage:
         driven.then(self.on_show, self.run_id, self.seen, **quiet)
 
 
-OPEN_COMPARE = "(run) => { window.location.href = 'compare?adapter=' + encodeURIComponent(run); }"
+def not_renaming() -> list[Any]:
+    """The row of a new title, closed."""
+    return [gr.update(visible=False), "", ""]
 
 
 def build(app: Application, demo: gr.Blocks) -> RunsPage:

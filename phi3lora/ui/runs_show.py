@@ -1,9 +1,10 @@
-"""What the Runs page shows, made by plain functions from a Run and its RunView."""
+"""What the Runs page shows of a run, made by plain functions from a Run and its RunView."""
 
 from __future__ import annotations
 
-import json
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,14 @@ import gradio as gr
 from phi3lora import words
 from phi3lora.app.views import RunView
 from phi3lora.errors import Phi3LoraError
-from phi3lora.hub.backup import RunRepo
 from phi3lora.runs.store import ACTIVE, RESUMABLE, Run
 from phi3lora.ui import show
+from phi3lora.ui.curves import last, loss_curves, rate_curves
+from phi3lora.ui.downloads import menu
+from phi3lora.ui.runs_report import evidence, read_report, verdict_line, verdict_words
 
-LOG_LINES = 40
-POINTS = 400  # of a curve on the page
+LOG_LINES = 2000
+ETA_AFTER = 10  # steps before which a remaining time would be a guess
 COLOURS = {
     "queued": "grey",
     "running": "accent",
@@ -29,51 +32,36 @@ COLOURS = {
     "failed": "red",
     "damaged": "red",
 }
+# Parts of the one bar: before the first step, the training, and the proof after it.
+BEFORE, TRAINED = 0.05, 0.85
+NOTIFY = ' <button type="button" class="chip" name="notify">Tell me when it ends</button>'
+STARTING = "Starting Python, 10 to 20 s"
+
+_TAB = '<button type="button" role="tab" id="tab-{0}" aria-controls="panel-{0}">{1}</button>'
+_TABS = ("curves", "evidence", "settings", "log")
+TAB_LIST = (
+    '<div role="tablist" aria-label="About this run" class="tabs">'
+    f"{''.join(_TAB.format(name, name.capitalize()) for name in _TABS)}</div>"
+)
+LOG_TOOLS = """
+<div class="log-tools">
+<input type="search" placeholder="Search the log" aria-label="Search the log">
+<span></span><button type="button" class="chip" name="copy">Copy</button></div>
+"""
 
 
-def run_list(runs: list[Run], chosen: str) -> str:
-    """The runs, newest first, each a link."""
-    if not runs:
-        return ""
-    now = time.time()
-    items = []
-    for run in runs:
-        current = ' aria-current="true"' if run.id == chosen else ""
-        status = run.status
-        items.append(
-            f'<a href="runs?run={show.text(run.id)}" data-run="{show.text(run.id)}"{current}>'
-            f"<b>{show.text(run.title)}</b>{show.badge(status, COLOURS[status])}"
-            f"<small>{words.ago(now - run.state.created)}</small></a>"
-        )
-    return f'<h2 class="list-title">Runs</h2><nav class="run-list">{"".join(items)}</nav>'
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is: the whole of it as one fraction, and in words."""
 
+    fraction: float | None
+    doing: str
+    beside: str = ""
+    kind: str = ""
 
-def delete_question(run: Run) -> str:
-    """Names what would be gone."""
-    return (
-        f"<p>Delete <b>{show.text(run.title)}</b> ({show.text(run.id)}) with its checkpoints and "
-        "its result? It cannot be brought back.</p>"
-    )
-
-
-def kept_list(kept: list[RunRepo]) -> str:
-    """Backed-up runs, each with a button that fetches it; nothing where there are none."""
-    now = time.time()
-    items = "".join(
-        f"<li><div><b>{show.text(run.title or run.id)}</b>"
-        f"<small>{kept_state(run)} · {words.ago(now - run.created)}</small></div>"
-        f'<button type="button" class="chip" data-repo="{show.text(run.repo)}">Bring back</button>'
-        "</li>"
-        for run in kept
-    )
-    return f'<h3 class="kept-title">On the Hub</h3><ul class="kept">{items}</ul>' if kept else ""
-
-
-def kept_state(run: RunRepo) -> str:
-    """How far a backed-up run came."""
-    if run.finished:
-        return "finished"
-    return f"up to step {run.step:,}" if run.step is not None else "no checkpoint yet"
+    def html(self) -> str:
+        """The bar with its line."""
+        return show.progress(self.fraction, self.doing, self.beside, self.kind)
 
 
 def nothing_chosen(runs: list[Run], run_id: str, reason: str) -> str:
@@ -96,97 +84,178 @@ def nothing_chosen(runs: list[Run], run_id: str, reason: str) -> str:
     )
 
 
-def show_run(run: Run, view: RunView, position: int | None) -> dict[str, Any]:
+def show_run(run: Run, view: RunView, position: int | None, on_space: bool) -> dict[str, Any]:
     """Values for every part of the page that depends on the run."""
     status, report = run.status, read_report(run)
     usable = run.has_result and status not in ACTIVE
-    visible = {
-        "stop": status == "running",
-        "resume": status in RESUMABLE,
-        "cancel": status == "queued",
-        "compare": usable,
-        "prepare": usable,
-        "publish": usable,
-        "delete": status not in ACTIVE,
-        "legend": len(view.losses) > 1,
-        "report_card": report is not None,
-        "more_card": True,
-    }
+    resumable = status in RESUMABLE
     log = run.log_tail(LOG_LINES) or "The log is empty so far."
     return {
-        **{name: gr.update(visible=value) for name, value in visible.items()},
+        "actions": gr.update(visible=True),
+        # It stays where it was, so that a late second click on it does nothing.
+        "stop": gr.update(
+            visible=status in ("running", "stopping", "stopped"),
+            interactive=status == "running",
+            value="Stopping …" if status == "stopping" else "Stop",
+        ),
         "resume": gr.update(
-            visible=visible["resume"],
+            visible=resumable,
             value="Resume with the changes" if run.state.changes else "Resume",
         ),
-        "actions": gr.update(visible=True),
-        "head": run_head(run, status, view, position),
-        "loss": loss_plot(view),
-        "rate": rate_plot(view),
-        "report": gr.update(value=report_html(report) if report else "", visible=True),
-        "log": gr.update(value=f"<pre>{show.text(log)}</pre>", visible=True),
-        "config": gr.update(value=config_text(run), visible=True),
+        "cancel": gr.update(visible=status == "queued"),
+        "compare": gr.update(visible=usable),
+        "publish": gr.update(visible=usable),
+        "again": again_links(run, usable),
+        "menu": menu(run, usable, on_space),
+        "more": more_menu(run, status),
+        "head": run_head(run, status, view, position, report),
+        "live": announcement(run, status, view, position, report),
+        "loss": loss_curves(run.id, view),
+        "rate": rate_curves(run.id, view),
+        "report": evidence(report, status in ACTIVE),
+        "log": f'<pre tabindex="0" role="region" aria-label="Log">{show.text(log)}</pre>',
+        "config": config_text(run),
     }
 
 
-def run_head(run: Run, status: str, view: RunView, position: int | None) -> str:
-    """Title, status, progress, the figures, and what there is to know."""
+def again_links(run: Run, usable: bool) -> str:
+    """The form with this run's settings, from the start or from what it has learnt."""
+    address = f"./?from={show.text(run.id)}"
+    further = (
+        f'<a class="plain-button" id="further" href="{address}&amp;further=1" title="Start a new '
+        "run from this one's adapter\">Train further</a>"
+    )
+    return (
+        f'<span><a class="plain-button" id="again" href="{address}" title="Open the form with the '
+        f'settings of this run">Train again</a>{further if usable else ""}</span>'
+    )
+
+
+def more_menu(run: Run, status: str) -> str:
+    """What is seldom done to a run: a menu of two."""
+    over = status not in ACTIVE
+    disabled = "" if over else ' disabled title="Once the run is over"'
+    name = show.text(run.id)
+    return (
+        '<summary aria-label="More">⋯</summary><div>'
+        f'<button type="button" data-do="rename" data-of="{name}"{disabled}>Rename</button>'
+        f'<button type="button" id="delete" data-do="discard" data-of="{name}"{disabled}>'
+        "Move to the bin</button></div>"
+    )
+
+
+def run_head(
+    run: Run, status: str, view: RunView, position: int | None, report: dict[str, Any] | None
+) -> str:
+    """Title and status; the verdict or the progress; the figures; what there is to know."""
     message = "" if status == "running" else run.message
     notices = [
         show.notice(notice.message, "amber" if notice.level == "warning" else "grey")
         for notice in view.notices
         if notice.message != message
     ]
-    if message:
+    if message and not (report and status == "finished"):  # the verdict says it already
         colour = "grey" if status == "finished" else COLOURS[status]
         notices.insert(0, show.notice(message, colour.replace("accent", "grey")))
+    bar = "" if status == "finished" else progress(run, status, view, position).html()
+    verdict = verdict_line(report) if report and status not in ACTIVE else ""
     return (
-        f'<div class="run-title"><h1>{show.text(run.title)}</h1>'
-        f"{show.badge(status, COLOURS[status])}</div>"
-        f'<p class="sub">{show.text(subtitle(run))}</p>'
-        f"{progress_bar(status, view, position)}{show.facts(figures(view, status in ACTIVE))}"
+        f'<div class="run-title" data-run="{show.text(run.id)}" data-status="{status}" '
+        f'data-title="{show.text(page_title(run, status, view, position))}">'
+        f"<h1>{show.text(run.title)}</h1>{show.badge(status, COLOURS[status])}</div>"
+        f'<p class="sub">{show.text(subtitle(run, view))}{NOTIFY if status in ACTIVE else ""}</p>'
+        f"{verdict}{bar}{show.facts(figures(view, status in ACTIVE))}"
         f'<div class="notices">{"".join(notices)}</div>'
     )
 
 
-def subtitle(run: Run) -> str:
-    """What is trained on what, and when it began."""
-    started = time.strftime("%d %b %Y, %H:%M", time.localtime(run.state.created))
+def page_title(run: Run, status: str, view: RunView, position: int | None) -> str:
+    """What the browser's tab says: `62 % · Pirate`."""
+    if status in ("running", "stopping"):
+        share = progress(run, status, view, position).fraction or 0.0
+        return f"{100 * share:.0f} % · {run.title}"
+    return f"{status.capitalize()} · {run.title}"
+
+
+def announcement(
+    run: Run, status: str, view: RunView, position: int | None, report: dict[str, Any] | None
+) -> str:
+    """What is read aloud when it changes: each tenth of the way, the end, the verdict."""
+    if status == "running":
+        at = progress(run, status, view, position)
+        tenth = f", {int(10 * at.fraction) * 10} %" if at.fraction else ""
+        return f"{show.text(run.title)}: {at.doing.partition(',')[0].lower()}{tenth}"
+    words_of = f" {verdict_words(report)}." if report and status == "finished" else ""
+    return f"{show.text(run.title)}: {status}.{words_of}"
+
+
+def subtitle(run: Run, view: RunView) -> str:
+    """What is trained on what, when it began, and how long it took."""
+    began = time.strftime("%d %b %Y, %H:%M", time.localtime(run.state.created))
+    parts = [began, took(run, view)]
     try:
         config = run.config
+        parts.insert(0, f"{config.model.path} on {Path(config.data.path).name}")
     except Phi3LoraError:
-        return f"started {started}"
-    return f"{config.model.path} on {Path(config.data.path).name} · {started}"
+        pass  # its message says that the config cannot be read
+    return " · ".join(part for part in parts if part)
 
 
-def progress_bar(status: str, view: RunView, position: int | None) -> str:
-    """How far it is and how long it will take, in words and as a bar."""
-    step, stage = view.step, view.stage
-    fraction = step.step / max(1, step.total_steps) if step else 0.0
+def took(run: Run, view: RunView) -> str:
+    """`1 min 37 s (47 s training)`; empty while it goes on."""
+    if view.ended is None or run.status in ACTIVE:
+        return ""
+    trained = words.duration(view.ended.seconds)
+    if run.state.started and run.state.ended and run.state.ended > run.state.started:
+        return f"{words.duration(run.state.ended - run.state.started)} ({trained} training)"
+    return f"{trained} training"
+
+
+def progress(run: Run, status: str, view: RunView, position: int | None) -> Progress:
+    """How far it is and how long it will take, from the first second to the end of the proof."""
+    step = view.step
+    share = step.step / max(1, step.total_steps) if step else 0.0
     done = f"step {step.step:,} of {step.total_steps:,}" if step else ""
+    whole = BEFORE + (TRAINED - BEFORE) * share
     if status == "queued":
         waits = f"number {position} in the queue" if position else "waiting for its turn"
-        return show.progress(0.0, f"Queued, {waits}", "", "idle")
-    if status == "finished":
-        took = words.duration(view.ended.seconds) if view.ended else ""
-        return show.progress(1.0, "Finished", f"took {took}" if took else done, "done")
-    if status in ACTIVE:
-        if stage is not None:
-            return show.progress(stage.fraction, stage.name.capitalize(), done)
-        left = f"{words.duration(step.seconds_left)} left" if step and step.seconds_left else ""
-        doing = {"stopping": "Saving, then stopping"}.get(
-            status, f"Training, {done}" if step else "Starting"
-        )
-        return show.progress(fraction if step else None, doing, left)
-    return show.progress(fraction, status.capitalize(), done, "idle")
+        return Progress(0.0, f"Queued, {waits}", "", "idle")
+    if status == "stopping":
+        return Progress(whole, "Saving, then stopping", done)
+    if status != "running":
+        return Progress(share, status.capitalize(), done, "idle")
+    if view.stage is not None:
+        return _staged(view)
+    if step is None:
+        return Progress(None, STARTING)
+    return Progress(whole, f"Training, {done}", _left(view))
+
+
+def _staged(view: RunView) -> Progress:
+    """Before the first step, or after the last one."""
+    assert view.stage is not None
+    name, part = view.stage.name, view.stage.fraction
+    beside = f"{100 * part:.0f} %" if part is not None else ""
+    if view.ended is None or view.ended.outcome != "finished":
+        return Progress(BEFORE * (part or 0.0), name.capitalize(), beside)
+    rest, sides = 1 - TRAINED, ("the base answers", "the tuned model answers")
+    at = sides.index(name) / 2 + (part or 0.0) / 2 if name in sides else 0.0
+    return Progress(TRAINED + rest * at, f"Evaluating: {name}", beside)
+
+
+def _left(view: RunView) -> str:
+    """The time left, once it is more than a guess."""
+    step = view.step
+    if step is None or not step.seconds_left or step.step < min(ETA_AFTER, step.total_steps):
+        return ""
+    return f"{words.duration(step.seconds_left)} of training left"
 
 
 def figures(view: RunView, active: bool) -> list[tuple[str, str]]:
-    """The numbers of the last step, with units; only those that exist, and matter now."""
+    """The numbers of the last step, with units; each keeps its place from the first step on."""
     pairs = []
     if step := view.step:
-        loss = step.loss if step.loss is not None else _last(view.losses)
-        pairs.append(("Loss", words.figure(loss)))
+        pairs.append(("Loss", words.figure(last(view.losses))))
         if view.evaluated:
             pairs.append(("Held-out loss, mean of batches", words.figure(view.evaluated.loss)))
         if step.reward_margin is not None:
@@ -194,55 +263,21 @@ def figures(view: RunView, active: bool) -> list[tuple[str, str]]:
         if view.evaluated and view.evaluated.reward_margin is not None:
             held_out = words.figure(view.evaluated.reward_margin)
             pairs.append(("Held-out reward margin", held_out))
-        if step.token_accuracy is not None:
-            pairs.append(("Right tokens", f"{100 * step.token_accuracy:.0f} %"))
-        if step.tokens_per_second:
-            pairs.append(("Speed", f"{step.tokens_per_second:,.0f} tokens/s"))
+        right = step.token_accuracy
+        pairs.append(("Correct next tokens", _known(right, lambda share: f"{100 * share:.0f} %")))
+        speed = step.tokens_per_second
+        pairs.append(("Speed", _known(speed, lambda rate: f"{rate:,.0f} tokens/s")))
         pairs.append(("Epoch", f"{step.epoch:.2f}"))
-        if active and step.learning_rate is not None:
-            pairs.append(("Learning rate", f"{step.learning_rate:.1e}"))
-        if active and step.grad_norm is not None:
+        if active:
+            pairs.append(("Learning rate", _known(step.learning_rate, lambda rate: f"{rate:.1e}")))
             pairs.append(("Gradient norm", words.figure(step.grad_norm, 2)))
     if view.ended and view.ended.peak_memory:
         pairs.append(("Peak memory", words.size(view.ended.peak_memory)))
     return pairs
 
 
-def _last(points: list[tuple[int, float]]) -> float | None:
-    return points[-1][1] if points else None
-
-
-def thin(points: list[tuple[int, float]], most: int = POINTS) -> list[tuple[int, float]]:
-    """At most that many points, evenly taken, the last one among them."""
-    if len(points) <= most:
-        return points
-    step = len(points) / most
-    return [*(points[int(number * step)] for number in range(most - 1)), points[-1]]
-
-
-def loss_plot(view: RunView) -> Any:
-    """Training and held-out loss over steps."""
-    import pandas
-
-    points = [(*point, "training") for point in thin(view.losses)]
-    held_out = thin(view.held_out)
-    if len(held_out) == 1:  # a line needs two points; a dash shows the one there is
-        held_out = [(held_out[0][0] - 1, held_out[0][1]), *held_out]
-    points += [(*point, "held out") for point in held_out]
-    if len(view.losses) < 2:
-        return gr.update(visible=False)
-    frame = pandas.DataFrame(points, columns=["step", "loss", "rows"])
-    return gr.update(value=frame, visible=True)
-
-
-def rate_plot(view: RunView) -> Any:
-    """Learning rate over steps."""
-    import pandas
-
-    if len(view.rates) < 2:
-        return gr.update(visible=False)
-    frame = pandas.DataFrame(thin(view.rates), columns=["step", "learning rate"])
-    return gr.update(value=frame, visible=True)
+def _known(value: float | None, text: Callable[[float], str]) -> str:
+    return "–" if value is None else text(value)
 
 
 def config_text(run: Run) -> str:
@@ -251,66 +286,3 @@ def config_text(run: Run) -> str:
         return (run.folder / "config.yaml").read_text(encoding="utf-8")
     except OSError as error:
         return f"config.yaml cannot be read: {error.strerror}."
-
-
-def read_report(run: Run) -> dict[str, Any] | None:
-    """`report.json` as plain values; None where there is none yet."""
-    try:
-        report = json.loads((run.folder / "report.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return report if isinstance(report, dict) else None
-
-
-VERDICTS = {
-    "better": ("green", "Better than its base"),
-    "worse": ("red", "Worse than its base"),
-    "cannot tell": ("grey", "These rows cannot tell it from its base"),
-}
-
-
-def report_html(report: dict[str, Any]) -> str:
-    """Verdict, table of figures, and sample answers side by side."""
-    colour, verdict = VERDICTS.get(str(report.get("verdict")), ("grey", "No verdict"))
-    rows = report.get("rows", 0)
-    body = [
-        '<div class="section-head"><div><h2>Base against tuned</h2>'
-        f"<p>On {words.count(rows)} held-out rows that were not trained on.</p></div></div>",
-        f'<p class="verdict">{show.badge(verdict, colour)}</p>',
-        comparison_table(report.get("comparisons", [])),
-        *samples("Gained most", report.get("gained", [])),
-        *samples("Lost most", report.get("lost", [])),
-    ]
-    return "".join(body)
-
-
-def comparison_table(comparisons: list[dict[str, Any]]) -> str:
-    """A row for each figure: base, tuned, difference with its interval."""
-    rows = [
-        (
-            str(item["title"]),
-            words.figure(item["base"]),
-            words.figure(item["tuned"]),
-            words.signed(item["difference"]),
-            f"{words.signed(item['low'])} to {words.signed(item['high'])}",
-            item["verdict"],
-        )
-        for item in comparisons
-    ]
-    columns = ("Figure", "Base", "Tuned", "Difference", "95 % interval", "Tuned is")
-    return show.table(columns, rows, align="lrrrrl")
-
-
-def samples(title: str, items: list[dict[str, Any]]) -> list[str]:
-    """Held-out rows with the answers of both."""
-    if not items:
-        return []
-    cards = "".join(
-        '<article class="sample">'
-        f'<p class="asked">{show.text(item["prompt"])}</p>'
-        f"<div><h4>Base</h4><p>{show.text(item['base'])}</p></div>"
-        f'<div class="tuned"><h4>Tuned</h4><p>{show.text(item["tuned"])}</p></div>'
-        f"<div><h4>In the data</h4><p>{show.text(item['reference'])}</p></div></article>"
-        for item in items
-    )
-    return [f'<h3 class="samples-title">{show.text(title)}</h3>{cards}']

@@ -1,4 +1,8 @@
-"""What a web request says about its sender: the browser's cookie, or a Hugging Face sign-in."""
+"""What a web request says about its sender: the browser's cookie, or a Hugging Face sign-in.
+
+A program has no sign-in on a page; it brings its token in a header. A page elsewhere cannot: the
+guard refuses what another origin sends.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,8 @@ from typing import Any
 
 from phi3lora.app.callers import Session
 
+TOKEN_HEADERS = ("authorization", "x-hf-authorization")
+HUB_TOKEN = "hf_"  # how every token of the Hub begins
 BROWSER = "phi3lora"  # the cookie that tells browsers apart on one's own machine
 
 
@@ -18,10 +24,19 @@ def session_of(request: Any) -> Session:
 
 
 def session_token(connection: Any) -> str | None:
-    """The token of whoever signed in with this browser, unless it has expired."""
+    """The token of whoever signed in with this browser, unless it has expired; or a program's."""
     if "session" not in getattr(connection, "scope", {}):
-        return None
+        return header_token(connection)
     signed_in = connection.session.get("oauth_info") or {}
     if signed_in.get("expires_at", 0) < time.time():
-        return None
+        return header_token(connection)
     return signed_in.get("access_token")
+
+
+def header_token(connection: Any) -> str | None:
+    """The Hub token that a program sends; Gradio's client spells the header in its own way."""
+    for name in TOKEN_HEADERS:
+        scheme, _, token = getattr(connection, "headers", {}).get(name, "").partition(" ")
+        if scheme.lower() == "bearer" and token.startswith(HUB_TOKEN):
+            return str(token)
+    return None

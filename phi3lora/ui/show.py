@@ -9,12 +9,23 @@ from __future__ import annotations
 import html
 from collections.abc import Iterable, Sequence
 
+from phi3lora.thoughts import split_thoughts
+
 SIGNS = {"green": "✓", "amber": "!", "red": "×", "grey": "i"}
 
 
 def text(value: object) -> str:
     """Escaped for HTML, text and attributes alike."""
     return html.escape(str(value), quote=True)
+
+
+def answer(said: str) -> str:
+    """A model's answer, what it thought before folded away."""
+    found = split_thoughts(said)
+    if not found.thoughts:
+        return f"<p>{text(said)}</p>"
+    fold = f"<details><summary>Thoughts</summary><p>{text(found.thoughts)}</p></details>"
+    return f"{fold}<p>{text(found.said)}</p>"
 
 
 def heading(title: str, sub: str = "", number: int | None = None) -> str:
@@ -70,7 +81,8 @@ def progress(fraction: float | None, left: str, right: str, state: str = "") -> 
     return (
         f'<div class="progress {text(state)}"><div class="progress-text"><span>{text(left)}</span>'
         f"<span>{text(right)}</span></div>"
-        f'<div class="{kind}" role="progressbar" aria-valuemin="0" aria-valuemax="100" {now}>'
+        f'<div class="{kind}" role="progressbar" aria-label="{text(left)}" aria-valuemin="0" '
+        f'aria-valuemax="100" {now}>'
         f'<b style="{width}"></b></div></div>'
     )
 
@@ -97,7 +109,10 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], align: str =
         f"<th{kind}>{text(name)}</th>" for name, kind in zip(columns, kinds, strict=True)
     )
     cells = (
-        "".join(f"<td{kind}>{text(cell)}</td>" for cell, kind in zip(row, kinds, strict=True))
+        "".join(
+            f'<td{kind} data-of="{text(name)}">{text(cell)}</td>'
+            for name, cell, kind in zip(columns, row, kinds, strict=True)
+        )
         for row in rows
     )
     body = "".join(f"<tr>{line}</tr>" for line in cells)

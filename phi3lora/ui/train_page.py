@@ -155,6 +155,7 @@ class TrainPage:
         """What a preflight fills."""
         return [self.data.summary, self.checks, self.estimate]
 
+    @shown
     def on_preflight(
         self, source: str, request: gr.Request, *shown_values: Any
     ) -> Iterator[list[Any]]:
@@ -193,6 +194,7 @@ class TrainPage:
         """The data that the form names; empty where nothing is chosen."""
         return str(dict(zip(self.fields.by_name, shown_values, strict=True))["data.path"] or "")
 
+    @shown
     def on_live(self, drawn: str, *shown_values: Any) -> tuple[Any, Any, Any]:
         """The figures that follow from the form at once, without a preflight; and its YAML.
 
@@ -217,10 +219,13 @@ class TrainPage:
             try:
                 caller = self.app.callers.caller(session_of(request))
                 run = self.app.launching.run(run_id, caller)
-                config = run.config
+                on = request.query_params.get("further")
+                config = self.app.launching.further(run) if on else run.config
             except Phi3LoraError as error:
                 return [form_notes([str(error)], "amber"), *nothing]
             note = f"These are the settings of {run.title}. Change what you like, then launch."
+            if on:
+                note += " The new run begins with what that one has learnt."
             filled = self.fields.fill(config)
             return [form_notes([note]), *filled, *self.data.show_path(config.data.path)]
         kept = read_draft(draft)

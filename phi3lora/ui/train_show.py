@@ -130,7 +130,7 @@ def data_summary(config: RunConfig, done: Preflight) -> str:
     ]
     pairs += answer_facts(inspection.answers)
     found = f"<b>Read as {show.text(inspection.format)}.</b> {show.text(inspection.reason)}"
-    unread = f" Not read: {show.text(', '.join(inspection.unread))}." if inspection.unread else ""
+    unread = f" Columns not read: {show.text(inspection.unread_in_words)}."
     lines = [f'<p class="detected">{found}{unread}{more}</p>']
     lines += [show.notice(notice) for notice in inspection.notices]
     changed = [f"{number:,} × {what}" for what, number in inspection.changes.items()]

@@ -14,7 +14,7 @@ import json
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +27,13 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from phi3lora.app.callers import Callers
-from phi3lora.ui.guard import UPLOAD, refuse
+from phi3lora.ui.guard import UPLOAD, read_body, refuse, replay
 from phi3lora.ui.sessions import BROWSER, session_of, session_token
 
 Pulse = Callable[[Request], str]
 FRESH = 0.8  # seconds for which an answer serves everybody who asks the same
 KEPT = 1024
+CALLS = "/gradio_api/"
 FILE = "/gradio_api/file"
 HOUR = 3600.0
 HOURLY_BYTES = 4 * 2**30  # that one visitor of a Space may upload within an hour
@@ -94,14 +95,18 @@ class Visits:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or answer 401, 403 or 413."""
-        path = scope.get("path", "") if scope["type"] == "http" else ""
-        connection = HTTPConnection(scope)
+        if scope["type"] != "http":  # the server's own start and end, too
+            await self.app(scope, receive, send)
+            return
+        path, connection = scope["path"], HTTPConnection(scope)
         if path.rstrip("/") == "/logout":
             await self._sign_out(connection, receive, send)
         elif path == UPLOAD:
             await self._upload(connection, receive, send)
         elif path.startswith(FILE) and not self._may_read(path, visitor_of(connection)):
             await refuse("This file was uploaded by somebody else.")(scope, receive, send)
+        elif path.startswith(CALLS) and scope["method"] == "POST":
+            await self._call(connection, receive, send)
         else:
             await self.app(scope, receive, send)
 
@@ -145,6 +150,16 @@ class Visits:
 
         await self.app(scope, receive, answer)
 
+    async def _call(self, connection: HTTPConnection, receive: Receive, send: Send) -> None:
+        """Pass a handler's call on, unless it names a file that its sender has not uploaded."""
+        body, who = await read_body(receive), visitor_of(connection)
+        if any(who not in self._owners.get(settled(path), ()) for path in files_in(body or b"")):
+            answer = refuse("A file is named that was not uploaded in this session; drop it again.")
+            await answer(connection.scope, receive, send)
+            return
+        again = receive if body is None else replay(body, receive)
+        await self.app(connection.scope, again, send)
+
     def _within_quota(self, who: str, size: int) -> bool:
         now = time.monotonic()
         lately = [(when, of) for when, of in self._sizes.get(who, []) if now - when < HOUR]
@@ -173,6 +188,27 @@ class Visits:
         return owners is None or who in owners
 
 
+def files_in(body: bytes) -> list[str]:
+    """The files that a call hands to Gradio, which fetches those that are addresses."""
+    if b"FileData" not in body and b"\\u" not in body:  # most calls name none
+        return []
+    try:
+        values = json.loads(body)
+    except ValueError:
+        return []  # refused by Gradio
+    found, left = [], [values]
+    while left:
+        value = left.pop()
+        if isinstance(value, dict):
+            meta = value.get("meta")
+            if isinstance(meta, dict) and meta.get("_type") == "gradio.FileData":
+                found.append(str(value.get("path", "")))
+            left.extend(value.values())
+        elif isinstance(value, list):
+            left.extend(value)
+    return found
+
+
 def settled(path: str) -> str:
     """One spelling of a file's path."""
     try:
@@ -187,8 +223,8 @@ def visitor_of(connection: HTTPConnection) -> str:
     return hashlib.sha256(token.encode()).hexdigest() if token else session_of(connection).browser
 
 
-def beside(pulse: Pulse, callers: Callers) -> dict[str, Any]:
-    """Arguments of the FastAPI app: who asks, and the route that idle pages ask.
+def beside(pulse: Pulse, callers: Callers, more: Sequence[Route] = ()) -> dict[str, Any]:
+    """Arguments of the FastAPI app: who asks, the route that idle pages ask, and `more` routes.
 
     On one's own machine each browser gets a name, by which its token is found.
     """
@@ -210,5 +246,5 @@ def beside(pulse: Pulse, callers: Callers) -> dict[str, Any]:
     cookies = [] if callers.settings.on_space else [Middleware(BrowserCookie)]
     return {
         "middleware": [*cookies, Middleware(Visits, callers=callers)],
-        "routes": [Route("/pulse", answer)],
+        "routes": [Route("/pulse", answer), *more],
     }

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import html
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 import gradio as gr
@@ -27,6 +27,7 @@ from phi3lora.errors import (
     RunError,
     UnexpectedError,
 )
+from phi3lora.strict_yaml import shorten
 from phi3lora.ui import form
 
 Handler = TypeVar("Handler", bound=Callable[..., Any])
@@ -113,23 +114,39 @@ def message_of(error: Phi3LoraError) -> str:
 
 
 def shown(handler: Handler) -> Handler:
-    """Turn our errors into a notice on the page; the one place that does."""
+    """Turn our errors into a notice on the page; the one place that does.
+
+    Where the handler takes a text it gets one, whatever a program sent in the page's name.
+    """
+    parameters = inspect.signature(handler).parameters.values()
+    texts = [place for place, one in enumerate(parameters) if one.annotation in ("str", str)]
+
+    def checked(args: tuple[Any, ...]) -> Iterator[Any]:
+        for place, value in enumerate(args):
+            yield text_of(value) if place in texts else value
 
     @functools.wraps(handler)
     def once(*args: Any, **kwargs: Any) -> Any:
         try:
-            return handler(*args, **kwargs)
+            return handler(*checked(args), **kwargs)
         except Phi3LoraError as error:
             raise _notice(error) from None
 
     @functools.wraps(handler)
     def stream(*args: Any, **kwargs: Any) -> Any:
         try:
-            yield from handler(*args, **kwargs)
+            yield from handler(*checked(args), **kwargs)
         except Phi3LoraError as error:
             raise _notice(error) from None
 
     return stream if inspect.isgeneratorfunction(handler) else once  # type: ignore[return-value]
+
+
+def text_of(value: Any) -> str:
+    """A text as it came; Gradio says None for an empty one. Raises DataError for anything else."""
+    if value is None or isinstance(value, str):
+        return value or ""
+    raise DataError(f"Expected a text, got {shorten(value)}; reload the page and try again.")
 
 
 def _notice(error: Phi3LoraError) -> gr.Error:

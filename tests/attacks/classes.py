@@ -4,13 +4,8 @@ from __future__ import annotations
 
 import inspect
 import itertools
-import json
 import os
-import pickle
 import socket
-import threading
-import time
-import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,14 +16,13 @@ import pytest
 
 from phi3lora.app.callers import Caller
 from phi3lora.app.helper import environment
-from phi3lora.chat.options import Options
 from phi3lora.config import RunConfig
-from phi3lora.errors import Phi3LoraError
 from phi3lora.runs.permission import check_paths
 from phi3lora.ui.compare_page import escaped, plain
-from phi3lora.ui.guard import MAX_BODY
 from tests import stage
-from tests.attacks.ground import Ground, Try
+from tests.attacks.exhausting import exhaustion
+from tests.attacks.ground import Ground, Try, refused
+from tests.attacks.pickled import pickles
 from tests.test_ownership import SECRET, anns, arguments, ask, snapshot
 
 Attack = Callable[[Ground], Iterator[Try]]
@@ -72,16 +66,20 @@ OPEN_ROUTES = {
     "/logout": "ends the caller's own session",
     "/user": "nobody: there are no accounts",
     "/app_id": "a number",
-    "/info": "endpoints with a name: none",
-    "/openapi.json": "endpoints with a name: none",
+    "/info": "what the named endpoints take",
+    "/openapi.json": "what the named endpoints take",
     "/file={path_or_url:path}": "files that were uploaded, to their owner",
     "/file/{path:path}": "files that were uploaded, to their owner",
     "/reset": "an iterator of a session",
     "/heartbeat/{session_hash}": "a pulse",
-    "/call/{api_name}": "endpoints with a name: none",
-    "/call/v2/{api_name}": "endpoints with a name: none",
+    "/call/{api_name}": "operations, each asking who calls",
+    "/call/v2/{api_name}": "operations, each asking who calls",
     "/call/{api_name}/{event_id}": "events, by an id nobody guesses",
     "/call/v2/{api_name}/{event_id}": "events, by an id nobody guesses",
+    "/v1/models": "needs a token on a Space",
+    "/v1/models/{name:path}": "needs a token on a Space",
+    "/v1/chat/completions": "needs a token on a Space",
+    "/mcp": "operations, each asking who calls",
     "/queue/join": "handlers, each called in this class",
     "/queue/data": "events of a session, by an id nobody guesses",
     "/queue/status": "lengths",
@@ -213,15 +211,6 @@ def escape(path: str) -> str:
     from urllib.parse import quote
 
     return quote(path, safe="/")
-
-
-def refused(attempt: Callable[[], Any]) -> bool:
-    """Whether an attempt ends in words of ours."""
-    try:
-        attempt()
-    except Phi3LoraError:
-        return True
-    return False
 
 
 def addresses(ground: Ground) -> Iterator[Try]:
@@ -371,111 +360,6 @@ def secrets(ground: Ground) -> Iterator[Try]:
         yield Try(f"{path} with a token", TOKEN.encode() not in body)
     for error in (Caller("eve", TOKEN), ground.app.callers):
         yield Try(f"{type(error).__name__} shown", TOKEN not in repr(error))
-
-
-def exhaustion(ground: Ground) -> Iterator[Try]:
-    """Bodies, questions and looks without end: another visitor's page stays quick."""
-    join = "/gradio_api/queue/join"
-    bodies = {
-        "5 MB and a byte": b" " * (MAX_BODY + 1),
-        "deep": b"[" * 100_000,
-        "quotes": b'"' * 1_000_000 + b"[" * 200,
-        "a huge integer": b'{"data": [' + b"9" * 50_000 + b"]}",
-        "no JSON": b"\xff\x00" * 1000,
-    }
-    for name, body in bodies.items():
-        status, _, _ = ground.ask("POST", join, body, content_type="application/json")
-        yield Try(name, 400 <= status < 500)
-    long = [{"role": "user", "content": "x" * 3_000}]
-    from phi3lora.chat.requests import check_lengths
-
-    yield Try("a long question", refused(lambda: check_lengths(long)))
-    talk = [{"role": "assistant", "content": "x" * 60_000}] * 2
-    yield Try("a long conversation", refused(lambda: check_lengths(talk)))
-    huge = [float("inf"), float("nan"), 10**400, -1, "9", None, True]
-    for name, value in itertools.product(("temperature", "top_k", "max_new_tokens"), huge):
-        options = Options(**{name: value})  # type: ignore[arg-type]
-        fine = name == "temperature" and value in (float("inf"), 10**400)
-        yield Try(f"{name} {str(value)[:9]}", fine or refused(options.check))
-    status, _, _ = ground.ask("POST", "/gradio_api/upload", b"x" * 1000)
-    yield Try("an upload by nobody", status == 401)
-    yield from _crowd(ground, 200 if ground.full else 30)
-
-
-def _crowd(ground: Ground, size: int) -> Iterator[Try]:
-    """Many connections that ask slowly, or again and again; another visitor's first page."""
-    slow = []
-    for _ in range(size):
-        one = socket.create_connection(("127.0.0.1", ground.port), timeout=30)
-        one.sendall(
-            b"POST /gradio_api/queue/join HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\n{"
-        )
-        slow.append(one)
-    busy = [
-        threading.Thread(target=lambda: ground.ask("GET", "/config"), daemon=True)
-        for _ in range(size // 10)
-    ]
-    for thread in busy:
-        thread.start()
-    began = time.monotonic()
-    status, _, _ = ground.ask("GET", "/", x_visitor="ann")
-    waited = time.monotonic() - began
-    yield Try(f"a first page beside {size} slow requests ({waited:.1f} s)", status == 200)
-    for thread in busy:
-        thread.join(60)
-    for one in slow:
-        one.close()
-
-
-class Bomb:
-    """Runs when it is unpickled."""
-
-    def __init__(self, flag: Path) -> None:
-        self.flag = flag
-
-    def __reduce__(self) -> Any:
-        return (os.mkdir, (str(self.flag),))
-
-
-def pickles(ground: Ground) -> Iterator[Try]:
-    """Pickles where weights are expected: nothing runs."""
-    from phi3lora.lora.adapters import load_adapter
-    from phi3lora.lora.loralib.interchange import import_loralib
-    from phi3lora.models.loading import load_model, load_tokenizer
-
-    folder = ground.folder / "pickles"
-    folder.mkdir(exist_ok=True)
-    flag = folder / "ran"
-    plain_pickle, archive = pickle.dumps({"x": Bomb(flag)}), folder / "archive.pt"
-    with zipfile.ZipFile(archive, "w") as file:
-        file.writestr("archive/data.pkl", plain_pickle)
-        file.writestr("archive/version", "3")
-        file.writestr("archive/byteorder", "little")
-    bombs = [plain_pickle, archive.read_bytes()]
-    model = load_model(stage.config("x").model, for_training=False)
-    for number, bomb in enumerate(bombs):
-        for name in ("lora.pt", "adapter_model.bin", "pytorch_model.bin", "model.pt"):
-            place = folder / f"{number}-{name.replace('.', '-')}"
-            place.mkdir()
-            (place / name).write_bytes(bomb)
-            (place / "adapter_config.json").write_text(
-                json.dumps({"peft_type": "LORA", "r": 4, "target_modules": ["qkv_proj"]})
-            )
-            attempts: dict[str, Callable[[], Any]] = {
-                "an adapter": lambda p=place: load_adapter(model, p),
-                "a tokenizer": lambda p=place: load_tokenizer(str(p)),
-                "loralib": lambda p=place, n=name: import_loralib(
-                    p / n, p / "out", base="pocket", r=4, lora_alpha=8
-                ),
-            }
-            for what, attempt in attempts.items():
-                try:
-                    attempt()
-                except Exception:  # noqa: BLE001 whatever is said: did it run?
-                    told = True
-                else:
-                    told = False
-                yield Try(f"{name} as {what}", told and not flag.exists())
 
 
 def dependencies(ground: Ground) -> Iterator[Try]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import http.client
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ import pytest
 
 from phi3lora.app.application import Application
 from phi3lora.app.callers import Session
+from phi3lora.errors import Phi3LoraError
 from phi3lora.settings import Settings
 from phi3lora.ui.app import build, serve
 from tests.test_ownership import visited
@@ -83,14 +84,29 @@ def by_header(request: Any) -> Session:
     return Session(name if re.fullmatch(r"\w*", name) else "")
 
 
+def known_by_header(patch: pytest.MonkeyPatch | None = None) -> None:
+    """From now on a header says who a visitor is, to every page and to what serves them."""
+    patch = patch or pytest.MonkeyPatch()
+    for page in PAGES:
+        patch.setattr(f"phi3lora.ui.{page}.session_of", by_header)
+    patch.setattr("phi3lora.ui.watch.visitor_of", lambda asking: by_header(asking).browser)
+
+
+def refused(attempt: Callable[[], Any]) -> bool:
+    """Whether an attempt ends in words of ours."""
+    try:
+        attempt()
+    except Phi3LoraError:
+        return True
+    return False
+
+
 @contextmanager
 def ground(folder: Path, full: bool) -> Iterator[Ground]:
     """The app twice: as a Space, and on one's own machine."""
     with ExitStack() as stack:
         patch = stack.enter_context(pytest.MonkeyPatch.context())
-        for page in PAGES:
-            patch.setattr(f"phi3lora.ui.{page}.session_of", by_header)
-        patch.setattr("phi3lora.ui.watch.visitor_of", lambda asking: by_header(asking).browser)
+        known_by_header(patch)
         space = visited(Settings(folder / "space", space_id="ann/space", who_may_train="signed-in"))
         demo = serve(build(space), space, "127.0.0.1", None, block=False)
         stack.callback(space.close)

@@ -1,4 +1,7 @@
-"""Jobs: kept, listed, cancelled, and followed. Nothing runs unless a test says how."""
+"""Jobs: kept, listed, cancelled, and followed. Nothing runs unless a test says how.
+
+`hub.jobs.runner = machine.Machine(hub, folder)` executes each command in a process of its own.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import asyncio
 import json
 import secrets
 import threading
+import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +24,9 @@ from .store import HubError, User, now
 
 router = APIRouter()
 
+NO_CREDIT = (
+    "Pre-paid credit balance is insufficient - add more credits to your account to use Jobs."
+)
 ENDED = ("COMPLETED", "CANCELED", "ERROR", "DELETED")
 
 
@@ -34,13 +41,25 @@ class Job:
     message: str | None = None
     lines: list[dict[str, str]] = field(default_factory=list)
     created_at: str = field(default_factory=now)
+    started: float | None = None  # seconds since 1970
+    finished: float | None = None
 
     def log(self, line: str) -> None:
         self.lines.append({"timestamp": now(), "data": line})
 
+    def start(self) -> None:
+        """The machine is there."""
+        if self.stage == "SCHEDULING":
+            self.stage, self.started = "RUNNING", time.time()
+            self.log(f"===== Job started at {now()} =====")
+
     def end(self, stage: str = "COMPLETED", message: str | None = None) -> None:
         if self.stage not in ENDED:
-            self.stage, self.message = stage, message
+            self.stage, self.message, self.finished = stage, message, time.time()
+
+    def durations(self) -> dict[str, int | None]:
+        running = (self.finished or time.time()) - self.started if self.started else None
+        return {"schedulingSecs": 0, "runningSecs": round(running) if running else None}
 
     def describe(self) -> dict[str, Any]:
         shown = {k: v for k, v in self.spec.items() if k not in ("secrets", "timeoutSeconds")}
@@ -51,6 +70,7 @@ class Job:
             "secrets": dict.fromkeys(self.spec.get("secrets") or {}, ""),
             "timeout": self.spec.get("timeoutSeconds"),
             "status": {"stage": self.stage, "message": self.message},
+            "durations": self.durations(),
             "owner": {"id": self.owner.id, "name": self.owner.name, "type": "user"},
             "initiator": {"id": self.owner.id, "name": self.owner.name, "type": "user"},
         }
@@ -90,8 +110,11 @@ async def create(request: Request, store: Hub, caller: Who, ns: str) -> dict[str
         raise HubError(400, f'"flavor" {spec.get("flavor")!r} is not known')
     if not spec.get("command") or not (spec.get("dockerImage") or spec.get("spaceId")):
         raise HubError(400, '"command" and "dockerImage" or "spaceId" are required')
-    job = Job(secrets.token_hex(12), store.users[ns], spec)
+    if not (store.users[ns].pays or store.users[ns].pro):
+        raise HubError(402, NO_CREDIT)
     jobs = get_jobs(request)
+    stage = "SCHEDULING" if jobs.runner else "RUNNING"
+    job = Job(secrets.token_hex(12), store.users[ns], spec, stage)
     jobs.all[job.id] = job
     if jobs.runner:
         threading.Thread(target=jobs.runner, args=(job,), daemon=True).start()

@@ -60,6 +60,40 @@ FLAVOURS = (
         "unitCostUSD": 0.025,
         "unitLabel": "minute",
     },
+    {
+        "name": "a10g-small",
+        "prettyName": "Nvidia A10G - small",
+        "cpu": "4 vCPU",
+        "ram": "15 GB",
+        "ephemeralStorage": "110 GB",
+        "accelerator": {
+            "type": "gpu",
+            "model": "A10G",
+            "quantity": "1",
+            "vram": "24 GB",
+            "manufacturer": "Nvidia",
+        },
+        "unitCostMicroUSD": 16667,
+        "unitCostUSD": 0.016667,
+        "unitLabel": "minute",
+    },
+    {
+        "name": "l4x4",
+        "prettyName": "4x Nvidia L4",
+        "cpu": "48 vCPU",
+        "ram": "186 GB",
+        "ephemeralStorage": "3200 GB",
+        "accelerator": {
+            "type": "gpu",
+            "model": "L4",
+            "quantity": "4",
+            "vram": "96 GB",
+            "manufacturer": "Nvidia",
+        },
+        "unitCostMicroUSD": 63333,
+        "unitCostUSD": 0.063333,
+        "unitLabel": "minute",
+    },
 )
 
 

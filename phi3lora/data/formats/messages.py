@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from phi3lora.data.cells import TOOLS, keys_of, list_in, messages_from, turns_in
-from phi3lora.data.conversation import Detected, Message, Row, Unusable, Writes
+from phi3lora.data.cells import keys_of, list_in, messages_from, turns_in
+from phi3lora.data.conversation import TOOLS, Detected, Message, Row, Unusable, Writes
 from phi3lora.data.shape import SYSTEM, Columns, Format, Seen
+from phi3lora.data.tools import definitions
 
 LISTS = ("messages", "conversations", "conversation", "dialogue", "dialog", "chat", "turns")
 _TEXTS = LISTS[:-1]  # lists of plain texts too; `turns` of texts are often questions alone
@@ -38,11 +39,17 @@ def _texts(seen: Seen, column: str) -> bool:
 
 
 def read(row: Row, detected: Detected, writes: Writes) -> list[Message]:
-    """The turns of a row."""
-    tools = row.get(detected.columns["tools"]) if "tools" in detected.columns else None
-    if tools and tools == tools and (not isinstance(tools, str) or list_in(tools) or "{" in tools):
+    """The turns of a row; its tools stand at the system message."""
+    tools = definitions(row.get(detected.columns["tools"])) if "tools" in detected.columns else ""
+    if tools and not writes.tools:
         raise Unusable(TOOLS)
-    return messages_from(row.get(detected.columns["messages"]), detected.roles, writes)
+    messages = messages_from(row.get(detected.columns["messages"]), detected.roles, writes)
+    if not tools:
+        return messages
+    if not messages or messages[0]["role"] != "system":
+        messages.insert(0, {"role": "system", "content": ""})
+    messages[0]["tools"] = tools
+    return messages
 
 
 def first_turn(seen: Seen, column: str) -> Mapping[str, Any]:

@@ -15,6 +15,7 @@ from phi3lora.lora.loralib.interchange import (
     export_loralib,
     import_loralib,
     recorded_base,
+    recorded_layers,
     save_trained,
 )
 from phi3lora.lora.loralib.layers import (
@@ -37,6 +38,7 @@ __all__ = [
     "load_in_two_steps",
     "read_loralib",
     "recorded_base",
+    "recorded_layers",
     "replace_layers",
     "save_loralib",
     "save_trained",

@@ -259,7 +259,7 @@ def import_loralib(
 
 def recorded_base(file: Path) -> str | None:
     """The base that the file beside a checkpoint names; None where there is none."""
-    return _read_settings(file).get("adapter_config", {}).get("base_model_name_or_path")
+    return (_read_settings(file).get("adapter_config") or {}).get("base_model_name_or_path")
 
 
 def recorded_layers(file: Path) -> dict[str, Any]:
@@ -275,9 +275,11 @@ def _read_settings(file: Path) -> dict[str, Any]:
         values = json.loads(beside.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise AdapterError(f"{beside.name} beside the checkpoint cannot be read: {error}") from None
-    if not isinstance(values, dict) or not isinstance(values.get("layers"), dict):
+    layers = values.get("layers") if isinstance(values, dict) else None
+    known = isinstance(layers, dict) and all(isinstance(facts, dict) for facts in layers.values())
+    if not known or not isinstance(values.get("adapter_config") or {}, dict):
         return {}  # another file that happens to bear the name
-    return values
+    return dict(values)
 
 
 def _understand(

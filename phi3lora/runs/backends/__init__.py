@@ -40,7 +40,7 @@ class Backend(Protocol):
         """The kind of device on which such a run would compute: `cpu` or `cuda`."""
 
 
-BackendName = Literal["local", "zerogpu"]
+BackendName = Literal["local", "zerogpu", "jobs"]
 
 
 def backend_for(config: RunConfig, settings: Settings) -> BackendName:
@@ -58,4 +58,8 @@ def backend_of(name: str) -> Backend:
         from phi3lora.runs.backends.zerogpu import ZeroGpuBackend
 
         return ZeroGpuBackend()
-    raise RunError(f"There is no backend {name!r} here; expected `local` or `zerogpu`.")
+    if name == "jobs":
+        from phi3lora.runs.backends.jobs import JobsBackend
+
+        return JobsBackend()
+    raise RunError(f"There is no backend {name!r} here; expected `local`, `zerogpu` or `jobs`.")

@@ -31,22 +31,7 @@ class LocalBackend:
         self, folder: Path, settings: Settings, token: str | None, begin: Callable[[], None]
     ) -> None:
         """Take the run's lock, and start a worker that inherits it."""
-        lock = life.take(folder, LEAVING_SECONDS)
-        if lock is None:
-            raise RunError(
-                "Its worker has not left yet: it computes, or sends the last of the backup. Wait "
-                "a moment, then try again."
-            )
-        try:
-            settings.home.mkdir(parents=True, exist_ok=True)
-            begin()
-            process = _start(folder, lock, worker_environment(settings))
-            life.sign(lock, process.pid)
-        finally:
-            os.close(lock)  # the worker's copy keeps it
-        send_token(process, token)
-        # Waited for, so that no dead child lingers.
-        threading.Thread(target=process.wait, daemon=True, name=f"reaper of {folder.name}").start()
+        hand_over(folder, settings, token, begin, "phi3lora.runs.worker")
 
     def stop(self, folder: Path, seconds: float) -> None:
         """Leave it to a process of its own, which outlives a terminal, to end the worker."""
@@ -60,6 +45,31 @@ class LocalBackend:
     def offers(self, config: RunConfig) -> str:
         """`cuda` if it may use a GPU and there is one, else `cpu`."""
         return device_kind(config)
+
+
+def hand_over(
+    folder: Path, settings: Settings, token: str | None, begin: Callable[[], None], module: str
+) -> None:
+    """Take the run's lock, and start a process of that module that inherits it.
+
+    Raises RunError where another process has the run, OSError where none can be started.
+    """
+    lock = life.take(folder, LEAVING_SECONDS)
+    if lock is None:
+        raise RunError(
+            "Its worker has not left yet: it computes, or sends the last of the backup. Wait a "
+            "moment, then try again."
+        )
+    try:
+        settings.home.mkdir(parents=True, exist_ok=True)
+        begin()
+        process = _start(folder, lock, worker_environment(settings), module)
+        life.sign(lock, process.pid)
+    finally:
+        os.close(lock)  # the worker's copy keeps it
+    send_token(process, token)
+    # Waited for, so that no dead child lingers.
+    threading.Thread(target=process.wait, daemon=True, name=f"reaper of {folder.name}").start()
 
 
 def watch(folder: Path, pid: int, seconds: float, reason: str) -> None:
@@ -76,10 +86,12 @@ def watch(folder: Path, pid: int, seconds: float, reason: str) -> None:
     threading.Thread(target=process.wait, daemon=True, name=f"end of {folder.name}").start()
 
 
-def _start(folder: Path, lock: int, environment: dict[str, str]) -> subprocess.Popen[bytes]:
+def _start(
+    folder: Path, lock: int, environment: dict[str, str], module: str
+) -> subprocess.Popen[bytes]:
     with (folder / "log.txt").open("ab") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", "phi3lora.runs.worker", str(folder), str(lock)],
+            [sys.executable, "-m", module, str(folder), str(lock)],
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=log,

@@ -112,6 +112,10 @@ CHANGES = (
         "Gradio looks into its empty queue less often, and serves no hot reload on a Space.",
     ),
     Change(
+        "phi3lora.ui.endpoints:fit_mcp",
+        "Gradio's MCP tools answer in JSON, and send the app's key to themselves.",
+    ),
+    Change(
         "phi3lora.chat.patches:patched",
         "All that the chat changes: linear layers in oneDNN's order on a CPU, attention by rows, "
         "and a hook on each layer that an adapter changes.",

@@ -1,0 +1,116 @@
+"""Curves for `chart.js`: a component, and the JSON that it draws.
+
+chart = chart_component("loss-chart", tools=True)
+loss_curves(run.id, view)            what goes into it; empty where there is nothing to draw
+"""
+
+from __future__ import annotations
+
+import json
+from bisect import bisect_right
+from collections.abc import Sequence
+from typing import Any
+
+import gradio as gr
+
+from phi3lora.app.several import Several
+from phi3lora.app.views import RunView
+
+POINTS = 400  # of a curve on the page
+Points = list[tuple[int, float]]
+DRAW = "window.phi3lora.chart(element, props, watch)"
+VIEW = (
+    '<div class="chart-view"></div><p class="chart-said" aria-live="polite"></p>'
+    '<details class="chart-table"><summary>Values as a table</summary></details>'
+)
+TOOLS = """
+<div class="chart-tools">
+  <label><input type="checkbox" name="log"> Log scale</label>
+  <label><input type="checkbox" name="late"> Last 90 %</label>
+  <label>Smoothing
+    <input type="range" name="smooth" min="0" max="0.98" step="0.02" value="0"></label>
+  <label>Over <select name="axis"><option value="step">steps</option>
+    <option value="time">time</option></select></label>
+  <span class="chart-buttons">
+    <button type="button" class="chip whole" name="whole">Whole curve</button>
+    <button type="button" class="chip" name="png">PNG</button>
+    <button type="button" class="chip" name="csv">CSV</button>
+  </span>
+</div>
+"""
+
+
+def chart_component(elem_id: str, *, tools: bool = False, small: bool = False) -> gr.HTML:
+    """A chart that `chart.js` draws from the JSON that is its value."""
+    legend = '<p class="chart-legend"></p>'
+    return gr.HTML(
+        value="",
+        html_template=(TOOLS if tools else "") + legend + VIEW,
+        js_on_load=DRAW,
+        elem_id=elem_id,
+        elem_classes=["chart", *(["small"] if small else [])],
+        apply_default_css=False,
+    )
+
+
+def loss_curves(of: str, view: RunView) -> str:
+    """Training and held-out loss; the held-out curve is there from the start, without points."""
+    if len(view.losses) < 2:
+        return ""
+    curves = [
+        _curve("training", 0, view.losses, view.clock),
+        _curve("held out", 1, view.held_out, view.clock, kind="dots"),
+    ]
+    return _chart(of, "Loss", "loss (nats a token)", curves)
+
+
+def rate_curves(of: str, view: RunView) -> str:
+    """The learning rate."""
+    if len(view.rates) < 2:
+        return ""
+    curves = [_curve("learning rate", 0, view.rates, view.clock)]
+    return _chart(of, "Learning rate", "learning rate", curves)
+
+
+def several_curves(several: Several) -> str:
+    """The losses of several runs in one chart, a colour for each run."""
+    curves = []
+    for place, (run, view) in enumerate(zip(several.runs, several.views, strict=True)):
+        curves.append(_curve(f"{run.title}, training", place, view.losses, view.clock))
+        if view.held_out:
+            title = f"{run.title}, held out"
+            curves.append(_curve(title, place, view.held_out, view.clock, kind="dots"))
+    names = " ".join(run.id for run in several.runs)
+    return _chart(names, "Losses", "loss (nats a token)", curves)
+
+
+def _chart(of: str, title: str, y: str, curves: list[dict[str, Any]]) -> str:
+    return json.dumps({"of": of, "title": title, "y": y, "curves": curves})
+
+
+def _curve(
+    name: str, colour: int, points: Points, clock: Points, kind: str = "line"
+) -> dict[str, Any]:
+    """Points as (step, seconds since the first step, value)."""
+    steps = [step for step, _ in clock]
+    start = clock[0][1] if clock else 0.0
+
+    def seconds(step: int) -> float:
+        place = bisect_right(steps, step) - 1
+        return round(clock[place][1] - start, 2) if place >= 0 else 0.0
+
+    drawn = [(step, seconds(step), value) for step, value in thin(points)]
+    return {"name": name, "colour": colour, "kind": kind, "points": drawn}
+
+
+def thin(points: Points, most: int = POINTS) -> Points:
+    """At most that many points, evenly taken, the last one among them."""
+    if len(points) <= most:
+        return points
+    step = len(points) / most
+    return [*(points[int(number * step)] for number in range(most - 1)), points[-1]]
+
+
+def last(points: Sequence[tuple[int, float]]) -> float | None:
+    """The value of a curve's last point."""
+    return points[-1][1] if points else None

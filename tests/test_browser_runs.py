@@ -1,0 +1,244 @@
+"""The Runs page in a real Chromium, over runs of every kind that nobody computes."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pytest
+
+from phi3lora.events import Ended, Evaluated, EventLog, Step
+from phi3lora.runs.store import Run, RunStore, changed
+from phi3lora.settings import Settings
+from tests import stage
+from tests.test_browser import browser, open_page, serving, wait_for_status  # noqa: F401
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.xdist_group("browser")]
+HIDE = "Object.defineProperty(document, 'hidden', {get: () => window.away})"
+
+
+class Place(NamedTuple):
+    """An app over a home with runs, and those."""
+
+    address: str
+    store: RunStore
+    page: Page
+    wrong: list[str]
+
+    def open(self, run: Run, tab: str = "") -> Page:
+        """The page of a run, once it is there."""
+        self.page.goto("about:blank")  # an address that differs in its tab alone loads nothing
+        self.page.goto(f"{self.address}/runs?run={run.id}{tab}")
+        self.page.wait_for_selector(f"#run-head .run-title[data-run='{run.id}']")
+        return self.page
+
+
+@pytest.fixture(scope="module")
+def place(
+    browser: Browser,  # noqa: F811
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Place]:
+    home = tmp_path_factory.mktemp("home")
+    store = RunStore(Settings(home=home))
+    with serving(home) as address:
+        page, wrong = open_page(browser, f"{address}/runs")
+        page.set_default_timeout(60_000)
+        yield Place(address, store, page, wrong)
+        assert wrong == []
+
+
+def title_of(page: Page) -> str:
+    return page.inner_text("#run-head h1")
+
+
+def test_the_bin_takes_the_run_of_the_menu_and_gives_it_back(place: Place) -> None:
+    kept, doomed = stage.failed(place.store, "Kept"), stage.failed(place.store, "Asked about")
+    page = place.open(doomed)
+    page.click("#more-menu summary")
+    page.click("#run-list >> text=Kept")  # the menu of the other run is gone with it
+    page.wait_for_selector(f"#run-head .run-title[data-run='{kept.id}']")
+    assert not page.is_visible("#delete")
+    page.click("#more-menu summary")
+    page.click("#delete")
+    page.wait_for_selector("#undo-line >> text=Kept is in the bin for 30 days.")
+    assert [run.title for run in place.store.list("local")] == ["Asked about"]
+    page.click("#undo")
+    page.wait_for_selector(f"#run-head .run-title[data-run='{kept.id}']")
+    assert len(place.store.list("local")) == 2
+
+
+def test_renaming_from_the_menu(place: Place) -> None:
+    run = stage.failed(place.store, "Before")
+    page = place.open(run)
+    page.click("#more-menu summary")
+    page.click("#more-menu >> text=Rename")
+    page.wait_for_function("document.activeElement.closest('#new-title')")
+    page.keyboard.press("Control+A")
+    page.keyboard.type("After")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#run-head h1 >> text=After")
+    page.wait_for_selector("#run-list >> text=After")
+
+
+def test_tabs_have_addresses_and_arrow_keys(place: Place) -> None:
+    run = stage.finished(place.store)
+    page = place.open(run, "#evidence")
+    page.wait_for_selector("#report >> text=Gained most")
+    assert page.get_attribute("#tab-evidence", "aria-selected") == "true"
+    page.focus("#tab-evidence")
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowRight")
+    assert page.url.endswith("#log")
+    assert page.is_visible("#log pre")
+    at_end = "(log) => log.scrollTop + log.clientHeight >= log.scrollHeight - 2"
+    assert page.eval_on_selector("#log pre", at_end)  # the newest lines are in view
+    page.fill("#log input", "step 7 of")
+    assert page.inner_text("#log pre").startswith("step 7 of 135")
+    assert page.inner_text("#log .log-tools span") == "1 of 135 lines"
+
+
+def points_of(page: Page, name: str) -> int:
+    return len(page.query_selector_all(f"#loss-chart .curve[data-name='{name}'] circle"))
+
+
+def test_a_run_that_goes_on_is_followed_without_a_reload(place: Place) -> None:
+    run = stage.running(place.store)
+    page = place.open(run)
+    assert page.title().startswith("52 % · Pirate, rank 32")
+    page.wait_for_selector("#loss-chart svg .curve")
+    assert points_of(page, "held out") == 1
+    with EventLog(run.folder / "events.jsonl") as log:
+        log.emit(Step(step=81, total_steps=135, loss=0.29))
+        log.emit(Evaluated(step=81, loss=0.4))
+    page.wait_for_selector("#run-head >> text=step 81 of 135")
+    page.wait_for_function(
+        "document.querySelectorAll('#loss-chart .curve[data-name=\"held out\"] circle').length == 2"
+    )
+    assert "Correct next tokens" in page.inner_text("#run-head .facts")
+    page.add_script_tag(content=f"window.away = true; {HIDE}")
+    with EventLog(run.folder / "events.jsonl") as log:
+        log.emit(Ended(outcome="finished", step=135, seconds=60))
+    stage.empty_result(run)
+    changed(run, status="finished", outcome="finished")
+    page.wait_for_function("document.title.startsWith('Finished')")
+    assert not page.query_selector(".while-away")
+    page.evaluate("window.away = false; document.dispatchEvent(new Event('visibilitychange'))")
+    page.wait_for_selector(".while-away >> text=It finished while you were away.")
+    assert "finished" in page.inner_text("#run-live [role=status]")
+
+
+def test_stop_keeps_its_place_when_the_run_has_stopped(place: Place) -> None:
+    run = stage.running(place.store)
+    page = place.open(run)
+    box = page.locator("#stop").bounding_box()
+    page.click("#stop")
+    page.wait_for_selector("#stop:disabled >> text=Stopping")
+    changed(run, status="stopped", outcome="stopped")
+    (run.folder / "stop").unlink()
+    wait_for_status(page, "stopped")
+    after = page.locator("#stop").bounding_box()
+    assert box is not None
+    assert after is not None
+    assert (box["x"], box["y"]) == (after["x"], pytest.approx(after["y"], abs=200))
+    assert page.is_disabled("#stop")  # a late second click hits it, and nothing happens
+    assert page.is_enabled("#resume")
+
+
+def test_the_chart_zooms_scales_tells_and_is_taken_away(place: Place, tmp_path: Path) -> None:
+    page = place.open(stage.finished(place.store))
+    chart = page.locator("#loss-chart svg")
+    chart.hover(position={"x": 300, "y": 100})
+    said = page.inner_text("#loss-chart .chart-said")
+    assert said.startswith("step ")
+    assert "training 0." in said
+    assert "held out 0." in said
+    labels = "#loss-chart svg text"
+    whole = page.locator(labels).all_text_contents()
+    page.check("#loss-chart [name=late]")
+    assert page.locator(labels).all_text_contents() != whole
+    page.uncheck("#loss-chart [name=late]")
+    page.check("#loss-chart [name=log]")
+    assert page.locator(labels).all_text_contents() != whole
+    page.uncheck("#loss-chart [name=log]")
+    assert page.locator(labels).all_text_contents() == whole
+    box = chart.bounding_box()
+    assert box is not None
+    page.mouse.move(box["x"] + 200, box["y"] + 80)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 400, box["y"] + 80)
+    page.mouse.up()
+    page.click("#loss-chart [name=whole]")
+    assert page.locator(labels).all_text_contents() == whole
+    with page.expect_download() as made:
+        page.click("#loss-chart [name=csv]")
+    rows = list(csv.DictReader(Path(made.value.path()).read_text().splitlines()))
+    assert len(rows) == stage.STEPS + 3
+    assert set(rows[0]) == {"curve", "step", "seconds", "value"}
+    with page.expect_download() as made:
+        page.click("#loss-chart [name=png]")
+    assert Path(made.value.path()).read_bytes().startswith(b"\x89PNG")
+    page.focus("#loss-chart svg")
+    page.keyboard.press("ArrowLeft")
+    assert page.inner_text("#loss-chart .chart-said").startswith("step ")
+
+
+def test_ticked_runs_share_a_chart(place: Place) -> None:
+    runs = [
+        stage.finished(place.store, f"Rank {rank}", **{"peft_config.r": rank}) for rank in (4, 8)
+    ]
+    page = place.open(runs[0])
+    for run in runs:
+        page.check(f"input[data-tick='{run.id}']")
+    page.click("[name=several]")
+    page.wait_for_selector("#several-table >> text=peft_config.r")
+    assert page.locator("#several-chart svg .curve").count() == 4
+    page.fill("#run-search", "rank 4")
+    assert page.locator(".run-item:visible").count() == 1
+    page.fill("#run-search", "")
+    page.click("[name=untick]")
+    page.wait_for_selector("#several", state="hidden")
+
+
+def test_a_download_comes_at_once_and_is_of_this_run(place: Place) -> None:
+    other, run = stage.failed(place.store, "Nothing to take"), stage.finished(place.store)
+    page = place.open(run)
+    page.click("#download-menu summary")
+    with page.expect_download() as made:
+        page.click("#download-menu [data-take=adapter]")
+    assert made.value.suggested_filename == f"adapter-{run.id}.zip"
+    page.click(f"#run-list a[data-run='{other.id}']")
+    page.wait_for_selector(f"#run-head .run-title[data-run='{other.id}']")
+    page.wait_for_selector("#download", state="hidden")
+    page.click("#download-menu summary")
+    assert not page.is_visible("#download-menu [data-take=adapter]")
+
+
+def test_a_phone_sees_the_verdict_of_every_figure(place: Place) -> None:
+    run = stage.finished(place.store)
+    page = place.open(run, "#evidence")
+    page.set_viewport_size({"width": 390, "height": 844})
+    try:
+        page.wait_for_selector("#report td >> nth=0")
+        rights: list[Any] = page.eval_on_selector_all(
+            "#report td", "cells => cells.map(cell => cell.getBoundingClientRect().right)"
+        )
+        assert max(rights) <= 390
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    finally:
+        page.set_viewport_size({"width": 1280, "height": 900})
+
+
+def test_train_again_and_further_open_the_form_with_the_run(place: Place) -> None:
+    run = stage.finished(place.store, "Rank of three", **{"peft_config.r": 3})
+    page = place.open(run)
+    page.click("#further")
+    page.wait_for_url(f"**/?from={run.id}*")
+    page.wait_for_selector("text=These are the settings of Rank of three")
+    assert "has learnt" in page.inner_text("body")
+    assert os.path.basename(page.input_value("#field-title textarea")) == "Rank of three, further"

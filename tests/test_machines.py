@@ -1,0 +1,255 @@
+"""What a run would cost on each machine of the Hub, and what stands between it and its Job."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from phi3lora import cli
+from phi3lora.app.application import Application
+from phi3lora.app.callers import Caller
+from phi3lora.app.machines import cheapest
+from phi3lora.config import RunConfig
+from phi3lora.errors import Phi3LoraError
+from phi3lora.events import EventLog, Step
+from phi3lora.hub import access, jobs
+from phi3lora.hub.jobs import Flavor, JobRequest
+from phi3lora.models.base import BaseInfo
+from phi3lora.models.hardware import Hardware
+from phi3lora.runs.store import RunState, write_state
+from phi3lora.settings import Settings
+from phi3lora.training.estimate import estimate_for
+from phi3lora.training.offers import Offer, hardware_of, offer_of
+from phi3lora.training.preflight import Preflight
+from phi3lora.training.speed import card_named, operations, proof_seconds, tokens_per_second
+from tests.hub import LoopbackHub
+from tests.hub.faults import Rule
+from tests.published import make_run
+from tests.test_estimate import inspection
+
+GIB, GB = 2**30, 10**9
+# microsoft/Phi-3-mini-4k-instruct, by its config.json
+MINI = BaseInfo("mini", None, "c0ffee", 32064, 3072, 8192, 32, 32, 32, False, 4096)
+TOKEN = "hf_" + "Mc5" * 11
+
+
+def flavor(name: str, card: str, memory: int, hourly: float, cards: int = 1) -> Flavor:
+    return Flavor(name, name, card, cards, memory * GB, 0, hourly / 3600)
+
+
+T4 = flavor("t4-small", "T4", 16, 0.40)
+A10G = flavor("a10g-small", "A10G", 24, 1.00)
+H200 = flavor("h200", "H200", 141, 5.00)
+CPU = flavor("cpu-basic", "", 16, 0.01)
+
+
+@pytest.mark.parametrize(
+    ("name", "teraflops"),
+    [
+        ("Tesla T4", 65),
+        ("NVIDIA A10G", 70),
+        ("NVIDIA A100-SXM4-80GB", 312),
+        ("NVIDIA L40S", 362),
+        ("L4", 121),
+        ("NVIDIA RTX PRO 6000 Blackwell Server Edition", 503),
+        ("NVIDIA GeForce RTX 9090", None),
+        ("", None),
+    ],
+)
+def test_a_card_is_known_by_its_name(name: str, teraflops: float | None) -> None:
+    card = card_named(name)
+    assert (card and card.teraflops) == teraflops
+
+
+def test_what_a_token_costs() -> None:
+    """Two operations a weight and pass; the embedding is looked up, not multiplied."""
+    multiplied = MINI.parameters - 32064 * 3072
+    plain = RunConfig().with_values({"training_config.gradient_checkpointing": False})
+    assert operations(plain, MINI) == 4 * multiplied
+    assert operations(plain.with_values({"adapter": "none"}), MINI) == 6 * multiplied
+    again = plain.with_values({"training_config.gradient_checkpointing": True})
+    assert operations(again, MINI) == 6 * multiplied
+    a100 = Hardware("cuda", "A100", 80 * GIB, 80 * GIB, True, 8)
+    speed = tokens_per_second(plain, MINI, a100)
+    assert speed == pytest.approx(0.3 * 312e12 / (4 * multiplied))
+    assert tokens_per_second(plain, MINI, replace(a100, share=0.5)) == pytest.approx(speed / 2)
+    assert tokens_per_second(plain, MINI, replace(a100, name="a GPU")) is None
+    assert tokens_per_second(plain, MINI, replace(a100, device="cpu")) is None
+
+
+def test_the_proof_takes_its_time() -> None:
+    config = RunConfig().with_values({"evaluation.rows": 17, "evaluation.max_new_tokens": 100})
+    assert proof_seconds(config) == 2 * 3 * 100 / 20
+    assert proof_seconds(config.with_values({"evaluation.enabled": False})) == 0
+
+
+def offer(flavor: Flavor, speed: float | None = None, rows: int = 3000, **changes: Any) -> Offer:
+    """A run of Phi-3-mini on so many rows of 500 tokens."""
+    config, hardware = RunConfig().with_values(changes), hardware_of(flavor)
+    speed = speed or tokens_per_second(config, MINI, hardware)
+    seen = inspection(kept=rows, length=500) if rows else None
+    return offer_of(config, flavor, MINI, estimate_for(config, MINI, hardware, seen, speed))
+
+
+def test_what_a_run_costs_on_each() -> None:
+    offers = [offer(one) for one in (T4, A10G, H200, CPU)]
+    _, a10g, h200, cpu = offers
+    assert [one.fits for one in offers] == [False, True, True, False]
+    assert cpu.seconds is None
+    assert cpu.dollars is None
+    assert a10g.seconds
+    assert h200.seconds
+    assert a10g.dollars
+    assert a10g.seconds > h200.seconds > 180, "installing takes as long everywhere"
+    assert a10g.dollars == pytest.approx(a10g.seconds / 3600)
+    best = cheapest(offers)
+    assert best is min((a10g, h200), key=lambda one: one.dollars or 0)
+    assert best.cap >= 2 * (best.dollars or 0)
+    assert best.cap % 0.5 == 0
+
+
+def test_what_was_measured_there_is_believed() -> None:
+    fast, slow = offer(A10G, 1e6), offer(A10G, 1e3)
+    assert fast.seconds
+    assert slow.seconds
+    assert slow.seconds - fast.seconds == pytest.approx(
+        3000 * 500 * 0.95 * 3 * (1e-3 - 1e-6), rel=0.1
+    )
+
+
+def test_four_bits_fit_where_sixteen_do_not() -> None:
+    assert offer(T4, **{"model.quantization": "nf4"}).fits
+    assert hardware_of(T4).bfloat16 is False
+
+
+def test_nothing_is_said_of_rows_that_are_not_known() -> None:
+    unknown = offer(A10G, rows=0)
+    assert (unknown.seconds, unknown.dollars, unknown.cap) == (None, None, 0.5)
+    assert cheapest([]) is None
+    assert cheapest([unknown]) is unknown
+
+
+# Against the Hub on loopback
+
+
+@pytest.fixture
+def ann(hub: LoopbackHub, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> LoopbackHub:
+    """ann sits at this terminal, signed in, with a payment method."""
+    hub.add_user("ann", token=TOKEN, pays=True)
+    jobs._PRICES.clear()
+    monkeypatch.setattr(access, "_IDENTITIES", {})
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setenv("PHI3LORA_HOME", str(settings.home))
+    return hub
+
+
+@pytest.fixture
+def app(settings: Settings) -> Application:
+    return Application.open(settings, helper=False)
+
+
+def pocket(**changes: Any) -> RunConfig:
+    values = {"model.path": "pocket", "data.path": "example:pirate", "data.max_rows": 40}
+    return RunConfig().with_values({**values, **changes})
+
+
+def levels(done: Preflight) -> dict[str, str]:
+    return {check.name: check.level for check in done.checks}
+
+
+def test_a_run_for_a_machine_is_checked_against_that_machine(
+    ann: LoopbackHub, app: Application
+) -> None:
+    caller = Caller("local", TOKEN)
+    done = app.launching.preflight(pocket(), caller, JobRequest("a10g-small", 2.0))
+    said = {check.name: check.found for check in done.checks}
+    assert said["Hardware"].startswith("A10G")
+    assert "110" in said["Disk"] or "102" in said["Disk"]
+    assert "$1.00 an hour, paid by ann" in said["Cost"]
+    assert "ended after 1 h 59 min" in said["Cost"], "0.016667 dollars a minute"
+    assert "red" not in levels(done).values()
+    assert ann.jobs.all == {}, "nothing was ordered"
+
+
+def test_what_keeps_a_run_from_its_job(ann: LoopbackHub, app: Application, tmp_path: Path) -> None:
+    caller = Caller("local", TOKEN)
+
+    def said(config: RunConfig, job: JobRequest, caller: Caller = caller) -> str:
+        done = app.launching.preflight(config, caller, job)
+        return " ".join(check.found for check in done.checks if check.level == "red")
+
+    cheap = JobRequest("a10g-small", 2.0)
+    assert said(pocket(), cheap) == ""
+    assert "Sign in first" in said(pocket(), cheap, Caller())
+    assert "no machine 'z9000'" in said(pocket(), JobRequest("z9000", 2.0))
+    assert "$0.01 buy 36 s on a10g-small" in said(pocket(), JobRequest("a10g-small", 0.01))
+    many = tmp_path / "rows"
+    many.mkdir()
+    (many / "rows.jsonl").write_text('{"prompt": "a", "completion": "b"}\n' * 40)
+    assert "is no single file" in said(pocket(**{"data.path": str(many)}), cheap)
+    ann.add_token("ann", "hf_oauth_narrow", "oauth", ["contribute-repos"], app="space")
+    assert "may not use Jobs" in said(pocket(), cheap, Caller("local", "hf_oauth_narrow"))
+    with pytest.raises(Phi3LoraError, match="may not use Jobs"):
+        app.launching.launch(pocket(), Caller("local", "hf_oauth_narrow"), job=cheap)
+    assert app.launching.runs(caller) == []
+
+
+def test_a_cap_that_is_too_small_for_the_run_is_said(
+    ann: LoopbackHub, app: Application, settings: Settings
+) -> None:
+    """By the speed of an earlier run on that machine; one here says nothing about it."""
+    caller = Caller("local", TOKEN)
+    for number, (speed, where) in enumerate([(2.0, "a10g-small"), (1e6, None)]):
+        name = f"20261121-09300{number}-4f1a2b"
+        folder = make_run(settings.runs_folder / name, {"model.path": "pocket"})
+        state = RunState(id=name, status="finished", created=number, flavor=where)
+        write_state(folder, state)
+        with EventLog(folder / "events.jsonl") as log:
+            log.emit(Step(step=3, total_steps=3, tokens_per_second=speed))
+    done = app.launching.preflight(pocket(), caller, JobRequest("a10g-small", 0.1))
+    [cost] = [check for check in done.checks if check.name == "Cost"]
+    assert cost.level == "amber"
+    assert "saves and pauses" in cost.remedy
+    done = app.launching.preflight(pocket(), caller, JobRequest("l4x4", 1.0))
+    [cost] = [check for check in done.checks if check.name == "Cost"]
+    assert "It has 4 GPUs; the run uses one." in cost.found
+
+
+def call(*arguments: object, status: int = 0) -> Any:
+    result = CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
+    assert result.exit_code == status, result.output + repr(result.exception)
+    return result
+
+
+POCKET = ("pocket", "--set", "data.max_rows=40")
+
+
+def test_the_terminal_lists_machines_and_prices(ann: LoopbackHub) -> None:
+    shown = call("estimate", *POCKET, "--on", "jobs")
+    row = next(line for line in shown.stdout.splitlines() if line.startswith("a10g-small"))
+    assert "$1.00" in row
+    assert "about $" in row
+    assert "yes" in row
+    assert "--flavor" in shown.stderr
+    rows = json.loads(call("estimate", *POCKET, "--on", "jobs", "--json").stdout)
+    assert {"cpu-basic", "a10g-small", "l4x4"} <= {row["flavor"]["name"] for row in rows}
+
+
+def test_the_terminal_without_prices(ann: LoopbackHub) -> None:
+    ann.faults.add(Rule("^GET /api/jobs/hardware", "fail"))
+    shown = call("estimate", *POCKET, "--on", "jobs", status=2)
+    assert "prices of Jobs" in shown.stderr
+
+
+def test_half_a_request_is_refused(ann: LoopbackHub) -> None:
+    shown = call("train", *POCKET, "--on", "jobs", status=2)
+    assert "--flavor" in shown.stderr
+    assert "--at-most" in shown.stderr
+    shown = call("train", *POCKET, "--on", "jobs", "--flavor", "h200", "--at-most", "nan", status=2)
+    assert "above 0" in shown.stderr
+    assert "needs --on jobs" in call("train", *POCKET, "--at-most", "2", status=2).stderr
