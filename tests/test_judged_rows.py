@@ -175,7 +175,8 @@ def test_prepared_rows_hold_both_answers(tmp_path: Path, tokenizer: Any) -> None
         ids, labels = row[f"{name}input_ids"], row[f"{name}labels"]
         learnt_ids = [one for one in labels if one != -100]
         assert tokenizer.decode(learnt_ids) in (f"{GOOD}<|end|>", f"{BAD}<|end|>")
-        assert ids[: len(ids) - len(learnt_ids) - 1] == row["input_ids"][: labels.count(-100) - 1]
+        assert ids[-len(learnt_ids) :] == learnt_ids, "nothing follows the answer"
+        assert ids[: -len(learnt_ids)] == row["input_ids"][: labels.count(-100)]
     sizes = [len(row["input_ids"]) + len(row["rejected_input_ids"]) for row in prepared.train]
     assert prepared.train_tokens == sum(sizes)
 

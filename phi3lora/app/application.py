@@ -18,6 +18,7 @@ from phi3lora.app.models import Models
 from phi3lora.app.preflights import PreflightPool, Preflights
 from phi3lora.app.publishing import Publishing
 from phi3lora.app.views import Follower
+from phi3lora.app.voting import Voting
 from phi3lora.runs.bin import expire
 from phi3lora.runs.queue import Queue
 from phi3lora.runs.store import RunStore
@@ -36,6 +37,7 @@ class Application:
     launching: Launching
     comparing: Comparing
     publishing: Publishing
+    voting: Voting
     views: Follower
     preflights: Preflights
 
@@ -53,14 +55,17 @@ class Application:
         preflights = PreflightPool(settings) if helper else Preflights(settings)
         launching = Launching(settings, store, Queue(settings, store), views, preflights)
         callers.on_sign_in = launching.renew
+        datasets = Datasets(settings, store, preflights)
+        comparing = Comparing(settings, store, views, callers)
         return cls(
             settings,
             callers,
-            Datasets(settings, store, preflights),
+            datasets,
             Models(preflights),
             launching,
-            Comparing(settings, store, views, callers),
+            comparing,
             Publishing(settings),
+            Voting(settings, comparing, datasets, launching),
             views,
             preflights,
         )

@@ -4,24 +4,27 @@
     book.record(Vote(adapter="runs/pirate", pair="8f2c…", choice="left", left="tuned"))
     book.tally("runs/pirate").win_rate
 
-The file is only ever appended to. Who voted is not kept.
+The file is only ever appended to. Who voted is not kept; what was said is, where the voter agreed
+or sits at their own machine: such votes are rows to train on (`Vote.row`).
 """
 
 from __future__ import annotations
 
 import fcntl
 import json
+import math
 import os
 import threading
 import time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from phi3lora.chat.options import Side
 from phi3lora.errors import RunError
 
 Choice = Literal["left", "right", "tie", "both bad"]
+QUANTILE = 1.96  # of the normal distribution, for 95 %
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,10 @@ class Vote:
         left: who stood on the left.
         prompt: the question, for whoever reads the file.
         time: seconds since 1970.
+        left_said, right_said: the whole conversation of each side, its last turn the answer that
+            was voted on; empty where the voter did not agree to have it kept.
+        settings: how both were sampled.
+        model: the base that both stand on.
     """
 
     adapter: str
@@ -43,6 +50,10 @@ class Vote:
     left: Side
     prompt: str = ""
     time: float = field(default_factory=time.time)
+    left_said: list[dict[str, str]] = field(default_factory=list)
+    right_said: list[dict[str, str]] = field(default_factory=list)
+    settings: dict[str, Any] = field(default_factory=dict)
+    model: str = ""
 
     @property
     def winner(self) -> Side | None:
@@ -51,6 +62,26 @@ class Vote:
             return None
         right: Side = "base" if self.left == "tuned" else "tuned"
         return self.left if self.choice == "left" else right
+
+    @property
+    def order(self) -> tuple[Side, Side]:
+        """Who stood left and right."""
+        return ("base", "tuned") if self.left == "base" else ("tuned", "base")
+
+    def row(self) -> dict[str, Any] | None:
+        """The vote as a row of the format `comparison`; None where what was said was not kept."""
+        if not self.left_said or not self.right_said:
+            return None
+        names = {"base": self.model or "base", "tuned": self.adapter}
+        return {
+            "conversation_a": self.left_said,
+            "conversation_b": self.right_said,
+            "winner": {"left": "a", "right": "b"}.get(self.choice, self.choice),
+            "model_a": names[self.order[0]],
+            "model_b": names[self.order[1]],
+            "settings": self.settings,
+            "time": round(self.time),
+        }
 
 
 @dataclass(frozen=True)
@@ -77,6 +108,26 @@ class Tally:
         """Share of the votes with a winner that the tuned model won; None without any."""
         decided = self.tuned + self.base
         return self.tuned / decided if decided else None
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """95 % interval of the win rate by Wilson's score; None without a winner.
+
+        Wilson 1927, "Probable inference, the law of succession, and statistical inference".
+        """
+        decided, rate = self.tuned + self.base, self.win_rate
+        if rate is None:
+            return None
+        square = QUANTILE**2 / decided
+        middle = (rate + square / 2) / (1 + square)
+        spread = math.sqrt(rate * (1 - rate) / decided + square / (4 * decided)) * QUANTILE
+        return middle - spread / (1 + square), middle + spread / (1 + square)
+
+    @property
+    def verdict(self) -> Literal["better", "worse", "cannot tell"]:
+        """Whether the interval leaves a half on one side."""
+        low, high = self.interval or (0.0, 1.0)
+        return "better" if low > 0.5 else "worse" if high < 0.5 else "cannot tell"
 
 
 class VoteBook:
@@ -110,6 +161,19 @@ class VoteBook:
                 raise RunError("These two answers were voted on already. Ask something new.")
             line = json.dumps(asdict(vote), ensure_ascii=False).encode() + b"\n"
             file.write(line if _ends_whole(file.tell(), self._path) else b"\n" + line)
+
+    def votes(self, adapter: str) -> list[Vote]:
+        """All votes on an adapter, in order, one for each pair of answers."""
+        try:
+            lines = self._path.read_bytes().splitlines()
+        except FileNotFoundError:
+            return []
+        found: dict[str, Vote] = {}
+        for line in lines:
+            vote = _parse(line)
+            if vote is not None and vote.adapter == adapter:
+                found.setdefault(vote.pair, vote)
+        return list(found.values())
 
     def tally(self, adapter: str) -> Tally:
         """What people thought of an adapter."""

@@ -174,7 +174,7 @@ def _marked(side: Conversation) -> list[Message]:
 def _rendered(batch: list[_Unit], recipe: Recipe, tokenizer: Any, tally: JudgedTally) -> list[Kept]:
     """Those of which something is left to compare after the length limit."""
     texts = [answer for unit in batch for answer in unit.answers]
-    found = iter(render_many(tokenizer, texts, recipe.max_length))
+    found = map(_ended, render_many(tokenizer, texts, recipe.max_length))
     kept = []
     for unit in batch:
         sides = [next(found) for _ in unit.answers]
@@ -191,6 +191,19 @@ def _rendered(batch: list[_Unit], recipe: Recipe, tokenizer: Any, tally: JudgedT
         rejected = unit.answers[1] if worse is not None else None
         kept.append(Kept(unit.row, unit.answers[0], sides[0], rejected, worse, unit.good))
     return kept
+
+
+def _ended(rendered: Rendered) -> Rendered:
+    """Without what the template writes after the last answer: ORPO would learn it."""
+    learnt = [place for place, own in enumerate(rendered.supervised) if own]
+    end = learnt[-1] + 1 if learnt else 0
+    left = len(rendered.input_ids) - end
+    return Rendered(
+        rendered.input_ids[:end],
+        rendered.supervised[:end],
+        rendered.truncated,
+        rendered.whole - left,
+    )
 
 
 def _are_same(sides: list[Rendered]) -> bool:

@@ -19,7 +19,6 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, SFTConfig
-from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
 from phi3lora.training.fast.loss import IGNORED
 from phi3lora.training.fast.trainer import FastTrainer, Resumable
@@ -39,15 +38,18 @@ class Kind:
 
 def kind_of(method: str) -> Kind:
     """The trainer of a method, and the class of its arguments."""
+    if method == "orpo":
+        from phi3lora.training import orpo
+
+        return Kind(orpo.FastORPOTrainer, orpo.ORPOConfig)
     return {
         "sft": Kind(FastTrainer, SFTConfig),
         "dpo": Kind(FastDPOTrainer, DPOConfig),
         "kto": Kind(FastKTOTrainer, KTOConfig),
-        "orpo": Kind(FastORPOTrainer, ORPOConfig),
     }[method]
 
 
-class _Judged(Resumable):
+class Judged(Resumable):
     """What trainers of preferences share: rows as they are, put together by our collators."""
 
     def _set_signature_columns_if_needed(self) -> None:
@@ -58,7 +60,7 @@ class _Judged(Resumable):
         return dataset.select_columns(COLUMNS)
 
 
-class _Referred(_Judged):
+class _Referred(Judged):
     """Trainers that compare the model with a reference: the base, or the adapter it starts with.
 
     Args:
@@ -95,57 +97,6 @@ class FastKTOTrainer(_Referred, KTOTrainer):
         seed = args.seed if args.data_seed is None else args.data_seed
         kl = args.per_device_train_batch_size if self.calculate_KL else 0
         return Unpaired(dataset, kl, args.max_length, seed if name == "train" else None)
-
-
-class FastORPOTrainer(_Judged, ORPOTrainer):
-    """ORPOTrainer on pairs that are rendered already."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        rows = kwargs.pop("train_dataset"), kwargs.pop("eval_dataset", None)
-        pad = kwargs["processing_class"].pad_token_id
-        self._total_train_tokens = 0
-        # TRL maps rows of text, one by one; these are rendered, so it is shown a single one.
-        few = Dataset.from_list([rows[0].select_columns(COLUMNS)[0]])
-        super().__init__(
-            *args,
-            train_dataset=few,
-            eval_dataset=few if rows[1] is not None else None,
-            data_collator=PairCollator(pad, split=True),
-            **kwargs,
-        )
-        self.train_dataset, self.eval_dataset = rows
-        self.use_dpo_data_collator = True  # ours gives what that one does
-
-    def tokenize_row(self, feature: Row, model: Any = None) -> Row:
-        return feature
-
-    @property
-    def _sums(self) -> dict[str, list[float]]:
-        sums: dict[str, list[float]] = self._stored_metrics["train"]
-        return sums
-
-    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        tokens = sum(inputs[f"{side}_attention_mask"].sum() for side in ("chosen", "rejected"))
-        self._total_train_tokens += int(self.accelerator.gather(tokens).sum())
-        return super().compute_loss(model, inputs, *args, **kwargs)
-
-    def concatenated_forward(self, model: Any, batch: dict[str, Any]) -> Any:
-        """As TRL's, from log-probabilities instead of logits.
-
-        What is learnt of a better answer is the whole row with its prompt, as in TRL.
-        """
-        if "answers" not in self._replaced:
-            return super().concatenated_forward(model, batch)
-        both = self.concatenated_inputs(batch, padding_value=self.padding_value)
-        ids, mask = both["concatenated_input_ids"], both["concatenated_attention_mask"]
-        answers, pairs = both["concatenated_labels"], len(batch["chosen_labels"])
-        labels = torch.cat([ids[:pairs].masked_fill(mask[:pairs] == 0, IGNORED), answers[pairs:]])
-        out = model(input_ids=ids, attention_mask=mask, labels=labels, fused_lm_head=True)
-        own = answers[:, 1:] != IGNORED  # (2 · pairs, seq - 1)
-        means = (out.log_probs * own).sum(1) / own.sum(1)
-        learnt = out.label_mask[:pairs].sum()
-        logits = [out.mean_logits[side][own[side]] for side in (slice(pairs), slice(pairs, None))]
-        return means[:pairs], means[pairs:], *logits, -out.log_probs[:pairs].sum() / learnt
 
 
 @dataclass

@@ -15,7 +15,7 @@ from phi3lora.config import RunConfig
 from phi3lora.data.plan import holds_out
 from phi3lora.lora.initial import replaces_base, starts_apart
 from phi3lora.lora.slices import slices_of, switched_on
-from phi3lora.methods import PAIRED, REFERRED
+from phi3lora.methods import JUDGED, PAIRED, REFERRED
 from phi3lora.models.phi3 import PHI3
 from phi3lora.training.fallbacks import TRACKERS, needs_bitsandbytes
 from phi3lora.training.script_marks import Marks
@@ -90,9 +90,10 @@ def facts(config: RunConfig, marks: Marks) -> set[str]:
         "loraplus": training.loraplus_lr_ratio is not None,
         "patience": training.early_stopping_patience is not None,
         "float16": _may_be_float16(config),
+        "judged": config.method in JUDGED,
         "paired": config.method in PAIRED,
         "from_base": config.method in REFERRED and not starts_apart(config),
-        **{method: config.method == method for method in ("sft", "dpo", "kto", "orpo")},
+        **{method: config.method == method for method in sorted(JUDGED)},
     }
     return {name for name, true in found.items() if true}
 

@@ -15,7 +15,6 @@ from phi3lora.app.application import Application
 from phi3lora.app.callers import Caller
 from phi3lora.app.comparing import Sides, Subject
 from phi3lora.chat.options import SETTINGS, Options, Pair, Side
-from phi3lora.chat.votes import Choice, Vote
 from phi3lora.errors import DataError, Phi3LoraError
 from phi3lora.ui import show
 from phi3lora.ui.asking import Ask, Stops
@@ -32,20 +31,14 @@ from phi3lora.ui.compare_show import (
     prompt_chips,
     sampling_field,
     status_line,
-    tally_line,
     with_answer,
 )
 from phi3lora.ui.runs_page import EVERY, PULSE
 from phi3lora.ui.sessions import session_of
+from phi3lora.ui.votes import VotePanel
 from phi3lora.ui.widgets import shown
 
 HIDDEN = ("Answer A", "Answer B")
-VOTES: dict[str, Choice] = {
-    "A is better": "left",
-    "B is better": "right",
-    "Tie": "tie",
-    "Both bad": "both bad",
-}
 REMEMBER = "(adapter) => { window.phi3lora.remember('adapter', adapter); return adapter; }"
 ASK = """
 element.addEventListener('click', (event) => {
@@ -73,7 +66,7 @@ class ComparePage:
                 self.right_title, self.right = self._column("right")
             self.status = gr.HTML(elem_id="chat-status")  # of loading, which may outlast an answer
             self.facts = gr.HTML(elem_id="answer-status")
-            self._voting()
+            self.votes = VotePanel(self.app)
             self._input()
             self._settings()
 
@@ -146,15 +139,6 @@ class ComparePage:
                 label="Blind: hide which is which", elem_id="blind", container=False, min_width=200
             )
 
-    def _voting(self) -> None:
-        with gr.Row(elem_classes="votes", visible=False, elem_id="votes") as self.vote_row:
-            gr.HTML("<p>Which answer is better?</p>")
-            self.vote_buttons = [
-                gr.Button(label, size="md", elem_id=f"vote-{vote.split()[0]}")
-                for label, vote in VOTES.items()
-            ]
-        self.tally = gr.HTML(elem_id="tally")
-
     def _settings(self) -> None:
         with gr.Accordion("Settings", open=False, elem_classes="fold", elem_id="settings"):
             self.system = gr.Textbox(
@@ -176,7 +160,7 @@ class ComparePage:
         chosen = first_choice(request.query_params.get("adapter"), choices)
         yield [gr.update(choices=choices, value=chosen), *self._about(chosen, caller), gr.skip()]
         for status in self._loading(chosen, caller):
-            yield [gr.skip()] * 3 + [status]
+            yield [gr.skip()] * 5 + [status]
 
     @shown
     def on_adapter(self, chosen: str | None, request: gr.Request) -> Iterator[list[Any]]:
@@ -184,13 +168,13 @@ class ComparePage:
         caller = self.app.callers.caller(session_of(request))
         yield [[], [], *self._about(chosen or "", caller), gr.skip()]
         for status in self._loading(chosen or "", caller):
-            yield [gr.skip()] * 4 + [status]
+            yield [gr.skip()] * 6 + [status]
 
     def _about(self, chosen: str, caller: Caller) -> list[Any]:
         """Suggested prompts and the tally of an adapter."""
         comparing = self.app.comparing
         prompts = comparing.suggestions(chosen, caller)
-        return [prompt_chips(prompts), tally_line(comparing.tally(chosen))]
+        return [prompt_chips(prompts), *self.votes.about(chosen, caller)]
 
     def _loading(self, chosen: str, caller: Caller) -> Iterator[str]:
         """What is being loaded, as it goes; a mistake is said in its place."""
@@ -304,24 +288,6 @@ class ComparePage:
             gr.update(visible=False),
         ]
 
-    @shown
-    def on_vote(
-        self, label: str, left: list[Message], sides: Sides, chosen: str | None, request: gr.Request
-    ) -> list[Any]:
-        """Count a vote and show which was which."""
-        questions = [turn["content"] for turn in plain(left) if turn["role"] == "user"]
-        if not questions or not sides.pair:
-            raise DataError("Ask both something first.")
-        caller = self.app.callers.caller(session_of(request))
-        vote = Vote(chosen or "", sides.pair, VOTES[label], sides.left, questions[-1])
-        self.app.comparing.vote(vote, caller)
-        names = [column_title(TITLES[side]) for side in sides.order]
-        return [
-            *names,
-            gr.update(visible=False),
-            tally_line(self.app.comparing.tally(chosen or "")),
-        ]
-
     @property
     def titles(self) -> list[Any]:
         """Left and right."""
@@ -338,7 +304,7 @@ class ComparePage:
             self.sides,
             self.facts,
             self.stop,
-            self.vote_row,
+            self.votes.row,
         ]
 
     def wire(self, demo: gr.Blocks) -> None:
@@ -348,7 +314,7 @@ class ComparePage:
             "api_visibility": "private",
             "concurrency_limit": None,
         }
-        about = [self.suggestions, self.tally, self.status]
+        about = [self.suggestions, *self.votes.told, self.status]
         demo.load(self.on_open, None, [self.adapter, *about], **quiet)
         changed = self.adapter.input(
             self.on_adapter, self.adapter, [self.left, self.right, *about], **quiet
@@ -376,16 +342,11 @@ class ComparePage:
         self.suggestions.click(on_suggestion, None, self.message, **quiet).then(
             self.on_ask, inputs, self.answering, **quiet
         )
-        fresh = [*self.titles, self.left, self.right, self.sides, self.facts, self.vote_row]
+        fresh = [*self.titles, self.left, self.right, self.sides, self.facts, self.votes.row]
         self.clear.click(self.on_clear, None, fresh, **quiet)
         self.blind.input(self.on_clear, None, fresh, **quiet)
-        for button in self.vote_buttons:
-            button.click(
-                self.on_vote,
-                [button, self.left, self.sides, self.adapter],
-                [*self.titles, self.vote_row, self.tally],
-                **quiet,
-            )
+        conversation = [self.left, self.right, self.sides]
+        self.votes.wire(conversation, self.titles, self.adapter, self.system, self.sampling)
 
 
 def build(app: Application, demo: gr.Blocks) -> ComparePage:

@@ -134,7 +134,11 @@ def tally_line(tally: Tally) -> str:
     """The votes so far, or nothing where there are none."""
     if not tally.votes:
         return ""
-    rate = "" if tally.win_rate is None else f"tuned wins {100 * tally.win_rate:.0f} % · "
+    rate = ""
+    if tally.win_rate is not None and tally.interval is not None:
+        low, high = (100 * bound for bound in tally.interval)
+        rate = f"tuned wins {100 * tally.win_rate:.0f} % (95 % interval {low:.0f} to {high:.0f} %)"
+        rate += ", which cannot tell them apart · " if tally.verdict == "cannot tell" else " · "
     parts = (
         f"{rate}{tally.tuned} tuned · {tally.base} base · {tally.ties} ties · "
         f"{tally.both_bad} both bad"

@@ -228,6 +228,18 @@ class TrainPage:
                 note += " The new run begins with what that one has learnt."
             filled = self.fields.fill(config)
             return [form_notes([note]), *filled, *self.data.show_path(config.data.path)]
+        if adapter := request.query_params.get("votes", ""):
+            try:
+                caller = self.app.callers.caller(session_of(request))
+                config = self.app.voting.config(adapter, caller)
+            except Phi3LoraError as error:
+                return [form_notes([str(error)], "amber"), *nothing]
+            note = (
+                f"This run learns from blind votes by {config.method.upper()}, and begins with "
+                "what the compared one has learnt. Look at the pairs, then launch."
+            )
+            filled = self.fields.fill(config)
+            return [form_notes([note]), *filled, *self.data.show_path(config.data.path)]
         kept = read_draft(draft)
         if not kept:
             return [gr.skip(), *nothing]

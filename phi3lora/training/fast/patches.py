@@ -16,8 +16,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from accelerate.utils import is_peft_model
-from trl import DPOConfig, KTOConfig
-from trl.experimental.orpo import ORPOConfig
 
 from phi3lora.training.fast.answers import answer_head
 from phi3lora.training.fast.attention import packed_attention
@@ -26,7 +24,8 @@ from phi3lora.training.fast.loss import supervised_head
 
 # Who asks for another implementation gets it, and padded batches with it.
 REPLACED_ATTENTION = {"sdpa"}
-JUDGING = (DPOConfig, KTOConfig, ORPOConfig)  # arguments of trainers that compare answers
+# Arguments of trainers that compare answers, by name: importing ORPO's warns.
+JUDGING = {"DPOConfig", "KTOConfig", "ORPOConfig"}
 
 
 @dataclass(frozen=True)
@@ -56,14 +55,14 @@ PATCHES = (
         "loss",
         "`model(..., supervised_loss=True)` returns sums over supervised tokens, not logits.",
         # Label smoothing needs whole logits, so its loss stays TRL's.
-        lambda base, args: args.label_smoothing_factor == 0 and not isinstance(args, JUDGING),
+        lambda base, args: args.label_smoothing_factor == 0 and not _judges(args),
         supervised_head,
     ),
     Patch(
         "answers",
         "`model(..., fused_lm_head=True)` reads rows end to end, and the head for answers alone.",
         # A head that is trained gets its gradient from TRL's own.
-        lambda base, args: isinstance(args, JUDGING) and not _is_trained(base),
+        lambda base, args: _judges(args) and not _is_trained(base),
         answer_head,
     ),
     Patch(
@@ -141,6 +140,11 @@ def patched(model: Any, args: Any) -> Iterator[list[str]]:
         for patch in chosen:
             stack.enter_context(patch.applied(base_of(model)))
         yield [patch.name for patch in chosen]
+
+
+def _judges(args: Any) -> bool:
+    """Whether a trainer compares answers."""
+    return type(args).__name__ in JUDGING
 
 
 def _is_trained(base: Any) -> bool:

@@ -82,12 +82,12 @@ PRIVATE = (
     ),
     Private(
         "trl.experimental.orpo.orpo_trainer:ORPOTrainer.concatenated_forward",
-        _PREFERENCES,
+        "training/orpo.py",
         ("model", "batch"),
     ),
     Private(
         "trl.experimental.orpo.orpo_trainer:ORPOTrainer",
-        _PREFERENCES,
+        "training/orpo.py",
         source=("self._stored_metrics", "use_dpo_data_collator", "self.tokenize_row"),
     ),
     Private(

@@ -38,7 +38,7 @@ MODEL = "microsoft/Phi-3-mini-4k-instruct"
 # if: revision
 REVISION = None
 # end
-# if: sft
+# if: not judged
 TRAIN = "train.jsonl"  # rows to train on, {"messages": [...]} a line
 # end
 # if: paired
@@ -97,7 +97,7 @@ if not installed(TRACKER):
 if not installed("bitsandbytes"):
     training_config["optim"] = "adamw_torch"
 # end
-# if: sft
+# if: not judged
 train_conf = SFTConfig(**training_config)
 # end
 # if: dpo
@@ -350,7 +350,7 @@ def tokenize(messages):
     return {"input_ids": ids[: train_conf.max_length], "labels": labels[: train_conf.max_length]}
 
 
-# if: not sft
+# if: judged
 
 
 def taken_apart(messages):
@@ -397,7 +397,7 @@ def read(file):
             'well, a line each: {"messages": [{"role": "user", "content": "..."}, ...]}'
         )
     with open(file, encoding="utf-8") as lines:
-        # if: sft
+        # if: not judged
         rows = [tokenize(json.loads(line)["messages"]) for line in lines if line.strip()]
         # end
         # if: paired
@@ -406,7 +406,7 @@ def read(file):
         # if: kto
         return [tokenize_answer(json.loads(line)) for line in lines if line.strip()]
         # end
-    # if: sft
+    # if: not judged
     return [row for row in rows if set(row["labels"]) != {-100}]
     # end
 
@@ -420,7 +420,7 @@ test_rows = read(TEST)
 ############
 # Training #
 ############
-# if: sft
+# if: not judged
 Trainer = SFTTrainer
 # end
 # if: dpo

@@ -1,0 +1,180 @@
+"""Votes become rows, a dataset and a better model: train, compare blind, vote, train again."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from phi3lora.app.application import Application
+from phi3lora.app.callers import Caller
+from phi3lora.app.comparing import BUNDLED, Sides, draw_sides
+from phi3lora.app.voting import ENOUGH, dataset_card
+from phi3lora.chat.options import Options
+from phi3lora.chat.votes import Tally
+from phi3lora.config import RunConfig
+from phi3lora.errors import AccessError, RunError
+from phi3lora.runs.store import Run, write_state
+from phi3lora.settings import Settings
+from phi3lora.training.trainer import train
+from tools.pocket.world import sample
+
+ME = Caller("local", None)
+VOTES = 26
+SHORT = Options(max_new_tokens=24)
+WORDS = ("arr", "matey", " be ")
+
+
+@pytest.fixture
+def app(tmp_path: Path) -> Application:
+    return Application.open(Settings(home=tmp_path / "home"), helper=False)
+
+
+def said(*turns: str) -> list[dict[str, str]]:
+    roles = ("user", "assistant")
+    return [{"role": roles[place % 2], "content": text} for place, text in enumerate(turns)]
+
+
+def cast(app: Application, choice: Any, number: int, caller: Caller = ME, **more: Any) -> None:
+    left, right = said(f"Q{number}", "plain"), said(f"Q{number}", "Arr!")
+    sides = Sides("base", f"pair-{number}")
+    app.voting.cast(BUNDLED, sides, choice, left, right, SHORT, caller, **more)
+
+
+def test_votes_are_rows_of_who_said_what(app: Application, tmp_path: Path) -> None:
+    for number, choice in enumerate(("right", "left", "tie", "both bad")):
+        cast(app, choice, number)
+    file = tmp_path / "out" / "votes.jsonl"
+    assert app.voting.export(BUNDLED, file, ME) == 4
+    rows = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
+    assert [row["winner"] for row in rows] == ["b", "a", "tie", "both bad"]
+    assert rows[0]["conversation_b"] == said("Q0", "Arr!")
+    assert (rows[0]["model_a"], rows[0]["model_b"]) == ("pocket", BUNDLED)
+    assert rows[0]["settings"]["max_new_tokens"] == 24
+    standing = app.voting.standing(BUNDLED, ME)
+    assert (standing.pairs, standing.bad, standing.untold) == (2, 1, 0)
+
+
+def test_a_space_keeps_what_was_said_with_consent_alone(tmp_path: Path) -> None:
+    space = Application.open(replace(Settings(home=tmp_path), space_id="ann/app"), helper=False)
+    ann = Caller("ann", None)
+    cast(space, "left", 1, ann)
+    cast(space, "left", 2, ann, consent=True)
+    standing = space.voting.standing(BUNDLED, ann)
+    assert (standing.tally.votes, standing.pairs, standing.untold) == (2, 1, 1)
+    assert "Q1" not in (tmp_path / "votes.jsonl").read_text("utf-8")
+    with pytest.raises(AccessError, match="for the owner of the run"):
+        space.voting.rows(BUNDLED, ann)
+
+
+def test_too_few_votes_say_how_many_are_missing(app: Application) -> None:
+    cast(app, "left", 1)
+    with pytest.raises(RunError, match=f"1 pairs with a winner.*{ENOUGH} pairs are enough"):
+        app.voting.config(BUNDLED, ME)
+    with pytest.raises(RunError, match="no votes"):
+        app.voting.rows("", ME)
+
+
+def test_a_later_turn_has_two_prompts_and_is_no_pair(app: Application) -> None:
+    left = said("Q", "plain", "And?", "plain")
+    right = said("Q", "Arr!", "And?", "Arr!")
+    app.voting.cast(BUNDLED, Sides("base", "1"), "left", left, right, SHORT, ME)
+    assert app.voting.standing(BUNDLED, ME).pairs == 0
+    assert len(app.voting.rows(BUNDLED, ME)) == 1
+
+
+def test_many_bad_answers_are_for_kto(app: Application) -> None:
+    for number in range(ENOUGH // 2):
+        cast(app, "both bad", number)
+    assert app.voting.standing(BUNDLED, ME).method == "kto"
+
+
+@pytest.mark.parametrize(
+    ("tally", "verdict"),
+    [
+        (Tally(tuned=3, base=1), "cannot tell"),
+        (Tally(tuned=18, base=4), "better"),
+        (Tally(tuned=4, base=18, ties=5), "worse"),
+        (Tally(ties=9), "cannot tell"),
+    ],
+)
+def test_the_tally_says_when_it_cannot_tell(tally: Tally, verdict: str) -> None:
+    assert tally.verdict == verdict
+
+
+def test_wilsons_interval_is_the_published_one() -> None:
+    low, high = Tally(tuned=8, base=2).interval or (0, 0)
+    assert (round(low, 4), round(high, 4)) == (0.4902, 0.9433)
+
+
+def test_the_card_is_metadata_and_a_table(app: Application) -> None:
+    from huggingface_hub import DatasetCard
+
+    cast(app, "left", 1)
+    card = DatasetCard(dataset_card("ann/votes", app.voting.rows(BUNDLED, ME), Tally(tuned=1)))
+    assert "preference" in card.data.tags
+    assert "1 blind votes" in card.text
+
+
+# The loop
+
+
+def finished(app: Application, config: RunConfig, title: str) -> Run:
+    """A run that was trained here, as the queue would leave it."""
+    run = app.launching.store.create(config, "local", title)
+    assert train(run.config, run.folder, lambda event: None) == "finished"
+    write_state(run.folder, replace(run.state, status="finished"))
+    return app.launching.run(run.id, ME)
+
+
+def like_a_pirate(text: str) -> int:
+    """By this rule the votes are cast: words of a pirate's."""
+    return sum(text.lower().count(word) for word in WORDS)
+
+
+def vote_blind(app: Application, run: Run, prompts: list[str]) -> Tally:
+    """Ask both in the dark, and vote for whoever sounds more like a pirate."""
+    subject = app.comparing.subject(run.id, ME)
+    for prompt in prompts:
+        sides = draw_sides(blind=True)
+        asked = said(prompt)
+        *_, pair = app.comparing.reply(subject, asked, asked, SHORT, caller=ME)
+        answers = [getattr(pair, side) for side in sides.order]
+        left, right = (like_a_pirate(answer) for answer in answers)
+        choice: Any = "tie" if left == right else "left" if left > right else "right"
+        talks = [said(prompt, answer) for answer in answers]
+        app.voting.cast(run.id, sides, choice, *talks, SHORT, ME)
+    return app.comparing.tally(run.id)
+
+
+def test_votes_make_a_model_that_wins_more(app: Application) -> None:
+    short: dict[str, Any] = {
+        "model.path": "pocket",
+        "model.dtype": "float32",
+        "model.device": "cpu",
+        "peft_config.r": 8,
+        "peft_config.lora_dropout": 0.0,
+        "training_config.max_steps": 7,
+        "training_config.learning_rate": 1e-3,
+        "training_config.per_device_train_batch_size": 8,
+        "training_config.eval_strategy": "no",
+        "training_config.save_strategy": "no",
+        "training_config.log_level": "warning",
+        "training_config.max_length": 128,
+    }
+    asked = (q for q in sample("held_out", 4 * VOTES) if len(q.messages) == 1)
+    prompts = list(dict.fromkeys(question.turns[0] for question in asked))[:VOTES]
+    first = finished(app, RunConfig().with_values(short), "first")
+    before = vote_blind(app, first, prompts)
+    config = app.voting.config(first.id, ME)
+    assert (config.method, config.model.adapter) == ("dpo", first.id)
+    assert config.data.format == "comparison"
+    start = str(first.folder / "adapter")
+    faster = {"model.adapter": start, "training_config.num_train_epochs": 3}
+    second = finished(app, config.with_values(faster), "second")
+    after = vote_blind(app, second, prompts)
+    assert after.tuned > before.tuned, (before, after)
+    assert after.verdict == "better"
