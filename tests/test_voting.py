@@ -17,7 +17,7 @@ from phi3lora.chat.options import Options
 from phi3lora.chat.votes import Tally
 from phi3lora.config import RunConfig
 from phi3lora.errors import AccessError, RunError
-from phi3lora.runs.store import Run, write_state
+from phi3lora.runs.store import Run, changed
 from phi3lora.settings import Settings
 from phi3lora.training.trainer import train
 from tools.pocket.world import sample
@@ -126,7 +126,7 @@ def finished(app: Application, config: RunConfig, title: str) -> Run:
     """A run that was trained here, as the queue would leave it."""
     run = app.launching.store.create(config, "local", title)
     assert train(run.config, run.folder, lambda event: None) == "finished"
-    write_state(run.folder, replace(run.state, status="finished"))
+    changed(run, status="finished")
     return app.launching.run(run.id, ME)
 
 

@@ -70,22 +70,19 @@ def judged_rows(
     """Rows of preferences as `prepare` has them: `messages`, `rejected`, tokens, and `good`."""
     found = held_out_rows(tokenizer, [row["messages"] for row in rows], max_length)
     return [
-        _judged(row, values["labels"], values["rejected_input_ids"], values["rejected_labels"])
-        if values["good"]
-        else _bad(row, values["input_ids"], values["labels"])
+        _judged(row, values) if values["good"] else _bad(row, values["input_ids"], values["labels"])
         for row, values in zip(found, rows, strict=True)
     ]
 
 
-def _judged(
-    row: HeldOutRow, labels: list[int], rejected: list[int], rejected_labels: list[int]
-) -> HeldOutRow:
+def _judged(row: HeldOutRow, values: Mapping[str, Any]) -> HeldOutRow:
     """A better answer, with the worse one where there is one; what is compared carries loss."""
     return replace(
         row,
-        supervised=[label != IGNORED for label in labels],
-        rejected_ids=rejected,
-        rejected_supervised=[label != IGNORED for label in rejected_labels],
+        input_ids=values["input_ids"],
+        supervised=[label != IGNORED for label in values["labels"]],
+        rejected_ids=values["rejected_input_ids"],
+        rejected_supervised=[label != IGNORED for label in values["rejected_labels"]],
     )
 
 

@@ -19,6 +19,7 @@ from phi3lora.checks import Check
 from phi3lora.config import POCKET, RunConfig
 from phi3lora.errors import AccessError, ConfigError, DataError, Phi3LoraError
 from phi3lora.hub.access import SUGGESTED_MODELS
+from phi3lora.methods import BY_METHOD
 from phi3lora.recipes import load_recipe, recipes
 from phi3lora.training.preflight import Preflight
 from phi3lora.ui import form, show
@@ -90,6 +91,7 @@ class TrainPage:
                 "model.path", choices=["auto", POCKET, *SUGGESTED_MODELS], min_width=240, scale=2
             )
             self.fields.add("model.quantization", min_width=160)
+            self.fields.add("method", min_width=160)
         with gr.Row():
             for name in ADAPTER:
                 self.fields.add(name, min_width=150)
@@ -123,10 +125,16 @@ class TrainPage:
             self.code = PlainCode(self.app)
 
     def _advanced(self) -> None:
+        self.methods: dict[str, gr.Accordion] = {}
         for section, name in form.SECTIONS.items():
             if section == "data":
                 continue
-            with gr.Accordion(name, open=False, elem_classes="fold inner"):
+            own = section in BY_METHOD.values()  # shown while its method is chosen
+            with gr.Accordion(
+                name, open=own, visible=not own, elem_classes="fold inner"
+            ) as accordion:
+                if own:
+                    self.methods[section] = accordion
                 names = [
                     spec.field
                     for spec in form.widgets()
@@ -246,6 +254,10 @@ class TrainPage:
         values = [kept.get(name, gr.skip()) for name in self.fields.by_name]
         return [gr.skip(), *values, *self.data.show_path(str(kept.get("data.path") or ""))]
 
+    def on_method(self, method: str) -> list[Any]:
+        """The options of the chosen method alone."""
+        return [gr.update(visible=BY_METHOD.get(method) == section) for section in self.methods]
+
     def on_bases(self, request: gr.Request) -> Any:
         """More bases to choose from; without the Hub those that were there."""
         try:
@@ -288,6 +300,8 @@ class TrainPage:
         self.data.wire()
         base = by_name["model.path"]
         base.focus(self.on_bases, None, base, **quiet)
+        method = by_name["method"]
+        method.change(self.on_method, method, list(self.methods.values()), **quiet)
         live = [self.derived, self.yaml, self.drawn]
         checked = {
             "fn": self.on_preflight,
