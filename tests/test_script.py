@@ -419,6 +419,9 @@ EVERYTHING: list[dict[str, Any]] = [
     {"peft_config.init_lora_weights": "pissa", "training_config.tf32": True},
     {"peft_config.init_lora_weights": "gaussian", "peft_config.slices": {"k": False}},
     {"model.adapter": "ann/pirate"},
+    {"method": "dpo"},
+    {"method": "kto", "data.test_size": 0},
+    {"method": "orpo"},
 ]
 
 
