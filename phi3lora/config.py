@@ -672,6 +672,21 @@ class RunConfig(Section):
         "What is trained: `peft` and `loralib` train LoRA adapters with the layers of that "
         "library, `none` trains every weight of the base model.",
     )
+    devices: int = option(
+        1,
+        "Devices",
+        "Number of GPUs that train this run together. Each takes batches of its own, so an update "
+        "covers as many times more rows.",
+        ge=1,
+        le=1024,
+    )
+    distributed: Literal["ddp", "fsdp2", "zero2", "zero3"] = option(
+        "ddp",
+        "Work between devices",
+        "How several GPUs share the work: `ddp` keeps the whole model on each, `zero2` spreads the "
+        "optimizer, `fsdp2` and `zero3` spread the weights too. Both `zero` need the package "
+        "deepspeed.",
+    )
     model: ModelConfig = Field(default_factory=ModelConfig, title="Model")
     data: DataConfig = Field(default_factory=DataConfig, title="Data")
     peft_config: PeftConfig = Field(default_factory=PeftConfig, title="Adapter")
@@ -746,9 +761,10 @@ class RunConfig(Section):
 
     @property
     def effective_batch(self) -> int:
-        """Rows behind one update, on one device."""
+        """Rows behind one update, on all devices."""
         training = self.training_config
-        return training.per_device_train_batch_size * training.gradient_accumulation_steps
+        rows = training.per_device_train_batch_size * training.gradient_accumulation_steps
+        return rows * self.devices
 
     @property
     def lora_scaling(self) -> float:
@@ -860,6 +876,7 @@ def _conflicts(config: RunConfig) -> Iterator[Problem]:
     yield from _adapter_conflicts(config)
     yield from _training_conflicts(config.training_config)
     yield from _pattern_conflicts(config.peft_config)
+    yield from _device_conflicts(config)
     yield from _metric_conflicts(config)
     yield from method_conflicts(config)
     if config.data.test_size == 0 and not config.data.test_split and needs_held_out(config):
@@ -868,6 +885,22 @@ def _conflicts(config: RunConfig) -> Iterator[Problem]:
             "0 holds nothing out, yet the training looks at held-out rows (best checkpoint, early "
             "stopping, or a schedule that watches the loss); hold some out, such as 0.1.",
         )
+
+
+def _device_conflicts(config: RunConfig) -> Iterator[Problem]:
+    """What several devices cannot do together."""
+    if config.devices == 1 or config.distributed not in ("fsdp2", "zero3"):
+        return
+    way, initial = config.distributed, config.peft_config.init_lora_weights
+    if config.model.quantization == "int8":
+        message = f"int8 weights cannot be spread by {way}; use nf4, or set distributed to ddp."
+        yield Problem("model.quantization", message)
+    if config.adapter == "peft" and initial in ("pissa", "pissa_niter_16", "olora", "loftq"):
+        message = (
+            f"{initial} starts from the base's whole weights, which {way} spreads over the "
+            "devices; set distributed to ddp, or start with true."
+        )
+        yield Problem("peft_config.init_lora_weights", message)
 
 
 def _pattern_conflicts(peft: PeftConfig) -> Iterator[Problem]:

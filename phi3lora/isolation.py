@@ -3,6 +3,7 @@
 environment = inherited(os.environ)     what a worker may see of the app's environment
 send_token(process, token)              by a pipe, which no process list shows
 token = receive_token()                 in the worker
+end_with_parent()                       this process lives no longer than its parent
 hide_process()                          /proc/PID/environ and memory are closed to neighbours
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -28,7 +30,7 @@ ALLOWED = re.compile(
 SECRET = re.compile(
     r"(?:^|_)(?:TOKENS?|KEYS?|PASS|PWD|AUTH|DSN)(?:_|$)|SECRET|PASSW|APIKEY|CREDENTIAL", re.I
 )
-PR_SET_DUMPABLE = 4  # of <linux/prctl.h>
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE = 1, 4  # of <linux/prctl.h>
 
 
 def inherited(environ: Mapping[str, str]) -> dict[str, str]:
@@ -61,3 +63,9 @@ def hide_process() -> None:
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
+
+
+def end_with_parent() -> None:
+    """Let this process be ended when the one that started it ends (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)

@@ -177,6 +177,12 @@ def method_conflicts(config: Any) -> Iterator[Problem]:
             "peft_config.target_modules",
             f"{method} reads the head's own weights; leave {HEAD} out.",
         )
+    if config.devices > 1 and config.distributed in ("fsdp2", "zero3"):
+        yield Problem(
+            "distributed",
+            f"{method} reads the head's own weights, which {config.distributed} spreads over the "
+            "devices; set it to ddp.",
+        )
     dpo = config.dpo_config
     if method == "dpo" and dpo.loss_type == "exo_pair" and dpo.label_smoothing == 0:
         message = "the loss exo_pair needs some smoothing; 0.001 is usual."

@@ -37,8 +37,7 @@ def describe(event: Event) -> str:
         case Evaluated():
             margin = event.reward_margin
             found = "" if margin is None else f", reward margin {margin:+.4f}"
-            loss = f"loss {event.loss:.4f}{found}"
-            return f"held-out rows at step {event.step}: {loss}, mean of batches"
+            return f"{words.HELD_OUT_LOSS}, at step {event.step}: {event.loss:.4f}{found}"
         case Saved():
             return f"saved step {event.step} in {event.path}"
         case Resumed():

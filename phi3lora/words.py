@@ -9,6 +9,11 @@ from __future__ import annotations
 
 import time
 
+# Two losses of the same rows: while training, each batch counts alike; in the report, each token.
+HELD_OUT = "held out, mean of batches"
+HELD_OUT_LOSS = "Held-out loss, mean of batches"
+LOSS_BY_TOKEN = "Loss by token"
+
 
 def count(number: float) -> str:
     """`12,345`."""

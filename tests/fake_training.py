@@ -26,6 +26,8 @@ from phi3lora.events import Ended, Saved, Stage, Step
 def train(config, folder, emit, should_stop, deadline, token, cache_folder, accept_changes):
     if config.title == "bad data":
         raise DataError("No rows fit.")
+    if config.title == "bad data on the second device" and os.environ.get("RANK") == "1":
+        raise DataError("No rows fit there.")
     if config.title == "bug":
         raise KeyError("surprise")
     if config.title == "leaky":
@@ -36,7 +38,7 @@ def train(config, folder, emit, should_stop, deadline, token, cache_folder, acce
         with open(folder / "big", "wb", buffering=0) as file:
             while True:
                 file.write(bytes(4096))
-    steps = 10_000 if config.title == "slow" else 3
+    steps = 10_000 if config.title in ("slow", "bad data on the second device") else 3
     for step in range(1, steps + 1):
         emit(Step(step=step, total_steps=steps, loss=1 / step))
         if should_stop():
@@ -59,6 +61,9 @@ def evaluate(config, folder, *, emit, should_stop, cache_folder, token):
     if config.title == "no proof":
         raise DataError("No rows were held out.")
     return Report()
+
+import phi3lora.runs.group
+phi3lora.runs.group.HANG_SECONDS = 0.2
 
 for name, function in (("training.trainer", train), ("evaluation.report", evaluate)):
     module = types.ModuleType("phi3lora." + name)

@@ -71,3 +71,50 @@ def test_every_package_has_its_layer() -> None:
     table = TEXT.split("## Layers", 1)[1].split("## Words", 1)[0]
     packages = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
     assert packages <= set(re.findall(r"`(\w+)`", table))
+
+
+CHANGES = re.findall(r"^\| (an? [^|]+) \| (\d) \| ([^|]+) \| `(\w+)` \|$", TEXT, flags=re.MULTILINE)
+
+
+def rooms_of(name: str) -> set[str]:
+    """Where a name is imported, used or spelt out; of phi3, classes of transformers and the type.
+
+    `models.phi3` is the one table that everybody may ask.
+    """
+    rooms = set()
+    for file in PACKAGE.rglob("*.py"):
+        said = set()
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom):
+                said |= {alias.name for alias in node.names}
+                said |= {*(node.module or "").split(".")} - {"phi3"}
+            elif isinstance(node, ast.Name | ast.Attribute):
+                said.add(node.id if isinstance(node, ast.Name) else node.attr)
+            elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+                said.add(node.target.id)
+            elif isinstance(node, ast.ClassDef):
+                said.add(node.name)
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                said.add(node.value)
+        own = {
+            word
+            for word in said
+            if re.fullmatch(r"Phi3[A-Z]\w+|phi3", word) and not word.startswith("Phi3Lora")
+        }
+        if own if name == "Phi3" else name in said:
+            rooms.add(file.relative_to(PACKAGE).parts[0])
+    return rooms
+
+
+@pytest.mark.parametrize(("change", "number", "files", "name"), CHANGES)
+def test_a_change_needs_the_rooms_that_the_table_says(
+    change: str, number: str, files: str, name: str
+) -> None:
+    named = {path.split("/")[0] for path in re.findall(r"`([\w/]+(?:/|\.py))`", files)}
+    assert len(named) == int(number), change
+    assert rooms_of(name) <= named, change
+    assert rooms_of(name) & named, change
+
+
+def test_every_change_of_the_table_is_tested() -> None:
+    assert len(CHANGES) == 5

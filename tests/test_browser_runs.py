@@ -112,7 +112,7 @@ def test_a_run_that_goes_on_is_followed_without_a_reload(place: Place) -> None:
     page = place.open(run)
     assert page.title().startswith("52 % · Pirate, rank 32")
     page.wait_for_selector("#loss-chart svg .curve")
-    assert points_of(page, "held out") == 1
+    assert points_of(page, "held out, mean of batches") == 1
     with EventLog(run.folder / "events.jsonl") as log:
         log.emit(Step(step=81, total_steps=135, loss=0.29))
         log.emit(Evaluated(step=81, loss=0.4))

@@ -16,8 +16,9 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
+from phi3lora.chat.answering import Room
 from phi3lora.chat.decoding import Row, advance
-from phi3lora.chat.engine import BusyError, ChatEngine, Room
+from phi3lora.chat.engine import BusyError, ChatEngine
 from phi3lora.chat.options import SETTINGS, Options
 from phi3lora.chat.packing import Packed
 from phi3lora.chat.sampling import LIKELY, TextStream, choose, generator
@@ -684,7 +685,7 @@ def test_any_fault_reaches_its_reader_and_the_next_is_answered(
     named = {"should_stop": broken} if place == "should_stop" else {}
     with monkeypatch.context() as patch:
         if place == "training":
-            patch.setattr("phi3lora.chat.engine.LOOK_SECONDS", 0.0)
+            patch.setattr("phi3lora.chat.engine.POLL_SECONDS", 0.0)
             training[0] = broken
         elif place == "open":
             engine.release()
@@ -834,7 +835,7 @@ def test_release_frees_and_the_next_question_loads_again(engine: ChatEngine) -> 
 def test_chat_makes_room_for_a_training_and_comes_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("phi3lora.chat.engine.LOOK_SECONDS", 0.01)
+    monkeypatch.setattr("phi3lora.chat.engine.POLL_SECONDS", 0.01)
     needed: list[int | None] = [None]
     engine = ChatEngine(Settings(home=tmp_path), training=lambda: needed[0])
     engine.load(POCKET)

@@ -247,3 +247,32 @@ def test_the_peak_of_the_final_evaluation_counts_where_it_is_the_larger() -> Non
     assert need.proof_bytes > 8 * 2176 * 2 * 32 * 3072 * 2
     without = changed.with_values({"evaluation.enabled": False})
     assert estimate_for(without, MINI, GPU).proof_bytes == 0
+
+
+@pytest.mark.parametrize(
+    ("way", "spread"),
+    [
+        ("ddp", set()),
+        ("zero2", {"gradients", "optimizer"}),
+        ("fsdp2", {"base", "adapter", "gradients", "optimizer"}),
+        ("zero3", {"base", "adapter", "gradients", "optimizer"}),
+    ],
+)
+def test_several_devices_share_what_their_way_spreads(way: str, spread: set[str]) -> None:
+    alone = estimate(config(), GPU, inspection())
+    four = estimate(config({"devices": 4, "distributed": way}), GPU, inspection())
+    smaller = {name for name, size in alone.parts.items() if 0 < four.parts[name] < size}
+    assert smaller == spread
+    assert all(four.parts[name] == alone.parts[name] // 4 for name in spread)
+    assert alone.steps
+    assert four.steps == -(-alone.steps // 4)
+    assert four.tokens == alone.tokens
+
+
+def test_a_base_that_one_card_does_not_hold_fits_four() -> None:
+    medium = BaseInfo("medium", None, None, 32064, 5120, 17920, 40, 40, 10, False, 4096)
+    # The final evaluation is one device's, which must hold the base whole.
+    whole = config({"training_config.gradient_checkpointing": True, "evaluation.enabled": False})
+    alone = estimate_for(whole, medium, GPU).memory_bytes
+    spread = whole.with_values({"devices": 4, "distributed": "fsdp2"})
+    assert alone > GPU.memory_total > estimate_for(spread, medium, GPU).memory_bytes

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import nbformat
 import pytest
@@ -17,7 +19,7 @@ from phi3lora.config import RunConfig
 from phi3lora.lora.adapters import attach_adapter, load_adapter, save_adapter
 from phi3lora.models.loading import load_model, load_tokenizer
 from phi3lora.runs.backends.local import devices
-from phi3lora.runs.export import default_output
+from phi3lora.runs.export import Kind, default_output
 from phi3lora.runs.store import Run, RunStore, changed
 from phi3lora.runs.worker import lock_one
 from phi3lora.settings import Settings
@@ -33,6 +35,9 @@ BASE = {
     "evaluation.rows": 3,
     "evaluation.max_new_tokens": 4,
 }
+
+PAGE = (Path(__file__).parent.parent / "docs" / "export.md").read_text(encoding="utf-8")
+EXPORTS = re.findall(r"^phi3lora export .*$", PAGE, re.MULTILINE)
 
 
 @pytest.fixture
@@ -208,22 +213,150 @@ def test_the_end_of_a_run_names_what_it_left(
     assert f"Model: {home.home}" in capsys.readouterr().err
 
 
-def test_a_gguf_of_a_run_says_the_tokens_of_its_merged_model(home: Settings) -> None:
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Run, Path]]:
+    """A run, and a folder in which every command of docs/export.md was run on it."""
+    folder = tmp_path_factory.mktemp("exported")
+    settings = Settings(home=folder / "home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PHI3LORA_HOME", str(settings.home))
+        patch.chdir(folder)
+        Path("notebook").mkdir()
+        run = ended(settings)
+        for line in EXPORTS:
+            call(*line.replace("RUN", run.id).split()[1:])
+        yield run, folder
+
+
+def test_everything_that_is_written_down_is_exported(exported: tuple[Run, Path]) -> None:
+    run, folder = exported
+    assert {line.split("--to ")[1].split()[0] for line in EXPORTS} == {*get_args(Kind)}
+    for line in EXPORTS:
+        output = line.split("--output ")[1]
+        assert (folder / output).exists()
+        told = call("export", run.id, *line.split()[3:], status=2).stderr
+        assert "exists already" in told
+    hidden = [path for path in folder.rglob(".*") if home_of(path) != folder / "home"]
+    assert not hidden
+    assert not list(run.folder.glob(".merged-*"))
+
+
+def home_of(path: Path) -> Path:
+    return next((one for one in path.parents if one.name == "home"), path)
+
+
+def test_a_gguf_of_a_run_says_the_tokens_of_its_merged_model(exported: tuple[Run, Path]) -> None:
     from transformers import AutoModelForCausalLM
 
-    run = ended(home)
-    call("export", run.id, "--to", "gguf", "--output", "pirate.gguf")
-    call("export", run.id, "--to", "merged", "--output", "merged")
-    merged = AutoModelForCausalLM.from_pretrained("merged", dtype=torch.float32)
-    read = AutoModelForCausalLM.from_pretrained(".", gguf_file="pirate.gguf", dtype=torch.float32)
+    _, folder = exported
+    merged = AutoModelForCausalLM.from_pretrained(folder / "pirate", dtype=torch.float32)
+    read = AutoModelForCausalLM.from_pretrained(
+        folder, gguf_file="pirate.gguf", dtype=torch.float32
+    )
     ids = torch.tensor([[5, 6, 7, 8]])
     settings = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": 2047}
     assert torch.equal(read.generate(ids, **settings), merged.generate(ids, **settings))
-    assert Path("pirate.Modelfile").read_text().startswith("FROM ./pirate.gguf\n")
-    assert not list(run.folder.glob(".merged-*"))
-    call("export", run.id, "--to", "gguf-adapter", "--output", "adapter.gguf")
-    assert Path("adapter.gguf").stat().st_size > 1000
-    assert (
-        "exists already"
-        in call("export", run.id, "--to", "gguf", "--output", "pirate.gguf", status=2).stderr
-    )
+    assert (folder / "pirate.Modelfile").read_text().startswith("FROM ./pirate.gguf\n")
+    lines = (folder / "pirate-adapter.Modelfile").read_text().splitlines()
+    assert lines[:2] == ["FROM ./base.gguf", "ADAPTER ./pirate-adapter.gguf"]
+
+
+def test_llama_cpp_says_the_tokens_of_the_merged_model(exported: tuple[Run, Path]) -> None:
+    """Whole, and as the base's own file with the adapter beside it."""
+    llama = pytest.importorskip("llama_cpp")
+    from transformers import AutoModelForCausalLM
+
+    from phi3lora.lora.gguf import write_model
+    from phi3lora.models.pocket import CHECKPOINT
+
+    _, folder = exported
+    if not (folder / "base.gguf").exists():
+        write_model(CHECKPOINT, folder / "base.gguf", "f16")
+    merged = AutoModelForCausalLM.from_pretrained(folder / "pirate", dtype=torch.float32)
+    ids = [5, 6, 7, 8]
+    expected = merged.generate(torch.tensor([ids]), max_new_tokens=12, do_sample=False)[0, 4:]
+    for more in (
+        {"model_path": str(folder / "pirate.gguf")},
+        {
+            "model_path": str(folder / "base.gguf"),
+            "lora_path": str(folder / "pirate-adapter.gguf"),
+        },
+    ):
+        model = llama.Llama(n_ctx=128, n_gpu_layers=0, verbose=False, **more)
+        said = []
+        for token in model.generate(ids, temp=0.0, repeat_penalty=1.0):
+            said.append(int(token))
+            if len(said) == len(expected):
+                break
+        assert said == expected.tolist()
+
+
+def test_onnx_of_a_run_says_the_tokens_of_its_merged_model(exported: tuple[Run, Path]) -> None:
+    """Opened by Microsoft's own reader, tokenizer included."""
+    genai = pytest.importorskip("onnxruntime_genai")
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    _, folder = exported
+    merged = AutoModelForCausalLM.from_pretrained(folder / "pirate", dtype=torch.float32)
+    model = genai.Model(str(folder / "pirate-onnx"))
+    for text in ("Name the color of a cherry.", "Arr! 你好"):
+        ids = AutoTokenizer.from_pretrained(folder / "pirate")(text).input_ids
+        assert genai.Tokenizer(model).encode(text).tolist() == ids
+        limits = genai.GeneratorParams(model)
+        limits.set_search_options(max_length=len(ids) + 12, do_sample=False)
+        generator = genai.Generator(model, limits)
+        generator.append_tokens(ids)
+        said = []
+        while not generator.is_done():
+            generator.generate_next_token()
+            said.append(int(generator.get_next_tokens()[0]))
+        expected = merged.generate(torch.tensor([ids]), max_new_tokens=12, do_sample=False)
+        assert said == expected[0, len(ids) :].tolist()
+
+
+def test_the_python_of_the_page_on_exports_runs(
+    exported: tuple[Run, Path], monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    pytest.importorskip("onnxruntime_genai")
+    monkeypatch.chdir(exported[1])
+    (code,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    exec(code, {})
+    assert capsys.readouterr().out.strip()
+
+
+def test_a_smaller_gguf_is_llama_cpps_own_work(
+    home: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What stands in here only writes its arguments down: which file, which kind."""
+    run = ended(home)
+    wanted = ("export", run.id, "--to", "gguf", "--precision", "q4_k_m", "--output", "q4.gguf")
+    monkeypatch.setenv("PATH", "bin:/usr/bin:/bin")
+    assert "llama-quantize" in call(*wanted, status=2).stderr
+    Path("bin").mkdir()
+    tool = Path("bin/llama-quantize")
+    tool.write_text('#!/bin/sh\necho "no such type" >&2\nexit 3\n')
+    tool.chmod(0o755)
+    assert "llama-quantize failed: no such type" in call(*wanted, status=2).stderr
+    assert not list(Path().glob("*q4*"))
+    tool.write_text('#!/bin/sh\ntest "$3" = Q4_K_M && head -c 4 "$1" > "$2"\n')
+    call(*wanted)
+    assert Path("q4.gguf").read_bytes() == b"GGUF"
+    assert not [path for path in Path().iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.parametrize(
+    ("kind", "more", "words"),
+    [
+        ("gguf", ["--precision", "int4"], "not for GGUF; take f16"),
+        ("onnx", ["--precision", "q8_0"], "not for ONNX on cpu; take f32"),
+        ("onnx", ["--precision", "f16"], "not for ONNX on cpu; take f32"),
+    ],
+)
+def test_a_precision_that_is_not_there_is_refused_before_merging(
+    home: Settings, kind: str, more: list[str], words: str
+) -> None:
+    run = ended(home)
+    told = call("export", run.id, "--to", kind, *more, "--output", "out", status=2).stderr
+    assert words in told
+    assert "Merging" not in told
+    assert not Path("out").exists()

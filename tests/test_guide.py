@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import typer.main
+from typer.testing import CliRunner
 
 from phi3lora.cli import app
 from phi3lora.config import parse_setting
+from phi3lora.hub import access
 from phi3lora.recipes import load_recipe, recipes
+from phi3lora.runs.store import Run, RunStore, changed
+from phi3lora.settings import Settings
+from tests.hub import LoopbackHub
+from tests.published import base_files
 
 REPOSITORY = Path(__file__).parent.parent
 GUIDE = (REPOSITORY / "docs" / "guide.md").read_text(encoding="utf-8")
@@ -62,6 +70,8 @@ QUICK: dict[str, Any] = {
     "training_config.gradient_accumulation_steps": 1,
 }
 
+MORE = {"training_config.max_steps": 3, "training_config.warmup_steps": 0}
+
 
 @pytest.fixture(scope="module")
 def earlier(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
@@ -71,8 +81,7 @@ def earlier(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folders = {kind: tmp_path_factory.mktemp(kind) for kind in ("peft", "loralib")}
     for kind, folder in folders.items():
         # The first step of a warm-up changes nothing yet.
-        steps = {"training_config.max_steps": 3, "training_config.warmup_steps": 0}
-        wanted = load_recipe("pocket")[0].with_values({**QUICK, **steps, "adapter": kind})
+        wanted = load_recipe("pocket")[0].with_values({**QUICK, **MORE, "adapter": kind})
         assert train(wanted, folder, lambda event: None) == "finished"
     return {"RUN": folders["peft"], "FILE": next((folders["loralib"] / "adapter").glob("*.pt"))}
 
@@ -113,16 +122,70 @@ def test_training_further_begins_where_the_checkpoint_ended(
 
 @pytest.mark.parametrize("line", [line for line in COMMANDS if " example:" in line])
 def test_every_look_at_bundled_data_shows_it(line: str) -> None:
-    from typer.testing import CliRunner
-
     done = CliRunner().invoke(app, shlex.split(line)[1:])
     assert done.exit_code == 0, done.output
     assert "supervised" in done.output
 
 
-def test_the_script_of_a_recipe_holds_the_very_lines_of_the_guide(tmp_path: Path) -> None:
-    from typer.testing import CliRunner
+DONE = ("phi3lora train ", "phi3lora inspect example:", "phi3lora export pocket ")
+OTHERS = [line for line in dict.fromkeys(COMMANDS) if not line.startswith(DONE)]
+SAYS = {  # a word of what each says, or leaves behind
+    "export RUN --to loralib": ".pt",
+    "export RUN --to merged": "model.safetensors",
+    "export RUN --to notebook": "train.ipynb",
+    "import FILE": "adapter_model.safetensors",
+    "runs show RUN --lines 40": "finished",
+    "runs show RUN --json": '"status": "finished"',
+    "inspect HuggingFaceH4/ultrachat_200k": "supervised",
+    "evaluate RUN": "loss by token",
+    "chat --adapter RUN": "tuned",
+    "push RUN --repo USER/NAME": "/ann/pirate",
+    "runs resume RUN": "is queued",
+}
 
+
+@pytest.fixture
+def home(
+    earlier: dict[str, Path],
+    hub: LoopbackHub,
+    settings: Settings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Run:
+    """The run, at home where ann sits, with a Hub that has what the guide names."""
+    hub.add_user("ann", token="hf_ann")
+    hub.add_repo("model", "microsoft/Phi-3-mini-4k-instruct", files=base_files())
+    row = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]}
+    rows = {"data/train_sft.jsonl": (json.dumps(row) + "\n").encode() * 20}
+    card = b"---\nconfigs:\n- config_name: default\n  data_files:\n"
+    card += b"  - split: train_sft\n    path: data/train_sft.jsonl\n---\n"
+    rows["README.md"] = card
+    hub.add_repo("dataset", "HuggingFaceH4/ultrachat_200k", files=rows)
+    for name, value in {"HF_TOKEN": "hf_ann", "PHI3LORA_HOME": str(settings.home)}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(access, "_IDENTITIES", {})
+    monkeypatch.chdir(tmp_path)
+    run = RunStore(settings).create(load_recipe("pocket")[0].with_values(QUICK | MORE))
+    shutil.copytree(earlier["RUN"], run.folder, dirs_exist_ok=True)
+    return changed(run, status="finished", outcome="finished", message="", exit_status=0)
+
+
+@pytest.mark.parametrize("line", OTHERS)
+def test_every_other_command_runs(line: str, home: Run, earlier: dict[str, Path]) -> None:
+    if "resume" in line:
+        changed(home, status="stopped", outcome="stopped")
+    names = {"RUN": home.id, "FILE": str(earlier["FILE"]), "USER/NAME": "ann/pirate"}
+    given = [names.get(word, word) for word in shlex.split(line)[1:]]
+    done = CliRunner().invoke(app, given, input="Hello\n" if " chat " in line else None)
+    assert done.exit_code == 0, done.output
+    (says,) = [says for start, says in SAYS.items() if line.startswith(f"phi3lora {start}")]
+    left = " ".join(str(path) for path in Path.cwd().rglob("*"))
+    assert says in done.output + left
+    if "resume" in line:
+        assert CliRunner().invoke(app, ["runs", "follow", home.id]).exit_code == 0
+
+
+def test_the_script_of_a_recipe_holds_the_very_lines_of_the_guide(tmp_path: Path) -> None:
     (line,) = [line for line in COMMANDS if line == "phi3lora export pocket --to script"]
     script = tmp_path / "train.py"
     done = CliRunner().invoke(app, [*shlex.split(line)[1:], "--output", str(script)])

@@ -1,4 +1,4 @@
-"""The processes that look at data: what hangs, grows, crashes or raises there harms nobody else."""
+"""The processes that run preflights: what hangs, grows, crashes or raises harms nobody else."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import sys
 import threading
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,10 @@ NO = Limits()
 def add(one: int, two: int) -> int:
     sys.stdout.write("what a library prints is no answer\n")
     return one + two
+
+
+def warn() -> None:
+    warnings.warn("This is deprecated.", FutureWarning, stacklevel=1)
 
 
 def spin() -> None:
@@ -93,6 +98,14 @@ def helper() -> Any:
 
 def test_an_answer_comes_back(helper: Helper) -> None:
     assert [helper.ask(add, (number, 1), NO) for number in range(3)] == [1, 2, 3]
+
+
+def test_what_libraries_tell_their_developers_is_not_passed_on(
+    helper: Helper, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A command's helper writes where the command does."""
+    helper.ask(warn, (), NO)
+    assert "deprecated" not in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -187,23 +200,23 @@ def pool(tmp_path: Path) -> Any:
     pool.close()
 
 
-def test_one_person_has_one_look_at_a_time_and_others_go_on(
+def test_one_person_has_one_preflight_at_a_time_and_others_go_on(
     pool: PreflightPool, tmp_path: Path
 ) -> None:
     flags = [str(tmp_path / name) for name in ("one", "two", "three")]
     answers: list[str] = []
 
-    def look(flag: str) -> None:
+    def found(flag: str) -> None:
         answers.append(pool._call("eve", wait_for, flag))
 
-    eve = [threading.Thread(target=look, args=(flag,), daemon=True) for flag in flags]
+    eve = [threading.Thread(target=found, args=(flag,), daemon=True) for flag in flags]
     for thread in eve:
         thread.start()
     until(lambda: pool._of["eve"] + pool._waiting["eve"] == len(eve))
     assert (pool._of["eve"], pool._waiting["eve"]) == (1, 2)
     with pytest.raises(Phi3LoraError, match="2 previews of yours are waiting"):
         pool._call("eve", add, 1, 1)
-    assert pool._call("ann", add, 1, 1) == 2, "eve's look leaves room for ann's"
+    assert pool._call("ann", add, 1, 1) == 2, "eve's preflight leaves room for ann's"
     for flag in flags:
         Path(flag).touch()
     for thread in eve:
@@ -218,7 +231,7 @@ def until(true: Any) -> None:
         time.sleep(0.02)
 
 
-def test_two_endless_looks_stop_nobody(pool: PreflightPool) -> None:
+def test_two_endless_preflights_stop_nobody(pool: PreflightPool) -> None:
     pool._limits = Limits(seconds=0.3)
     for person in ("eve", "mallory", "eve"):
         with pytest.raises(Phi3LoraError, match="was ended"):
@@ -252,7 +265,7 @@ def test_an_odd_path_gets_words(path: str, tmp_path: Path) -> None:
     assert preflights._data_key(config, None) == preflights._data_key(config, None)
 
 
-def test_a_real_look(pool: PreflightPool) -> None:
+def test_a_real_preflight(pool: PreflightPool) -> None:
     config = RunConfig().with_values({"data.path": "example:pirate", "model.path": "pocket"})
     look = pool.preflight(config, person="ann")
     assert look.inspection.kept == 400

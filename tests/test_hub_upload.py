@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -403,3 +404,52 @@ def test_training_arguments_hold_no_token_and_make_no_space(tmp_path: Path) -> N
     arguments = SFTConfig(str(tmp_path), use_cpu=True, **_arguments(TrainingConfig(), None))
     assert (arguments.hub_token, arguments.push_to_hub) == (None, False)
     assert arguments.trackio_static_space_id is False
+
+
+@pytest.mark.parametrize(
+    ("settings", "rank", "why"),
+    [
+        ({"r": 8, "lora_alpha": 16}, None, ""),
+        ({"r": 64, "lora_alpha": 16, "use_rslora": True}, 64, ""),
+        ({"r": 24, "lora_alpha": 24}, 32, ""),
+        # Slices q and v of a fused layer: twice the rank and twice alpha, the same factor.
+        (
+            {
+                "r": 16,
+                "lora_alpha": 32,
+                "rank_pattern": {"qkv_proj": 32},
+                "alpha_pattern": {"qkv_proj": 64},
+            },
+            32,
+            "",
+        ),
+        (
+            {"r": 16, "lora_alpha": 32, "rank_pattern": {"qkv_proj": 32}},
+            None,
+            "layers with factors of their own",
+        ),
+        (
+            {"r": 8, "lora_alpha": 8, "use_dora": True, "bias": "all"},
+            None,
+            "DoRA and trained biases",
+        ),
+        ({"r": 8, "lora_alpha": 8, "modules_to_save": ["lm_head"]}, None, "modules_to_save"),
+        ({"r": 1024, "lora_alpha": 8}, None, "a rank over 512"),
+    ],
+)
+def test_the_card_says_how_to_serve_it(
+    tmp_path: Path, settings: dict[str, Any], rank: int | None, why: str
+) -> None:
+    facts = collect(make_run(tmp_path / "run", {"model.path": "microsoft/Phi-3.5-mini-instruct"}))
+    facts = replace(facts, settings=settings, base=Origin("ann/base", on_hub=True))
+    text = write_card(facts, "ann/pirate").partition("## Serve it")[2].partition("## ")[0]
+    assert "phi3lora serve --adapter ann/pirate" in text
+    base = facts.base.name
+    if why:
+        assert f"do not take {why} in an adapter" in text
+        assert "vllm serve" not in text
+    else:
+        flag = f" --max-lora-rank {rank}" if rank else ""
+        line = f"vllm serve {base} --enable-lora{flag} --lora-modules pirate=ann/pirate"
+        assert line in text.splitlines()
+    assert "\nvllm serve ann/pirate\n" in write_card(facts, "ann/pirate", merged=True)

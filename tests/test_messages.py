@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import pickle
 from pathlib import Path
@@ -9,14 +10,23 @@ from typing import Any
 
 import pytest
 import torch
+from matplotlib.axes import Axes
 
+from phi3lora.app.views import Follower
 from phi3lora.config import RunConfig
 from phi3lora.errors import AdapterError, ModelError, TrainingError
+from phi3lora.evaluation.metrics import METRICS
 from phi3lora.events import Evaluated
+from phi3lora.hub import card
+from phi3lora.hub.facts import collect
 from phi3lora.lora.loralib.layers import read_loralib
 from phi3lora.models.loading import load_model
+from phi3lora.runs.store import RunStore
+from phi3lora.settings import Settings
 from phi3lora.training.failures import explained
+from phi3lora.ui.curves import loss_curves
 from phi3lora.wording import describe
+from tests import stage
 
 
 class Code:
@@ -81,5 +91,17 @@ def test_the_log_is_free_of_advice_about_kernels() -> None:
         logging.captureWarnings(False)
 
 
-def test_the_two_held_out_losses_are_told_apart() -> None:
+def test_the_two_held_out_losses_are_told_apart(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mean of batches while training, by token in the report: on page, card and terminal."""
     assert "mean of batches" in describe(Evaluated(step=4, loss=1.5))
+    assert next(metric.title for metric in METRICS if metric.name == "loss") == "Loss by token"
+    run = stage.finished(RunStore(settings))
+    view = Follower(RunStore(settings)).view(run)
+    curves = json.loads(loss_curves(run.id, view))["curves"]
+    assert [curve["name"] for curve in curves] == ["training", "held out, mean of batches"]
+    labels: list[str] = []
+    monkeypatch.setattr(Axes, "plot", lambda axes, *_, label, **__: labels.append(label))
+    card.draw_losses(collect(run.folder))
+    assert labels == ["training", "held out, mean of batches"]

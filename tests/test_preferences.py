@@ -225,6 +225,7 @@ def test_kto_learns_from_single_answers_too(tmp_path: Path) -> None:
             "peft_config.target_modules",
         ),
         ({"method": "dpo", "dpo_config.loss_type": "exo_pair"}, "dpo_config.label_smoothing"),
+        ({"method": "dpo", "devices": 2, "distributed": "fsdp2"}, "distributed"),
         (
             {"method": "sft", "training_config.metric_for_best_model": "rewards/margins"},
             "training_config.metric_for_best_model",

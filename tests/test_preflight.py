@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import namedtuple
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -361,3 +362,72 @@ def test_a_damaged_start_is_red(earlier: Path, tmp_path: Path, settings: Setting
         (folder / name).write_bytes(content)
         red = check(preflight(config(model__adapter=str(folder)), settings), "Adapter")
         assert (red.level, name in red.found, red.fixes) == ("red", True, ())
+
+
+@pytest.mark.parametrize(
+    ("changes", "gpus", "level", "said", "values"),
+    [
+        ({"devices": 4}, "0,1", "red", "the machine has 2", {"devices": 2}),
+        ({"devices": 2}, "", "red", "the machine has no GPU", {"devices": 1}),
+        (
+            {"devices": 2, "distributed": "zero3"},
+            "0,1",
+            "red",
+            "needs the package deepspeed",
+            {"distributed": "ddp"},
+        ),
+        (
+            {"devices": 2, "distributed": "fsdp2", "model.device": "cpu"},
+            "0,1",
+            "red",
+            "a CPU has none",
+            {"distributed": "ddp"},
+        ),
+        (
+            {"devices": 2, "model.device": "cpu"},
+            "0,1",
+            "amber",
+            "2 processes share this CPU",
+            {"devices": 1},
+        ),
+    ],
+)
+def test_devices_that_are_not_there_or_cannot_share(
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+    changes: dict[str, Any],
+    gpus: str,
+    level: str,
+    said: str,
+    values: dict[str, Any],
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", gpus)
+    wanted = config().with_values(changes)
+    found = [one for one in preflight(wanted, settings).checks if said in one.found]
+    assert [one.level for one in found] == [level]
+    assert found[0].fixes[0].values == values
+    mended = preflight(wanted.with_values(values), settings).checks
+    assert not any(said in one.found for one in mended)
+
+
+def test_zerogpu_lends_one_device(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    lent = replace(settings, zero_gpu=True)
+    found = check_of(preflight(config(devices=2), lent), "ZeroGPU lends one")
+    assert found.level == "red"
+
+
+def check_of(look: Preflight, said: str) -> Check:
+    return next(check for check in look.checks if said in check.found)
+
+
+def test_a_pass_is_filled_on_every_device(
+    rows: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
+    look = preflight(
+        config(rows, devices=4, training_config__per_device_train_batch_size=4), settings
+    )
+    data = check(look, "Data")
+    assert "Not even one pass of 16 rows" in data.found
+    assert data.fixes[0].values == {"training_config.per_device_train_batch_size": 2}

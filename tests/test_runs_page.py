@@ -163,9 +163,9 @@ def test_ticked_runs_share_a_chart_and_their_differences_are_named(app: Any) -> 
     curves = json.loads(shown[2])["curves"]
     assert [curve["name"] for curve in curves] == [
         "One, training",
-        "One, held out",
+        "One, held out, mean of batches",
         "Two <b>, training",
-        "Two <b>, held out",
+        "Two <b>, held out, mean of batches",
     ]
     assert "peft_config.r" in shown[3]
     assert "peft_config.lora_alpha" not in shown[3]

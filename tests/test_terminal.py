@@ -74,7 +74,7 @@ PREPARED = Prepared(
             "step 3/9, loss 1.2346, learning rate 2.00e-04, gradient 0.500, 1,234 tokens/s, "
             "1 min 01 s left",
         ),
-        (Evaluated(step=4, loss=1.5), "held-out rows at step 4: loss 1.5000, mean of batches"),
+        (Evaluated(step=4, loss=1.5), "Held-out loss, mean of batches, at step 4: 1.5000"),
         (
             Saved(step=4, path="checkpoints/checkpoint-4"),
             "saved step 4 in checkpoints/checkpoint-4",

@@ -115,16 +115,16 @@ def test_a_turn_ends_with_its_run(settings: Settings) -> None:
     emitted: list[object] = []
 
     def fail_in_turn() -> None:
-        with worker.turn(run, store, emitted.append, lambda: False) as device:
-            assert device == "cpu"
+        with worker.turn(run, store, emitted.append, lambda: False) as held:
+            assert held == ["cpu"]
             assert worker.lock_one(settings, ["cpu"]) is None
             raise KeyError
 
     with pytest.raises(KeyError):
         fail_in_turn()
     assert worker.lock_one(settings, ["cpu"])
-    with worker.turn(run, store, emitted.append, lambda: True) as device:
-        assert device is None
+    with worker.turn(run, store, emitted.append, lambda: True) as held:
+        assert held is None
     assert emitted == []
 
 

@@ -37,11 +37,10 @@ from phi3lora.settings import Settings
 from phi3lora.strict_yaml import front_matter
 
 if TYPE_CHECKING:
-    from phi3lora.chat.whole import Chat
-    from phi3lora.runs.backends.zerogpu import LentChat
+    from phi3lora.chat.answering import Answering
 
 Kind = Literal["base", "adapter", "loralib", "model"]
-ANSWER_FRAME = 0.08  # seconds between two looks at a growing answer
+ANSWER_FRAME = 0.08  # seconds between two frames of a growing answer
 FEW = 3  # prompts of a report, below which the pocket model's are suggested too
 LONGEST_PROMPT = 160
 BOTH: tuple[Side, ...] = ("base", "tuned")
@@ -88,7 +87,7 @@ class Sides:
 
     @property
     def order(self) -> tuple[Side, Side]:
-        """Left and right."""
+        """Whose answer stands left, and whose right."""
         return ("base", "tuned") if self.left == "base" else ("tuned", "base")
 
 
@@ -107,7 +106,7 @@ class Comparing:
         self.settings = settings
         self._store, self._views, self._callers = store, views, callers
         self._book = VoteBook(settings.home / "votes.jsonl")
-        self._engine: Chat | LentChat | None = None
+        self._engine: Answering | None = None
         self._lock = threading.Lock()
 
     # What a name means
@@ -206,14 +205,14 @@ class Comparing:
                 last = time.monotonic()
                 yield pair
 
-    def engine(self) -> Chat | LentChat:
+    def engine(self) -> Answering:
         """The chat, shared by everybody; it loads nothing before it is asked."""
         with self._lock:
             if self._engine is None:
                 self._engine = self._new_engine()
             return self._engine
 
-    def _new_engine(self) -> Chat | LentChat:
+    def _new_engine(self) -> Answering:
         if self.settings.zero_gpu:
             from phi3lora.runs.backends.zerogpu import LentChat
 

@@ -1,4 +1,4 @@
-"""Choosing data: search and suggestions, parts of a Hub dataset, uploads, a look at rows.
+"""Choosing data: search and suggestions, parts of a Hub dataset, uploads.
 
 datasets = Datasets(settings, store, preflights)
 datasets.search("pirate", caller)              what the Hub has, or suggestions

@@ -19,6 +19,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +32,7 @@ from phi3lora.isolation import hide_process, inherited
 
 PACKAGE_PARENT = Path(__file__).parents[2]
 GIB = 2**30
-LOOK_SECONDS = 0.1  # how often a helper's memory is asked for while it computes
+POLL_SECONDS = 0.1  # how often a helper's memory is read while it computes
 
 
 class HelperDied(Exception):
@@ -86,7 +87,7 @@ class Helper:
     def _wait(self, answers: int, limits: Limits) -> None:
         """Until an answer comes, or a limit is reached."""
         began = time.monotonic()
-        while not select.select([answers], [], [], LOOK_SECONDS)[0]:
+        while not select.select([answers], [], [], POLL_SECONDS)[0]:
             if limits.seconds is not None and time.monotonic() - began > limits.seconds:
                 self.end()
                 raise Phi3LoraError(
@@ -138,6 +139,7 @@ def serve() -> None:
     if os.environ.get("PHI3LORA_STRANGERS"):
         hide_process()
     logging.basicConfig(level=logging.ERROR)
+    warnings.simplefilter("ignore")  # what libraries say to their developers
     asked: queue.SimpleQueue[Any] = queue.SimpleQueue()
     threading.Thread(target=_read, args=(asked,), daemon=True).start()
     while True:

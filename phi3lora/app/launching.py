@@ -23,8 +23,10 @@ from phi3lora.config import RunConfig
 from phi3lora.errors import Phi3LoraError, RunError
 from phi3lora.hub.backup import RunRepo, list_runs
 from phi3lora.hub.jobs import JobRequest
+from phi3lora.models.hardware import visible_gpus
 from phi3lora.runs import bin
 from phi3lora.runs.copies import restore
+from phi3lora.runs.group import dismiss
 from phi3lora.runs.life import holder
 from phi3lora.runs.permission import check_paths
 from phi3lora.runs.queue import Queue
@@ -39,6 +41,7 @@ from phi3lora.runs.store import (
     with_whole_paths,
 )
 from phi3lora.settings import Settings
+from phi3lora.training.launcher import as_launched, is_first, launched
 from phi3lora.training.offers import Offer
 from phi3lora.training.preflight import Preflight, blocking
 
@@ -101,6 +104,11 @@ class Launching:
 
     # Before a run, and its beginning
 
+    @property
+    def devices(self) -> int:
+        """How many GPUs of this machine may train a run together; 0 where it has none."""
+        return 1 if self.settings.zero_gpu else len(visible_gpus())
+
     def preflight(
         self, config: RunConfig, caller: Caller, job: JobRequest | None = None
     ) -> Preflight:
@@ -139,7 +147,9 @@ class Launching:
             like = run.state.flavor == flavor and _same_base(run, config)
             if run.status == "finished" and like:
                 step = self._views.view(run).step
-                return step.tokens_per_second if step else None
+                if step is None or step.tokens_per_second is None:
+                    return None
+                return step.tokens_per_second * config.devices / run.config.devices
         return None
 
     def launch(
@@ -179,8 +189,8 @@ class Launching:
         Raises RunError while it has nothing whole to begin from.
         """
         stored = self.settings.runs_folder / run.id
-        known = stored.exists() and stored.samefile(run.folder)
-        return further(run, run.id if known else str(run.folder.resolve()))
+        is_stored = stored.exists() and stored.samefile(run.folder)
+        return further(run, run.id if is_stored else str(run.folder.resolve()))
 
     def launch_in(
         self,
@@ -205,8 +215,30 @@ class Launching:
                 f"folder, or delete that run with `phi3lora runs delete {folder}`."
             )
         if run.status in ACTIVE or run.status == "finished":
+            dismiss(config.model.device == "cpu")
             return run
         return self.queue.submit(run, caller.token)
+
+    # Among several processes that `torchrun` or `accelerate launch` started
+
+    def as_launched(self, config: RunConfig) -> RunConfig:
+        """The config with as many devices as there are processes; ConfigError if it wants others.
+
+        Without a launcher the config as it is.
+        """
+        return as_launched(config) if launched() else config
+
+    def takes_part(self) -> bool:
+        """Whether this process trains what another one launches, and has nothing to decide."""
+        return launched() and not is_first()
+
+    def take_part(self, config: RunConfig, caller: Caller) -> None:
+        """Train what the first process launches, to its end. Raises what the training raises."""
+        from phi3lora.isolation import end_with_parent
+        from phi3lora.runs.member import take_part
+
+        end_with_parent()
+        take_part(config.model.device == "cpu", self.settings, caller.token)
 
     # What is done to a run
 
@@ -333,7 +365,7 @@ class Launching:
             )
         name, descriptor = held
         try:
-            take(name)
+            take([name])
             yield
         finally:
             os.close(descriptor)

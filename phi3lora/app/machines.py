@@ -70,7 +70,7 @@ class Machines:
         except Phi3LoraError as error:  # the data can be looked at all the same
             found = self._preflights.preflight(config, caller.token, None, caller.name)
             return replace(found, checks=[*found.checks, Check("Job", "red", str(error))])
-        place = Elsewhere(hardware_of(flavor), flavor.disk)
+        place = Elsewhere(hardware_of(flavor), flavor.disk, flavor.cards)
         kept = config.with_values({"hub.backup": True})
         found = self._preflights.preflight(kept, token, measured, caller.name, place)
         checks = [*found.checks, *self._may_leave(config, who, caller.name, token)]

@@ -31,7 +31,7 @@ from phi3lora.training.offers import Offer, hardware_of, offers
 from phi3lora.training.preflight import Elsewhere, Preflight, preflight
 
 WORKERS = 2  # a long preflight of one visitor leaves room for another's
-KEPT = 32
+CACHED = 32
 OF_STRANGERS = Limits(seconds=60, bytes=4 * GIB)
 PATIENCE = 90.0  # seconds that a preflight waits for a helper
 MOST_WAITING = 2  # preflights of one person, beside the one that is computed
@@ -45,7 +45,7 @@ class Preflights:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._kept: OrderedDict[str, Any] = OrderedDict()
+        self._cache: OrderedDict[str, Any] = OrderedDict()
         self._keeping = threading.Lock()
         self._hardware: Hardware | None = None
 
@@ -67,9 +67,9 @@ class Preflights:
         Raises Phi3LoraError where a helper reached its bounds or failed.
         """
         key = _data_key(config, token, elsewhere)
-        known, asked = self._kept.get(key), (config, self._settings, token)
+        cached, asked = self._cache.get(key), (config, self._settings, token)
         done: Preflight = self._call(
-            person, _preflight, *asked, known, tokens_per_second, person, elsewhere
+            person, _preflight, *asked, cached, tokens_per_second, person, elsewhere
         )
         if done.inspection is not None:
             self._keep(key, done.inspection)
@@ -85,8 +85,8 @@ class Preflights:
     ) -> list[Offer]:
         """What a run would take on each machine of the Hub. Raises HubError."""
         key = _data_key(config, token, Elsewhere(hardware_of(flavors[-1])))
-        known, asked = self._kept.get(key), (config, self._settings, token)
-        inspection, found = self._call(person, offers, *asked, known, flavors, speeds)
+        cached, asked = self._cache.get(key), (config, self._settings, token)
+        inspection, found = self._call(person, offers, *asked, cached, flavors, speeds)
         if inspection is not None:
             self._keep(key, inspection)
         return list(found)
@@ -113,9 +113,9 @@ class Preflights:
 
     def _keep(self, key: str, inspection: Any) -> None:
         with self._keeping:
-            self._kept[key] = inspection
-            while len(self._kept) > KEPT:
-                self._kept.popitem(last=False)
+            self._cache[key] = inspection
+            while len(self._cache) > CACHED:
+                self._cache.popitem(last=False)
 
 
 class PreflightPool(Preflights):
@@ -198,7 +198,7 @@ class PreflightPool(Preflights):
 def _data_key(config: RunConfig, token: str | None, elsewhere: Elsewhere | None) -> str:
     """Equal where the same rows become the same tokens for the same caller.
 
-    A file is known by its size and time as well: it may have been edited since. Which base `auto`
+    Of a file, its size and time count as well: it may have been edited since. Which base `auto`
     is depends on the machine.
     """
     parts = [

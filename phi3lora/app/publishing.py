@@ -22,8 +22,16 @@ from phi3lora.app.callers import SIGN_IN, Caller, check_may_train
 from phi3lora.config import RunConfig
 from phi3lora.errors import ConfigError, HubError, Phi3LoraError, Problem, RunError
 from phi3lora.events import Loaded
-from phi3lora.lora.gguf import Precision
-from phi3lora.runs.export import ARCHIVE, CODE, Kind, default_output, export, export_code
+from phi3lora.runs.export import (
+    ARCHIVE,
+    CODE,
+    PLAIN,
+    Form,
+    Kind,
+    default_output,
+    export,
+    export_code,
+)
 from phi3lora.runs.permission import check_paths
 from phi3lora.runs.store import ACTIVE, Run
 from phi3lora.settings import Settings
@@ -34,7 +42,9 @@ if TYPE_CHECKING:
 
 Tell = Callable[[str], None]
 Progress = Callable[[float], None]
-Take = Literal["adapter", "merged", "gguf", "script", "notebook", "log"]  # one file each
+Take = Literal[
+    "adapter", "merged", "gguf", "gguf-adapter", "onnx", "script", "notebook", "log"
+]  # one file each
 LARGEST_DOWNLOAD = 2 * 2**30  # bytes of weights that pass through a browser
 LONGEST_NAME = 60
 TERMINAL_SIGN_IN = (
@@ -156,11 +166,21 @@ class Publishing:
         caller: Caller,
         *,
         portable: bool = False,
-        precision: Precision = "f16",
+        form: Form = PLAIN,
+        tell: Tell = lambda message: None,
+        share: Progress | None = None,
     ) -> Path:
-        """Write a merged model, a GGUF file, a loralib checkpoint or plain code of a run."""
-        place = output or default_output(kind, run.id)
-        return export(run, kind, place, token=caller.token, portable=portable, precision=precision)
+        """Write a merged model, GGUF, ONNX, a loralib checkpoint or plain code of a run."""
+        return export(
+            run,
+            kind,
+            output or default_output(kind, run.id),
+            token=caller.token,
+            portable=portable,
+            form=form,
+            tell=tell,
+            share=share,
+        )
 
     def code(
         self,
@@ -197,18 +217,17 @@ class Publishing:
             result = check_publishable(run)
             name = f"{result.name}-{run.id}"
             return Path(shutil.make_archive(str(folder / name), "zip", result))
-        return self._whole_model(run, "merged" if kind == "merged" else "gguf", folder, caller)
+        if kind != "gguf-adapter":
+            self._check_small(run, kind)
+        return self._archived(run, cast(Kind, kind), folder, caller)
 
     def _log(self, run: Run, folder: Path) -> Path:
         if not (run.folder / "log.txt").is_file():
             raise RunError("The log is empty so far.")
         return Path(shutil.copyfile(run.folder / "log.txt", folder / f"log-{run.id}.txt"))
 
-    def _whole_model(
-        self, run: Run, kind: Literal["merged", "gguf"], folder: Path, caller: Caller
-    ) -> Path:
-        """The base with its update in it, as one archive that is stored, not compressed."""
-        check_publishable(run)
+    def _check_small(self, run: Run, kind: str) -> None:
+        """Whether a whole model can be merged here and go through a browser. Raises RunError."""
         if self.settings.on_space:
             raise RunError("A whole model is merged on one's own machine, not on a Space.")
         sizes = [e.total_parameters for e in run.events()[0] if isinstance(e, Loaded)]
@@ -218,12 +237,16 @@ class Publishing:
                 f"The {kind} model has about {words.size(2 * parameters)}, too much for a browser; "
                 f"`phi3lora export {run.id} --to {kind}` writes it beside you."
             )
+
+    def _archived(self, run: Run, kind: Kind, folder: Path, caller: Caller) -> Path:
+        """An export, and what lies beside it, as one archive that is stored, not compressed."""
+        check_publishable(run)
         files = folder / "files"
         files.mkdir()
         place = files / default_output(kind, run.id)
         self.export(run, kind, place, caller)
         archive = folder / f"{kind}-{run.id}.zip"
-        root = place if kind == "merged" else files
+        root = place if place.is_dir() else files
         with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as packed:
             for file in sorted(path for path in root.rglob("*") if path.is_file()):
                 packed.write(file, file.relative_to(root))

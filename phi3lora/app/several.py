@@ -46,7 +46,7 @@ class Several:
         """What is compared, with a value for each run: losses, status, then settings."""
         return [
             ("Training loss", [*map(words.figure, self.losses)]),
-            ("Held-out loss", [*map(words.figure, self.held_out)]),
+            (words.HELD_OUT_LOSS, [*map(words.figure, self.held_out)]),
             ("Status", [run.status for run in self.runs]),
             *self.settings.items(),
         ]

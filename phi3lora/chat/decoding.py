@@ -53,7 +53,7 @@ class Row:
 
     @property
     def bytes(self) -> int:
-        """Memory of the cache."""
+        """Bytes of keys and values that are held, used or not."""
         return self.store.nbytes if self.store is not None else 0
 
     def reserve(self, model: PreTrainedModel, length: int) -> None:

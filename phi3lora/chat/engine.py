@@ -22,27 +22,25 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from phi3lora import words
-from phi3lora.chat.options import Options, Pair, Side
-from phi3lora.chat.requests import Request, never
+from phi3lora.chat.answering import Answering, Room, Tell
+from phi3lora.chat.options import Pair
+from phi3lora.chat.requests import Request
 from phi3lora.config import ModelConfig
 from phi3lora.errors import ModelError, Phi3LoraError
 from phi3lora.settings import Settings
 
 if TYPE_CHECKING:
     from phi3lora.chat.serving import Serving
-    from phi3lora.data.conversation import Message
 
 MOST_ACTIVE = 8  # requests that are answered together
 MOST_WAITING = 32  # requests in the queue; more are refused
-LOOK_SECONDS = 1.0  # how often the engine looks whether a training needs its memory
+POLL_SECONDS = 1.0  # how often the engine checks whether a training needs its memory
 RELOAD_PATIENCE = 3.0  # times the loading time that a base is kept while another is waited for
 BYTES = {"none": 0, "nf4": 0.6, "fp4": 0.6, "int8": 1.1}  # of a weight; 0: by its precision
-ALIVE_SECONDS = 0.5  # how often a reader looks whether the model's thread lives
+ALIVE_SECONDS = 0.5  # how often a reader checks whether the model's thread lives
 log = logging.getLogger(__name__)
 
 
@@ -50,22 +48,12 @@ class BusyError(ModelError):
     """Too many people are asking, or a training has the memory. Asking later will do."""
 
 
-@dataclass(frozen=True)
-class Room:
-    """Whether a base can be in memory now, in bytes; `message` says what to do if not."""
-
-    fits: bool
-    need: int
-    free: int
-    message: str = ""
-
-
 def no_training() -> int | None:
-    """Nothing else computes here."""
+    """The bytes that a training may yet take, where nothing trains: None."""
     return None
 
 
-class ChatEngine:
+class ChatEngine(Answering):
     """Answers with base and tuned; one for the whole app, safe to use from any thread.
 
     Args:
@@ -79,81 +67,28 @@ class ChatEngine:
     ) -> None:
         self._turn_seconds = settings.turn_seconds
         self._training = training
-        self._default: tuple[ModelConfig, Path | None] = (ModelConfig(), None)
         self._changed = threading.Condition()
         self._waiting: deque[Request] = deque()
         self._active: list[Request] = []
         self._serving: Serving | None = None
         self._releasing = False
-        self._looked = 0.0
+        self._polled = 0.0
         self._thread: threading.Thread | None = None
 
     # What people call
 
-    def load(
-        self,
-        base: ModelConfig | str,
-        adapter: Path | None = None,
-        *,
-        token: str | None = None,
-        progress: Callable[[str], None] | None = None,
-    ) -> list[str]:
-        """Load a base, and an adapter beside it; later replies use them unless they name others.
-
-        Blocks; `progress` hears what is being done. Returns notices: what fell back, what to know.
-        Raises BusyError, ModelError, AdapterError or HubError.
-        """
-        base = ModelConfig(path=base) if isinstance(base, str) else base
-        request = Request(base, adapter, token=token)
+    def _load(self, request: Request, progress: Tell | None) -> list[str]:
         self._submit(request)
         for _ in self._news(request):
             while request.notes and progress is not None:
                 progress(request.notes.pop(0))
-        self._default = (base, adapter)
         return request.notices
 
-    def reply(
-        self,
-        messages: list[Message],
-        messages_tuned: list[Message] | None = None,
-        options: Options | None = None,
-        should_stop: Callable[[], bool] = never,
-        *,
-        base: ModelConfig | str | None = None,
-        adapter: Path | None = None,
-        sides: tuple[Side, ...] = ("base", "tuned"),
-        token: str | None = None,
-    ) -> Iterator[Pair]:
-        """Both answers as they grow; the last Pair is complete.
-
-        Args:
-            messages: the base column's conversation, ending with the user's words.
-            messages_tuned: the tuned column's, where it differs.
-            options: how to sample.
-            should_stop: asked between tokens; True ends both answers where they are.
-            base, adapter: what to answer with; what was loaded last by default. Without an
-                adapter only the base answers.
-            sides: which columns to fill.
-            token: the visitor's, for a base that the Hub gives to some only.
-
-        A reader that is slower than the model gets fewer, longer steps. Closing the iterator
-        cancels. Raises BusyError and ConfigError at once, ModelError, AdapterError and HubError
-        when the answer is read.
-        """
-        options = options or Options()
-        options.check()
-        model, adapter = self._named(base, adapter)
-        conversations: dict[Side, list[Message]] = {}
-        if "base" in sides or adapter is None:
-            conversations["base"] = messages
-        if "tuned" in sides and adapter is not None:
-            conversations["tuned"] = messages if messages_tuned is None else messages_tuned
-        request = Request(model, adapter, conversations, options, should_stop, token)
+    def _answer(self, request: Request) -> Iterator[Pair]:
         self._submit(request)
         return self._news(request)
 
     def release(self) -> None:
-        """Free the memory now. Requests load the base again, as soon as there is room."""
         with self._changed:
             self._releasing = self._serving is not None and self._alive()
             self._changed.notify_all()
@@ -161,10 +96,6 @@ class ChatEngine:
                 self._changed.wait(ALIVE_SECONDS)
 
     def fits(self, base: ModelConfig | str | None = None, token: str | None = None) -> Room:
-        """Whether a base can be in memory, beside a training if one computes.
-
-        Raises ModelError or HubError when there is no such base.
-        """
         return self._room(self._named(base, None)[0], token)
 
     @property
@@ -179,14 +110,6 @@ class ChatEngine:
         return len(self._waiting)
 
     # Requests, as their owners see them
-
-    def _named(
-        self, base: ModelConfig | str | None, adapter: Path | None
-    ) -> tuple[ModelConfig, Path | None]:
-        """What a call means by the base and adapter that it names or leaves out."""
-        if base is None:
-            return self._default[0], adapter or self._default[1]
-        return (ModelConfig(path=base) if isinstance(base, str) else base), adapter
 
     def _submit(self, request: Request) -> None:
         with self._changed:
@@ -255,18 +178,18 @@ class ChatEngine:
 
     def _wait_for_work(self) -> None:
         while True:
-            self._look_for_training()
+            self._make_way()
             with self._changed:
                 if self._waiting or self._active or self._releasing:
                     return
                 # A training may come to need the memory of a base that nobody uses.
-                self._changed.wait(LOOK_SECONDS if self._serving is not None else None)
+                self._changed.wait(POLL_SECONDS if self._serving is not None else None)
 
-    def _look_for_training(self) -> None:
+    def _make_way(self) -> None:
         """Release the base when a training needs its memory."""
-        if self._serving is None or time.monotonic() - self._looked < LOOK_SECONDS:
+        if self._serving is None or time.monotonic() - self._polled < POLL_SECONDS:
             return
-        self._looked = time.monotonic()
+        self._polled = time.monotonic()
         need = self._training()
         if need is not None and _free_memory(self._serving.base) < need:
             self._releasing = True

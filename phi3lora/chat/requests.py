@@ -33,7 +33,7 @@ def check_lengths(messages: Sequence[Mapping[str, Any]]) -> None:
 
 
 def never() -> bool:
-    """Nobody wants to stop."""
+    """A `should_stop` for an answer that nobody stops."""
     return False
 
 
@@ -74,7 +74,7 @@ class Request:
 
     @property
     def open_columns(self) -> list[Column]:
-        """Answers that go on."""
+        """The answers that have not ended."""
         return [column for column in self.columns.values() if not column.done]
 
     @property
@@ -100,7 +100,7 @@ class Request:
             self.changes += 1
 
     def finish(self, error: BaseException | None = None) -> None:
-        """Nothing more comes."""
+        """Mark it as answered, or as failed with an error, and wake its reader."""
         self.error, self.finished = error, True
         self.changes += 1
 

@@ -117,7 +117,7 @@ class Serving:
 
     @property
     def bytes_per_token(self) -> int:
-        """Of a row's cache."""
+        """Bytes of keys and values that one token of one row holds."""
         config = self.model.config
         head = config.hidden_size // config.num_attention_heads
         return int(

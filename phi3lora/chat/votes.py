@@ -94,13 +94,12 @@ class Tally:
     both_bad: int = 0
 
     def plus(self, vote: Vote) -> Tally:
-        """One more vote."""
+        """The tally with this vote counted in."""
         name = vote.winner or ("ties" if vote.choice == "tie" else "both_bad")
         return replace(self, **{name: getattr(self, name) + 1})
 
     @property
     def votes(self) -> int:
-        """All of them."""
         return self.tuned + self.base + self.ties + self.both_bad
 
     @property

@@ -15,9 +15,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from phi3lora.chat.answering import Tell
 from phi3lora.chat.engine import ChatEngine, no_training
-from phi3lora.chat.options import Options, Pair, Side
-from phi3lora.chat.requests import never
+from phi3lora.chat.options import Pair, Side
+from phi3lora.chat.requests import Request
 from phi3lora.config import ModelConfig
 from phi3lora.lora.result import result_in
 from phi3lora.settings import Settings
@@ -40,82 +41,39 @@ class Chat(ChatEngine):
         super().__init__(settings, training)
         self._tuned = ChatEngine(settings, training)
 
-    def load(
-        self,
-        base: ModelConfig | str,
-        adapter: Path | None = None,
-        *,
-        token: str | None = None,
-        progress: Callable[[str], None] | None = None,
-    ) -> list[str]:
-        """As `ChatEngine.load`; a whole model is loaded beside its base, if there is room."""
-        if adapter is None or not is_whole(adapter):
-            return super().load(base, adapter, token=token, progress=progress)
-        base = ModelConfig(path=base) if isinstance(base, str) else base
-        own = _own(base, adapter)
-        notices = super().load(base, token=token, progress=progress)
+    def _load(self, request: Request, progress: Tell | None) -> list[str]:
+        """A whole model is loaded beside its base, if there is room."""
+        if request.adapter is None or not is_whole(request.adapter):
+            return super()._load(request, progress)
+        own = _own(request.base, request.adapter)
+        notices = super()._load(Request(request.base, token=request.token), progress)
         if self._tuned.fits(own).fits:
             notices += self._tuned.load(own, progress=progress)
-        self._default = (base, adapter)
         return notices
 
-    def reply(
-        self,
-        messages: list[Message],
-        messages_tuned: list[Message] | None = None,
-        options: Options | None = None,
-        should_stop: Callable[[], bool] = never,
-        *,
-        base: ModelConfig | str | None = None,
-        adapter: Path | None = None,
-        sides: tuple[Side, ...] = ("base", "tuned"),
-        token: str | None = None,
-    ) -> Iterator[Pair]:
-        """As `ChatEngine.reply`; of a whole model the base answers first."""
-        named, adapter = self._named(base, adapter)
-        if adapter is None or not is_whole(adapter):
-            return super().reply(
-                messages,
-                messages_tuned,
-                options,
-                should_stop,
-                base=named,
-                adapter=adapter,
-                sides=sides,
-                token=token,
-            )
-        options = options or Options()
-        options.check()
-        asked = {"base": messages, "tuned": messages if messages_tuned is None else messages_tuned}
-        return self._one_by_one(
-            {side: asked[side] for side in sides}, options, should_stop, named, adapter, token
-        )
+    def _answer(self, request: Request) -> Iterator[Pair]:
+        """Of a whole model the base answers first."""
+        if request.adapter is None or not is_whole(request.adapter):
+            return super()._answer(request)
+        return self._one_by_one(request, _own(request.base, request.adapter))
 
     def release(self) -> None:
         """Free the memory of both now."""
         super().release()
         self._tuned.release()
 
-    def _one_by_one(
-        self,
-        asked: dict[Side, list[Message]],
-        options: Options,
-        should_stop: Callable[[], bool],
-        base: ModelConfig,
-        folder: Path,
-        token: str | None,
-    ) -> Iterator[Pair]:
+    def _one_by_one(self, request: Request, own: ModelConfig) -> Iterator[Pair]:
+        asked, options, should_stop = request.conversations, request.options, request.should_stop
         pair = Pair(done_base="base" not in asked)
         if "base" in asked:
-            if not self.fits(base, token).fits:
+            if not self.fits(request.base, request.token).fits:
                 self._tuned.release()
-            answers = super().reply(
-                asked["base"], None, options, should_stop, base=base, sides=("base",), token=token
-            )
-            for pair in answers:
+            alone: dict[Side, list[Message]] = {"base": asked["base"]}
+            for pair in super()._answer(
+                Request(request.base, None, alone, options, should_stop, request.token)
+            ):
                 yield replace(pair, done_tuned=pair.done and "tuned" not in asked)
         if "tuned" in asked:
-            own = _own(base, folder)
             if not self._tuned.fits(own).fits:
                 super().release()
             for answer in self._tuned.reply(asked["tuned"], None, options, should_stop, base=own):
@@ -125,7 +83,6 @@ class Chat(ChatEngine):
                     done_tuned=answer.done_base,
                     stopped_tuned=answer.stopped_base,
                     tokens_tuned=answer.tokens_base,
-                    prompt_tuned=answer.prompt_base,
                     note=answer.note,
                 )
 

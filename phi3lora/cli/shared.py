@@ -94,7 +94,7 @@ def pairs(option: str, texts: list[str] | None) -> dict[str, str] | None:
 
 
 def given(values: dict[str, Any]) -> dict[str, Any]:
-    """Those that were named."""
+    """The options that were given at the terminal, without those left at None."""
     return {name: value for name, value in values.items() if value is not None}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast
 
 import typer
 
@@ -22,8 +22,10 @@ from phi3lora.cli.shared import (
     sending,
     tell,
 )
+from phi3lora.cli.terminal import show_share
 from phi3lora.errors import ConfigError, Problem
 from phi3lora.models.phi3 import QKV
+from phi3lora.runs.export import Form, Precision
 
 
 @app.command()
@@ -36,11 +38,11 @@ def export(
         ),
     ],
     to: Annotated[
-        Literal["loralib", "merged", "gguf", "gguf-adapter", "script", "notebook"],
+        Literal["loralib", "merged", "gguf", "gguf-adapter", "onnx", "script", "notebook"],
         typer.Option(
             help="`loralib`: its checkpoint; `merged`: the base with the adapter in its weights; "
             "`gguf`: that as one file for llama.cpp and Ollama; `gguf-adapter`: the adapter alone, "
-            "for a base's GGUF file; "
+            "for a base's GGUF file; `onnx`: the merged model for onnxruntime-genai; "
             "`script`, `notebook`: what trains the same on transformers, peft and trl alone, with "
             "its rows beside it, as JSONL."
         ),
@@ -50,9 +52,16 @@ def export(
         typer.Option(metavar="PATH", help="Write it to this path, where nothing may be yet."),
     ] = None,
     precision: Annotated[
-        Literal["f16", "bf16", "q8_0"],
-        typer.Option(help="Keep a GGUF model's matrices in this precision."),
-    ] = "f16",
+        str | None,
+        typer.Option(
+            help="Keep the matrices in this precision. GGUF: f16 (the default), bf16, q8_0, and "
+            "smaller ones such as q4_k_m where llama-quantize is installed. ONNX: f32 (the default "
+            "on a CPU), int8, int4; f16 and bf16 on cuda."
+        ),
+    ] = None,
+    provider: Annotated[
+        Literal["cpu", "cuda"], typer.Option(help="Build an ONNX model for this kind of device.")
+    ] = "cpu",
     portable: Annotated[
         bool, typer.Option("--portable", help="Write code that names no folder of this machine.")
     ] = False,
@@ -67,9 +76,11 @@ def export(
         if changes:
             raise ConfigError([Problem("--set", "changes a YAML file or a recipe, not a run.")])
         found = application.launching.find(run, caller)
-        place = application.publishing.export(
-            found, to, output, caller, portable=portable, precision=precision
-        )
+        form = Form(cast(Precision | None, precision), provider)  # checked where it is known
+        with show_share("writing") as share:
+            place = application.publishing.export(
+                found, to, output, caller, portable=portable, form=form, tell=tell, share=share
+            )
     tell(f"Written: {place.resolve()}")
 
 

@@ -133,11 +133,15 @@ def train(
     """Train, and watch it.
 
     The checks of `estimate` come first; where one is red there is no run, and the exit status is 2.
-    Ctrl-C saves and stops; the same command with the same FOLDER goes on from there.
+    Ctrl-C saves and stops; the same command with the same FOLDER goes on from there. Under
+    `torchrun` or `accelerate launch` all processes train one run together.
     """
     job = job_request(on, flavor, at_most)
     application, caller = here(helper=True)  # so that this process stays small while it waits
-    checked = _what_to_train(config, start, changes)
+    checked = application.launching.as_launched(_what_to_train(config, start, changes))
+    if application.launching.takes_part():
+        application.launching.take_part(checked, caller)
+        return
     begin = _bytes_of(output / "events.jsonl") if output else 0
     try:
         if output is None:

@@ -66,7 +66,7 @@ class Kept(NamedTuple):
 
 @dataclass(frozen=True)
 class Recipe:
-    """How rows become tokens."""
+    """How rows of one source are read and rendered: format, limit, system prompt."""
 
     detected: Detected
     max_length: int | None

@@ -298,7 +298,7 @@ class _Stretch:
         return all(slot.answer for slot in self.slots)
 
     def text(self, messages: Sequence[Message]) -> str:
-        """What becomes tokens."""
+        """The whole text of a conversation, which is then tokenized."""
         text = self._join(self._kept, messages)
         text = text.lstrip(_SPACE) if self.strip_left else text
         return text.rstrip(_SPACE) if self.strip_right else text
@@ -614,7 +614,7 @@ def _parts_of(message: Message) -> tuple[bool, bool]:
 
 
 def _whole(tokenizer: Tokenizer) -> Tokenizer:
-    """Neither cuts nor pads."""
+    """The same tokenizer, made to neither cut nor pad."""
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer

@@ -14,6 +14,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from phi3lora import words
+
 ROUGES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 RESAMPLES = 2_000
 ENOUGH_ROWS = 8  # below, resampling so few rows finds too narrow an interval
@@ -135,7 +137,7 @@ PREFERENCES = (
     ),
 )
 METRICS = (
-    Metric("loss", "Loss", lambda row: row.nll, lambda row: row.tokens, False),
+    Metric("loss", words.LOSS_BY_TOKEN, lambda row: row.nll, lambda row: row.tokens, False),
     Metric("perplexity", "Perplexity", lambda row: row.nll, lambda row: row.tokens, False, np.exp),
     Metric("token_accuracy", "Token accuracy", lambda row: row.correct, lambda r: r.tokens, True),
     Metric("rouge1", "ROUGE-1", lambda row: row.rouge["rouge1"], _referenced, True),

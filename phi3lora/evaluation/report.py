@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from phi3lora import words
 from phi3lora.config import RunConfig
 from phi3lora.data.preparation import prepare
 from phi3lora.errors import DataError, RunError
@@ -113,7 +114,8 @@ class Report:
         if (margin := by_name.get("reward_margin")) is not None:
             return margin, f"good answers gained {margin.tuned:.3f} more reward than bad ones"
         loss = by_name["loss"]
-        return loss, f"its loss by token is {loss.tuned:.3f} instead of {loss.base:.3f}"
+        name = words.LOSS_BY_TOKEN.lower()
+        return loss, f"its {name} is {loss.tuned:.3f} instead of {loss.base:.3f}"
 
 
 def evaluate(

@@ -22,6 +22,7 @@ from typing import Any
 from phi3lora.config import POCKET
 from phi3lora.hub.client import INSTEAD, HubRequest, Kind, Tell, explained, with_retries
 from phi3lora.models.family import FAMILY
+from phi3lora.models.phi3 import PHI3
 
 OAUTH_TYPES = {"oauth", "app_token_as_user"}  # now, and before 2026
 CREATE_SCOPES = frozenset({"contribute-repos", "manage-repos"})
@@ -232,7 +233,7 @@ def _rows(kind: Kind, query: str, token: str | None, limit: int) -> list[Any]:
     else:
         return []
     if kind == "model":
-        options["filter"] = "phi3"
+        options["filter"] = PHI3.model_type
     rows: Iterable[Any]
     rows = api.list_models(**options) if kind == "model" else api.list_datasets(**options)
     return list(islice(rows, limit))

@@ -102,7 +102,7 @@ def _fetch(repo: str, commit: str, token: str | None, folder: Path) -> None:
 
 
 def _sizes(repo: str, commit: str, token: str | None) -> dict[str, int]:
-    """Bytes of each file."""
+    """Bytes of each file, by its path in the repository."""
     from huggingface_hub import HfApi
 
     with explained(HubRequest(repo, "model", commit, token)):

@@ -17,6 +17,7 @@ from typing import Any
 from phi3lora import words
 from phi3lora.errors import ConfigError, HubError
 from phi3lora.hub.client import is_hub_id
+from phi3lora.hub.engines import cannot_serve, serving_lines
 from phi3lora.hub.facts import Facts, Origin
 from phi3lora.redaction import redact
 from phi3lora.strict_yaml import front_matter
@@ -65,6 +66,7 @@ def write_card(facts: Facts, repo: str, *, merged: bool = False, picture: bool =
         _proof(facts),
         _samples(facts),
         f"## Load it\n\n```python\n{load_snippet(facts.base, repo, merged)}\n```",
+        _serve(facts, repo, merged),
         _trained_on(facts),
         _how(facts, picture),
         _limits(facts),
@@ -209,8 +211,22 @@ messages = [{{"role": "user", "content": "Who are you?"}}]
 print(chat(messages, max_new_tokens=100)[0]["generated_text"][-1]["content"])"""
 
 
+def _serve(facts: Facts, repo: str, merged: bool) -> str:
+    """A line for each engine that serves it; which ones refuse an adapter, and why."""
+    whole = merged or not facts.settings
+    if facts.base.name == "pocket":
+        lines, why = [] if whole else [f"phi3lora serve --adapter {repo}"], ""
+    else:
+        lines = serving_lines(facts.base.name, repo, None if whole else facts.settings)
+        why = "" if whole else cannot_serve(facts.settings)
+    if not lines:
+        return ""
+    note = f"\n\nvLLM and TGI do not take {why} in an adapter: serve a merged model." if why else ""
+    return "## Serve it\n\n```bash\n" + "\n".join(lines) + f"\n```{note}"
+
+
 def _trained_on(facts: Facts) -> str:
-    """The dataset, counted."""
+    """Table of the dataset: where from, licence, and rows kept and dropped."""
     data, counts = facts.data, facts.prepared
     rows = [("Dataset", _link(data, "dataset")), ("Split", facts.split)]
     rows += [("Revision", f"`{data.revision}`" if data.revision else "")]
@@ -329,7 +345,7 @@ def draw_losses(facts: Facts) -> bytes | None:
     axes.plot(*zip(*facts.losses, strict=True), color="#4f46e5", label="training")
     if facts.held_out_losses:
         steps, losses = zip(*facts.held_out_losses, strict=True)
-        axes.plot(steps, losses, "o-", color="#d97706", label="held out")
+        axes.plot(steps, losses, "o-", color="#d97706", label=words.HELD_OUT)
     axes.set_xlabel("step")
     axes.set_ylabel("loss, nats a token")
     axes.spines[["top", "right"]].set_visible(False)

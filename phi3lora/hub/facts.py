@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from phi3lora.config import POCKET, RunConfig, fields
-from phi3lora.errors import HubError
+from phi3lora.errors import AdapterError, HubError
 from phi3lora.events import (
     Ended,
     Evaluated,
@@ -25,6 +25,7 @@ from phi3lora.events import (
 )
 from phi3lora.hub.client import is_hub_id
 from phi3lora.inputs import accepted_changes
+from phi3lora.lora.folder import read_adapter_config
 from phi3lora.lora.starting import chain_of
 from phi3lora.methods import BY_METHOD
 from phi3lora.versions import library_versions
@@ -58,6 +59,7 @@ class Facts:
         comparisons: base against tuned, as `report.json` holds them.
         gained, lost: sample answers, likewise.
         changed: inputs that were not the same in all slices of the run, in words.
+        settings: `adapter_config.json`; empty for a whole model.
     """
 
     title: str
@@ -82,6 +84,7 @@ class Facts:
     lost: list[dict[str, Any]] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)
     changed: list[str] = field(default_factory=list)
+    settings: dict[str, Any] = field(default_factory=dict)
 
 
 def collect(folder: Path) -> Facts:
@@ -115,7 +118,15 @@ def collect(folder: Path) -> Facts:
         lost=report.get("lost", []),
         versions=library_versions(),
         changed=accepted_changes(folder),
+        settings=_settings(folder / "adapter"),
     )
+
+
+def _settings(adapter: Path) -> dict[str, Any]:
+    try:
+        return read_adapter_config(adapter)
+    except AdapterError:  # a whole model, or a run that has not ended
+        return {}
 
 
 def read_report(folder: Path) -> dict[str, Any]:

@@ -209,7 +209,6 @@ def _counting(file: Any, path: str, meter: Meter) -> Any:
 
 
 def size_of(content: bytes | Path) -> int:
-    """Bytes."""
     return len(content) if isinstance(content, bytes) else content.stat().st_size
 
 

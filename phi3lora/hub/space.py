@@ -147,7 +147,7 @@ def deploy_comparison(
 ) -> Deployed:
     """Make a Space that compares an adapter on the Hub with its base, or update it.
 
-    A private adapter needs the secret HF_TOKEN, with leave to read it. Raises HubError.
+    A private adapter needs the secret HF_TOKEN, with permission to read it. Raises HubError.
     """
     wanted = wanted or SpaceSettings()
     readable = check_access("model", adapter, token)

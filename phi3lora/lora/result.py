@@ -39,7 +39,7 @@ class Result:
 
     @property
     def noun(self) -> Noun:
-        """What people call it."""
+        """`model` or `adapter`, as messages name it."""
         return "model" if self.kind == "model" else "adapter"
 
     @property

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from phi3lora.config import PeftConfig, SliceConfig
@@ -146,7 +147,7 @@ def keep_slices_apart(model: nn.Module, peft: PeftConfig, adapter: str = "defaul
 
     parts, slices = slices_of(model), peft.slices or SliceConfig()
     shared: dict[tuple[str, int], _Inside] = {}  # the layers share their masks
-    masks: list[tuple[nn.Module, _Inside]] = []
+    masks: list[tuple[nn.Module, nn.Module, _Inside]] = []
     for path, layer in model.named_modules():
         name, module = _last(path), cast("Any", layer)
         if name not in PHI3.fused or not isinstance(layer, LoraLayer):
@@ -157,18 +158,30 @@ def keep_slices_apart(model: nn.Module, peft: PeftConfig, adapter: str = "defaul
             module.lora_A[adapter].weight.data *= sum(enabled)
         if (name, rank) not in shared:
             shared[name, rank] = _Inside(block_mask(parts[name], enabled, rank))
-        masks.append((module.lora_B[adapter], shared[name, rank]))
+        masks.append((cast("Any", layer), module.lora_B[adapter], shared[name, rank]))
     _look_after(masks)
     model.register_forward_pre_hook(lambda *_: _look_after(masks))
 
 
-def _look_after(masks: list[tuple[nn.Module, _Inside]]) -> None:
-    """See that the gradient of each B is kept inside its mask."""
-    for layer, inside in masks:
-        weight: Any = layer.weight
-        if getattr(weight, "slice_mask", None) is None and weight.requires_grad:
-            weight.slice_mask = inside.mask
+def _look_after(masks: list[tuple[nn.Module, nn.Module, _Inside]]) -> None:
+    """See that the gradient of each B is kept inside its mask.
+
+    A weight that is spread over several devices is whole, and another one, only while its layer
+    is computed: it is looked after there.
+    """
+    for layer, b, inside in masks:
+        weight: Any = b.weight
+        if getattr(weight, "slice_mask", None) is not None or not weight.requires_grad:
+            continue
+        weight.slice_mask = inside.mask
+        if hasattr(weight, "full_tensor"):
+            layer.register_forward_pre_hook(partial(_look_after_one, (layer, b, inside)))
+        else:
             weight.register_hook(inside)
+
+
+def _look_after_one(mask: tuple[nn.Module, nn.Module, _Inside], *_: Any) -> None:
+    _look_after([mask])
 
 
 class _Inside:

@@ -159,7 +159,7 @@ def _base_of(model: Any) -> BaseInfo:
 
 
 def _name(start: Path) -> str:
-    """What people called it: a run's copy is known by the last name of its chain."""
+    """What people called it: a run's copy has the last name of its chain."""
     folder = start.parent if start.is_file() else start
     chain = chain_of(folder.parent) if folder.name == START else []
     return chain[-1] if chain else start.name
@@ -173,7 +173,7 @@ def _alpha(config: RunConfig, file: Path) -> float | None:
 def _compare(model: Any, config: RunConfig, place: Path, name: str) -> None:
     """Raise AdapterError with all that differs between the adapter and the one attached."""
     if config.adapter == "loralib":
-        problems, known = _loralib_problems(model, config, place), ""
+        problems, trained = _loralib_problems(model, config, place), ""
     else:
         settings = lora_settings(place, read_adapter_config(place))
         problems = [
@@ -182,13 +182,13 @@ def _compare(model: Any, config: RunConfig, place: Path, name: str) -> None:
             *_scaling_problems(model, settings),
             *_slice_problems(model, place),
         ]
-        known = f" (r: {settings['r']}, lora_alpha: {settings['lora_alpha']})"
+        trained = f" (r: {settings['r']}, lora_alpha: {settings['lora_alpha']})"
     if problems:
         shown = "\n".join(f"  {problem}" for problem in problems[:SHOWN])
         more = f"\n  and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
         raise AdapterError(
             f"model.adapter: {name} is not the adapter that this run's options describe. Set "
-            f"peft_config as it was trained{known}:\n{shown}{more}"
+            f"peft_config as it was trained{trained}:\n{shown}{more}"
         )
 
 
@@ -240,30 +240,30 @@ def _shape_problems(
     return [*wrong, *missing, *vain]
 
 
-def _switch_problems(model: Any, known: Mapping[str, Any]) -> list[str]:
+def _switch_problems(model: Any, settings: Mapping[str, Any]) -> list[str]:
     """DoRA and rsLoRA compute otherwise with the same tensors."""
     config = model.peft_config["default"]
     return [
-        f"{name}: expected {getattr(config, name)} as in peft_config, got {known[name]}"
+        f"{name}: expected {getattr(config, name)} as in peft_config, got {settings[name]}"
         for name in ("use_dora", "use_rslora")
-        if getattr(config, name) != known[name]
+        if getattr(config, name) != settings[name]
     ]
 
 
-def _scaling_problems(model: Any, known: Mapping[str, Any]) -> list[str]:
+def _scaling_problems(model: Any, settings: Mapping[str, Any]) -> list[str]:
     """What the update is multiplied by, module by module."""
     from peft.tuners.lora import LoraLayer
     from peft.utils.other import get_pattern_key
 
     problems = []
-    alphas = known["alpha_pattern"]
+    alphas = settings["alpha_pattern"]
     for path, layer in model.named_modules():
         if not isinstance(layer, LoraLayer) or "default" not in layer.scaling:
             continue
         name = path.removeprefix("base_model.model.")
-        rank = known["rank_pattern"].get(name, known["r"])
-        alpha = alphas.get(get_pattern_key(list(alphas), name), known["lora_alpha"])
-        scaling = alpha / (rank**0.5 if known["use_rslora"] else rank)
+        rank = settings["rank_pattern"].get(name, settings["r"])
+        alpha = alphas.get(get_pattern_key(list(alphas), name), settings["lora_alpha"])
+        scaling = alpha / (rank**0.5 if settings["use_rslora"] else rank)
         if abs(scaling - layer.scaling["default"]) > 1e-6 * abs(scaling):
             problems.append(
                 f"{name} is scaled by {scaling:.4g} in it, by {layer.scaling['default']:.4g} here "

@@ -11,18 +11,15 @@ from __future__ import annotations
 
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from phi3lora.config import RunConfig
 from phi3lora.errors import AdapterError
 from phi3lora.lora.adapters import attach_adapter
 from phi3lora.lora.starting import check_start
 from phi3lora.lora.targets import count_parameters
-from phi3lora.models.base import BaseInfo
+from phi3lora.models.base import BaseInfo, shapes_of
 from phi3lora.models.phi3 import HEAD
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 
 def attach_on_trial(
@@ -42,10 +39,10 @@ def attach_on_trial(
     """
     check_head(config)
     # What follows depends on these sections alone; a form asks again at every change.
-    known = RunConfig(adapter=config.adapter, peft_config=config.peft_config).to_yaml()
-    counted = _count(known, base)
+    text = RunConfig(adapter=config.adapter, peft_config=config.peft_config).to_yaml()
+    counted = _count(text, base)
     if start is not None:
-        found = _compare(known, base, start, _version(start))
+        found = _compare(text, base, start, _version(start))
         notices = [] if notices is None else notices
         notices += found
     return counted
@@ -100,24 +97,3 @@ def check_head(config: RunConfig) -> None:
             f"loss reads its weights directly. Set peft_config.modules_to_save to [{HEAD}] to "
             "train it whole."
         )
-
-
-def shapes_of(base: BaseInfo) -> PreTrainedModel:
-    """The base's modules without their weights."""
-    import torch
-    from transformers import Phi3Config, Phi3ForCausalLM
-
-    settings = Phi3Config(
-        vocab_size=base.vocabulary,
-        hidden_size=base.hidden,
-        intermediate_size=base.intermediate,
-        num_hidden_layers=base.layers,
-        num_attention_heads=base.heads,
-        num_key_value_heads=base.key_value_heads,
-        tie_word_embeddings=base.tied,
-        pad_token_id=0,
-    )
-    with torch.device("meta"):
-        model: Any = Phi3ForCausalLM(settings)
-    model.files_folder = ""
-    return model

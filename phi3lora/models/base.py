@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from phi3lora.config import PHI3_MINI, POCKET
 from phi3lora.errors import ModelError
@@ -30,6 +30,9 @@ from phi3lora.hub.client import (
 from phi3lora.models.hardware import Hardware, detect_hardware
 from phi3lora.models.phi3 import LONGROPE_START, PHI3
 from phi3lora.models.pocket import CHECKPOINT
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 # Loading reads these and nothing else: no pickles, no code from the Hub.
 WEIGHTS = ["*.safetensors"]
@@ -362,3 +365,24 @@ def _info(path: str, config: dict[str, Any], folder: Path | None, commit: str | 
         max_length=positions,
         switch=int(switch) if longrope else None,
     )
+
+
+def shapes_of(base: BaseInfo) -> PreTrainedModel:
+    """The base's modules on torch's meta device: every name and shape, and no weights."""
+    import torch
+    import transformers
+
+    settings = getattr(transformers, PHI3.config_class)(
+        vocab_size=base.vocabulary,
+        hidden_size=base.hidden,
+        intermediate_size=base.intermediate,
+        num_hidden_layers=base.layers,
+        num_attention_heads=base.heads,
+        num_key_value_heads=base.key_value_heads,
+        tie_word_embeddings=base.tied,
+        pad_token_id=0,
+    )
+    with torch.device("meta"):
+        model: Any = getattr(transformers, PHI3.model_class)(settings)
+    model.files_folder = ""
+    return model

@@ -48,7 +48,7 @@ class Member:
 
     @cached_property
     def base(self) -> BaseInfo:
-        """Its numbers."""
+        """Layers, widths and heads; read from the folder, or as listed, without asking the Hub."""
         if self.shape is None:
             return check_base(self.path)
         vocabulary, hidden, intermediate, layers, heads, key_value_heads, tied = self.shape

@@ -13,12 +13,13 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
 from phi3lora import words
-from phi3lora.errors import ModelError
+from phi3lora.errors import ModelError, TrainingError
 
 Device = Literal["cpu", "cuda"]
 GIB = 2**30
@@ -166,16 +167,40 @@ def gpus_of_the_machine() -> int:
     return max(answer.stdout.count("GPU "), 1)
 
 
-def use_one_gpu() -> None:
+def visible_gpus(environ: Mapping[str, str] = os.environ) -> list[str]:
+    """The GPUs that a process may use, as CUDA_VISIBLE_DEVICES names them; without torch."""
+    visible = environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        names = [name.strip() for name in visible.split(",")]
+        return [name for name in names if name and name != "-1"]
+    return [str(index) for index in range(gpus_of_the_machine())]
+
+
+def use_one_gpu() -> str | None:
     """One process trains on one GPU; a launcher that gives each process its own says so.
 
-    Of several that are visible TRL would make a DataParallel, which it then refuses.
+    Of several that are visible TRL would make a DataParallel, which it then refuses. Returns what
+    to do to use them all, where others are left idle. Raises TrainingError where PyTorch has taken
+    hold of them already, so that they cannot be hidden.
     """
     import torch
 
-    if "LOCAL_RANK" not in os.environ and torch.cuda.device_count() > 1:
-        names = os.environ.get("CUDA_VISIBLE_DEVICES", "0")
-        os.environ["CUDA_VISIBLE_DEVICES"] = names.split(",")[0]
+    number = 0 if "LOCAL_RANK" in os.environ else torch.cuda.device_count()
+    if number < 2:
+        return None
+    all_of_them = (
+        f"To use them all, set devices to {number}, or start it with accelerate launch "
+        f"--num_processes {number}."
+    )
+    if torch.cuda.is_initialized():
+        raise TrainingError(
+            f"{number} GPUs are visible to one process, which trains on one, and PyTorch holds "
+            "them already. Set CUDA_VISIBLE_DEVICES=0 before the process starts. "
+            f"{all_of_them}"
+        )
+    names = os.environ.get("CUDA_VISIBLE_DEVICES", "0")
+    os.environ["CUDA_VISIBLE_DEVICES"] = names.split(",")[0]
+    return f"{number} GPUs are visible; this run trains on the first. {all_of_them}"
 
 
 def free_memory() -> None:

@@ -78,6 +78,7 @@ def load_model(
     token: str | None = None,
     notices: list[str] | None = None,
     cache_folder: Path | None = None,
+    spread: bool = False,
 ) -> PreTrainedModel:
     """The base on its device: for training without a cache, for chat with one and in eval mode.
 
@@ -88,6 +89,9 @@ def load_model(
         token: of the caller, for private and gated bases.
         notices: receives a line for each choice that fell back.
         cache_folder: where Hub files are kept.
+        spread: the weights will be spread over several devices. 4-bit ones are then stored as
+            numbers of the compute precision, four of them in one: only floats can be spread.
+            https://huggingface.co/docs/peft/accelerate/fsdp
 
     `name_or_path` of the result is the base's portable name, `files_folder` where its files lie.
     Raises ModelError or HubError.
@@ -96,6 +100,9 @@ def load_model(
     hardware = detect_hardware(model.device)
     base = check_base(resolve_path(model.path, hardware), model.revision, token, cache_folder)
     options = _load_options(model, base, hardware, notices, for_training)
+    if spread and model.quantization in {"nf4", "fp4"}:
+        four_bits = options["quantization_config"]
+        four_bits.bnb_4bit_quant_storage = four_bits.bnb_4bit_compute_dtype
     folder = fetch(base, token, cache_folder)
     loaded: Any = _from_folder(folder, base, options)
     loaded.files_folder = str(folder)

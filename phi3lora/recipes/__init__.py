@@ -45,3 +45,8 @@ def describe(name: str) -> str:
             break
         comment.append(line.lstrip("# "))
     return " ".join(comment)
+
+
+def launch_files() -> dict[str, Path]:
+    """Configurations for `accelerate launch --config_file`, by the name of how work is shared."""
+    return {file.stem: file for file in sorted((FOLDER / "accelerate").glob("*.yaml"))}

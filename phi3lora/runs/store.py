@@ -118,7 +118,7 @@ class RunState(BaseModel):
     message: str = ""
     outcome: str | None = None  # how the training ended, as `train` returned it
     exit_status: int | None = None  # 0 done, 1 could not go on or a fault of ours, 2 the user's
-    device: str = "cpu"  # in whose line it waits: `cpu` or `cuda`
+    device: str = "cpu"  # in whose queue it waits: `cpu` or `cuda`
     backend: BackendName = "local"  # where it computes
     flavor: str | None = None  # the machine that its Jobs run on
     at_most: float | None = None  # dollars that each of its Jobs may cost
@@ -133,7 +133,7 @@ class RunState(BaseModel):
 
 @dataclass(frozen=True)
 class Run:
-    """One training as it was on disk a moment ago; `refresh` looks again."""
+    """One training as it was on disk a moment ago; `refresh` reads it again."""
 
     folder: Path
     state: RunState
@@ -330,8 +330,8 @@ class RunStore:
                 f"The runs in {self.settings.runs_folder} cannot be listed: {error.strerror}. Give "
                 "this user the right to read it, or name another place in PHI3LORA_HOME."
             ) from None
-        found = {name: run for name in names if (run := self._look(name))}
-        seen = self._seen  # other threads look, too: read and replaced, never walked through
+        found = {name: run for name in names if (run := self._open(name))}
+        seen = self._seen  # other threads read, too: read and replaced, never walked through
         self._seen = {name: kept for name in found if (kept := seen.get(name))}
         return sorted(found.values(), key=lambda run: (run.state.created, run.id), reverse=True)
 
@@ -341,7 +341,7 @@ class RunStore:
 
     def get(self, run_id: str, owner: str) -> Run:
         """The owner's run of that id. Somebody else's does not exist for them: RunError."""
-        run = self._look(run_id) if ID.fullmatch(run_id) else None
+        run = self._open(run_id) if ID.fullmatch(run_id) else None
         if run is None or run.owner != owner:
             raise RunError(
                 f"There is no run {run_id!r}; `phi3lora runs list` names those there are."
@@ -384,7 +384,7 @@ class RunStore:
         finally:
             os.close(held)
 
-    def _look(self, name: str) -> Run | None:
+    def _open(self, name: str) -> Run | None:
         """The run in the folder of that name, read again only if its state was replaced."""
         if not ID.fullmatch(name):
             return None

@@ -24,20 +24,21 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO, cast
 
-from phi3lora.config import RunConfig
 from phi3lora.data.plan import holds_out
 from phi3lora.errors import ChangedInputsError, Phi3LoraError, RunError
 from phi3lora.events import Emit, Ended, Event, EventLog, Notice, Stage
-from phi3lora.isolation import hide_process, receive_token
+from phi3lora.isolation import end_with_parent, hide_process, receive_token
 from phi3lora.runs import life
 from phi3lora.runs.backends.local import devices, watch
 from phi3lora.runs.copies import Copy, copied
+from phi3lora.runs.group import dismiss, group_of, needed, share_job
 from phi3lora.runs.permission import check_paths
 from phi3lora.runs.queue import waiting_runs
 from phi3lora.runs.redaction import RedactedStream, redact, redact_event
 from phi3lora.runs.renewal import renewable
 from phi3lora.runs.store import Run, RunStore, changed, open_run
 from phi3lora.settings import Settings
+from phi3lora.training.launcher import launched
 from phi3lora.wording import describe
 
 logger = logging.getLogger("phi3lora.runs.worker")
@@ -54,6 +55,8 @@ def main() -> int:
     stopped = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stopped.set())
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    if launched():
+        end_with_parent()  # who is one of several launched processes, so that all end together
     _step_back()
     settings = Settings.from_environment()
     if settings.on_space:
@@ -127,13 +130,13 @@ def work(
 
 def _work(run: Run, settings: Settings, copy: Copy, stop: ShouldStop, token: str | None) -> int:
     """The way of a run that meets no error; returns the exit status."""
-    _begin_log(run.config)
+    begin_log(run.config.training_config.log_level)
     check_paths(run.config, run.owner, settings, run.folder)
-    with turn(run, RunStore(settings), copy, stop) as device:
-        if device is None:
+    with turn(run, RunStore(settings), copy, stop) as held:
+        if held is None:
             return _cancelled(run, copy)
-        if device != "cpu" or run.config.model.device == "cpu":
-            take(device)  # else a GPU that cannot be counted from outside stays in sight
+        if held != ["cpu"] or run.config.model.device == "cpu":
+            take(held)  # else a GPU that cannot be counted from outside stays in sight
         _reserve(run).write_bytes(bytes(RESERVE_BYTES))
         run = changed(run, status="running", started=time.time())
         copy.begin()
@@ -141,20 +144,27 @@ def _work(run: Run, settings: Settings, copy: Copy, stop: ShouldStop, token: str
 
 
 @contextmanager
-def turn(run: Run, store: RunStore, emit: Emit, should_stop: ShouldStop) -> Iterator[str | None]:
-    """Hold a device: the run waits until none older waits and one is free. None: asked to stop."""
+def turn(
+    run: Run, store: RunStore, emit: Emit, should_stop: ShouldStop
+) -> Iterator[list[str] | None]:
+    """Hold the run's devices: it waits until none older waits and as many are free as it takes.
+
+    Yields their names; None where it was asked to stop. Raises RunError for more than there are.
+    """
     names = devices(run.state.device)
+    number = needed(run.config, names)
+    if launched():
+        names = names[:number]  # the launcher deals them out in this order
     waiting = False
     while not should_stop():
-        if _none_older(run, store) and (held := lock_one(store.settings, names)):
-            name, descriptor = held
+        if _none_older(run, store) and (held := lock_several(store.settings, names, number)):
             try:
-                yield name
+                yield [name for name, _ in held]
             finally:
-                os.close(descriptor)
+                _unlock(held)
             return
         if not waiting:
-            emit(Stage(name="waiting for the device"))
+            emit(Stage(name=f"waiting for the {'device' if number == 1 else 'devices'}"))
             waiting = True
         time.sleep(POLL_SECONDS)
     yield None
@@ -166,7 +176,27 @@ def _none_older(run: Run, store: RunStore) -> bool:
     return not any((other.state.queued or 0.0, other.id) < own for other in waiting)
 
 
-def lock_one(settings: Settings, names: list[str]) -> tuple[str, int] | None:
+Held = tuple[str, int]  # a device's name, and the descriptor that locks it
+
+
+def lock_several(settings: Settings, names: list[str], number: int) -> list[Held] | None:
+    """Lock so many devices, or none: what is held without being used would be idle."""
+    held: list[Held] = []
+    for name in names:
+        if len(held) < number and (one := lock_one(settings, [name])):
+            held.append(one)
+    if len(held) == number:
+        return held
+    _unlock(held)
+    return None
+
+
+def _unlock(held: list[Held]) -> None:
+    for _, descriptor in held:
+        os.close(descriptor)
+
+
+def lock_one(settings: Settings, names: list[str]) -> Held | None:
     """Lock the first device that is free; the system unlocks it when this process ends."""
     for name in names:
         safe = "".join(letter if letter.isalnum() else "_" for letter in name)
@@ -187,33 +217,24 @@ def lock_one(settings: Settings, names: list[str]) -> tuple[str, int] | None:
     return None
 
 
-def take(device: str) -> None:
-    """See that device and no other: two GPUs are two runs, not one run in two parts."""
-    os.environ["CUDA_VISIBLE_DEVICES"] = "" if device == "cpu" else device
+def take(names: list[str]) -> None:
+    """See those devices and no other: what is not this run's is another's."""
+    if not launched():  # else each process takes its own of those that the launcher sees
+        os.environ["CUDA_VISIBLE_DEVICES"] = "" if names == ["cpu"] else ",".join(names)
 
 
 def compute(
     run: Run, settings: Settings, emit: Emit, should_stop: ShouldStop, token: str | None
 ) -> Run:
     """Train, then prove; returns the run with its final state. Raises whatever they raise."""
-    from phi3lora.runs.starting import with_start
-    from phi3lora.training.trainer import train
-
     config = run.config
     deadline = _deadline(run, settings)
     cache = settings.cache_folder / run.owner  # nobody reads what another's token fetched
     if run.state.outcome != "finished":  # else it was interrupted while it was proved
-        outcome = train(
-            with_start(run, settings, token),
-            run.folder,
-            emit,
-            should_stop=should_stop,
-            deadline=deadline,
-            token=token,
-            cache_folder=cache,
-            accept_changes=run.state.accept_changes,
-        )
+        outcome = _train(run, settings, emit, should_stop, token, deadline)
         run = changed(run, outcome=outcome)
+    else:
+        dismiss(config.model.device == "cpu")
     message = ""
     if run.state.outcome == "paused":
         message = (
@@ -227,6 +248,45 @@ def compute(
 
         message = _prove(run, emit, late, token, cache)
     return end(run, run.state.outcome or "finished", message, 0)
+
+
+def _train(
+    run: Run,
+    settings: Settings,
+    emit: Emit,
+    should_stop: ShouldStop,
+    token: str | None,
+    deadline: float | None,
+) -> str:
+    """Train, beside other processes where several devices do; returns the outcome."""
+    from phi3lora.runs.starting import with_start
+    from phi3lora.training.trainer import train
+
+    config, accepted = with_start(run, settings, token), run.state.accept_changes
+    with group_of(config, token, lambda reason: _abandon(run, emit, reason)) as group:
+        try:
+            share_job(config, folder=str(run.folder), owner=run.owner, accept_changes=accepted)
+            return train(
+                config,
+                run.folder,
+                emit,
+                should_stop=should_stop,
+                deadline=deadline,
+                token=token,
+                cache_folder=settings.cache_folder / run.owner,
+                accept_changes=accepted,
+            )
+        except Exception as error:
+            raise group.explained(error) from error
+        finally:
+            group.part()
+
+
+def _abandon(run: Run, emit: Emit, reason: str) -> None:
+    """End a run whose training waits for a process that is gone, from another thread."""
+    emit(Ended(outcome="failed", message=reason))
+    end(open_run(run.folder), "failed", reason, 1)
+    os._exit(1)
 
 
 def _deadline(run: Run, settings: Settings) -> float | None:
@@ -308,9 +368,8 @@ def _reserve(run: Run) -> Path:
     return run.folder / ".reserve"
 
 
-def _begin_log(config: RunConfig) -> None:
+def begin_log(level: str) -> None:
     """Lines with times; the training itself says what it runs, with which versions."""
-    level = config.training_config.log_level
     logging.basicConfig(
         stream=sys.stdout,
         level=logging.WARNING if level == "passive" else level.upper(),

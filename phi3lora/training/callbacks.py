@@ -10,15 +10,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import IntervalStrategy
 
 from phi3lora.events import Emit, Evaluated, Resumed, Saved, Step
+from phi3lora.training import processes
 
 Outcome = Literal["finished", "stopped", "paused"]
+OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 
 # Between two logs, progress is reported no more often than this many seconds.
 QUIET_SECONDS = 1.0
@@ -150,14 +152,18 @@ class Progress(TrainerCallback, ExportableState):
         self.emit(Saved(step=state.global_step, path=path))
 
     def _maybe_end(self, control: TrainerControl, now: float) -> None:
-        """Save and end here if somebody asked for it, or if the next step might not fit."""
+        """Save and end here if somebody asked for it, or if the next step might not fit.
+
+        Of several processes the main one decides, and all end after the same step.
+        """
+        wanted: Outcome = "finished"
         if self._should_stop():
-            self.outcome = "stopped"
+            wanted = "stopped"
         elif self._deadline is not None and now + self._longest_step >= self._deadline:
-            self.outcome = "paused"
-        else:
-            return
-        control.should_save = control.should_training_stop = True
+            wanted = "paused"
+        self.outcome = OUTCOMES[processes.agree(OUTCOMES.index(wanted))]
+        if self.outcome != "finished":
+            control.should_save = control.should_training_stop = True
 
     def _report(self, state: TrainerState, logs: dict[str, float] | None = None) -> None:
         logs = logs or {}

@@ -3,7 +3,8 @@
     need = estimate(config, detect_hardware(), inspection)
     need.memory_bytes, need.steps, need.parts["activations"]
 
-Simple sums over what training keeps; nothing is loaded. The figure is for the peak of one device
+Simple sums over what training keeps; nothing is loaded. The figure is for the peak of one device,
+of as many as train together,
 and meant to be right within a factor of two; `tests/test_estimate.py` compares it with real runs.
 """
 
@@ -118,6 +119,7 @@ def estimate_for(
             config, base, hardware, dtype, trainable, _tokens_in_pass(config, inspection)
         ).items()
     }
+    parts = _shared(parts, config, base)
     steps, tokens, exact = _work(config, inspection)
     proof = int(_proof_bytes(config, base, hardware, dtype, trainable))
     started = size_of(start) if start else 0
@@ -213,6 +215,27 @@ def _parts(
         "loss": loss,
         "process": PROCESS[hardware.device],
     }
+
+
+def _shared(parts: dict[str, int], config: RunConfig, base: BaseInfo) -> dict[str, int]:
+    """What one of several devices holds: all of it, or its share and what is gathered at a time.
+
+    DDP, ZeRO-2: a second copy of the gradients, in the buckets in which they are summed. FSDP2 and
+    ZeRO-3: two layers whole, the one that is computed and the next, with embedding and head.
+    https://docs.pytorch.org/docs/stable/notes/ddp.html, https://arxiv.org/abs/1910.02054
+    """
+    number, way = config.devices, config.distributed
+    if number == 1:
+        return parts
+    spread = {"ddp": (), "zero2": ("gradients", "optimizer")}.get(
+        way, ("base", "adapter", "gradients", "optimizer")
+    )
+    found = {name: size // number if name in spread else size for name, size in parts.items()}
+    if way in ("ddp", "zero2"):
+        return {**found, "buckets": parts["gradients"]}
+    ends = 2 * base.vocabulary * base.hidden / base.parameters
+    two_layers = (1 - ends) * 2 / base.layers
+    return {**found, "gathered": int(parts["base"] * (ends + two_layers))}
 
 
 def _trained_bytes(config: RunConfig, hardware: Hardware, dtype: str) -> int:
@@ -355,8 +378,9 @@ def _work(config: RunConfig, inspection: Any) -> tuple[int | None, int | None, b
         rows *= 1 + inspection.answers.pairs / inspection.kept
     if training.packing:
         rows = tokens / (PACKED_FILL * training.max_length)
-    passes = max(math.ceil(rows / training.per_device_train_batch_size), 1)
-    per_epoch = math.ceil(passes / training.gradient_accumulation_steps)
+    at_once = training.per_device_train_batch_size * config.devices
+    passes = max(math.ceil(rows / at_once), 1)
+    per_epoch = math.ceil(passes / training.gradient_accumulation_steps)  # on all devices at once
     steps = math.ceil(training.num_train_epochs * per_epoch)
     if training.max_steps > 0:
         steps = training.max_steps

@@ -40,11 +40,13 @@ _MEMORY_WORDS = (
     "cudacachingallocator",
     "cudaerrormemoryallocation",
 )
+# What gloo and NCCL say of a process that is gone.
+_GONE_WORDS = ("closed by peer", "reset by peer", "ncclremoteerror", "communicator was aborted")
 
 
 @contextmanager
 def explained(config: RunConfig, step: Callable[[], int]) -> Iterator[None]:
-    """Turn exhausted memory and a full disk into TrainingError; let anything else pass."""
+    """Turn what stops a training from outside into TrainingError; let anything else pass."""
     try:
         yield
     except (MemoryError, OSError, RuntimeError) as error:
@@ -68,6 +70,12 @@ def explained(config: RunConfig, step: Callable[[], int]) -> Iterator[None]:
 _DISK = (
     "the disk is full. Delete runs that you no longer need, or keep fewer checkpoints "
     "(training_config.save_total_limit), then resume: the last whole checkpoint is kept."
+)
+
+
+_GONE = (
+    "another of the processes that train together ended before its time; the log, or its own "
+    "machine, says why. Resume the run to go on from its last checkpoint."
 )
 
 
@@ -106,7 +114,13 @@ def _reason(error: BaseException, config: RunConfig) -> str:
         return _DISK
     if is_out_of_memory(error):
         return f"memory ran out. {_less_memory(config)}"
-    return ""
+    return _GONE if config.devices > 1 and _is_gone(error) else ""
+
+
+def _is_gone(error: BaseException) -> bool:
+    """Whether the error is another process of the run that does not answer any more."""
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(words in text for words in _GONE_WORDS)
 
 
 def _less_memory(config: RunConfig) -> str:

@@ -85,7 +85,8 @@ def offers(
 
     def offer(flavor: Flavor) -> Offer:
         hardware = hardware_of(flavor)
-        speed = speeds.get(flavor.name) or tokens_per_second(config, found.base, hardware)
+        each = tokens_per_second(config, found.base, hardware)
+        speed = speeds.get(flavor.name) or (each and each * config.devices)
         need = estimate_for(config, found.base, hardware, found.inspection, speed)
         return offer_of(config, flavor, found.base, need)
 
@@ -95,6 +96,7 @@ def offers(
 def offer_of(config: RunConfig, flavor: Flavor, base: BaseInfo, estimate: Any) -> Offer:
     """What a run with such an estimate takes on such a machine."""
     fits = estimate.memory_bytes <= CROWDED * hardware_of(flavor).memory_free
+    fits = fits and config.devices <= max(flavor.cards, 1)
     if estimate.seconds is None:
         return Offer(flavor, fits, None)
     return Offer(flavor, fits, starting_seconds(base) + estimate.seconds + proof_seconds(config))

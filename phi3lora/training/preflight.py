@@ -10,13 +10,14 @@ run cannot work; amber that it will, but not as you may think.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from phi3lora import words
 from phi3lora.checks import Check, Fix
@@ -28,7 +29,7 @@ from phi3lora.models.hardware import Hardware
 from phi3lora.settings import Settings
 
 GIB = 2**30
-PREVIEW_ROWS = 5_000  # rows that are read and counted for a look
+PREVIEW_ROWS = 5_000  # rows that are read and counted by a preflight
 CROWDED = 0.9  # share of the free memory from which a run may fail
 TRAINING = "training_config"
 FEWEST_PAIRS, MOST_LONGER = 20, 0.8  # pairs from which their lengths say something; a share
@@ -56,10 +57,12 @@ class Elsewhere:
 
     Attributes:
         disk: bytes that are free on it; 0 where nobody says.
+        cards: how many GPUs it has.
     """
 
     hardware: Hardware
     disk: int = 0
+    cards: int = 1
 
 
 def local_start(name: str) -> Path:
@@ -91,6 +94,7 @@ def preflight(
     if hardware is None:
         hardware = _attempt(checks, "Hardware", lambda: _hardware(config))
         checks += _hidden_gpu(config)
+    checks += _device_checks(config, settings, elsewhere)
     base = _attempt(checks, "Model", lambda: _base(config, hardware, settings, token))
     start = _attempt(checks, "Adapter", lambda: _start(config, find))
     if base and (start or config.model.adapter is None):
@@ -153,6 +157,47 @@ def _hidden_gpu(config: RunConfig) -> list[Check]:
     reason = None if config.model.device == "cpu" else hidden_gpu()
     remedy = "To train on the CPU all the same, set model.device to cpu."
     return [Check("Hardware", "red", reason, remedy)] if reason else []
+
+
+def _device_checks(
+    config: RunConfig, settings: Settings, elsewhere: Elsewhere | None
+) -> list[Check]:
+    """Whether as many devices are there as the run wants, and can share its work."""
+    if config.devices == 1:
+        return []
+    return [Check("Hardware", *found) for found in _device_problems(config, settings, elsewhere)]
+
+
+def _device_problems(
+    config: RunConfig, settings: Settings, elsewhere: Elsewhere | None
+) -> Iterator[tuple[Literal["amber", "red"], str, str, tuple[Fix, ...]]]:
+    from phi3lora.models.hardware import visible_gpus
+    from phi3lora.training.launcher import launched, number_here
+
+    wanted, way = config.devices, config.distributed
+    one, ddp = Fix("Use one device", {"devices": 1}), Fix("Use ddp", {"distributed": "ddp"})
+    if config.model.device == "cpu":
+        if way != "ddp":
+            yield "red", f"{way} spreads a model over GPUs; a CPU has none.", "Use ddp.", (ddp,)
+        say = f"{wanted} processes share this CPU: that tries it out, and is no faster."
+        yield "amber", say, "", (one,)
+        return
+    there = elsewhere.cards if elsewhere else len(visible_gpus())
+    here = number_here() if launched() else wanted
+    if settings.zero_gpu and elsewhere is None:
+        say = f"{wanted} devices are wanted, and ZeroGPU lends one."
+        yield "red", say, "Set devices to 1.", (one,)
+    elif there == 0:
+        rest = "Set devices to 1; to try it out with processes of the CPU, set model.device to cpu."
+        yield "red", f"{wanted} devices are wanted, and the machine has no GPU.", rest, (one,)
+    elif here > there:
+        fix = Fix(f"Use {there}", {"devices": there})
+        say = f"{here} devices are wanted, and the machine has {there}."
+        yield "red", say, f"Set devices to {there}.", (fix,)
+    if way.startswith("zero") and importlib.util.find_spec("deepspeed") is None:
+        say = f"{way} needs the package deepspeed, which is not installed."
+        instead = Fix("Use fsdp2", {"distributed": "fsdp2"})
+        yield "red", say, "Install it, or use ddp, or fsdp2, which does the same.", (ddp, instead)
 
 
 def _base(config: RunConfig, hardware: Any, settings: Settings, token: str | None) -> Any:
@@ -251,18 +296,19 @@ def _too_few_rows(config: RunConfig, inspection: Any) -> Check | None:
         return None
     left = f"{kept:,} rows, of which {held:,} are held out" if held else f"{kept:,} rows"
     left += f"; packed, they make {rows:,}" if training.packing else ""
-    if rows >= training.per_device_train_batch_size:
+    at_once = training.per_device_train_batch_size * config.devices
+    if rows >= at_once:
         say = f"{left}. That is less than one batch of {batch}."
         lower = Fix("Accumulate less", {f"{TRAINING}.gradient_accumulation_steps": 1})
         return Check(
             "Data", "amber", say, "Lower batch size or accumulation, or add rows.", (lower,)
         )
-    size = max(rows, 1)
+    size = max(rows // config.devices, 1)
     lower = Fix(f"Use a batch size of {size}", {f"{TRAINING}.per_device_train_batch_size": size})
     return Check(
         "Data",
         "red",
-        f"{left}. Not even one pass of {training.per_device_train_batch_size} rows can be filled.",
+        f"{left}. Not even one pass of {at_once} rows can be filled.",
         f"Lower the batch size to {size}, add rows, or hold fewer out.",
         (lower,) if rows else (),
     )
@@ -467,13 +513,17 @@ def _savings(config: RunConfig, hardware: Any) -> Iterator[Fix]:
     if training.per_device_train_batch_size > 1:
         values = {
             f"{TRAINING}.per_device_train_batch_size": 1,
-            f"{TRAINING}.gradient_accumulation_steps": config.effective_batch,
+            f"{TRAINING}.gradient_accumulation_steps": config.effective_batch // config.devices,
         }
         yield Fix("Use batches of 1", values)
     if config.evaluation.enabled and config.evaluation.batch_size > 1:
         yield Fix("Answer one row at a time", {"evaluation.batch_size": 1})
+    if config.devices > 1 and config.distributed == "ddp" and hardware.device == "cuda":
+        yield Fix("Spread the weights over the devices", {"distributed": "fsdp2"})
     if config.model.quantization == "none" and hardware.device == "cuda":
         yield Fix("Use 4 bits", {"model.quantization": "nf4"})
+    if config.evaluation.enabled and config.devices > 1:  # one device then holds the base whole
+        yield Fix("Leave out the final evaluation", {"evaluation.enabled": False})
 
 
 def _is_allowed(config: RunConfig, values: dict[str, Any]) -> bool:

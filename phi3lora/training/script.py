@@ -53,8 +53,8 @@ def script(
     the base. The data is not looked at: `write_rows` reads it.
     """
     from phi3lora.lora.adapters import lora_arguments
-    from phi3lora.lora.trial import check_head, shapes_of
-    from phi3lora.models.base import check_base, resolve_path
+    from phi3lora.lora.trial import check_head
+    from phi3lora.models.base import check_base, resolve_path, shapes_of
     from phi3lora.models.hardware import detect_hardware
     from phi3lora.models.loading import load_tokenizer
 

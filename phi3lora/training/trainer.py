@@ -35,14 +35,11 @@ from phi3lora.lora.initial import starts_apart
 from phi3lora.lora.targets import count_parameters
 from phi3lora.lora.trial import check_head
 from phi3lora.methods import REFERRED
-from phi3lora.models.base import resolve_path
+from phi3lora.models.base import check_base, fetch, resolve_path
 from phi3lora.models.hardware import detect_hardware, free_memory, use_one_gpu
 from phi3lora.models.loading import load_model, load_tokenizer
-from phi3lora.training.callbacks import (
-    Outcome,
-    Progress,
-    never,
-)
+from phi3lora.training import processes
+from phi3lora.training.callbacks import Outcome, Progress, never
 from phi3lora.training.checkpoints import (
     drop_unfinished,
     keep_within,
@@ -85,8 +82,13 @@ def train(
         Phi3LoraError: the data, the base or the adapter cannot be used; see the message.
     """
     started = time.monotonic()
+    if processes.launched():
+        processes.join(cpu=config.model.device == "cpu")
+    if not processes.is_main():  # one of them reports, and decides when all stop
+        emit, should_stop, deadline = _silent, never, None
     progress = Progress(emit, should_stop, deadline)
-    use_one_gpu()
+    if notice := use_one_gpu():
+        emit(Notice(message=notice, level="warning"))
     try:
         with explained(config, lambda: progress.step):
             outcome = _train(
@@ -109,24 +111,37 @@ def _train(
     cache_folder: Path | None,
     accept_changes: bool,
 ) -> Outcome:
-    """The recipe."""
+    """Prepare the rows, load the base, attach the adapter, fit, save."""
     _describe(config)
     check_head(config)
     hardware = detect_hardware(config.model.device)
     path = resolve_path(config.model.path, hardware)
-    tokenizer = load_tokenizer(path, config.model.revision, token)
+    with processes.first_on_machine():
+        tokenizer = load_tokenizer(path, config.model.revision, token)
+        emit(Stage(name=PREPARING))
+        data = prepare(
+            config,
+            tokenizer,
+            token=token,
+            cache_folder=cache_folder,
+            progress=_share(emit, PREPARING),
+        )
+        emit(_counted(data))
+        emit(Stage(name="loading the model"))
+        if processes.launched():
+            fetch(check_base(path, config.model.revision, token), token)
 
-    emit(Stage(name=PREPARING))
-    data = prepare(
-        config, tokenizer, token=token, cache_folder=cache_folder, progress=_share(emit, PREPARING)
-    )
-    emit(_counted(data))
-
-    emit(Stage(name="loading the model"))
     notices = list(data.notices)
-    model: Any = load_model(config.model, for_training=True, token=token, notices=notices)
+    model: Any = load_model(
+        config.model,
+        for_training=True,
+        token=token,
+        notices=notices,
+        spread=processes.spreads_weights(),
+    )
     inputs = fingerprint(config, data.fingerprint, Path(model.files_folder))
-    progress.again = check_inputs(folder, inputs, accept_changes, notices.append)
+    if processes.is_main():
+        progress.again = check_inputs(folder, inputs, accept_changes, notices.append)
     model = attach_adapter(model, config, notices)
     for notice in notices:
         emit(Notice(message=notice, level="warning"))
@@ -135,7 +150,10 @@ def _train(
     outcome = fit(config, folder, model, tokenizer, data.train, data.test, progress)
     if outcome == "finished":
         emit(Stage(name=f"saving the {config.result}"))
-        _save(model, tokenizer, folder / config.result, config)
+        processes.gather_weights(model)
+        if processes.is_main():
+            _save(model, tokenizer, folder / config.result, config)
+        processes.wait()
     return outcome
 
 
@@ -162,6 +180,7 @@ def fit(
         use_cpu=device == "cpu",
         **_arguments(config, training, test_rows),
         **(config.method_config.arguments() if config.method_config else {}),
+        **processes.arguments(),
     )
     trainer = kind.trainer(
         model=model,
@@ -179,7 +198,9 @@ def fit(
     packed: Any = trainer.train_dataset
     _check_rows(len(packed), len(train_rows), training)
     progress.emit(_loaded(trainer, config))
-    checkpoint = _last_checkpoint(folder / "checkpoints", progress)
+    checkpoint = processes.share(
+        _last_checkpoint(folder / "checkpoints", progress) if processes.is_main() else None
+    )
     if checkpoint and training_was_over(checkpoint) and trainer.take_result(checkpoint):
         progress.step = trainer.state.global_step
         progress.emit(Resumed(step=progress.step))
@@ -188,7 +209,8 @@ def fit(
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except BaseException:
-        drop_unfinished(folder / "checkpoints")
+        if processes.is_main():
+            drop_unfinished(folder / "checkpoints")
         raise
     _check_weights(model, config, progress.step)
     return progress.outcome
@@ -231,22 +253,27 @@ def _callbacks(training: TrainingConfig) -> list[Any]:
 
 
 def _check_rows(batches_of: int, rows: int, training: TrainingConfig) -> None:
-    """Raise DataError if not even one batch can be filled."""
-    batch = training.per_device_train_batch_size
+    """Raise DataError if not even one batch can be filled, on each of the devices."""
+    devices = processes.number()
+    batch = training.per_device_train_batch_size * devices
     if batches_of >= batch:
         return
     found = f"{rows} rows" + (f", packed into {batches_of}" if training.packing else "")
+    on = f" on each of {devices} devices" if devices > 1 else ""
     raise DataError(
-        f"data: expected at least one batch of {batch} rows to train on, found {found}. Set "
-        f"training_config.per_device_train_batch_size to {max(batches_of, 1)}, bring more rows, "
-        "or hold fewer out (data.test_size)."
+        f"data: expected at least one batch of {batch // devices} rows{on} to train on, found "
+        f"{found}. Set training_config.per_device_train_batch_size to "
+        f"{max(batches_of // devices, 1)}, bring more rows, or hold fewer out (data.test_size)."
     )
 
 
 def _check_weights(model: Any, config: RunConfig, step: int) -> None:
     """The last update is followed by no loss that would show it: look at the weights."""
     for parameter in model.parameters():
-        if parameter.requires_grad and not bool(torch.isfinite(parameter).all()):
+        if not parameter.requires_grad:
+            continue
+        here = parameter.to_local() if hasattr(parameter, "to_local") else parameter
+        if not bool(torch.isfinite(here).all()):
             raise not_finite(float("nan"), step, config=config)
 
 
@@ -320,9 +347,17 @@ def _loaded(trainer: Resumable, config: RunConfig) -> Loaded:
         quantization=config.model.quantization,
         trainable_parameters=trainable,
         total_parameters=total,
-        hardware=detect_hardware(config.model.device).name,
+        hardware=_named(detect_hardware(config.model.device).name, processes.number()),
         base_commit=_commit(Path(getattr(model, "files_folder", ""))),
     )
+
+
+def _named(device: str, number: int) -> str:
+    return device if number == 1 else f"{number} × {device}"
+
+
+def _silent(event: Any) -> None:
+    """What the other processes say."""
 
 
 def _commit(folder: Path) -> str:

@@ -46,7 +46,7 @@ def sampled(names: list[str], values: list[Any]) -> dict[str, Any]:
 
 
 class Stops:
-    """Who pressed Stop, by session; an answer looks here between tokens."""
+    """Who pressed Stop, by session; an answer checks it between tokens."""
 
     def __init__(self) -> None:
         self._events: dict[str, threading.Event] = {}

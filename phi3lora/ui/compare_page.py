@@ -290,7 +290,7 @@ class ComparePage:
 
     @property
     def titles(self) -> list[Any]:
-        """Left and right."""
+        """Components of the titles, left and right."""
         return [self.left_title, self.right_title]
 
     @property

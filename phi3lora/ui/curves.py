@@ -13,6 +13,7 @@ from typing import Any
 
 import gradio as gr
 
+from phi3lora import words
 from phi3lora.app.several import Several
 from phi3lora.app.views import RunView
 
@@ -59,7 +60,7 @@ def loss_curves(of: str, view: RunView) -> str:
         return ""
     curves = [
         _curve("training", 0, view.losses, view.clock),
-        _curve("held out", 1, view.held_out, view.clock, kind="dots"),
+        _curve(words.HELD_OUT, 1, view.held_out, view.clock, kind="dots"),
     ]
     return _chart(of, "Loss", "loss (nats a token)", curves)
 
@@ -78,7 +79,7 @@ def several_curves(several: Several) -> str:
     for place, (run, view) in enumerate(zip(several.runs, several.views, strict=True)):
         curves.append(_curve(f"{run.title}, training", place, view.losses, view.clock))
         if view.held_out:
-            title = f"{run.title}, held out"
+            title = f"{run.title}, {words.HELD_OUT}"
             curves.append(_curve(title, place, view.held_out, view.clock, kind="dots"))
     names = " ".join(run.id for run in several.runs)
     return _chart(names, "Losses", "loss (nats a token)", curves)

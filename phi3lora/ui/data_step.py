@@ -113,7 +113,7 @@ class DataStep:
 
     @shown
     def on_example(self, name: str, choices: Choices | None) -> tuple[str, Choices]:
-        """Another example."""
+        """Choose another bundled example."""
         return chosen(EXAMPLE, EXAMPLE_PREFIX + name, choices)
 
     @shown

@@ -23,10 +23,14 @@ from phi3lora.ui.sessions import session_of
 from phi3lora.ui.widgets import shown
 
 # What the menu offers, in words: after training, and of any run.
-RESULTS: dict[Take, str] = {"adapter": "Adapter, for PEFT (.zip)"}
+RESULTS: dict[Take, str] = {
+    "adapter": "Adapter, for PEFT (.zip)",
+    "gguf-adapter": "Adapter, for llama.cpp (.zip)",
+}
 HERE: dict[Take, str] = {
     "merged": "Merged model (.zip)",
     "gguf": "GGUF, for llama.cpp and Ollama (.zip)",
+    "onnx": "ONNX, for onnxruntime-genai (.zip)",
 }
 ALWAYS: dict[Take, str] = {
     "script": "Python script (.zip)",
@@ -41,6 +45,8 @@ def menu(run: Run, usable: bool, on_space: bool) -> str:
     offered = {**(RESULTS if usable else {}), **ALWAYS}
     if usable and not on_space and run.result.kind != "model":
         offered = {**RESULTS, **HERE, **ALWAYS}
+    if run.result.kind == "model":
+        offered.pop("gguf-adapter", None)
     items = "".join(
         f'<button type="button" data-take="{kind}">{show.text(label)}</button>'
         for kind, label in offered.items()

@@ -208,16 +208,16 @@ class RunsPage:
         position = self.app.launching.position(run)
         beat = self.app.views.run_pulse(run)
         pulse = f"{run.status} {run.title} {run.message} {position} {beat}"
-        known = self._made.get(run.id)
-        if known is None or known[0] != pulse:
+        cached = self._made.get(run.id)
+        if cached is None or cached[0] != pulse:
             view, on_space = self.app.views.view(run), self.app.settings.on_space
-            known = (pulse, show_run(run, view, position, on_space))
+            cached = (pulse, show_run(run, view, position, on_space))
             self._made.pop(run.id, None)
-            self._made[run.id] = known
+            self._made[run.id] = cached
             while len(self._made) > MADE:
                 self._made.pop(next(iter(self._made)))
         # Gradio empties the updates that it is given, so everybody gets copies.
-        return {name: copy(value) for name, value in known[1].items()}
+        return {name: copy(value) for name, value in cached[1].items()}
 
     def on_kept(self, request: gr.Request) -> str:
         """Runs that are on the Hub and no more here; why they cannot be listed, on a Space."""

@@ -257,7 +257,7 @@ def figures(view: RunView, active: bool) -> list[tuple[str, str]]:
     if step := view.step:
         pairs.append(("Loss", words.figure(last(view.losses))))
         if view.evaluated:
-            pairs.append(("Held-out loss, mean of batches", words.figure(view.evaluated.loss)))
+            pairs.append((words.HELD_OUT_LOSS, words.figure(view.evaluated.loss)))
         if step.reward_margin is not None:
             pairs.append(("Reward margin", words.figure(step.reward_margin)))
         if view.evaluated and view.evaluated.reward_margin is not None:

@@ -106,6 +106,10 @@ class TrainPage:
                 "warmup_steps",
             ):
                 self.fields.add(f"training_config.{name}", min_width=150)
+        if self.app.launching.devices > 1:
+            with gr.Row():
+                for name in ("devices", "distributed"):
+                    self.fields.add(name, min_width=150)
         self.fields.add("training_config.packing")
         self.derived = gr.HTML(elem_id="derived")
         with gr.Accordion("Advanced", open=False, elem_classes="fold", elem_id="advanced"):

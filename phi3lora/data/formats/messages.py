@@ -58,7 +58,7 @@ def first_turn(seen: Seen, column: str) -> Mapping[str, Any]:
 
 
 def reason(seen: Seen, columns: Columns) -> str:
-    """What turns look like."""
+    """Which keys the turns of this column have, in a sentence."""
     column = columns["messages"]
     if _texts(seen, column):
         return f"{column!r} holds lists of texts: a person's and an answer in turn."

@@ -30,7 +30,7 @@ def read(row: Row, detected: Detected, writes: Writes) -> list[Message]:
 
 
 def reason(seen: Seen, columns: Columns) -> str:
-    """Whether turns are marked."""
+    """How these texts are read, by whether they mark turns, in a sentence."""
     meaning = "each row is learnt as one answer that no prompt precedes"
     if any(transcript(text) for text in _texts(seen, columns)):
         meaning = "transcripts with marked turns are read as conversations"

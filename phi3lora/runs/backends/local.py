@@ -16,7 +16,7 @@ from pathlib import Path
 from phi3lora.config import RunConfig
 from phi3lora.errors import RunError
 from phi3lora.isolation import inherited, send_token
-from phi3lora.models.hardware import gpus_of_the_machine
+from phi3lora.models.hardware import visible_gpus
 from phi3lora.runs import life
 from phi3lora.settings import Settings
 
@@ -133,8 +133,4 @@ def devices(kind: str, environ: Mapping[str, str] = os.environ) -> list[str]:
     """Names of the devices of a kind, as CUDA_VISIBLE_DEVICES takes them; without torch."""
     if kind == "cpu":
         return ["cpu"]
-    visible = environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        names = [name.strip() for name in visible.split(",")]
-        return [name for name in names if name and name != "-1"]
-    return [str(index) for index in range(gpus_of_the_machine())]
+    return visible_gpus(environ)

@@ -1,7 +1,7 @@
 """Runs on a GPU that is lent by the call (ZeroGPU): slice after slice, while their page is open.
 
     for run in drive(run, settings, token): ...      # called by an event of the owner's browser
-    chat = LentChat(settings)                        # as `Chat`: each reply is a call
+    chat = LentChat(settings)                        # each reply is a call
 
 `spaces` forks the app for each decorated function, asks the scheduler for a device, and charges
 the visitor whose page made the call: a thread without a browser's request behind it gets none. So
@@ -29,12 +29,11 @@ from typing import Any
 import spaces
 from spaces.zero.config import get_config
 
-from phi3lora.chat.engine import Room
-from phi3lora.chat.options import Options, Pair, Side
-from phi3lora.chat.requests import never
+from phi3lora.chat.answering import Answering, Room, Tell
+from phi3lora.chat.options import Options, Pair
+from phi3lora.chat.requests import Request
 from phi3lora.chat.whole import Chat
 from phi3lora.config import ModelConfig, RunConfig
-from phi3lora.data.conversation import Message
 from phi3lora.errors import AccessError, Phi3LoraError, RunError
 from phi3lora.events import Ended, Event, EventLog, Notice, Step
 from phi3lora.models.base import check_base, fetch, resolve_path
@@ -184,15 +183,15 @@ def answer(question: dict[str, Any]) -> Iterator[dict[str, Any]]:
     global _engine
     lend(None)
     _engine = _engine or Chat(Settings.from_environment())
-    adapter = question["adapter"]
+    adapter, said = question["adapter"], question["conversations"]
     for pair in _engine.reply(
-        question["messages"],
-        question["messages_tuned"],
+        said.get("base", []),
+        said.get("tuned"),
         Options(**question["options"]),
         Path(question["stop"]).exists,
         base=ModelConfig(**question["base"]),
         adapter=Path(adapter) if adapter else None,
-        sides=tuple(question["sides"]),
+        sides=tuple(said),
     ):
         yield asdict(pair)
 
@@ -328,62 +327,12 @@ def _held(run: Run) -> Iterator[Run]:
         os.close(lock)
 
 
-class LentChat:
-    """The chat on a lent GPU, with the calls of `Chat`. The app fetches, and a fork computes."""
+class LentChat(Answering):
+    """The chat on a lent GPU. The app fetches, and a fork computes."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._fetched: dict[tuple[str, str | None], Path] = {}
-        self._default: tuple[ModelConfig, Path | None] = (ModelConfig(), None)
-
-    def load(
-        self,
-        base: ModelConfig | str,
-        adapter: Path | None = None,
-        *,
-        token: str | None = None,
-        progress: Callable[[str], None] | None = None,
-    ) -> list[str]:
-        """Fetch the base's files, so that no lent second waits for them. Returns notices."""
-        base = ModelConfig(path=base) if isinstance(base, str) else base
-        if progress is not None:
-            progress("fetching the model")
-        self._folder(base, token)
-        self._default = (base, adapter)
-        return ["Each answer is computed on a lent GPU, and spends seconds of your daily quota."]
-
-    def reply(
-        self,
-        messages: list[Message],
-        messages_tuned: list[Message] | None = None,
-        options: Options | None = None,
-        should_stop: Callable[[], bool] = never,
-        *,
-        base: ModelConfig | str | None = None,
-        adapter: Path | None = None,
-        sides: tuple[Side, ...] = ("base", "tuned"),
-        token: str | None = None,
-    ) -> Iterator[Pair]:
-        """As `Chat.reply`. Raises QuotaError where no device is lent."""
-        options = options or Options()
-        options.check()
-        if base is None:
-            base, adapter = self._default[0], adapter or self._default[1]
-        base = ModelConfig(path=base) if isinstance(base, str) else base
-        folder = str(self._folder(base, token))
-        own = base.model_copy(update={"path": folder, "revision": None})
-        with tempfile.TemporaryDirectory(prefix="phi3lora-") as place:
-            stop = Path(place) / "stop"
-            question = {
-                "messages": messages,
-                "messages_tuned": messages_tuned,
-                "options": asdict(options),
-                "base": own.model_dump(),
-                "adapter": str(adapter) if adapter else None,
-                "sides": list(sides),
-                "stop": str(stop),
-            }
-            yield from _streamed(question, stop, should_stop)
 
     def fits(self, base: ModelConfig | str | None = None, token: str | None = None) -> Room:
         """A lent card has room for any Phi-3."""
@@ -391,6 +340,28 @@ class LentChat:
 
     def release(self) -> None:
         """Nothing is held here."""
+
+    def _load(self, request: Request, progress: Tell | None) -> list[str]:
+        """Fetch the base's files, so that no lent second waits for them."""
+        if progress is not None:
+            progress("fetching the model")
+        self._folder(request.base, request.token)
+        return ["Each answer is computed on a lent GPU, and spends seconds of your daily quota."]
+
+    def _answer(self, request: Request) -> Iterator[Pair]:
+        """Raises QuotaError, when the answer is read, where no device is lent."""
+        folder = str(self._folder(request.base, request.token))
+        own = request.base.model_copy(update={"path": folder, "revision": None})
+        with tempfile.TemporaryDirectory(prefix="phi3lora-") as place:
+            stop = Path(place) / "stop"
+            question = {
+                "conversations": request.conversations,
+                "options": asdict(request.options),
+                "base": own.model_dump(),
+                "adapter": str(request.adapter) if request.adapter else None,
+                "stop": str(stop),
+            }
+            yield from _streamed(question, stop, request.should_stop)
 
     def _folder(self, base: ModelConfig, token: str | None) -> Path:
         """The base's files on this machine, fetched if need be."""

@@ -84,7 +84,9 @@ def _weight_of(layer: nn.Module) -> Weight | None:
         from bitsandbytes.functional import dequantize_4bit
 
         weight: Any = layer.weight
-        return lambda dtype: dequantize_4bit(weight.data, weight.quant_state).to(dtype)
+        # A weight that FSDP has gathered is a plain one; the layer remembers how to read it.
+        state: Any = getattr(weight, "quant_state", None) or layer.quant_state
+        return lambda dtype: dequantize_4bit(weight.data, state).to(dtype)
     return None
 
 

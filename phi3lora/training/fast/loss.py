@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from phi3lora.training.fast.attention import compute_dtype
+from phi3lora.training.processes import spreads_weights
 
 IGNORED = -100
 # Logits that are multiplied at once, and those of them that are summed at once: of a vocabulary of
@@ -80,9 +81,22 @@ def add_supervised_head(model: Any) -> None:
         labels = kwargs.pop("labels")
         hidden = self.base_model(*args, **kwargs).last_hidden_state
         head = self.get_output_embeddings()  # looked up each time: PEFT may have replaced it
+        if spreads_weights():
+            return _by_hooks(head, hidden, labels)
         return sum_loss(hidden, head.weight, labels, head.bias)
 
     model.forward = types.MethodType(forward, model)
+
+
+def _by_hooks(head: Any, hidden: Tensor, labels: Tensor) -> Sums:
+    """The sums in the head's own `__call__`, whose hooks gather weights that are spread."""
+    inner = getattr(head, "modules_to_save", {}).get("default", head)  # PEFT's wrapper
+    inner.forward = lambda states: sum_loss(states, inner.weight, labels, inner.bias)
+    try:
+        sums: Sums = inner(hidden)
+    finally:
+        del inner.forward
+    return sums
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from trl import SFTTrainer
 from trl.data_utils import pack_dataset
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
+from phi3lora.training import processes
 from phi3lora.training.callbacks import Progress
 from phi3lora.training.checkpoints import seal
 from phi3lora.training.fast.attention import PACKED
@@ -71,8 +72,26 @@ class Resumable(Trainer):
             for parameter in self.model.parameters():
                 if parameter.requires_grad:
                     parameter.data = parameter.data.float()
+        self._keep_precision()
         if progress is not None:
             self.add_callback(progress)
+
+    def _keep_precision(self) -> None:
+        """Spread weights are gathered in the precision they have, as one device would use them.
+
+        accelerate would cast them all to autocast's, and the loss too. It does for weights that
+        are all trained, which it keeps in float32; their gradients are summed in float32.
+        """
+        plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
+        if plugin is None or plugin.mixed_precision_policy is None:
+            return
+        from torch.distributed.fsdp import MixedPrecisionPolicy
+
+        frozen = any(not parameter.requires_grad for parameter in self.model.parameters())
+        plugin.mixed_precision_policy = MixedPrecisionPolicy(
+            param_dtype=None if frozen else plugin.mixed_precision_policy.param_dtype,
+            reduce_dtype=torch.float32,
+        )
 
     @property
     def _sums(self) -> dict[str, list[float]]:
@@ -176,7 +195,7 @@ class Resumable(Trainer):
         """Keep the sums between two logs too, so that a resumed run logs the same figures."""
         if self.progress is not None:
             self.progress.kept = {
-                "loss": float(self._tr_loss),
+                "loss": processes.mean(float(self._tr_loss)),
                 "last_logged": self._globalstep_last_logged,
                 "metrics": {k: list(v) for k, v in self._sums.items()},
             }
@@ -190,13 +209,18 @@ class Resumable(Trainer):
             self.progress.kept = {}
 
     def _complete(self, name: str) -> None:
-        """Seal a checkpoint, and only then remove older ones: by step, since a clock may be set."""
+        """Seal a checkpoint, and only then remove older ones: by step, since a clock may be set.
+
+        Each of several processes writes a part of it, so all parts must have been written.
+        """
         folder = Path(str(self.args.output_dir))
+        processes.wait()
         if self.args.should_save:
             seal(folder / name)
             rotate_checkpoints(
                 str(folder), self.args.save_total_limit, self.state.best_model_checkpoint
             )
+        processes.wait()  # or another process might leave, and be taken for lost, meanwhile
 
     def take_result(self, checkpoint: Path) -> bool:
         """Take the weights of a training that was over when `checkpoint` was saved.

@@ -1,0 +1,88 @@
+"""One of the processes: `accelerate launch … -m tests.together FOLDER`.
+
+FSDP is for GPUs in accelerate, and bfloat16 in transformers is for GPUs or for none. Both run on a
+CPU, over gloo, once they are told that these processes have a GPU each: the fake part of these
+tests is that answer, and nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from transformers import training_args
+
+from phi3lora.config import RunConfig
+from phi3lora.training import processes
+from phi3lora.training import trainer as module
+from phi3lora.training.trainer import train
+
+
+def main() -> None:
+    """Train every scenario of `scenarios.json`; the main process writes `found.json`."""
+    folder = Path(sys.argv[1])
+    found = {}
+    for way, scenarios in json.loads((folder / "scenarios.json").read_text()).items():
+        processes.prepare(way, 2)
+        if way != "ddp":
+            _pretend()
+        found[way] = _trained(folder / way, scenarios)
+    if processes.is_main():
+        (folder / "found.json").write_text(json.dumps(found))
+
+
+def _trained(folder: Path, scenarios: dict[str, Any]) -> dict[str, Any]:
+    found = {}
+    for name, one in scenarios.items():
+        config = RunConfig().with_values(one["changes"])
+        events: list[Any] = []
+        stop = _After(one["stop_after"])
+        outcomes = [train(config, folder / name, events.append, stop)]
+        if one["again"]:
+            outcomes.append(train(config, folder / name, events.append))
+        found[name] = {"outcomes": outcomes, **_seen(events)}
+    return found
+
+
+class _After:
+    """Asks to stop after so many steps; the main process alone is asked."""
+
+    def __init__(self, steps: int) -> None:
+        self.left = steps
+
+    def __call__(self) -> bool:
+        assert processes.is_main(), "the main process alone is asked"
+        self.left -= 1
+        return self.left == 0
+
+
+def _seen(events: list[Any]) -> dict[str, Any]:
+    steps = [event for event in events if event.kind == "step" and event.loss is not None]
+    return {
+        "events": [event.kind for event in events],
+        "losses": [step.loss for step in steps],
+        "norms": [step.grad_norm for step in steps],
+        "accuracies": [step.token_accuracy for step in steps],
+        "tokens": [step.tokens for step in steps],
+        "notices": [event.message for event in events if event.kind == "notice"],
+    }
+
+
+def _pretend() -> None:
+    from accelerate.state import AcceleratorState, PartialState
+    from accelerate.utils import DistributedType
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    os.environ.pop("ACCELERATE_USE_CPU", None)
+    os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
+    PartialState._prepare_backend = lambda *_, **__: ("gloo", DistributedType.MULTI_GPU)
+    training_args.is_torch_bf16_gpu_available = lambda: True
+    processes.join = lambda cpu: PartialState(timeout=processes.PATIENCE)
+    made = module.SFTConfig
+    module.SFTConfig = lambda *args, use_cpu, **rest: made(*args, **rest)  # type: ignore[assignment,misc]
+
+
+main()
