@@ -734,15 +734,20 @@ def test_blind_hides_the_names_until_the_vote(app: Any, monkeypatch: Any) -> Non
     assert "Base" not in last["left_title"] + last["right_title"]
     assert last["left"][-1]["content"] == "Arr, the end!"
     assert visible(last["votes"])
-    left, right, row, tally = page.on_vote(
-        "A is better", last["left"], last["sides"], run.id, request()
+    said = last["left"], last["right"], last["sides"], run.id, False, ""
+    sampling = [None] * len(page.sampling)
+    left, right, row, tally, uses, standing = page.votes.on_vote(
+        request(), "A is better", *said, *sampling
     )
     assert "Tuned" in left
     assert "Base" in right
     assert not visible(row)
     assert "tuned wins 100 %" in tally
+    assert "cannot tell" in tally, "of one vote"
+    assert visible(uses)
+    assert "1 pairs with a winner" in standing
     with pytest.raises(gr.Error, match="voted on already"):
-        page.on_vote("Tie", last["left"], last["sides"], run.id, request())
+        page.votes.on_vote(request(), "Tie", *said, *sampling)
 
 
 def test_sides_stay_while_a_blind_conversation_goes_on(app: Any, monkeypatch: Any) -> None:

@@ -37,7 +37,6 @@ class Application:
     launching: Launching
     comparing: Comparing
     publishing: Publishing
-    voting: Voting
     views: Follower
     preflights: Preflights
 
@@ -55,20 +54,22 @@ class Application:
         preflights = PreflightPool(settings) if helper else Preflights(settings)
         launching = Launching(settings, store, Queue(settings, store), views, preflights)
         callers.on_sign_in = launching.renew
-        datasets = Datasets(settings, store, preflights)
-        comparing = Comparing(settings, store, views, callers)
         return cls(
             settings,
             callers,
-            datasets,
+            Datasets(settings, store, preflights),
             Models(preflights),
             launching,
-            comparing,
+            Comparing(settings, store, views, callers),
             Publishing(settings),
-            Voting(settings, comparing, datasets, launching),
             views,
             preflights,
         )
+
+    @property
+    def voting(self) -> Voting:
+        """What can be done with the votes of whatever is compared here."""
+        return Voting(self.settings, self.comparing, self.datasets, self.launching)
 
     def sweep(self) -> None:
         """Remove what killed processes left behind, and runs that were in the bin for 30 days."""
