@@ -119,6 +119,30 @@ def test_the_card_is_metadata_and_a_table(app: Application) -> None:
     assert "1 blind votes" in card.text
 
 
+def test_the_terminal_counts_exports_and_configures(
+    app: Application, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from typer.testing import CliRunner
+
+    from phi3lora import cli
+
+    monkeypatch.setenv("PHI3LORA_HOME", str(app.settings.home))
+    for number in range(3):
+        cast(app, "right", number)
+
+    def typed(*arguments: str) -> str:
+        result = CliRunner().invoke(cli.app, ["votes", *arguments])
+        return f"{result.exit_code} {result.output}"
+
+    shown = typed("show", BUNDLED)
+    assert shown.startswith("0 3 blind votes: 3 tuned, 0 base")
+    assert "which cannot tell them apart" in shown
+    file = tmp_path / "votes.jsonl"
+    assert typed("export", BUNDLED, "--output", str(file)).startswith("0")
+    assert len(file.read_text("utf-8").splitlines()) == 3
+    assert typed("train", BUNDLED).startswith("2 Error: Not enough votes yet")
+
+
 # The loop
 
 
