@@ -20,7 +20,6 @@ from phi3lora.data.formats import (
 
 _MODULES = (
     preference,
-    comparison,
     conversations,
     messages,
     threads,
@@ -28,6 +27,7 @@ _MODULES = (
     instruction,
     prompt_completion,
     question_answer,
+    comparison,
     text,
 )
 FORMATS = {module.FORMAT.name: module.FORMAT for module in _MODULES}
