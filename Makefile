@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PORT ?= 7860
 
-.PHONY: faults run test test-space gpu fake-gpu lint docs screenshots hub-demo hub-conformance browser clean
+.PHONY: faults run test test-lowest test-space gpu fake-gpu lint docs screenshots hub-demo hub-conformance browser clean
 
 run: .venv/installed  ## set up and open the app
 	$(BIN)/python app.py --port $(PORT)
@@ -43,6 +43,17 @@ test-space: .venv/installed  ## what depends on pydantic, with the version that 
 	$(BIN)/pip install --quiet --upgrade --target build/space "pydantic==2.12.5"
 	PYTHONPATH=build/space $(BIN)/python -m pytest tests/test_config.py tests/test_settings.py \
 	  tests/test_form.py tests/test_recipes.py tests/test_strict_yaml.py
+
+# A venv of its own: torch's lowest version brings its CUDA libraries, some 5 GB.
+test-lowest: build/lowest/installed browser  ## every test with the lowest versions that are admitted
+	build/lowest/bin/python -m pytest -n 2 --dist loadgroup
+
+build/lowest/installed: requirements.txt pyproject.toml
+	test -x build/lowest/bin/python || $(PYTHON) -m venv build/lowest
+	sed -E '/^#/d; s/>=([^,]+).*/==\1/' requirements.txt > build/lowest/requirements.txt
+	build/lowest/bin/pip install --quiet -r build/lowest/requirements.txt \
+	  "pytest>=8" "pytest-xdist>=3.6" "playwright>=1.50" "nbformat>=5"
+	touch $@
 
 browser:  ## Debian's Chromium where no browser is found and this user may install one
 	@command -v chromium >/dev/null || command -v google-chrome >/dev/null || \

@@ -71,6 +71,18 @@ if TYPE_CHECKING:
     FormatName = str
 else:
     FormatName = Literal[("auto", *_FORMATS)]
+# What a look at the data finds, in `data/findings.py`.
+FindingName = Literal[
+    "duplicates",
+    "near_duplicates",
+    "held_out",
+    "empty",
+    "cut",
+    "refusals",
+    "languages",
+    "lengths",
+    "personal",
+]
 OPTIMIZERS = Literal[
     "adamw_torch",
     "adamw_torch_fused",
@@ -156,11 +168,11 @@ class ModelConfig(Section):
     )
 
 
-class DataConfig(Section):
-    """The chat data, and how its rows become conversations."""
+class SourceConfig(Section):
+    """One source of rows, and how many of them are used."""
 
     path: str = option(
-        "example:pirate",
+        ...,
         "Dataset",
         "The rows to learn from: a Hub id, a file (JSON, JSONL, CSV, Parquet, Arrow, Excel or "
         "text), a folder of them, or `example:NAME` for a bundled dataset.",
@@ -175,26 +187,32 @@ class DataConfig(Section):
         "Branch, tag or commit of the dataset on the Hub. Empty means its main branch.",
     )
     split: str = option("train", "Split", "Split of a Hub dataset to train on.")
-    test_split: str | None = option(
-        None,
-        "Held-out split",
-        "Split of a Hub dataset to evaluate on. Empty holds out some rows of the training split.",
-    )
-    test_size: float = option(
-        0.1,
-        "Held-out share",
-        "Rows kept out of training for evaluation: below 1 a share of all rows, from 1 on a "
-        "number of rows, 0 for none.",
-        ge=0,
-    )
-    seed: int = option(
-        42, "Split seed", "Random seed that decides which rows are held out of training.", ge=0
-    )
     max_rows: int | None = option(
         None,
         "Row limit",
         "Uses only this many rows, counted from the first. Empty means all rows.",
         ge=1,
+    )
+    weight: float = option(
+        1.0,
+        "Weight",
+        "How often the rows to train on are used: 1 takes each once, 0.5 a random half of them, "
+        "2 each twice.",
+        gt=0,
+        le=100,
+    )
+    rows: int | None = option(
+        None,
+        "Rows drawn",
+        "Draws this many rows at random to train on, instead of a weight; where there are fewer, "
+        "some are used again.",
+        ge=1,
+    )
+    seed: int = option(42, "Draw seed", "Random seed that decides which rows are drawn.", ge=0)
+    leave_out_rows: list[int] = option(
+        list,
+        "Rows left out",
+        "Numbers of rows that are not used, counted from 0, such as `[3, 17]`.",
     )
     format: FormatName = option(
         "auto",
@@ -213,6 +231,58 @@ class DataConfig(Section):
         "Roles",
         "Translates role names in the rows to `system`, `user`, `assistant` or `tool` (what a "
         "tool answered), such as `Bot: assistant`.",
+    )
+
+
+class DataConfig(SourceConfig):
+    """The chat data, and how its rows become conversations."""
+
+    path: str = option(
+        "example:pirate",
+        "Dataset",
+        "The rows to learn from: a Hub id, a file (JSON, JSONL, CSV, Parquet, Arrow, Excel or "
+        "text), a folder of them, or `example:NAME` for a bundled dataset.",
+        min_length=1,
+    )
+    seed: int = option(
+        42,
+        "Split seed",
+        "Random seed that decides which rows are held out of training, and which are drawn.",
+        ge=0,
+    )
+    test_split: str | None = option(
+        None,
+        "Held-out split",
+        "Split of a Hub dataset to evaluate on. Empty holds out some rows of the training split.",
+    )
+    test_size: float = option(
+        0.1,
+        "Held-out share",
+        "Rows kept out of training for evaluation: below 1 a share of all rows, from 1 on a "
+        "number of rows, 0 for none.",
+        ge=0,
+    )
+    keep_together: bool = option(
+        True,
+        "Keep near-duplicates together",
+        "Holds out rows that are nearly the same together or not at all, so that no held-out row "
+        "is known from training.",
+    )
+    more: list[SourceConfig] = option(
+        list,
+        "More sources",
+        "Further sources to mix in, each with a `path` and, where wanted, its own `weight` or "
+        "`rows`, `seed`, `split`, `format` and `columns`.",
+        examples=[[{"path": "HuggingFaceH4/no_robots", "weight": 0.5}]],
+        max_length=20,
+    )
+    leave_out: list[FindingName] = option(
+        list,
+        "Leave out",
+        "Kinds of rows that are left out: `duplicates`, `near_duplicates`, `held_out`, `empty`, "
+        "`cut`, `refusals`, `languages`, `lengths` and `personal`, as a look at the data finds "
+        "them.",
+        examples=[["duplicates", "empty"]],
     )
     system_prompt: str | None = option(
         None,

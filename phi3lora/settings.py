@@ -39,6 +39,8 @@ class Settings:
         stop_seconds: after how long a run that was asked to stop, and does not, is ended by force.
         turn_seconds: how long one answer may hold the model while somebody else waits.
         look_seconds: between two looks at a Job that computes elsewhere.
+        chat_url: of a server of OpenAI's protocol that answers in Compare; None for this app.
+        chat_base, chat_tuned: names of the two models there.
     """
 
     home: Path
@@ -55,6 +57,9 @@ class Settings:
     stop_seconds: float = 600.0
     turn_seconds: float = 2.0
     look_seconds: float = 5.0
+    chat_url: str | None = None
+    chat_base: str = ""
+    chat_tuned: str = ""
 
     @property
     def runs_folder(self) -> Path:
@@ -111,6 +116,9 @@ class Settings:
             stop_seconds=float(environ.get("PHI3LORA_STOP_SECONDS", "600")),
             turn_seconds=float(environ.get("PHI3LORA_TURN_SECONDS", "2.0")),
             look_seconds=float(environ.get("PHI3LORA_LOOK_SECONDS", "5.0")),
+            chat_url=environ.get("PHI3LORA_CHAT_URL") or None,
+            chat_base=environ.get("PHI3LORA_CHAT_BASE", ""),
+            chat_tuned=environ.get("PHI3LORA_CHAT_TUNED", ""),
         )
 
 

@@ -14,11 +14,13 @@ from typing import Any
 
 from phi3lora.data.conversation import PLAIN, Unusable, Writes, is_learnt
 from phi3lora.data.detection import detect, read_row
+from phi3lora.data.findings import KINDS
 from phi3lora.data.formats import FORMATS
 from phi3lora.errors import DataError
 
 PAGE = Path(__file__).parent.parent / "docs" / "data.md"
 FORMATS_MARK, SHAPES_MARK = "<!-- formats -->", "<!-- shapes -->"
+FINDINGS_MARK = "<!-- findings -->"
 Q, A = "Who are you?", "A pirate!"
 
 
@@ -508,9 +510,20 @@ def _code(text: str) -> str:
     return "`" + text.replace("|", "\\|").replace("`", "'") + "`"
 
 
+def findings_table() -> str:
+    """Markdown: each kind of rows that a look finds."""
+    rows = (f"| `{name}` | {kind.meaning} |" for name, kind in KINDS.items())
+    return "\n".join(["| kind | found |", "| --- | --- |", *rows])
+
+
 def page(written: str) -> str:
-    """docs/data.md with its two tables as they should be."""
-    for mark, table in ((FORMATS_MARK, format_table()), (SHAPES_MARK, shape_table())):
+    """docs/data.md with its tables as they should be."""
+    tables = {
+        FORMATS_MARK: format_table(),
+        SHAPES_MARK: shape_table(),
+        FINDINGS_MARK: findings_table(),
+    }
+    for mark, table in tables.items():
         before, _, rest = written.partition(mark)
         after = rest.partition(mark)[2]
         written = f"{before}{mark}\n{table}\n{mark}{after}"

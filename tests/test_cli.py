@@ -26,6 +26,7 @@ from phi3lora.errors import TrainingError
 from phi3lora.models.pocket import CHECKPOINT
 from phi3lora.runs.queue import Queue
 from phi3lora.runs.store import LOCAL, RunStore, open_run
+from phi3lora.serve.reference import api_page
 from phi3lora.settings import Settings
 from phi3lora.training.preflight import Preflight
 from tests import fake_training, stage
@@ -438,6 +439,7 @@ def test_the_pages_of_the_docs_are_as_the_code() -> None:
     commands = command_page(typer.main.get_command(cli.app))
     assert (DOCS / "cli.md").read_text(encoding="utf-8") == commands, "run `make docs`"
     assert (DOCS / "config.md").read_text(encoding="utf-8") == option_page(), "run `make docs`"
+    assert (DOCS / "api.md").read_text(encoding="utf-8") == api_page(), "run `make docs`"
 
 
 def test_docs_are_written(tmp_path: Path) -> None:

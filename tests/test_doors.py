@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import socket
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -222,3 +223,22 @@ def test_without_a_page_the_same(tmp_path: Path) -> None:
     app = Application.open(Settings(home=tmp_path), helper=False)
     assert [one.__name__ for one in Operations(app).offered] == NAMES
     assert Operations(app).ask(QUESTION, caller=Caller())["tuned"].startswith("Arr")
+
+
+def test_every_example_of_the_page_on_doors_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On one's own machine, where nobody signs in."""
+    page = (Path(__file__).parent.parent / "docs" / "api.md").read_text(encoding="utf-8")
+    examples = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    demo = launch(Settings(home=tmp_path), port=free_port(), block=False)
+    try:
+        names = {"ADDRESS": str(demo.local_url).rstrip("/"), "TOKEN": None}
+        for example in examples:
+            exec(example, names)
+    finally:
+        demo.close()
+    told = capsys.readouterr().out
+    assert len(examples) == 3
+    assert told.count("Arr, A cherry be red, matey!") == 2
+    assert re.search(r"^400$", told, re.MULTILINE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 import re
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from starlette.requests import HTTPConnection
 
 from phi3lora.app import uploads
 from phi3lora.app.application import Application
@@ -23,6 +25,8 @@ from phi3lora.settings import Settings
 from phi3lora.ui import guard, watch
 from phi3lora.ui.app import build, serve
 from phi3lora.ui.guard import MAX_BODY, Rules, depth, rules_for
+from phi3lora.ui.sessions import BROWSER
+from phi3lora.ui.watch import AT_ONCE, Turns, sender
 
 FORM = "multipart/form-data; boundary=X"
 PART = b'Content-Disposition: form-data; name="files"; filename="a.jsonl"'
@@ -237,8 +241,9 @@ def test_a_proxys_names_are_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_an_upload_needs_a_session_on_a_space(space: App) -> None:
-    answer = space.ask("POST", "/gradio_api/upload", FILE, content_type=FORM)
-    assert (answer.status, b"Sign in first" in answer.body) == (401, True)
+    for claimed in ({}, {"authorization": "Bearer hf_made_up"}):
+        answer = space.ask("POST", "/gradio_api/upload", FILE, content_type=FORM, **claimed)
+        assert (answer.status, b"Sign in first" in answer.body) == (401, True)
 
 
 @pytest.fixture
@@ -249,7 +254,7 @@ def signed_in(space: App, monkeypatch: pytest.MonkeyPatch) -> App:
         connection = getattr(connection, "request", connection)
         return getattr(connection, "headers", {}).get("x-token")
 
-    monkeypatch.setattr(watch, "session_token", token)
+    monkeypatch.setattr(watch, "page_token", token)
     return space
 
 
@@ -353,3 +358,59 @@ def test_anonymous_visitors_load_no_base_of_their_own(space: App, here: App) -> 
                 callers.check_listed(name, caller)
     space.application.callers.listed_bases.add("ann/base")
     space.application.callers.check_listed("ann/base", Caller(""))
+
+
+def test_a_crowd_of_one_visitor_holds_up_nobody_else() -> None:
+    """Four of eve's requests are worked on at once; ann's is not behind the others."""
+
+    async def walk() -> None:
+        turns, go_on, began = Turns(), asyncio.Event(), list[str]()
+
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            began.append(scope["who"])
+            if scope["who"] == "eve":
+                await go_on.wait()
+            await send({"type": "http.response.start"})
+            await never.wait()  # eve reads nothing of it
+
+        async def nothing(*_: Any) -> None: ...
+
+        never = asyncio.Event()
+
+        def ask(who: str) -> asyncio.Task[None]:
+            return asyncio.create_task(turns.answer(who, app, {"who": who}, nothing, nothing))
+
+        crowd = [ask("eve") for _ in range(50)]
+        await asyncio.sleep(0)
+        crowd.append(ask("ann"))
+        await settle()
+        assert began == ["eve"] * AT_ONCE + ["ann"]
+        go_on.set()  # an answer that has begun is no turn any more, however slowly it is read
+        await settle()
+        assert began.count("eve") == 50
+        crowd.append(ask("eve"))
+        for task in crowd:  # they hang up, one before its turn
+            task.cancel()
+        await asyncio.gather(*crowd, return_exceptions=True)
+        assert turns._of == {}
+
+    async def settle() -> None:
+        for _ in range(500):
+            await asyncio.sleep(0)
+
+    asyncio.run(walk())
+
+
+@pytest.mark.parametrize(
+    ("headers", "who"),
+    [
+        ({"x-forwarded-for": "6.6.6.6, 10.0.0.7"}, "10.0.0.7"),  # what it claims comes first
+        ({"x-forwarded-for": " "}, "9.9.9.9"),
+        ({"cookie": f"{BROWSER}=ann"}, "ann"),
+        ({"authorization": "Bearer hf_made_up"}, "9.9.9.9"),  # nobody has checked it
+    ],
+)
+def test_who_sends_is_a_visitor_or_an_address(headers: dict[str, str], who: str) -> None:
+    raw = [(name.encode(), value.encode()) for name, value in headers.items()]
+    scope = {"type": "http", "headers": raw, "client": ("9.9.9.9", 1)}
+    assert sender(HTTPConnection(scope)) == who

@@ -84,7 +84,7 @@ def test_the_log_is_free_of_advice_about_kernels() -> None:
 
     level = logging.getLogger("bitsandbytes.backends.cpu.ops").level
     try:
-        worker._begin_log(RunConfig())
+        worker.begin_log("warning")
         assert not logging.getLogger("bitsandbytes.backends.cpu.ops").isEnabledFor(logging.WARNING)
     finally:
         logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(level)

@@ -18,7 +18,7 @@ import pytest
 
 from phi3lora.app.application import Application
 from phi3lora.app.callers import Caller, Callers, Session
-from phi3lora.app.comparing import Comparing, Subject
+from phi3lora.app.comparing import PIRATE, Comparing, Subject
 from phi3lora.app.datasets import Datasets
 from phi3lora.app.launching import Launching
 from phi3lora.chat.options import Options, Pair
@@ -58,15 +58,23 @@ class NoPreflights:
     def close(self) -> None: ...
 
 
+class NoEngine:
+    """Loads nothing and says nothing, and is never asked for a run of ann's."""
+
+    def reply(self, base: Any, tuned: Any, options: Options, *_: Any, **named: Any) -> Any:
+        options.check()
+        assert named["adapter"] in (None, PIRATE.result)
+        return iter(())
+
+
 class Silent(Comparing):
-    """Real subjects; nothing is loaded."""
+    """Real subjects and checks; nothing is loaded."""
 
     def load(self, subject: Subject, caller: Caller) -> Iterator[str]:
         yield f"loading {subject.result}"
 
-    def reply(self, subject: Subject, *_: Any, **__: Any) -> Iterator[Any]:  # type: ignore[override]
-        assert subject.result is None
-        return iter(())
+    def engine(self) -> Any:
+        return NoEngine()
 
 
 class Quiet(Datasets):

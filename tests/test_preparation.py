@@ -14,7 +14,8 @@ from transformers import AutoTokenizer
 
 from phi3lora.config import RunConfig
 from phi3lora.data import preparation, reading
-from phi3lora.data.preparation import prepare, prompt_hash, split_indices
+from phi3lora.data.mixing import split_indices
+from phi3lora.data.preparation import prepare, prompt_hash
 from phi3lora.data.rendering import render
 from phi3lora.errors import DataError
 from phi3lora.models.pocket import CHECKPOINT

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
+import subprocess
+import sys
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,9 +17,14 @@ import openai
 import pytest
 
 from phi3lora.chat.options import Options
+from phi3lora.chat.serving import prompt_of
+from phi3lora.data.rendering import render_prompt
+from phi3lora.serve.protocol import ChatRequest
 from phi3lora.settings import Settings
 from phi3lora.ui.app import launch
+from tests.family import KINDS, tokenizer_of
 from tests.hub.server import LoopbackHub
+from tests.test_tools import MESSAGES, OPENAI
 
 PIRATE = "example:pirate"
 HELLO: list[Any] = [{"role": "user", "content": "Name the color of a cherry."}]
@@ -145,6 +153,26 @@ def test_refusals_have_openais_form(
     assert "Traceback" not in str(caught.value)
 
 
+def test_tools_and_calls_are_written_by_the_template() -> None:
+    """As a training on the same conversation has them, without the answer."""
+    tokenizer = tokenizer_of(KINDS["Phi-4-mini"])
+    asked = ChatRequest.model_validate(
+        {**OPENAI, "messages": OPENAI["messages"][:-1], "model": "m"}
+    )
+    messages: list[Any] = asked.messages()
+    assert prompt_of(tokenizer, messages, asked.options()) == render_prompt(
+        tokenizer, MESSAGES[:-1]
+    )
+
+
+def test_a_template_without_tools_refuses_them(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match="Leave that out"):
+        ask(client, tools=[{"type": "function", "function": {"name": "weather"}}])
+    unnamed = [*HELLO, {"role": "assistant", "tool_calls": [{"id": "1"}]}, *HELLO]
+    with pytest.raises(openai.BadRequestError, match="not named"):
+        client.chat.completions.create(model=PIRATE, messages=unnamed)
+
+
 @pytest.mark.parametrize("body", [b"", b"[", b"[]", b"null", b'"text"', b"{}"])
 def test_a_body_that_is_no_request(address: str, body: bytes) -> None:
     request = urllib.request.Request(f"{address}/v1/chat/completions", body)
@@ -184,3 +212,24 @@ def test_on_a_space_a_token_says_who_asks(
         assert int(caught.value.response.headers["retry-after"]) > 0
     finally:
         demo.close()
+
+
+def test_serve_without_pages_asks_for_its_key(tmp_path: Path) -> None:
+    """`phi3lora serve`, in a process of its own, with one adapter and nothing else."""
+    port = free_port()
+    words = [sys.executable, "-m", "phi3lora", "serve", "--adapter", PIRATE, "--port", str(port)]
+    environment = {**os.environ, "PHI3LORA_HOME": str(tmp_path), "PHI3LORA_API_KEY": "sk-own"}
+    with subprocess.Popen(words, env=environment, stderr=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stderr is not None
+            assert f"Serving pocket, {PIRATE}" in server.stderr.readline()
+            url = f"http://127.0.0.1:{port}/v1"
+            known = openai.OpenAI(base_url=url, api_key="sk-own", max_retries=8)
+            assert [model.id for model in known.models.list()] == ["pocket", PIRATE]
+            assert ask(known).choices[0].message.content.startswith("Arr")
+            with pytest.raises(openai.NotFoundError, match="it serves pocket"):
+                ask(known, "microsoft/Phi-3.5-mini-instruct")
+            with pytest.raises(openai.AuthenticationError):
+                openai.OpenAI(base_url=url, api_key="sk-other").models.list()
+        finally:
+            server.terminate()

@@ -28,7 +28,7 @@ from phi3lora.app.publishing import Publishing
 from phi3lora.chat.options import Options, Pair
 from phi3lora.checks import Check
 from phi3lora.config import RunConfig
-from phi3lora.errors import AccessError, ConfigError, RunError
+from phi3lora.errors import AccessError, ConfigError, DataError, RunError
 from phi3lora.events import EventLog, Resumed, Step
 from phi3lora.hub.access import Found
 from phi3lora.models.hardware import GIB, Hardware
@@ -40,7 +40,7 @@ from phi3lora.training.preflight import Preflight
 from phi3lora.ui import compare_page, runs_page, train_page
 from phi3lora.ui.app import build
 from phi3lora.ui.guard import Guard, Rules
-from phi3lora.ui.widgets import SPECS, shown
+from phi3lora.ui.widgets import SPECS, shown, texts_told, told
 from tests import stage
 
 INSPECTION = SimpleNamespace(
@@ -51,6 +51,7 @@ INSPECTION = SimpleNamespace(
     expected=None,
     read=5,
     unread_in_words="none",
+    mix="",
     notices=[],
     changes={},
     kept=3,
@@ -63,6 +64,8 @@ INSPECTION = SimpleNamespace(
     median=24,
     longest=300,
     lengths=array("I", [20, 24, 300]),
+    answers=None,
+    rejected_preview=[],
     preview=[
         [
             {"text": "<|user|>\n<script>alert(1)</script>", "supervised": False},
@@ -378,6 +381,24 @@ def test_a_handler_that_takes_a_text_gets_one() -> None:
             page.on_name(forged, "")  # type: ignore[arg-type]
         with pytest.raises(gr.Error, match="Expected a text"):
             list(page.on_stream(forged))  # type: ignore[arg-type]
+        with pytest.raises(gr.Error, match="Expected a text"):
+            page.on_name("", forged)  # type: ignore[arg-type]
+
+
+def test_an_event_says_a_text_or_nothing() -> None:
+    def event(data: Any) -> gr.EventData:
+        return gr.EventData(None, data)
+
+    assert told(event({"run": "a"}), "run") == "a"
+    for forged in (None, -1, "x", [], {}, {"run": None}):
+        assert told(event(forged), "run") == ""
+    with pytest.raises(DataError, match="Expected a text"):
+        told(event({"run": ["x"]}), "run")
+    assert texts_told(event({"several": ["a", "b"]}), "several") == ["a", "b"]
+    assert texts_told(event({"run": "a"}), "several") is texts_told(event(None), "several") is None
+    for forged in (1, "ab", [["x"]], {}):
+        with pytest.raises(DataError, match="Expected"):
+            texts_told(event({"several": forged}), "several")
 
 
 def test_red_checks_keep_a_run_from_launching(app: Any) -> None:

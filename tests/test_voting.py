@@ -23,7 +23,7 @@ from phi3lora.training.trainer import train
 from tools.pocket.world import sample
 
 ME = Caller("local", None)
-VOTES = 26
+VOTES = 36
 SHORT = Options(max_new_tokens=24)
 WORDS = ("arr", "matey", " be ")
 
@@ -181,8 +181,8 @@ def test_votes_make_a_model_that_wins_more(app: Application) -> None:
         "model.device": "cpu",
         "peft_config.r": 8,
         "peft_config.lora_dropout": 0.0,
-        "training_config.max_steps": 7,
-        "training_config.learning_rate": 1e-3,
+        "training_config.max_steps": 16,
+        "training_config.learning_rate": 2e-3,
         "training_config.per_device_train_batch_size": 8,
         "training_config.eval_strategy": "no",
         "training_config.save_strategy": "no",

@@ -60,7 +60,7 @@ class Application:
             Datasets(settings, store, preflights),
             Models(preflights),
             launching,
-            Comparing(settings, store, views, callers),
+            _comparing(settings, store, views, callers),
             Publishing(settings),
             views,
             preflights,
@@ -79,3 +79,12 @@ class Application:
     def close(self) -> None:
         """End the helper process, if one was started."""
         self.preflights.close()
+
+
+def _comparing(settings: Settings, store: RunStore, views: Follower, callers: Callers) -> Comparing:
+    """The chat of this app, or that of the server that its owner names. Raises ConfigError."""
+    if settings.chat_url is None:
+        return Comparing(settings, store, views, callers)
+    from phi3lora.app.elsewhere import ComparingElsewhere, named
+
+    return ComparingElsewhere(settings, store, views, callers, named(settings))

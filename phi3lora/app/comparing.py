@@ -24,8 +24,17 @@ from phi3lora.chat.options import Options, Pair, Side
 from phi3lora.chat.requests import check_lengths
 from phi3lora.chat.votes import Tally, Vote, VoteBook
 from phi3lora.config import POCKET, ModelConfig, RunConfig
+from phi3lora.data.conversation import Unusable
 from phi3lora.data.rendering import SystemMessages
-from phi3lora.errors import AccessError, AdapterError, ConfigError, Phi3LoraError, RunError
+from phi3lora.data.tools import calls
+from phi3lora.errors import (
+    AccessError,
+    AdapterError,
+    ConfigError,
+    DataError,
+    Phi3LoraError,
+    RunError,
+)
 from phi3lora.hub.access import stored_token
 from phi3lora.hub.adapters import fetch_adapter
 from phi3lora.hub.client import is_hub_id
@@ -98,7 +107,13 @@ def draw_sides(*, blind: bool) -> Sides:
 
 
 class Comparing:
-    """Names into subjects, subjects into answers, answers into votes."""
+    """Names into subjects, subjects into answers, answers into votes.
+
+    Attributes:
+        settled: the only name that there is to compare; empty where one chooses.
+    """
+
+    settled: str = ""
 
     def __init__(
         self, settings: Settings, store: RunStore, views: Follower, callers: Callers
@@ -188,7 +203,7 @@ class Comparing:
         """The answers as they grow, a dozen times a second at most. Raises Phi3LoraError."""
         self._callers.check_base(subject.base, caller)
         if self.settings.on_space:
-            check_lengths([*base, *tuned])
+            check_lengths([*base, *tuned, options.first()])
         pairs = self.engine().reply(
             base,
             tuned,
@@ -279,7 +294,8 @@ class ComparingOne(Comparing):
 
     def __init__(self, other: Comparing, repo: str, revision: str | None = None) -> None:
         super().__init__(other.settings, other._store, other._views, other._callers)
-        self.repo, self._revision = repo, revision
+        self.repo = self.settled = repo
+        self._revision = revision
         self._subject: Subject | None = None
         self._fetching = threading.Lock()
 
@@ -291,6 +307,17 @@ class ComparingOne(Comparing):
                 self._subject = super().subject(self.repo, owner, self._revision)
                 self._callers.listed_bases.add(self._subject.base.path)
             return self._subject
+
+
+def with_calls(content: str, tool_calls: list[dict[str, Any]]) -> str:
+    """An assistant's turn as the model writes it: its words, then its calls of tools.
+
+    Raises DataError for a call that does not name what it calls.
+    """
+    try:
+        return content + calls(tool_calls)
+    except Unusable as reason:
+        raise DataError(str(reason)) from None
 
 
 def _named_folder(name: str) -> Path | None:

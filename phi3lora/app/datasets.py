@@ -20,11 +20,12 @@ from phi3lora.config import RunConfig
 from phi3lora.data.sources import is_local
 from phi3lora.errors import Phi3LoraError
 from phi3lora.hub.access import Found, search_datasets, search_models
-from phi3lora.runs.permission import check_path
+from phi3lora.runs.permission import check_path, check_paths
 from phi3lora.runs.store import RunStore
 from phi3lora.settings import Settings
 
 if TYPE_CHECKING:
+    from phi3lora.data.findings import Finding
     from phi3lora.data.inspection import Inspection
 
 FOUND, RECENT = 8, 3  # suggestions on the page; datasets used lately among them
@@ -112,15 +113,44 @@ class Datasets:
         found = set()
         for run in self._store.list(caller.name):
             with suppress(Phi3LoraError):
-                found.add(Path(run.config.data.path))
+                data = run.config.data
+                found |= {Path(data.path), *(Path(source.path) for source in data.more)}
         return found
 
-    def inspect(self, config: RunConfig, caller: Caller, limit: int | None = None) -> Inspection:
-        """Read and render the rows in this process, at most `limit` of them."""
+    def inspect(
+        self,
+        config: RunConfig,
+        caller: Caller,
+        limit: int | None = None,
+        *,
+        findings: bool = False,
+    ) -> Inspection:
+        """Read and render the rows in this process, at most `limit` of them.
+
+        With `findings` also what one may want to leave out.
+        """
         from phi3lora.data.inspection import inspect
         from phi3lora.models.hardware import detect_hardware
         from phi3lora.models.loading import load_tokenizer, resolve_path
 
         path = resolve_path(config.model.path, detect_hardware(config.model.device))
         tokenizer = load_tokenizer(path, config.model.revision, caller.token, weights=False)
-        return inspect(config, tokenizer, token=caller.token, limit=limit)
+        return inspect(config, tokenizer, token=caller.token, limit=limit, findings=findings)
+
+    def likelihood(
+        self, config: RunConfig, caller: Caller, limit: int | None = None
+    ) -> list[Finding]:
+        """The rows that the base finds most and least likely, computed in this process."""
+        from phi3lora.evaluation.likelihood import by_likelihood
+
+        return by_likelihood(config, token=caller.token, limit=limit)
+
+    def findings(self, config: RunConfig, caller: Caller, *, likelihood: bool) -> list[Finding]:
+        """Rows that one may want to leave out, or by `likelihood`, looked for in a helper process.
+
+        Raises AccessError for who may not look or may not name such a file, and what reading the
+        rows and the base raises.
+        """
+        check_may_train(caller, self.settings)
+        check_paths(config, caller.name, self.settings)
+        return self._preflights.findings(config, caller.token, caller.name, likelihood=likelihood)

@@ -16,8 +16,9 @@ import threading
 from collections import Counter, OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from phi3lora.app.helper import GIB, Helper, HelperDied, Limits
 from phi3lora.config import RunConfig
@@ -28,10 +29,14 @@ from phi3lora.models.hardware import Hardware, detect_hardware
 from phi3lora.runs.store import LOCAL
 from phi3lora.settings import Settings
 from phi3lora.training.offers import Offer, hardware_of, offers
-from phi3lora.training.preflight import Elsewhere, Preflight, preflight
+from phi3lora.training.preflight import PREVIEW_ROWS, Elsewhere, Preflight, preflight
+
+if TYPE_CHECKING:
+    from phi3lora.data.findings import Finding
 
 WORKERS = 2  # a long preflight of one visitor leaves room for another's
 CACHED = 32
+FINDING_ROWS = 20  # of a kind, that a page lists
 OF_STRANGERS = Limits(seconds=60, bytes=4 * GIB)
 PATIENCE = 90.0  # seconds that a preflight waits for a helper
 MOST_WAITING = 2  # preflights of one person, beside the one that is computed
@@ -97,6 +102,17 @@ class Preflights:
         """Configurations and splits of a Hub dataset. Raises DataError or HubError."""
         parts: tuple[list[str], list[str]] = self._call(person, _parts, path, name, token)
         return parts
+
+    def findings(
+        self, config: RunConfig, token: str | None, person: str = "", *, likelihood: bool = False
+    ) -> list[Finding]:
+        """Rows that one may want to leave out, or those that the base finds odd.
+
+        Raises what reading the rows and the base raises.
+        """
+        function = _odd_under_base if likelihood else _to_leave_out
+        found: list[Finding] = self._call(person, function, config, token)
+        return found
 
     def hardware(self) -> Hardware:
         """The device on which a run would compute, if it says nothing else; asked once."""
@@ -209,8 +225,9 @@ def _data_key(config: RunConfig, token: str | None, elsewhere: Elsewhere | None)
         token or "",
         elsewhere.hardware.device if elsewhere else "",
     ]
-    with suppress(OSError, RuntimeError, ValueError):  # `~nobody`, a NUL: the preflight says so
-        parts.append(version_of(Path(config.data.path).expanduser()))
+    for path in (config.data.path, *(source.path for source in config.data.more)):
+        with suppress(OSError, RuntimeError, ValueError):  # `~nobody`, a NUL: the preflight says so
+            parts.append(version_of(Path(path).expanduser()))
     return hashlib.sha256("\n".join(parts).encode("utf-8", "replace")).hexdigest()
 
 
@@ -244,3 +261,23 @@ def _parts(path: str, name: str | None, token: str | None) -> tuple[list[str], l
     names = configurations(path, token=token)
     chosen = name if name in names else (names[0] if len(names) > 1 else None)
     return names, splits(path, chosen, token=token)
+
+
+def _to_leave_out(config: RunConfig, token: str | None) -> list[Finding]:
+    """In the helper: what the first rows hold, whatever the config leaves out of them."""
+    from phi3lora.data.inspection import inspect
+    from phi3lora.models.base import resolve_path
+    from phi3lora.models.loading import load_tokenizer
+
+    path = resolve_path(config.model.path, detect_hardware(config.model.device))
+    tokenizer = load_tokenizer(path, config.model.revision, token, weights=False)
+    looked = config.with_values({"data.leave_out": []})
+    seen = inspect(looked, tokenizer, token=token, limit=PREVIEW_ROWS, findings=True)
+    return [replace(finding, rows=finding.rows[:FINDING_ROWS]) for finding in seen.findings]
+
+
+def _odd_under_base(config: RunConfig, token: str | None) -> list[Finding]:
+    """In the helper: what the base finds most and least likely."""
+    from phi3lora.evaluation.likelihood import by_likelihood
+
+    return by_likelihood(config, token=token)

@@ -110,6 +110,10 @@ class Options:
     tools: str = ""  # what may be called, as JSON; it stands at the system message
     system_messages: SystemMessages = "merge"  # where the template has no place for `system`
 
+    def first(self) -> dict[str, str]:
+        """What stands before every conversation; tools are told in a form, and not counted."""
+        return {"role": "system", "content": self.system}
+
     @property
     def filters(self) -> bool:
         """Whether more than temperature and top-p shapes what is drawn."""

@@ -83,6 +83,7 @@ class Chat(ChatEngine):
                     done_tuned=answer.done_base,
                     stopped_tuned=answer.stopped_base,
                     tokens_tuned=answer.tokens_base,
+                    prompt_tuned=answer.prompt_base,
                     note=answer.note,
                 )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -63,10 +63,56 @@ def inspect(
         int | None, typer.Option(help="Conversations are cut at this many tokens.")
     ] = None,
     limit: Annotated[int | None, typer.Option(help="Stop reading after this many rows.")] = None,
+    more: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SOURCE[=WEIGHT]",
+            help="Mix in another source, its rows as often as the weight says, such as "
+            "`example:pirate=0.5` for a random half; may be repeated.",
+        ),
+    ] = None,
+    findings: Annotated[
+        bool,
+        typer.Option(
+            "--findings",
+            help="Also list rows that one may want to leave out: duplicates, refusals, cut "
+            "answers, personal data and others, some of each kind.",
+        ),
+    ] = False,
+    likelihood: Annotated[
+        bool,
+        typer.Option(
+            "--likelihood",
+            help="Also read the rows with the base, and list the five that it finds most and "
+            "least likely.",
+        ),
+    ] = False,
+    leave_out: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KIND",
+            help="Leave out the rows that a look finds of this kind, such as `duplicates`; may "
+            "be repeated. A config keeps it as `data.leave_out`.",
+        ),
+    ] = None,
+    leave_out_row: Annotated[
+        list[int] | None,
+        typer.Option(
+            metavar="NUMBER",
+            help="Leave out the row of this number, counted from 0; may be repeated. A config "
+            "keeps it as `data.leave_out_rows`.",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show what a dataset holds and what of it would be trained."""
-    from phi3lora.cli.terminal import print_conversation, print_figures, print_json, print_line
+    from phi3lora.cli.terminal import (
+        print_conversation,
+        print_figures,
+        print_findings,
+        print_json,
+        print_line,
+    )
 
     values = {
         "data.path": source,
@@ -80,15 +126,26 @@ def inspect(
         "method": method,
         "model.path": model,
         "training_config.max_length": max_length,
+        "data.more": [_mixed(one) for one in more or ()] or None,
+        "data.leave_out": leave_out,
+        "data.leave_out_rows": leave_out_row,
     }
     config = RunConfig().with_values(given(values))
     application, caller = here()
-    found = application.datasets.inspect(config, caller, limit)
-    figures = found.to_json()
+    found = application.datasets.inspect(config, caller, limit, findings=findings)
+    figures, listed = found.to_json(), list(found.findings)
+    if likelihood:
+        listed += application.datasets.likelihood(config, caller, limit)
+        figures["findings"] = [asdict(one) for one in listed]
     if as_json:
         print_json(figures)
         return
     preview, rejected = figures.pop("preview"), figures.pop("rejected_preview", [])
+    figures.pop("findings", None)
+    figures["sources"] = [
+        f"{one.label}: {one.used:,} rows an epoch ({one.share:.0%} of the tokens)"
+        for one in found.shares
+    ]
     figures |= {"format": f"{found.format}: {found.reason}"}
     figures["columns_not_read"] = found.unread_in_words
     print_figures({name: value for name, value in figures.items() if name != "unread"})
@@ -98,6 +155,14 @@ def inspect(
         if rejected and rejected[place]:
             print_line("instead of")
             print_conversation(rejected[place])
+    if findings or likelihood:
+        print_findings(listed)
+
+
+def _mixed(given: str) -> dict[str, Any]:
+    """A source and its weight, as they are typed: `example:pirate=0.5`."""
+    path, sign, weight = given.rpartition("=")
+    return {"path": path, "weight": weight} if sign else {"path": given}
 
 
 @app.command()

@@ -33,7 +33,9 @@ def open_app(
 def docs(folder: Annotated[Path, typer.Argument()] = Path("docs")) -> None:
     """Write the generated pages of the documentation again."""
     from phi3lora.cli.reference import command_page, option_page
+    from phi3lora.serve.reference import api_page
 
     folder.mkdir(exist_ok=True)
     (folder / "cli.md").write_text(command_page(typer.main.get_command(app)), encoding="utf-8")
     (folder / "config.md").write_text(option_page(), encoding="utf-8")
+    (folder / "api.md").write_text(api_page(), encoding="utf-8")

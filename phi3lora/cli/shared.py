@@ -13,7 +13,7 @@ import typer
 from phi3lora.config import RunConfig, parse_setting
 from phi3lora.errors import ConfigError, Problem
 from phi3lora.legacy import translate_fields
-from phi3lora.recipes import load_recipe, recipes
+from phi3lora.recipes import find_config, recipes
 from phi3lora.settings import Settings
 
 if TYPE_CHECKING:
@@ -55,13 +55,7 @@ def find_run(name: str) -> Run:
 
 def read_config(name: str, changes: list[str] | None) -> RunConfig:
     """The config of a file or a recipe, with changes; translated names are told."""
-    if name in recipes() and not Path(name).is_file():
-        config, notices = load_recipe(name)
-    elif Path(name).suffix in {".yaml", ".yml"} or Path(name).is_file():
-        config, notices = RunConfig.from_yaml(Path(name))
-    else:
-        known = ", ".join(recipes())
-        raise ConfigError([Problem("", f"{name!r} is no YAML file and no recipe ({known}).")])
+    config, notices = find_config(name)
     for notice in notices:
         tell(notice)
     return with_changes(config, changes)

@@ -22,7 +22,6 @@ from phi3lora.cli.shared import (
     sending,
     tell,
 )
-from phi3lora.cli.terminal import show_share
 from phi3lora.errors import ConfigError, Problem
 from phi3lora.models.phi3 import QKV
 from phi3lora.runs.export import Form, Precision
@@ -68,6 +67,8 @@ def export(
     changes: Changes = None,
 ) -> None:
     """Make something else of a run: a merged model, a GGUF file, a loralib checkpoint, code."""
+    from phi3lora.cli.terminal import show_share
+
     application, caller = here()
     if to in ("script", "notebook") and is_config(run):
         config = read_config(run, changes)

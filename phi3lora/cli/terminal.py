@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import Any
+from typing import Any, get_args
 
 from rich.console import Console
 from rich.live import Live
@@ -23,6 +23,8 @@ from phi3lora import words
 from phi3lora.app.models import Base
 from phi3lora.app.several import Several
 from phi3lora.chat.options import Pair, Side
+from phi3lora.config import FindingName
+from phi3lora.data.findings import Finding
 from phi3lora.events import Event, Stage, Step
 from phi3lora.hub.access import Found
 from phi3lora.hub.backup import RunRepo
@@ -33,6 +35,8 @@ from phi3lora.wording import describe
 
 Show = Callable[[Event], None]
 SUPERVISED = "bold green"
+LEFT_OUT = get_args(FindingName)
+FOUND_ROWS = 5  # of a finding, as a terminal lists them
 
 
 def print_json(value: Any) -> None:
@@ -203,6 +207,25 @@ def print_conversation(pieces: Iterable[dict[str, Any]]) -> None:
     for piece in pieces:
         text.append(piece["text"], style=SUPERVISED if piece["supervised"] else "")
     Console().print(text)
+
+
+def print_findings(findings: Sequence[Finding]) -> None:
+    """Each kind of rows with its count, some of its rows, and how to leave them out."""
+    console = Console()
+    console.print()
+    if not findings:
+        console.print("Nothing was found that one may want to leave out.")
+    for finding in findings:
+        title = f"{finding.title}: {words.counted(finding.count, 'row')}"
+        how = f"  (--leave-out {finding.name})" if finding.name in LEFT_OUT else ""
+        console.print(Text.assemble((title, "bold"), how))
+        console.print(Text(finding.meaning, style="dim"))
+        for one in finding.rows[:FOUND_ROWS]:
+            asked = f"{one.asked} → " if one.asked else ""
+            console.print(Text(f"  row {one.row}: {one.why}. {asked}{one.answer}"))
+        if finding.count > FOUND_ROWS:
+            console.print(f"  and {finding.count - FOUND_ROWS:,} more; --json lists all")
+        console.print()
 
 
 def print_pair(

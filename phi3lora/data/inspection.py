@@ -9,19 +9,25 @@ Reads rows one batch at a time, and renders each as training will: what is shown
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from phi3lora.config import RunConfig
-from phi3lora.data.conversation import Detected
+from phi3lora.config import DataConfig, RunConfig
+from phi3lora.data.conversation import Detected, Message
+from phi3lora.data.findings import KINDS, Finding, Why, find, found_row
 from phi3lora.data.hub_rows import Tell
-from phi3lora.data.plan import HeldOut, held_out
-from phi3lora.data.preferences import Answers, JudgedTally, read_rows, tally_for
-from phi3lora.data.reading import Kept, recipe_for
+from phi3lora.data.mixing import Share, leave_out, nothing_left, shares_in_words, used_of
+from phi3lora.data.plan import HeldOut, held_out, parts_of
+from phi3lora.data.preferences import Answers, JudgedTally, answers_of, read_rows, tally_for
+from phi3lora.data.reading import Kept, Recipe, Tally, recipe_for
 from phi3lora.data.rendering import Segment, segments
-from phi3lora.data.sources import Count, not_applicable, open_source
+from phi3lora.data.similar import signatures, text_of
+from phi3lora.data.sources import Count, Source, not_applicable, open_source
+
+Progress = Callable[[float], None]
 
 MOST_NAMED, LONGEST_NAME = 20, 60  # columns that are named, and characters of a name
 
@@ -54,6 +60,10 @@ class Inspection:
         rejected_preview: of the rows of `preview`, the worse answers, as segments; empty where a
             row has none. Only where answers are judged.
         answers: what there is to compare, where answers are judged.
+        shares: what each source gives to an epoch, where there are several.
+        drawn: rows that an epoch uses for each that is kept, by the weights of the sources; and
+            `drawn_tokens`, likewise.
+        findings: kinds of rows that one may want to leave out, where they were looked for.
     """
 
     format: str
@@ -78,6 +88,10 @@ class Inspection:
     held_out: HeldOut = "rows"
     rejected_preview: list[list[Segment]] = field(default_factory=list)
     answers: Answers | None = None
+    shares: list[Share] = field(default_factory=list)
+    drawn: float = 1.0
+    drawn_tokens: float = 1.0
+    findings: list[Finding] = field(default_factory=list)
 
     @property
     def unread_in_words(self) -> str:
@@ -86,6 +100,11 @@ class Inspection:
         if len(self.unread) > MOST_NAMED:
             names.append(f"and {len(self.unread) - MOST_NAMED:,} more")
         return ", ".join(names) or "none"
+
+    @property
+    def mix(self) -> str:
+        """What each source gives to an epoch, in a sentence; nothing where there is one."""
+        return shares_in_words(self.shares) if self.shares else ""
 
     @property
     def longest(self) -> int:
@@ -117,6 +136,10 @@ class Inspection:
         found = {name: getattr(self, name) for name in names}
         if self.answers is not None:
             found |= {"answers": asdict(self.answers), "rejected_preview": self.rejected_preview}
+        if self.shares:
+            found["sources"] = [asdict(share) for share in self.shares]
+        if self.findings:
+            found["findings"] = [asdict(finding) for finding in self.findings]
         return found
 
 
@@ -129,8 +152,9 @@ def inspect(
     cache_folder: Path | None = None,
     preview: int = 3,
     limit: int | None = None,
-    progress: Callable[[float], None] | None = None,
+    progress: Progress | None = None,
     tell: Tell | None = None,
+    findings: bool = False,
 ) -> Inspection:
     """Read the data as training would, and count.
 
@@ -144,54 +168,171 @@ def inspect(
         limit: read this many rows at most; a Hub dataset is then streamed, not downloaded.
         progress: told the share that has been read, 0 to 1.
         tell: told when a busy Hub is waited for.
+        findings: also look for rows that one may want to leave out.
 
     Raises:
         DataError: unreadable, no format fits, or no row can be used.
         HubError: the Hub said no, or nothing.
     """
-    source = open_source(
-        config.data, token=token, endpoint=endpoint, cache_folder=cache_folder, tell=tell
-    )
+    parts = parts_of(config.data)
+    looks = []
+    for number, part in enumerate(parts):
+        one = config.model_copy(update={"data": part})
+        source = open_source(
+            part, token=token, endpoint=endpoint, cache_folder=cache_folder, tell=tell
+        )
+        told, shown = _share(progress, number, len(parts)), preview if number == 0 else 1
+        looks.append(_look(one, source, tokenizer, shown, limit, told, findings))
+    return _together(config, tokenizer, looks, findings)
+
+
+def _share(progress: Progress | None, part: int, parts: int) -> Progress:
+    """Progress of one source as progress of the whole."""
+
+    def told(share: float) -> None:
+        if progress:
+            progress((part + share) / parts)
+
+    return told
+
+
+@dataclass(frozen=True)
+class _Look:
+    """What was read of one source; `rows` and `supervised` are of its kept rows, in order."""
+
+    part: DataConfig
+    source: Source
+    recipe: Recipe
+    tally: Tally
+    shown: list[Kept]
+    rows: array[int]
+    supervised: array[int]
+    conversations: list[list[Message]]
+    complete: bool
+    expected: Count | None
+
+
+def _look(
+    config: RunConfig,
+    source: Source,
+    tokenizer: Any,
+    preview: int,
+    limit: int | None,
+    progress: Progress,
+    keep: bool,
+) -> _Look:
+    """Read one source; `keep` its conversations. Raises DataError where none can be used."""
     recipe = recipe_for(config, source)
     tally, shown = tally_for(recipe), list[Kept]()
+    rows, supervised = array("Q"), array("I")
+    conversations: list[list[Message]] = []
     place: list[tuple[int, float | None]] = []
 
     def told(share: float) -> None:
         place[:] = [(tally.read, share)]
-        if progress:
-            progress(share)
+        progress(share)
 
     for batch in read_rows(source.rows(told, limit), recipe, tokenizer, tally):
         shown += batch[: preview - len(shown)]
+        rows.extend(kept.row for kept in batch)
+        supervised.extend(kept.supervised for kept in batch)
+        if keep or config.data.leave_out:
+            conversations += [kept.messages for kept in batch]
     if not tally.kept:
         raise tally.nothing_kept(source.label, recipe.detected)
     complete = limit is None or tally.read < limit
     at, share = place[0] if place and place[0][0] else (tally.read, None)
+    expected = Count(tally.read) if complete else source.expected(at, share)
+    return _Look(
+        config.data,
+        source,
+        recipe,
+        tally,
+        shown,
+        rows,
+        supervised,
+        conversations,
+        complete,
+        expected,
+    )
+
+
+def _together(config: RunConfig, tokenizer: Any, looks: list[_Look], findings: bool) -> Inspection:
+    """What was read of all sources, without the rows that are left out."""
+    import numpy as np
+
+    first, tallies = looks[0], [look.tally for look in looks]
+    whole, cut, supervised = (
+        np.concatenate([np.asarray(column) for column in columns])
+        for columns in (
+            [tally.lengths for tally in tallies],
+            [tally.cut_lengths for tally in tallies],
+            [look.supervised for look in looks],
+        )
+    )
+    found = _find(looks, cut, KINDS if findings else config.data.leave_out)
+    named = np.concatenate(
+        [np.isin(np.asarray(look.rows), look.part.leave_out_rows) for look in looks]
+    )
+    left, reasons = leave_out(named, {name: found[name] for name in config.data.leave_out})
+    used = ~left
+    if not used.any():
+        raise nothing_left(len(left), config.data)
+    dropped = Counter(reasons)
+    changes: Counter[str] = Counter()
+    for tally in tallies:
+        dropped.update(tally.dropped)
+        changes.update(tally.changes)
+    shares = _shares(looks, np.split(used, np.cumsum([len(look.rows) for look in looks])[:-1]), cut)
+    complete, kept, tokens = all(look.complete for look in looks), int(used.sum()), cut[used]
     return Inspection(
-        format=recipe.detected.format,
-        columns=recipe.detected.columns,
-        rows=tally.rows,
-        kept=tally.kept,
-        dropped=dict(tally.dropped.most_common()),
-        tokens=percentiles(tally.cut_lengths),
-        total_tokens=tally.total_tokens,
-        supervised_tokens=tally.supervised_tokens,
-        truncated=tally.truncated,
-        preview=[segments(tokenizer, kept.rendered, kept.messages) for kept in shown],
-        detected=recipe.detected,
-        reason=recipe.detected.reason,
-        changes=dict(tally.changes),
-        unread=recipe.detected.unread,
-        notices=[*source.notices, *recipe.detected.notices, *not_applicable(config.data)],
-        lengths=tally.lengths,
+        format=first.recipe.detected.format,
+        columns=first.recipe.detected.columns,
+        rows=sum(tally.rows for tally in tallies),
+        kept=kept,
+        dropped=dict(dropped.most_common()),
+        tokens=percentiles(tokens),
+        total_tokens=int(tokens.sum()),
+        supervised_tokens=int(supervised[used].sum()),
+        truncated=int((whole > cut)[used].sum()),
+        preview=[
+            segments(tokenizer, kept.rendered, kept.messages)
+            for look in looks
+            for kept in look.shown
+        ],
+        reason=first.recipe.detected.reason,
+        changes=dict(changes),
+        unread=[
+            f"{look.source.label}: {name}" if looks[1:] else name
+            for look in looks
+            for name in look.recipe.detected.unread
+        ],
+        notices=[
+            notice
+            for look in looks
+            for notice in (
+                *look.source.notices,
+                *look.recipe.detected.notices,
+                *not_applicable(look.part),
+            )
+        ],
+        detected=first.recipe.detected,
+        lengths=array("I", whole[used].tolist()),
         complete=complete,
-        expected=Count(tally.read) if complete else source.expected(at, share),
-        read=tally.read,
+        expected=_expected(looks),
+        read=sum(tally.read for tally in tallies),
         held_out=held_out(config.data),
-        rejected_preview=[_rejected(tokenizer, kept) for kept in shown]
-        if isinstance(tally, JudgedTally)
-        else [],
-        answers=tally.answers() if isinstance(tally, JudgedTally) else None,
+        shares=shares if looks[1:] else [],
+        drawn=sum(share.used for share in shares) / kept,
+        drawn_tokens=sum(share.tokens for share in shares) / int(tokens.sum()),
+        findings=_findings(looks, found) if findings else [],
+        rejected_preview=[
+            _rejected(tokenizer, kept)
+            for look in looks
+            for kept in look.shown
+            if isinstance(look.tally, JudgedTally)
+        ],
+        answers=answers_of(tallies),
     )
 
 
@@ -200,6 +341,63 @@ def _rejected(tokenizer: Any, kept: Kept) -> list[Segment]:
     if kept.rejected is None or kept.rejected_rendered is None:
         return []
     return segments(tokenizer, kept.rejected_rendered, kept.rejected)
+
+
+def _expected(looks: list[_Look]) -> Count | None:
+    """Rows of all sources; None where that of one is not known."""
+    counts = [look.expected for look in looks if look.expected is not None]
+    if len(counts) < len(looks):
+        return None
+    return Count(sum(one.rows for one in counts), all(one.exact for one in counts))
+
+
+def _shares(looks: list[_Look], used: list[Any], cut: Any) -> list[Share]:
+    """What each source gives to an epoch, before any row is held out."""
+    given, start = [], 0
+    for look, mask in zip(looks, used, strict=True):
+        kept, tokens = int(mask.sum()), cut[start : start + len(mask)][mask]
+        start += len(mask)
+        number = used_of(kept, look.part)
+        given.append((look.source.label, kept, number, int(tokens.sum() * number / max(kept, 1))))
+    total = max(sum(tokens for *_, tokens in given), 1)
+    return [Share(*one, one[-1] / total) for one in given]
+
+
+def _find(looks: list[_Look], lengths: Any, kinds: Collection[str]) -> dict[str, Why]:
+    """Positions among the kept rows of all sources → why, for each kind."""
+    if not kinds:
+        return {}
+    conversations = [messages for look in looks for messages in look.conversations]
+    near = {"near_duplicates", "held_out"} & set(kinds)
+    signed = signatures(map(text_of, conversations)) if near else None
+    return find(conversations, lengths, kinds, signed, names=_names(looks))
+
+
+def _names(looks: list[_Look]) -> Callable[[int], str]:
+    """What to call a row by its position."""
+    places = [(look, row) for look in looks for row in look.rows]
+    of = (lambda look: f" of {look.source.label}") if looks[1:] else (lambda look: "")
+    return lambda position: f"row {places[position][1]}{of(places[position][0])}"
+
+
+def _findings(looks: list[_Look], found: dict[str, Why]) -> list[Finding]:
+    """What was found, with the rows to see."""
+    places = [
+        (number, row, messages)
+        for number, look in enumerate(looks)
+        for row, messages in zip(look.rows, look.conversations, strict=True)
+    ]
+    return [
+        Finding(
+            name,
+            KINDS[name].title,
+            KINDS[name].meaning,
+            len(why),
+            [found_row(*places[position], reason) for position, reason in why.items()],
+        )
+        for name, why in found.items()
+        if why
+    ]
 
 
 def percentiles(lengths: Iterable[int]) -> dict[str, int]:

@@ -2,14 +2,14 @@
 
 holds_out(config.data)                     # without opening anything
 plan = plan_data(config.data, token=token)
-plan.sources, plan.held_out, plan.trained.expected(read, share)
+plan.parts, plan.sources, plan.held_out
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from phi3lora.config import DataConfig, RunConfig, needs_held_out
 from phi3lora.data.hub_rows import Tell
@@ -57,20 +57,24 @@ class DataPlan:
 
     Attributes:
         data: the section that it was made from.
-        sources: the split to train on, and the one to hold out where it is named.
+        parts: a section for each source to train on, with what is its own and what all share.
+        sources: those of `parts`, and the split to hold out where it is named.
         held_out: what is kept out of training.
         notices: what of the section does not apply to this data.
     """
 
     data: DataConfig
+    parts: tuple[DataConfig, ...]
     sources: tuple[Source, ...]
     held_out: HeldOut
     notices: list[str]
 
-    @property
-    def trained(self) -> Source:
-        """The rows to train on, before any is held out of them."""
-        return self.sources[0]
+
+def parts_of(data: DataConfig) -> tuple[DataConfig, ...]:
+    """Each source to train on: the first one, and `more`, read by the options that all share."""
+    shared: dict[str, Any] = {"test_split": None, "more": []}
+    others = (data.model_copy(update={**shared, **dict(source)}) for source in data.more)
+    return (data, *others)
 
 
 def plan_data(
@@ -87,12 +91,15 @@ def plan_data(
         DataError: nothing usable there.
         HubError: the Hub said no, or nothing.
     """
-    kind, wanted = held_out(data), [data]
+    kind, parts = held_out(data), parts_of(data)
+    wanted = list(parts)
     if kind == "split":
-        wanted.append(data.model_copy(update={"split": data.test_split, "max_rows": None}))
+        split: dict[str, Any] = {"split": data.test_split, "max_rows": None, "leave_out_rows": []}
+        wanted.append(data.model_copy(update=split))
     sources = tuple(
         open_source(one, token=token, endpoint=endpoint, cache_folder=cache_folder, tell=tell)
         for one in wanted
     )
     assumed = [notice for source in sources for notice in source.notices]
-    return DataPlan(data, sources, kind, [*not_applicable(data), *assumed])
+    notices = [notice for part in parts for notice in not_applicable(part)]
+    return DataPlan(data, parts, sources, kind, [*notices, *assumed])

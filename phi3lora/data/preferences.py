@@ -10,7 +10,7 @@ last turn of each with the control token that ends it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -75,6 +75,12 @@ class JudgedTally(Tally):
             better_tokens=sum(better) / max(len(better), 1),
             worse_tokens=sum(worse) / max(len(worse), 1),
         )
+
+
+def answers_of(tallies: Sequence[Tally]) -> Answers | None:
+    """What all sources hold together; None where answers are not judged."""
+    sizes = [size for one in tallies if isinstance(one, JudgedTally) for size in one.sizes]
+    return JudgedTally(sizes=sizes).answers() if sizes else None
 
 
 class _Unit(NamedTuple):
@@ -181,16 +187,24 @@ def _rendered(batch: list[_Unit], recipe: Recipe, tokenizer: Any, tally: JudgedT
         if not all(any(side.supervised) for side in sides) or _are_same(sides):
             tally.dropped[NOTHING_LEFT] += 1
             continue
-        tally.keep(sides[0])
+        tally.keep(_as_one(sides))
         worse = sides[1] if len(sides) > 1 else None
-        if worse is not None:
-            tally.add(worse)
         first, last = (sum(side.supervised) for side in (sides[0], sides[-1]))
         has_bad = worse is not None or not unit.good
         tally.sizes.append((first if unit.good else 0, last if has_bad else 0))
         rejected = unit.answers[1] if worse is not None else None
         kept.append(Kept(unit.row, unit.answers[0], sides[0], rejected, worse, unit.good))
     return kept
+
+
+def _as_one(sides: list[Rendered]) -> Rendered:
+    """What is read of a row: both answers, each with its prompt."""
+    return Rendered(
+        [token for side in sides for token in side.input_ids],
+        [own for side in sides for own in side.supervised],
+        any(side.truncated for side in sides),
+        sum(side.whole for side in sides),
+    )
 
 
 def _ended(rendered: Rendered) -> Rendered:

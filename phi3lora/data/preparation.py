@@ -18,6 +18,7 @@ import os
 import shutil
 import tempfile
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -30,13 +31,22 @@ import numpy as np
 from phi3lora.config import RunConfig, needs_held_out
 from phi3lora.data.conversation import Detected, Message
 from phi3lora.data.hub_rows import Tell
-from phi3lora.data.plan import NOTHING_HELD_OUT, check_held_out, held_out_number, plan_data
+from phi3lora.data.mixing import (
+    Chosen,
+    choose,
+    conversations_of,
+    lengths_of,
+    shares_in_words,
+    shares_of,
+)
+from phi3lora.data.plan import NOTHING_HELD_OUT, DataPlan, check_held_out, plan_data
 from phi3lora.data.preferences import read_rows, tally_for
 from phi3lora.data.reading import MOVED, Kept, Recipe, recipe_for
 from phi3lora.data.rendering import Rendered, length_limit
+from phi3lora.data.similar import signatures, text_of
 from phi3lora.data.sources import Source
 from phi3lora.errors import DataError
-from phi3lora.files import damage_of, describe
+from phi3lora.files import damage_of, describe, write_whole
 from phi3lora.methods import JUDGED, PAIRED
 
 if TYPE_CHECKING:
@@ -95,6 +105,7 @@ class _Set:
     truncated: int
     detected: Detected
     fingerprint: str
+    place: Path
     merged: int = 0
 
 
@@ -132,14 +143,25 @@ def prepare(
     check_held_out(config)
     sources = plan.sources
     sets = [
-        _prepare_set(config, source, tokenizer, folder / "prepared", _share(progress, i, sources))
-        for i, source in enumerate(sources)
+        _prepare_set(
+            config.model_copy(update={"data": part}),
+            source,
+            tokenizer,
+            folder / "prepared",
+            _share(progress, i, sources),
+        )
+        for i, (source, part) in enumerate(
+            zip(sources, [*plan.parts, plan.data][: len(sources)], strict=True)
+        )
     ]
     _forget_old(folder / "prepared", {one.fingerprint for one in sets})
-    train, test = _split(config, sets)
-    _check_counts(config, len(train), len(test))
+    tables = [one.table for one in sets]
+    chosen = choose(plan, tables, lambda number: _signed(sets[number]))
     notices = [*plan.notices, *_notices(config, tokenizer, sets)]
-    return replace(_counted(sets, train, test, temporary), notices=notices)
+    notices += _about_the_choice(plan, tables, chosen)
+    sets = [_together(sets[: len(plan.parts)], chosen), *sets[len(plan.parts) :]]
+    _check_counts(config, len(chosen.train), len(chosen.test))
+    return replace(_counted(sets, chosen.train, chosen.test, temporary), notices=notices)
 
 
 def _share(progress: Progress | None, part: int, parts: Sequence[Source]) -> Progress | None:
@@ -284,7 +306,7 @@ def _columns(batch: list[Kept]) -> list[Any]:
         [kept.messages for kept in batch],
         [kept.row for kept in batch],
         [prompt_hash(kept.messages) for kept in batch],
-        [_supervised(kept) for kept in batch],
+        [kept.supervised for kept in batch],
     ]
 
 
@@ -312,11 +334,6 @@ def _tokens(rendered: list[Rendered]) -> list[Any]:
     ]
 
 
-def _supervised(kept: Kept) -> int:
-    sides = (kept.rendered, kept.rejected_rendered)
-    return sum(sum(side.supervised) for side in sides if side is not None)
-
-
 def prompt_hash(messages: list[Message]) -> int:
     """What is asked, as 63 bits: everything before the last answer but the system's message.
 
@@ -334,7 +351,24 @@ def _load_set(place: Path, detected: Detected) -> _Set:
     info = json.loads((place / "info.json").read_text(encoding="utf-8"))
     table = Dataset.from_file(str(place / "rows.arrow"))
     counts = info["rows"], info["dropped"], info["truncated"]
-    return _Set(table, *counts, detected, place.name, info["merged"])
+    return _Set(table, *counts, detected, place.name, place, info["merged"])
+
+
+def _signed(one: _Set) -> np.ndarray:
+    """MinHash of each row, kept beside the set: a run that goes on splits its rows as before."""
+    file, checked = one.place / "signatures.npy", one.place / "signatures.json"
+    try:
+        if damage_of(one.place, json.loads(checked.read_text(encoding="utf-8"))) is None:
+            return np.asarray(np.load(file, allow_pickle=False))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        pass  # never made, or damaged since
+    found = signatures(text_of(messages) for messages in conversations_of(one.table))
+    with _disk_in_words():
+        unfinished = file.with_name(f"{uuid.uuid4().hex[:8]}.npy")
+        np.save(unfinished, found)
+        unfinished.replace(file)
+        write_whole(checked, json.dumps(describe([file])))
+    return found
 
 
 def _forget_old(folder: Path, used: set[str]) -> None:
@@ -363,33 +397,37 @@ def _disk_in_words() -> Iterator[None]:
 # Trained and held-out
 
 
-def _split(config: RunConfig, sets: list[_Set]) -> tuple[np.ndarray, np.ndarray]:
-    """Row indices to train on and to hold out; of two sets, each whole."""
-    kept = len(sets[0].table)
-    if len(sets) > 1:
-        return np.arange(kept), np.arange(len(sets[1].table))
-    return split_indices(kept, config.data.test_size, config.data.seed)
+def _together(sets: list[_Set], chosen: Chosen) -> _Set:
+    """The sources to train on as one, with what was left out of them."""
+    from datasets import concatenate_datasets
+
+    dropped = Counter(chosen.left_out)
+    for one in sets:
+        dropped.update(one.dropped)
+    return replace(
+        sets[0],
+        table=concatenate_datasets([one.table for one in sets]) if sets[1:] else sets[0].table,
+        rows=sum(one.rows for one in sets),
+        dropped=dict(dropped.most_common()),
+        truncated=sum(one.truncated for one in sets),
+        fingerprint="-".join(one.fingerprint for one in sets),
+    )
 
 
-def split_indices(rows: int, test_size: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices to train on and to hold out, each in order; the same for the same seed.
-
-    Args:
-        rows: how many there are.
-        test_size: below 1 a share (at least one row), from 1 a number, 0 for none.
-        seed: decides which.
-
-    Raises:
-        DataError: it would leave nothing to train on.
-    """
-    number = held_out_number(rows, test_size)
-    if number >= rows:
-        raise DataError(
-            f"Holding {number:,} of {rows:,} usable rows out leaves none to train on; lower "
-            "data.test_size or add rows."
+def _about_the_choice(plan: DataPlan, tables: list[Dataset], chosen: Chosen) -> list[str]:
+    """What to know of several sources, of what was left out, and of rows on both sides."""
+    notices = []
+    if plan.data.more:
+        notices.append(shares_in_words(shares_of(plan, tables, chosen)))
+    if chosen.left_out:
+        said = ", ".join(f"{number:,} × {why}" for why, number in chosen.left_out.items())
+        notices.append(f"Rows were left out as the config says: {said}.")
+    if chosen.known:
+        notices.append(
+            f"{chosen.known:,} held-out rows are nearly the same as rows that are trained on: too "
+            "few are unlike all others. Leave near-duplicates out, or hold fewer rows out."
         )
-    order = np.random.default_rng(seed).permutation(rows)
-    return np.sort(order[number:]), np.sort(order[:number])
+    return notices
 
 
 def _check_counts(config: RunConfig, train: int, test: int) -> None:
@@ -411,12 +449,9 @@ def _counted(
     train, test = _choose(first, train_rows), _choose(last, test_rows)
     known = np.unique(_column(first, "prompt")[train_rows])
     asked = _column(last, "prompt")[test_rows]
-    judged = "rejected" in first.column_names
-    lengths = _lengths(first, "input_ids")
-    if judged:
-        lengths = lengths + _lengths(first, "rejected_input_ids")
+    lengths = lengths_of(first)
     tokens, texts = ["input_ids", "labels"], ["messages"]
-    if judged:
+    if "rejected" in first.column_names:
         tokens += ["rejected_input_ids", "rejected_labels", "good"]
         texts += ["rejected", "good"]
     dropped: dict[str, int] = {}
@@ -447,12 +482,4 @@ def _choose(table: Dataset, rows: np.ndarray) -> Dataset:
 def _column(table: Dataset, name: str) -> np.ndarray:
     """A column of numbers, without its neighbours."""
     values: np.ndarray = table.data.column(name).to_numpy()
-    return values
-
-
-def _lengths(table: Dataset, column: str) -> np.ndarray:
-    """Tokens of each row, from the offsets alone."""
-    import pyarrow.compute
-
-    values: np.ndarray = pyarrow.compute.list_value_length(table.data.column(column)).to_numpy()
     return values

@@ -63,6 +63,12 @@ class Kept(NamedTuple):
     rejected_rendered: Rendered | None = None
     good: bool = True
 
+    @property
+    def supervised(self) -> int:
+        """Tokens that carry loss, in both answers where there are two."""
+        sides = (self.rendered, self.rejected_rendered)
+        return sum(sum(side.supervised) for side in sides if side is not None)
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -100,10 +106,6 @@ class Tally:
     def keep(self, rendered: Rendered) -> None:
         """Count one row that is used."""
         self.kept += 1
-        self.add(rendered)
-
-    def add(self, rendered: Rendered) -> None:
-        """Count what is read of a row: a conversation, of which it may have two."""
         self.truncated += rendered.truncated
         self.total_tokens += len(rendered.input_ids)
         self.supervised_tokens += sum(rendered.supervised)

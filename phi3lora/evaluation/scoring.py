@@ -123,6 +123,17 @@ def score_rows(
     return scores
 
 
+def likelihoods(
+    model: Any, tokenizer: Any, rows: Sequence[HeldOutRow], batch_size: int
+) -> Iterator[float]:
+    """Nats for each supervised token of a row, row by row."""
+    model.eval()
+    for batch in _batches(rows, batch_size):
+        texts = [(row.input_ids, row.supervised) for row in batch]
+        for nll, tokens, _ in _likelihoods(model, texts, pad_token(tokenizer)):
+            yield nll / max(tokens, 1)
+
+
 def _batches(rows: Sequence[HeldOutRow], size: int) -> Iterator[Sequence[HeldOutRow]]:
     for start in range(0, len(rows), size):
         yield rows[start : start + size]

@@ -611,7 +611,7 @@ def _seal_again(checkpoint: Path) -> None:
 
 
 def check_portable(config: RunConfig) -> None:
-    """Raises HubError where a run names a base or an adapter of one machine, its rows apart."""
+    """Raises HubError where a run names files of one machine, the rows of `data.path` apart."""
     if not names_no_file(config.model.path):
         raise HubError(
             f"The base, {config.model.path!r}, is a folder of one machine; a run that computes "
@@ -622,6 +622,12 @@ def check_portable(config: RunConfig) -> None:
             f"The run goes on from {config.model.adapter!r}, a run or a file of one machine. Push "
             "that adapter to the Hub and name it there."
         )
+    for source in config.data.more:
+        if not names_no_file(source.path):
+            raise HubError(
+                f"The run also learns from {source.path!r}, a file of one machine, and only the "
+                "rows of data.path come along. Put that file on the Hub and name it there."
+            )
 
 
 def _with_own_files(config: RunConfig, home: Path) -> RunConfig:

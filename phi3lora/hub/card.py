@@ -229,6 +229,7 @@ def _trained_on(facts: Facts) -> str:
     """Table of the dataset: where from, licence, and rows kept and dropped."""
     data, counts = facts.data, facts.prepared
     rows = [("Dataset", _link(data, "dataset")), ("Split", facts.split)]
+    rows += [("Mixed with", _link(one, "dataset")) for one in facts.more]
     rows += [("Revision", f"`{data.revision}`" if data.revision else "")]
     rows += [("Licence", data.licence)]
     if counts:

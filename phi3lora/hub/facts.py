@@ -68,6 +68,7 @@ class Facts:
     adapter: str  # "peft", "loralib" or "none"
     options: list[tuple[str, str, str]]
     method: str = "sft"
+    more: list[Origin] = field(default_factory=list)  # further sources of rows
     chain: list[str] = field(default_factory=list)  # what training went on from, oldest first
     split: str = ""
     prepared: Prepared | None = None
@@ -99,6 +100,7 @@ def collect(folder: Path) -> Facts:
         title=config.title,
         base=base_of(config, folder),
         data=data_of(config),
+        more=[origin(source.path, source.revision or "") for source in config.data.more],
         adapter=config.adapter,
         options=_options(config),
         method=config.method,
@@ -149,15 +151,15 @@ def base_of(config: RunConfig, folder: Path) -> Origin:
     loaded = _last(_of(Loaded, read_events(folder / "events.jsonl")[0]))
     if loaded and loaded.base_commit:
         revision = loaded.base_commit
-    return _origin(name, revision)
+    return origin(name, revision)
 
 
 def data_of(config: RunConfig) -> Origin:
     """The dataset by a name that means something elsewhere."""
-    return _origin(config.data.path, config.data.revision or "")
+    return origin(config.data.path, config.data.revision or "")
 
 
-def _origin(name: str, revision: str) -> Origin:
+def origin(name: str, revision: str = "") -> Origin:
     """A Hub id as it is; of a path on this machine the last part alone."""
     if name in (POCKET, "auto"):
         return Origin(POCKET)

@@ -24,7 +24,7 @@ from phi3lora.errors import HubError
 from phi3lora.hub.access import Identity, dataset_info, identity, model_info
 from phi3lora.hub.card import MARK, PICTURE, check_card, draw_losses, load_snippet, write_card
 from phi3lora.hub.client import HubRequest, Tell, explained, find_repo, is_hub_id, with_retries
-from phi3lora.hub.facts import Facts, Origin, collect
+from phi3lora.hub.facts import Facts, Origin, collect, origin
 from phi3lora.hub.sending import Progress, check_contents, create, send
 from phi3lora.lora.result import find_result
 from phi3lora.redaction import redact
@@ -301,14 +301,18 @@ def portable_settings(path: Path, base: Origin) -> bytes:
 def portable_config(folder: Path, facts: Facts) -> str:
     """The run's config without a path of this machine."""
     config, _ = RunConfig.from_yaml(folder / "config.yaml")
-    names = {"model.path": facts.base.name, "data.path": facts.data.name}
+    names: dict[str, Any] = {"model.path": facts.base.name, "data.path": facts.data.name}
+    names["data.more"] = [
+        {**source.model_dump(), "path": origin(source.path).name} for source in config.data.more
+    ]
     return config.with_values(names).to_yaml()
 
 
 def _places(folder: Path) -> list[Path]:
     """Paths that mean something on this machine alone: the run's, its files', the package's."""
     config, _ = RunConfig.from_yaml(folder / "config.yaml")
-    named = [Path(path) for path in (config.model.path, config.data.path)]
+    more = (source.path for source in config.data.more)
+    named = [Path(path) for path in (config.model.path, config.data.path, *more)]
     own = [folder.absolute(), folder.resolve(), Path(__file__).resolve().parents[2]]
     return [*own, *(path for path in named if path.is_absolute())]
 

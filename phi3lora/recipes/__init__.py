@@ -36,6 +36,17 @@ def load_recipe(name: str) -> tuple[RunConfig, list[str]]:
     return RunConfig.from_yaml(known[name])
 
 
+def find_config(name: str) -> tuple[RunConfig, list[str]]:
+    """The config of a recipe or a YAML file by its name, and notices. Raises ConfigError."""
+    file = Path(name).expanduser()
+    if name in recipes() and not file.is_file():
+        return load_recipe(name)
+    if file.suffix in {".yaml", ".yml"} or file.is_file():
+        return RunConfig.from_yaml(file)
+    message = f"{name[:100]!r} is no YAML file and no recipe ({', '.join(recipes())})."
+    raise ConfigError([Problem("", message)])
+
+
 def describe(name: str) -> str:
     """The comment at the head of a recipe, as one paragraph."""
     lines = recipes()[name].read_text(encoding="utf-8").splitlines()

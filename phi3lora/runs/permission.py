@@ -28,6 +28,8 @@ def check_paths(
         folder: of the run, once it has one.
     """
     check_path("data.path", config.data.path, owner, settings, folder)
+    for number, source in enumerate(config.data.more):
+        check_path(f"data.more.{number}.path", source.path, owner, settings, folder)
     check_path("model.path", config.model.path, owner, settings, folder)
     if config.model.adapter is not None and not is_run(config.model.adapter):
         check_path("model.adapter", config.model.adapter, owner, settings, folder)

@@ -26,11 +26,11 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError
 
-from phi3lora.config import POCKET, RunConfig
+from phi3lora.config import POCKET, RunConfig, SourceConfig
 from phi3lora.errors import ConfigError, Problem, RunError
 from phi3lora.events import Event, read_events
 from phi3lora.files import write_whole
@@ -458,11 +458,18 @@ def changed(run: Run, **changes: object) -> Run:
     return replace(run, state=state, damaged=False)
 
 
+def _with_whole_path(source: SourceConfig) -> dict[str, Any]:
+    rows = Path(source.path).expanduser()
+    return {**source.model_dump(), **({"path": str(rows.resolve())} if rows.exists() else {})}
+
+
 def with_whole_paths(config: RunConfig) -> RunConfig:
     """A copy whose files and folders are named from the root: a run is resumed from anywhere."""
-    changes = {}
+    changes: dict[str, Any] = {}
     if (rows := Path(config.data.path).expanduser()).exists():
         changes["data.path"] = str(rows.resolve())
+    if config.data.more:
+        changes["data.more"] = [_with_whole_path(source) for source in config.data.more]
     if config.model.path not in ("auto", POCKET) and Path(config.model.path).expanduser().is_dir():
         changes["model.path"] = str(Path(config.model.path).expanduser().resolve())
     if config.model.adapter and Path(config.model.adapter).expanduser().exists():

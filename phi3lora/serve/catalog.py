@@ -48,7 +48,9 @@ class Catalog:
     def __init__(
         self, app: Application, only: Sequence[str] = (), base: ModelConfig | None = None
     ) -> None:
-        self._app, self._only, self._base = app, tuple(only), base
+        settled = app.comparing.settled
+        self._app, self._base = app, base
+        self._only = (settled,) if settled else tuple(only)
 
     def listed(self, caller: Caller) -> list[Served]:
         """Bases first, then what was made of them. Raises Phi3LoraError."""
@@ -60,7 +62,8 @@ class Catalog:
 
     def _named(self, caller: Caller) -> Iterator[Served]:
         for name in self._only:
-            yield Served(name, self._app.comparing.subject(name, caller), "tuned")
+            subject = self._app.comparing.subject(name, caller)
+            yield Served(name, subject, "tuned" if subject.result else "base")
 
     def _runs(self, caller: Caller) -> Iterator[Served]:
         yield Served(BUNDLED, PIRATE, "tuned")

@@ -18,11 +18,12 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from phi3lora.app.comparing import with_calls
 from phi3lora.chat.options import Options
-from phi3lora.errors import ConfigError
+from phi3lora.errors import ConfigError, DataError
 
 DEFAULT_TOKENS = 512  # new tokens where a request names no limit
-MOST_STOPS, LONGEST_STOP = 4, 100
+MOST_STOPS, LONGEST_STOP, MOST_TOOLS = 4, 100, 128
 ROLES = {"developer": "system"}
 # What would change the answer and is not built: (field, values that ask for nothing).
 UNABLE: dict[str, tuple[Any, ...]] = {
@@ -36,7 +37,6 @@ UNABLE: dict[str, tuple[Any, ...]] = {
     "audio": (),
     "prediction": (),
     "functions": ([],),
-    "tools": ([],),
     "tool_choice": ("none", "auto"),
     "modalities": (["text"],),
 }
@@ -82,13 +82,22 @@ class Part(BaseModel):
 class Turn(BaseModel):
     """One message of a request."""
 
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[Part]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[Part] | None = None
+    tool_calls: list[dict[str, Any]] | None = None
 
     def text(self) -> str:
-        """Its words. Raises ApiError for an image or a sound."""
-        if isinstance(self.content, str):
-            return self.content
+        """Its words, and the calls that it made. Raises ApiError for an image or a sound."""
+        if self.tool_calls:
+            try:
+                return with_calls(self._words(), self.tool_calls)
+            except DataError as error:
+                raise ApiError(400, f"tool_calls: {error}.", param="messages") from None
+        return self._words()
+
+    def _words(self) -> str:
+        if self.content is None or isinstance(self.content, str):
+            return self.content or ""
         if other := [part.type for part in self.content if part.text is None]:
             raise ApiError(400, f"Phi-3 reads text; got {other[0][:40]!r}.", param="messages")
         return "".join(part.text or "" for part in self.content)
@@ -118,20 +127,28 @@ class ChatRequest(BaseModel):
     max_completion_tokens: int | None = None
     seed: int | None = None
     stop: str | list[str] | None = None
+    tools: list[dict[str, Any]] | None = Field(default=None, max_length=MOST_TOOLS)
 
     def messages(self) -> list[dict[str, str]]:
-        """The conversation, ending with the user's words."""
-        found = [
-            {"role": ROLES.get(turn.role, turn.role), "content": turn.text()} for turn in self.turns
-        ]
-        if found[-1]["role"] != "user":
+        """The conversation, ending with the user's words or with what a tool answered."""
+        found = self._turns()
+        if self.tools and found[0]["role"] == "system":
+            found = found[1:] or found
+        if found[-1]["role"] not in ("user", "tool"):
             raise ApiError(400, "The last message must be the user's.", param="messages")
         return found
+
+    def _turns(self) -> list[dict[str, str]]:
+        return [
+            {"role": ROLES.get(turn.role, turn.role), "content": turn.text()} for turn in self.turns
+        ]
 
     def options(self) -> Options:
         """How to sample. OpenAI's default temperature is 1; without a seed each answer is new."""
         top_k = self.top_k if self.top_k is not None and self.top_k > 0 else 0  # -1: all, as vLLM
+        begin = self._turns()[0]  # tools stand at the system message
         made = Options(
+            system=begin["content"] if self.tools and begin["role"] == "system" else "",
             temperature=1.0 if self.temperature is None else self.temperature,
             top_p=1.0 if self.top_p is None else self.top_p,
             top_k=top_k,
@@ -139,6 +156,7 @@ class ChatRequest(BaseModel):
             repetition_penalty=1.0 if self.repetition_penalty is None else self.repetition_penalty,
             max_new_tokens=self.max_completion_tokens or self.max_tokens or DEFAULT_TOKENS,
             seed=time.time_ns() % 2**63 if self.seed is None else self.seed,
+            tools=json.dumps(self.tools) if self.tools else "",
         )
         try:
             made.check()

@@ -352,7 +352,7 @@ def _tokens_in_pass(config: RunConfig, inspection: Any) -> int:
     training = config.training_config
     size, limit = training.per_device_train_batch_size, training.max_length
     if config.method in PAIRED:  # both answers of a pair are read in one pass
-        size *= 2
+        limit *= 2
     if inspection is None or training.packing:
         return size * limit
     lengths = [min(n, limit) for n in inspection.lengths or [inspection.tokens["max"]] * size]
@@ -373,7 +373,8 @@ def _work(config: RunConfig, inspection: Any) -> tuple[int | None, int | None, b
     kept, exact = _rows_expected(inspection)
     held = held_out_number(kept, config.data.test_size) if inspection.held_out == "rows" else 0
     rows: float = max(kept - held, 0)
-    tokens = inspection.total_tokens * rows / inspection.kept
+    tokens = inspection.total_tokens * rows / inspection.kept * inspection.drawn_tokens
+    rows = max(round(rows * inspection.drawn), 1)
     if config.method == "kto" and inspection.answers is not None:  # each answer is a row of its own
         rows *= 1 + inspection.answers.pairs / inspection.kept
     if training.packing:

@@ -289,7 +289,7 @@ def _too_few_rows(config: RunConfig, inspection: Any) -> Check | None:
     batch, training = config.effective_batch, config.training_config
     kept = inspection.kept
     held = held_out_number(kept, config.data.test_size) if inspection.held_out == "rows" else 0
-    rows = max(kept - held, 0)
+    rows = round(max(kept - held, 0) * inspection.drawn)
     if training.packing:  # full but for the last
         rows = math.ceil(inspection.total_tokens * rows / kept / training.max_length)
     if rows >= batch or not inspection.complete:

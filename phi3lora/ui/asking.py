@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from phi3lora.app.comparing import Sides, draw_sides
 from phi3lora.chat.options import Options
 from phi3lora.ui.compare_show import Message
+from phi3lora.ui.widgets import text_of
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,21 @@ class Ask:
     before: Sides
     system: str
     sampling: dict[str, Any]
+
+    @classmethod
+    def sent(cls, values: Sequence[Any], sampling: Iterable[str]) -> Ask:
+        """As a page, or a program in its name, sent it. Raises DataError where a text is none."""
+        message, left, right, adapter, blind, before, system = values[:7]
+        return cls(
+            text_of(message),
+            left,
+            right,
+            None if adapter is None else text_of(adapter),
+            bool(blind),
+            before,
+            text_of(system),
+            dict(zip(sampling, values[7:], strict=True)),
+        )
 
     def options(self) -> Options:
         """How to sample. A field that was emptied has its default."""

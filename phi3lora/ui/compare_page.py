@@ -36,7 +36,7 @@ from phi3lora.ui.compare_show import (
 from phi3lora.ui.runs_page import EVERY, PULSE
 from phi3lora.ui.sessions import session_of
 from phi3lora.ui.votes import VotePanel
-from phi3lora.ui.widgets import shown
+from phi3lora.ui.widgets import shown, told
 
 HIDDEN = ("Answer A", "Answer B")
 REMEMBER = "(adapter) => { window.phi3lora.remember('adapter', adapter); return adapter; }"
@@ -92,11 +92,8 @@ class ComparePage:
     def _column(self, side: str) -> tuple[gr.HTML, gr.Chatbot]:
         """A column's title and its conversation."""
         who: Side = "base" if side == "left" else "tuned"
-        hint = (
-            "The base answers here."
-            if side == "left"
-            else ("The tuned model answers here, once an adapter is chosen.")
-        )
+        tuned = "The tuned model answers here, once an adapter is chosen."
+        hint = "The base answers here." if side == "left" else tuned
         with gr.Column(min_width=280, elem_classes="side"):
             title = gr.HTML(column_title(TITLES[who]), elem_id=f"title-{side}")
             chat = gr.Chatbot(
@@ -196,13 +193,13 @@ class ComparePage:
 
     def choices(self, caller: Caller) -> list[tuple[str, str]]:
         """What the list of adapters offers to this caller."""
-        return adapter_choices(self.app.comparing.runs(caller))
+        settled = self.app.comparing.settled
+        return [(settled, settled)] if settled else adapter_choices(self.app.comparing.runs(caller))
 
     @shown
     def on_ask(self, request: gr.Request, *values: Any) -> Iterator[list[Any]]:
         """Both answers as they grow, in both columns."""
-        sampling = dict(zip(self.sampling, values[7:], strict=True))
-        ask = Ask(*(*values[:7], sampling))
+        ask = Ask.sent(values, self.sampling)
         if not ask.message.strip():
             raise DataError("Type a question first.")
         caller = self.app.callers.caller(session_of(request))
@@ -356,6 +353,7 @@ def build(app: Application, demo: gr.Blocks) -> ComparePage:
     return page
 
 
+@shown
 def on_suggestion(event: gr.EventData) -> str:
     """A suggested prompt was clicked."""
-    return str(event._data.get("prompt", ""))
+    return told(event, "prompt")

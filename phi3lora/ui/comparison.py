@@ -11,30 +11,17 @@ from dataclasses import replace
 import gradio as gr
 
 from phi3lora.app.application import Application
-from phi3lora.app.callers import Caller
 from phi3lora.app.comparing import ComparingOne
 from phi3lora.settings import Settings
 from phi3lora.ui.app import TITLE, serve
 from phi3lora.ui.compare_page import ComparePage
 
 
-class OneAdapter(ComparePage):
-    """The Compare page with its adapter settled."""
-
-    def __init__(self, app: Application, repo: str) -> None:
-        self._repo = repo
-        super().__init__(app)
-
-    def choices(self, caller: Caller) -> list[tuple[str, str]]:
-        """The one adapter."""
-        return [(self._repo, self._repo)]
-
-
 def build(app: Application, repo: str, revision: str | None = None) -> gr.Blocks:
     """The page of one adapter."""
     app = replace(app, comparing=ComparingOne(app.comparing, repo, revision))
     with gr.Blocks(title=f"{repo} · {TITLE}", analytics_enabled=False, fill_width=True) as demo:
-        OneAdapter(app, repo).wire(demo)
+        ComparePage(app).wire(demo)
     return demo
 
 

@@ -23,9 +23,10 @@ from phi3lora.data.opening import PACKED
 from phi3lora.data.sources import EXAMPLES
 from phi3lora.errors import DataError, Phi3LoraError
 from phi3lora.ui import show
+from phi3lora.ui.findings import FindingsPanel
 from phi3lora.ui.sessions import session_of
 from phi3lora.ui.train_show import dataset_line, named_dataset, waiting_checks
-from phi3lora.ui.widgets import Fields, shown
+from phi3lora.ui.widgets import SPECS, Fields, shown
 
 EXAMPLE, FILE, HUB = "Example", "Your file", "Hub"
 TABS = (EXAMPLE, FILE, HUB)
@@ -77,6 +78,8 @@ class DataStep:
             elem_id="data-summary",
         )
 
+        self.findings = FindingsPanel(app, fields)
+
     def _hub(self) -> None:
         self.search = gr.Textbox(
             label="Dataset on the Hub",
@@ -91,17 +94,15 @@ class DataStep:
             self.split = self.fields.add("data.split", choices=["train"], min_width=160)
 
     def _reading(self) -> None:
+        """Every other option about the data."""
         with gr.Accordion("How rows are read and held out", open=False, elem_classes="fold"):
-            with gr.Row():
-                self.fields.add("data.test_size", min_width=200)
-                self.fields.add("data.format", min_width=200)
-            with gr.Row():
-                self.fields.add("data.columns", min_width=200)
-                self.fields.add("data.roles", min_width=200)
+            names = [name for name in SPECS if name.startswith("data.")]
             self.fields.add("data.system_prompt")
-            with gr.Row():
-                for name in ("test_split", "max_rows", "seed", "revision"):
-                    self.fields.add(f"data.{name}", min_width=140)
+            left = [name for name in names if name not in self.fields.by_name]
+            for start in range(0, len(left), 3):
+                with gr.Row():
+                    for name in left[start : start + 3]:
+                        self.fields.add(name, min_width=180)
 
     # ------------------------------------------------------------------ what happens
 

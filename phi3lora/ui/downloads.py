@@ -20,7 +20,7 @@ from phi3lora.errors import Phi3LoraError
 from phi3lora.runs.store import Run
 from phi3lora.ui import show
 from phi3lora.ui.sessions import session_of
-from phi3lora.ui.widgets import shown
+from phi3lora.ui.widgets import shown, told
 
 # What the menu offers, in words: after training, and of any run.
 RESULTS: dict[Take, str] = {
@@ -78,7 +78,7 @@ class Downloads:
         """Write what was chosen, saying so meanwhile; then the file."""
         caller = self.app.callers.caller(session_of(request))
         run = self.app.launching.run(run_id, caller)
-        kind = str(event._data.get("take", ""))
+        kind = told(event, "take")
         yield show.progress(None, f"Writing the {kind}", ""), gr.update(visible=False)
         try:
             for made in in_thread(lambda put: self.app.publishing.take(run, kind, caller)):

@@ -25,7 +25,7 @@ from phi3lora.ui.publish import PublishCard
 from phi3lora.ui.runs_list import SEARCH, bin_list, kept_list, run_list, several_table, undo_line
 from phi3lora.ui.runs_show import LOG_TOOLS, TAB_LIST, nothing_chosen, show_run
 from phi3lora.ui.sessions import session_of
-from phi3lora.ui.widgets import shown
+from phi3lora.ui.widgets import shown, texts_told, told
 
 EVERY = 2.0  # seconds between two pulses
 MADE = 32  # runs whose rendered state is kept for the next visitor
@@ -230,16 +230,15 @@ class RunsPage:
     @shown
     def on_bring(self, request: gr.Request, event: gr.EventData) -> str:
         """Fetch a backed-up run; its id, by which it is shown."""
-        repo = str(event._data.get("repo", ""))
-        return self.app.launching.restore(repo, self._caller(request)).id
+        return self.app.launching.restore(told(event, "repo"), self._caller(request)).id
 
     @shown
     def on_list(self, run_id: str, request: gr.Request, event: gr.EventData) -> list[Any]:
         """A run was clicked in the list, or several were ticked."""
-        if "several" not in event._data:
-            return [str(event._data.get("run", "")), gr.update(visible=False), "", "", ""]
+        names = texts_told(event, "several")
+        if names is None:
+            return [told(event, "run"), gr.update(visible=False), "", "", ""]
         caller = self._caller(request)
-        names = [str(name) for name in event._data["several"]]
         runs = [self.app.launching.run(name, caller) for name in names]
         if not runs:
             return [run_id, gr.update(visible=False), "", "", gr.skip()]
@@ -277,8 +276,8 @@ class RunsPage:
     def on_more(self, run_id: str, request: gr.Request, event: gr.EventData) -> list[Any]:
         """Rename it, or put it into the bin: of the run that the menu was opened on."""
         caller = self._caller(request)
-        run = self.app.launching.run(str(event._data.get("of", "")), caller)
-        if event._data.get("do") == "rename":
+        run = self.app.launching.run(told(event, "of"), caller)
+        if told(event, "do") == "rename":
             return [run_id, gr.skip(), gr.update(visible=True), run.title, run.id]
         self.app.launching.discard(run)
         left = self.app.launching.runs(caller)
@@ -294,10 +293,10 @@ class RunsPage:
     def on_bin(self, run_id: str, request: gr.Request, event: gr.EventData) -> tuple[str, str]:
         """Bring a run back from the bin and show it, or empty the bin."""
         caller = self._caller(request)
-        if event._data.get("do") == "empty":
+        if told(event, "do") == "empty":
             self.app.launching.empty_bin(caller)
             return run_id, ""
-        return self.app.launching.recover(str(event._data.get("of", "")), caller).id, ""
+        return self.app.launching.recover(told(event, "of"), caller).id, ""
 
     def _caller(self, request: gr.Request) -> Caller:
         return self.app.callers.caller(session_of(request))

@@ -24,12 +24,17 @@ def session_of(request: Any) -> Session:
 
 
 def session_token(connection: Any) -> str | None:
-    """The token of whoever signed in with this browser, unless it has expired; or a program's."""
+    """The token of whoever signed in with this browser; or a program's, which nobody checked."""
+    return page_token(connection) or header_token(connection)
+
+
+def page_token(connection: Any) -> str | None:
+    """The token of whoever signed in with this browser, unless it has expired."""
     if "session" not in getattr(connection, "scope", {}):
-        return header_token(connection)
+        return None
     signed_in = connection.session.get("oauth_info") or {}
     if signed_in.get("expires_at", 0) < time.time():
-        return header_token(connection)
+        return None
     return signed_in.get("access_token")
 
 

@@ -340,6 +340,7 @@ class TrainPage:
         for event in (
             self.recipe.input(self.on_recipe, self.recipe, filled, **quiet),
             self.use_yaml.click(self.on_yaml, self.yaml, [*filled, *self.data.tabs], **quiet),
+            self.data.findings.wire(everything),
         ):
             event.success(None, everything, None, js=kept).success(**drawn).success(**checked)
         launched = self.launch.click(

@@ -132,6 +132,7 @@ def data_summary(config: RunConfig, done: Preflight) -> str:
     found = f"<b>Read as {show.text(inspection.format)}.</b> {show.text(inspection.reason)}"
     unread = f" Columns not read: {show.text(inspection.unread_in_words)}."
     lines = [f'<p class="detected">{found}{unread}{more}</p>']
+    lines += [show.notice(inspection.mix, "grey")] if inspection.mix else []
     lines += [show.notice(notice) for notice in inspection.notices]
     changed = [f"{number:,} × {what}" for what, number in inspection.changes.items()]
     lines += [show.notice("\n".join(["Of the rows that are used:", *changed]))] if changed else []

@@ -8,6 +8,7 @@ differs does the page call Gradio, so that a hundred open pages cost next to not
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import json
@@ -28,7 +29,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from phi3lora.app.callers import Callers
 from phi3lora.ui.guard import UPLOAD, read_body, refuse, replay
-from phi3lora.ui.sessions import BROWSER, session_of, session_token
+from phi3lora.ui.sessions import BROWSER, page_token, session_of, session_token
 
 Pulse = Callable[[Request], str]
 FRESH = 0.8  # seconds for which an answer serves everybody who asks the same
@@ -37,6 +38,8 @@ CALLS = "/gradio_api/"
 FILE = "/gradio_api/file"
 HOUR = 3600.0
 HOURLY_BYTES = 4 * 2**30  # that one visitor of a Space may upload within an hour
+LONG = ("/v1/", "/gradio_api/mcp")  # answers to programs
+AT_ONCE = 4  # requests of one sender that are worked on
 REMEMBERED = 10_000  # uploads whose owner is known
 
 
@@ -85,11 +88,49 @@ class BrowserCookie:
         return hmac.compare_digest(self._sign(name).encode(), signature.encode())
 
 
+class Turns:
+    """Few requests of one sender are worked on at a time; the rest of theirs wait, nobody else's.
+
+    A turn ends with the answer's first byte, so that who reads slowly holds nobody up.
+    """
+
+    def __init__(self) -> None:
+        self._of: dict[str, tuple[asyncio.Semaphore, int]] = {}  # and how many want it
+
+    async def answer(
+        self, who: str, app: ASGIApp, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        """Pass a request on when it is its sender's turn."""
+        turns, wanted = self._of.get(who, (asyncio.Semaphore(AT_ONCE), 0))
+        self._of[who] = turns, wanted + 1
+        held = False
+
+        def leave() -> None:
+            nonlocal held
+            if held:
+                held = False
+                turns.release()
+
+        async def first(message: Message) -> None:
+            leave()
+            await send(message)
+
+        try:
+            held = await turns.acquire()
+            await app(scope, receive, first)
+        finally:
+            leave()
+            _, wanted = self._of.pop(who)
+            if wanted > 1:
+                self._of[who] = turns, wanted - 1
+
+
 class Visits:
-    """What depends on who is signed in: signing out, uploading, and reading what was uploaded."""
+    """What depends on who asks: signing out, uploads and their files, and turns."""
 
     def __init__(self, app: ASGIApp, callers: Callers) -> None:
         self.app, self.callers = app, callers
+        self._turns = Turns()
         self._owners: OrderedDict[str, set[str]] = OrderedDict()  # of an upload, by its path
         self._sizes: dict[str, list[tuple[float, int]]] = {}  # (when, bytes) by visitor
 
@@ -108,7 +149,15 @@ class Visits:
         elif path.startswith(CALLS) and scope["method"] == "POST":
             await self._call(connection, receive, send)
         else:
+            await self._in_turn(connection, receive, send)
+
+    async def _in_turn(self, connection: HTTPConnection, receive: Receive, send: Send) -> None:
+        """Pass a request on; an answer that takes long, and calls the app itself, has no turn."""
+        scope = connection.scope
+        if scope["path"].startswith(LONG):
             await self.app(scope, receive, send)
+        else:
+            await self._turns.answer(sender(connection), self.app, scope, receive, send)
 
     async def _sign_out(self, connection: HTTPConnection, receive: Receive, send: Send) -> None:
         """End the session here too: a copy of its cookie is good for nothing any more."""
@@ -116,13 +165,13 @@ class Visits:
         if connection.headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
             await refuse("Sign out on the page itself.")(scope, receive, send)
             return
-        if token := session_token(connection):
+        if token := page_token(connection):
             self.callers.signed_out.end(token)
         await self.app(scope, receive, send)
 
     async def _upload(self, connection: HTTPConnection, receive: Receive, send: Send) -> None:
         scope, who = connection.scope, visitor_of(connection)
-        if self.callers.signed_out.ended(session_token(connection)):
+        if self.callers.signed_out.ended(page_token(connection)):
             who = ""
         length = connection.headers.get("content-length", "")
         strangers = self.callers.settings.on_space
@@ -158,7 +207,7 @@ class Visits:
             await answer(connection.scope, receive, send)
             return
         again = receive if body is None else replay(body, receive)
-        await self.app(connection.scope, again, send)
+        await self._in_turn(connection, again, send)
 
     def _within_quota(self, who: str, size: int) -> bool:
         now = time.monotonic()
@@ -218,9 +267,19 @@ def settled(path: str) -> str:
 
 
 def visitor_of(connection: HTTPConnection) -> str:
-    """What tells a visitor from others, before the Hub is asked who they are; empty for nobody."""
-    token = session_token(connection)
+    """What tells a visitor from others, before the Hub is asked who they are; empty for nobody.
+
+    A program's token counts for nothing here: it may be made up, and another each time.
+    """
+    token = page_token(connection)
     return hashlib.sha256(token.encode()).hexdigest() if token else session_of(connection).browser
+
+
+def sender(connection: HTTPConnection) -> str:
+    """A visitor, or the address that a request came from; a proxy adds it as the last one."""
+    forwarded = connection.headers.get("x-forwarded-for", "").rpartition(",")[2].strip()
+    client = connection.client.host if connection.client else ""
+    return visitor_of(connection) or forwarded or client
 
 
 def beside(pulse: Pulse, callers: Callers, more: Sequence[Route] = ()) -> dict[str, Any]:
@@ -232,7 +291,8 @@ def beside(pulse: Pulse, callers: Callers, more: Sequence[Route] = ()) -> dict[s
 
     async def answer(request: Request) -> PlainTextResponse:
         # A thread costs more than all the rest, so who asks the same within a second shares one.
-        asked = visitor_of(request), request.query_params.get("run", "")
+        token = hashlib.sha256((session_token(request) or "").encode()).hexdigest()
+        asked = f"{visitor_of(request)} {token}", request.query_params.get("run", "")
         kept = answers.get(asked)
         if kept is None or time.monotonic() - kept[0] > FRESH:
             if len(answers) >= KEPT:

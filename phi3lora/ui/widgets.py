@@ -119,11 +119,13 @@ def shown(handler: Handler) -> Handler:
     Where the handler takes a text it gets one, whatever a program sent in the page's name.
     """
     parameters = inspect.signature(handler).parameters.values()
-    texts = [place for place, one in enumerate(parameters) if one.annotation in ("str", str)]
+    kinds = {place: str(one.annotation) for place, one in enumerate(parameters)}
 
     def checked(args: tuple[Any, ...]) -> Iterator[Any]:
         for place, value in enumerate(args):
-            yield text_of(value) if place in texts else value
+            kind = kinds.get(place, "")
+            none = kind == "str | None" and value is None
+            yield text_of(value) if kind in ("str", "str | None") and not none else value
 
     @functools.wraps(handler)
     def once(*args: Any, **kwargs: Any) -> Any:
@@ -147,6 +149,22 @@ def text_of(value: Any) -> str:
     if value is None or isinstance(value, str):
         return value or ""
     raise DataError(f"Expected a text, got {shorten(value)}; reload the page and try again.")
+
+
+def told(event: gr.EventData, name: str) -> str:
+    """A text that the page's script sent with an event; empty where there is none."""
+    values = event._data
+    return text_of(values.get(name)) if isinstance(values, dict) else ""
+
+
+def texts_told(event: gr.EventData, name: str) -> list[str] | None:
+    """Texts, likewise; None where the event says nothing of them."""
+    values = event._data
+    if not isinstance(values, dict) or name not in values:
+        return None
+    if not isinstance(values[name], list):
+        raise DataError(f"Expected texts, got {shorten(values[name])}; reload the page.")
+    return [text_of(value) for value in values[name]]
 
 
 def _notice(error: Phi3LoraError) -> gr.Error:

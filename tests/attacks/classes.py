@@ -21,17 +21,19 @@ from phi3lora.runs.permission import check_paths
 from phi3lora.ui.compare_page import escaped, plain
 from tests import stage
 from tests.attacks.exhausting import exhaustion
-from tests.attacks.ground import Ground, Try, refused
+from tests.attacks.followed import OWNERS, TOKEN, followed
+from tests.attacks.ground import Ground, Try, faults, refused
 from tests.attacks.pickled import pickles
+from tests.attacks.programs import programs
 from tests.test_ownership import SECRET, anns, arguments, ask, snapshot
 
 Attack = Callable[[Ground], Iterator[Try]]
-TOKEN = "hf_" + "Q7zK2mV9" * 4
 EVE = Caller("eve")
 
 # Handlers that need not know who asks: they turn values of the page into others.
 VALUES_ALONE = {
     "<lambda>",
+    "not_renaming",
     "on_clear",
     "on_example",
     "on_live",
@@ -116,12 +118,18 @@ def isolation(ground: Ground) -> Iterator[Try]:
     yield Try("there are handlers", len(handlers) > 30)
     for who, fn in itertools.product(("eve", ""), ground.some(handlers, 8)):
         for run in ground.some(runs, 1):
-            said = ask(ground.address, fn, arguments(fn, run), who, {"run": run.id, "repo": run.id})
-            yield Try(f"{fn.fn} by {who or 'nobody'}", SECRET not in said)
+            event = {"run": run.id, "repo": run.id, "of": run.id}
+            with faults() as failed:
+                said = ask(ground.address, fn, arguments(fn, run), who, event)
+            held = SECRET not in said and not failed
+            yield Try(f"{fn.fn} by {who or 'nobody'} {failed[:1]}", held)
     forged: list[Any] = [None, -1, 10**30, "../" * 9, [[]], {"path": "/etc/passwd"}, "\0", "~x"]
-    for fn, value in itertools.product(ground.some(handlers, 3), ground.some(forged, 2)):
-        said = ask(ground.address, fn, [value] * len(fn.inputs), "eve")
-        yield Try(f"{fn.fn} with {value!r}", SECRET not in said and "root:x" not in said)
+    for fn, value in itertools.product(ground.some(handlers, 20), ground.some(forged, 2)):
+        event = value if value in (None, -1) else {"run": value, "repo": value, "prompt": value}
+        with faults() as failed:
+            said = ask(ground.address, fn, [value] * len(fn.inputs), "eve", event)
+        fine = SECRET not in said and "root:x" not in said and not failed
+        yield Try(f"{fn.fn} with {value!r} {failed[:1]}", fine)
     yield from _routes(ground, runs)
     yield Try("nothing of ann's has changed", snapshot(runs) == before)
 
@@ -342,24 +350,23 @@ def origin(ground: Ground) -> Iterator[Try]:
 
 
 def secrets(ground: Ground) -> Iterator[Try]:
-    """A token that is typed where none belongs, and the app's own: not on disk, not told."""
+    """Tokens and secrets, typed and followed through a run: in no file, list, address or answer."""
     store, config = ground.app.launching.store, stage.config(f"My {TOKEN}")
     run = store.create(config, owner="eve", title=f"My {TOKEN}")
     for file in sorted(run.folder.rglob("*")):
         yield Try(
             f"{file.name} of a run", not file.is_file() or TOKEN.encode() not in file.read_bytes()
         )
-    planted = {"HF_TOKEN": TOKEN, "OAUTH_CLIENT_SECRET": TOKEN, "AWS_SECRET_ACCESS_KEY": TOKEN}
-    planted |= {"DATABASE_URL": TOKEN, "MY_PASSWORD": TOKEN, "HF_API_KEY": TOKEN, "X": TOKEN}
-    given = environment(strangers=True, environ={**os.environ, **planted})
-    for name in planted:
-        yield Try(f"a helper's {name}", name not in given)
-    yield Try("nothing else holds it", TOKEN not in given.values())
+    given = environment(strangers=True, environ={**os.environ, **OWNERS})
+    for name, secret in OWNERS.items():
+        kept = name in given or secret in given.values()
+        yield Try(f"a helper's {name}", not kept)
     for path in ("/config", "/pulse", "/", f"/pulse?run={run.id}"):
         _, _, body = ground.ask("GET", path, x_visitor="eve", authorization=f"Bearer {TOKEN}")
         yield Try(f"{path} with a token", TOKEN.encode() not in body)
     for error in (Caller("eve", TOKEN), ground.app.callers):
         yield Try(f"{type(error).__name__} shown", TOKEN not in repr(error))
+    yield from followed(ground.full, ground.folder / "followed")
 
 
 def dependencies(ground: Ground) -> Iterator[Try]:
@@ -399,5 +406,6 @@ CLASSES: dict[str, Attack] = {
     "secrets": secrets,
     "exhaustion": exhaustion,
     "pickles": pickles,
+    "programs": programs,
     "dependencies": dependencies,
 }

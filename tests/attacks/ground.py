@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import http.client
 import re
+import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import gradio as gr
 import pytest
 
 from phi3lora.app.application import Application
@@ -19,9 +22,10 @@ from phi3lora.settings import Settings
 from phi3lora.ui.app import build, serve
 from tests.test_ownership import visited
 
+PACKAGE = Path(__file__).parents[2] / "phi3lora"
 PAGES = [
     file.stem
-    for file in (Path(__file__).parents[2] / "phi3lora" / "ui").glob("*.py")
+    for file in (PACKAGE / "ui").glob("*.py")
     if "import session_of" in file.read_text() and file.stem != "watch"
 ]
 
@@ -67,6 +71,16 @@ class Ground:
         finally:
             connection.close()
 
+    def stream(self, method: str, path: str, body: bytes, **headers: str) -> bytes:
+        """What an event stream says until it ends, or the answer as it is."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        try:
+            connection.request(method, path, body, named)
+            return connection.getresponse().read()
+        finally:
+            connection.close()
+
     @property
     def address(self) -> str:
         return f"http://127.0.0.1:{self.port}"
@@ -90,6 +104,23 @@ def known_by_header(patch: pytest.MonkeyPatch | None = None) -> None:
     for page in PAGES:
         patch.setattr(f"phi3lora.ui.{page}.session_of", by_header)
     patch.setattr("phi3lora.ui.watch.visitor_of", lambda asking: by_header(asking).browser)
+
+
+@contextmanager
+def faults() -> Iterator[list[str]]:
+    """Where code of ours failed meanwhile with anything but an error in words."""
+    found: list[str] = []
+
+    def note(*_: Any, **__: Any) -> None:
+        error = sys.exc_info()[1]
+        frames = traceback.extract_tb(error.__traceback__) if error is not None else []
+        ours = [frame for frame in frames if Path(frame.filename).is_relative_to(PACKAGE)]
+        if ours and not isinstance(error, gr.Error):
+            found.append(f"{Path(ours[-1].filename).name}:{ours[-1].lineno} {error!r}")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(traceback, "print_exc", note)  # by which Gradio tells of it
+        yield found
 
 
 def refused(attempt: Callable[[], Any]) -> bool:

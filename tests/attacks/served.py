@@ -155,7 +155,8 @@ def main() -> None:
         values = [
             None if isinstance(c, gr.State) or callable(c.value) else c.value for c in fn.inputs
         ]
-        places = {getattr(c, "elem_id", None) or "": place for place, c in enumerate(fn.inputs)}
+        ids = [(getattr(c, "elem_id", None) or "").replace("_", "-") for c in fn.inputs]
+        places = {one: place for place, one in enumerate(ids)}
         name = getattr(fn.fn, "__name__", "")
         handlers.setdefault(name, {"number": number, "values": values, "places": places})
     whole = json.dumps({"port": demo.server_port, "handlers": handlers}, default=str)

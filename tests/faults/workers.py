@@ -54,7 +54,7 @@ class Forked:
 def forked_workers(hook: Hook | None = None) -> Iterator[None]:
     """Workers that are started in this block are forked; `hook` runs in each of them first."""
 
-    def start(folder: Path, lock: int, environment: dict[str, str]) -> Forked:
+    def start(folder: Path, lock: int, environment: dict[str, str], module: str) -> Forked:
         pid = os.fork()
         if pid == 0:
             _be_worker(folder, lock, environment, hook)

@@ -1,0 +1,78 @@
+"""Spaces with GPUs in a real Chromium: what a T4 is told, and the choice that four L4 have.
+
+The fake part is the hardware: the app's processes are told which GPUs this machine has. What is
+computed on such cards is tried in `test_fake_cuda.py`, what several do together in
+`test_together.py`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from phi3lora.models.hardware import AMPERE, GIB, LENT, Hardware
+from tests.test_browser import LONG, browser, serving, set_yaml  # noqa: F401 - fixtures
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.xdist_group("browser")]
+
+
+@contextmanager
+def machine_with(
+    folder: Path, number: int, name: str, gib: int, capability: tuple[int, int]
+) -> Iterator[str]:
+    """The address of an app on a machine with so many cards."""
+    bfloat16, memory = capability >= AMPERE, gib * GIB
+    card = Hardware("cuda", name, memory, memory, bfloat16, 8, capability)
+    told = {
+        LENT: json.dumps(asdict(card)),
+        "CUDA_VISIBLE_DEVICES": ",".join(map(str, range(number))),
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for variable, value in told.items():
+            patch.setenv(variable, value)
+        with serving(folder) as address:
+            yield address
+
+
+def opened(browser: Browser, address: str) -> Page:  # noqa: F811
+    page = browser.new_page()
+    page.set_default_timeout(LONG)
+    page.goto(address)
+    page.wait_for_selector("#checks li >> nth=3")
+    return page
+
+
+def test_a_t4_says_what_it_cannot_do(browser: Browser, tmp_path: Path) -> None:  # noqa: F811
+    with machine_with(tmp_path, 1, "Tesla T4", 15, (7, 5)) as address:
+        page = opened(browser, address)
+        set_yaml(page, path="pocket", dtype="bfloat16")
+        page.wait_for_selector("#checks li.amber:has-text('Tesla T4 has no bfloat16')")
+        assert "loaded in float16" in page.inner_text("#checks")
+        assert page.locator("#field-devices").count() == 0, "nothing to choose with one card"
+
+
+def test_four_l4_train_one_run(browser: Browser, tmp_path: Path) -> None:  # noqa: F811
+    with machine_with(tmp_path, 4, "NVIDIA L4", 22, (8, 9)) as address:
+        page = opened(browser, address)
+        set_yaml(page, path="pocket", dtype="auto")
+        page.wait_for_selector("#checks li.green:has-text('NVIDIA L4, bfloat16')")
+        alone = page.inner_text("#derived")
+        page.fill("#field-devices input", "8")
+        page.press("#field-devices input", "Tab")
+        page.wait_for_selector("#checks li.red:has-text('the machine has 4')")
+        page.click("#launch")
+        page.wait_for_selector("text=8 devices are wanted")
+        page.fill("#field-devices input", "4")
+        page.press("#field-devices input", "Tab")
+        page.wait_for_selector("#checks li.red:has-text('the machine has 4')", state="detached")
+        page.wait_for_selector("#checks li.green >> nth=3")
+        assert page.inner_text("#derived") != alone, "an update covers four times as many rows"
