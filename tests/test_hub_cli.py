@@ -48,6 +48,14 @@ def call(*arguments: object, status: int = 0) -> Any:
     return result
 
 
+def test_push_lays_exports_beside_the_adapter(ann: LoopbackHub, run: Path) -> None:
+    call("push", RUN, "--repo", "ann/pirate", "--also", "gguf-adapter")
+    files = ann.files("model", "ann/pirate")
+    assert files["pirate-adapter.gguf"].startswith(b"GGUF")
+    assert b"ADAPTER ./pirate-adapter.gguf" in files["pirate-adapter.Modelfile"]
+    assert "adapter_model.safetensors" in files
+
+
 def test_push_prints_the_address_and_how_to_load_it(ann: LoopbackHub, run: Path) -> None:
     result = call("push", RUN, "--repo", "pirate", "--private")
     assert result.stdout.startswith(f"{ann.url}/ann/pirate\n\nfrom peft import PeftModel")

@@ -31,6 +31,7 @@ from tests.hub import LoopbackHub
 from tests.hub.faults import Rule
 from tests.published import make_run
 from tests.test_estimate import inspection
+from tests.test_ui import request
 
 GIB, GB = 2**30, 10**9
 # microsoft/Phi-3-mini-4k-instruct, by its config.json
@@ -253,3 +254,69 @@ def test_half_a_request_is_refused(ann: LoopbackHub) -> None:
     shown = call("train", *POCKET, "--on", "jobs", "--flavor", "h200", "--at-most", "nan", status=2)
     assert "above 0" in shown.stderr
     assert "needs --on jobs" in call("train", *POCKET, "--at-most", "2", status=2).stderr
+
+
+# On the Train page
+
+
+@pytest.fixture
+def page(ann: LoopbackHub, app: Application) -> Any:
+    import gradio as gr
+
+    from phi3lora.ui.train_page import TrainPage
+
+    with gr.Blocks():
+        return TrainPage(app)
+
+
+def at(page: Any, *place: Any) -> list[Any]:
+    """The form as it is shown first, and a place."""
+    wanted = {"model.path": "pocket", "data.path": "example:pirate", "data.max_rows": 40}
+    names = page.fields.by_name
+    return [*(wanted.get(name, one.value) for name, one in names.items()), *place]
+
+
+def test_the_page_offers_machines_with_what_this_run_costs(page: Any) -> None:
+    shown, note, flavors, cap = page.place.on_offers(request(), *at(page, "jobs", None, None))
+    assert shown["visible"]
+    assert "billed by the second" in note
+    label = {name: line for line, name in flavors["choices"]}["a10g-small"]
+    assert "A10G" in label
+    assert "$1.00 an hour" in label
+    assert "this run about $" in label
+    assert flavors["value"] == "t4-small", "the cheapest that it fits on"
+    assert cap == 0.5
+    again = page.place.on_offers(request(), *at(page, "jobs", "l4x4", 7.0))
+    assert again[2]["value"] == "l4x4", "what was chosen stays"
+    assert page.place.on_offers(request(), *at(page, "here", None, None))[0]["visible"] is False
+
+
+def test_the_page_says_why_there_are_no_prices(page: Any, ann: LoopbackHub) -> None:
+    ann.faults.add(Rule("^GET /api/jobs/hardware", "fail", status=500))
+    shown, note, *_ = page.place.on_offers(request(), *at(page, "jobs", None, None))
+    assert shown["visible"]
+    assert "prices of Jobs" in note
+
+
+def test_the_place_goes_with_the_launch(page: Any, app: Application, monkeypatch: Any) -> None:
+    place = page.place
+    assert place.job(tuple(at(page))) is None
+    assert place.job(tuple(at(page, "here", "h200", 9.0))) is None
+    assert place.job(tuple(at(page, "jobs", "l4x4", 2))) == JobRequest("l4x4", 2.0)
+    for missing in (("jobs", None, 2.0), ("jobs", "l4x4", None), ("jobs", "l4x4", -1)):
+        with pytest.raises(Phi3LoraError, match="first"):
+            place.job(tuple(at(page, *missing)))
+    seen: list[Any] = []
+    monkeypatch.setattr(
+        app.launching.queue, "submit", lambda run, *_, **__: seen.append(run) or run
+    )
+    page.on_launch(request(), *at(page, "jobs", "a10g-small", 0.75))
+    [run] = seen
+    assert (run.state.backend, run.state.flavor, run.state.at_most) == ("jobs", "a10g-small", 0.75)
+
+
+def test_a_space_that_asks_for_no_jobs_offers_none() -> None:
+    space = Settings(home=Path("/nowhere"), sign_in=True, oauth_scopes=frozenset({"read-repos"}))
+    assert not space.may_run_jobs
+    assert replace(space, oauth_scopes=frozenset({"jobs"})).may_run_jobs
+    assert replace(space, sign_in=False).may_run_jobs

@@ -73,6 +73,13 @@ class Caller:
         """Whom the Hub knows by the token. Raises AccessError without one, HubError."""
         return cached_identity(self.needed_token())
 
+    def known_identity(self) -> Identity | None:
+        """Whom the Hub knows by the token; None where there is none, or the Hub does not say."""
+        try:
+            return self.identity()
+        except HubError:
+            return None
+
     def identity(self) -> Identity | None:
         """Whom the Hub knows by the token, asked once a minute; None without one. HubError."""
         return cached_identity(self.token) if self.token else None

@@ -236,6 +236,14 @@ class Comparing:
 
         return Chat(self.settings, self._training_needs)
 
+    def quota_message(self) -> str:
+        """What an answer takes of the visitor's GPU quota; empty where the GPU is the app's own."""
+        if not self.settings.zero_gpu:
+            return ""
+        from phi3lora.runs.backends.zerogpu import asks
+
+        return asks(Options())
+
     def room_message(self) -> str:
         """Why there is no room for the chat beside a training; empty where there is."""
         if self._engine is None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,8 @@ from phi3lora.hub.backup import RunRepo, list_runs
 from phi3lora.hub.jobs import JobRequest
 from phi3lora.models.hardware import visible_gpus
 from phi3lora.runs import bin
+from phi3lora.runs.backends import backend_for
+from phi3lora.runs.backends.quota import quota_check
 from phi3lora.runs.copies import restore
 from phi3lora.runs.group import dismiss
 from phi3lora.runs.life import holder
@@ -124,7 +127,11 @@ class Launching:
         speed = self._speed(config, caller, job.flavor if job else None)
         if job:
             return self.machines.preflight(config, job, caller, speed)
-        return self._preflights.preflight(config, caller.token, speed, caller.name)
+        found = self._preflights.preflight(config, caller.token, speed, caller.name)
+        if backend_for(config, self.settings) == "zerogpu":
+            check = quota_check(config, found, caller.known_identity())
+            found = replace(found, checks=[*found.checks, check])
+        return found
 
     def offers(self, config: RunConfig, caller: Caller) -> list[Offer]:
         """What a run would take on machines of the Hub, cheapest by the hour first.
@@ -277,7 +284,7 @@ class Launching:
         Yields the run after each slice; nothing for a run that computes by itself, or is over.
         The browser's request must stand behind the call: its visitor's quota is spent.
         """
-        if run.state.backend != "zerogpu" or run.status != "paused":
+        if run.state.backend != "zerogpu" or run.status not in ("paused", "interrupted"):
             return
         from phi3lora.runs.backends.zerogpu import drive
 

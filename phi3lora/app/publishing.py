@@ -62,6 +62,7 @@ class Publication:
         pull_request: propose it instead of committing it.
         merged: the whole model, base and update in one.
         card: the card as it was edited; None to write it.
+        also: an export that lies beside it, with its Modelfile.
     """
 
     repo: str
@@ -69,6 +70,7 @@ class Publication:
     pull_request: bool = False
     merged: bool = False
     card: str | None = None
+    also: Literal["gguf-adapter", "gguf"] | None = None
 
 
 class Publishing:
@@ -112,18 +114,32 @@ class Publishing:
         token = caller.needed_token(SIGN_IN)
         if not what.repo.strip():
             raise HubError("Name the repository first: USER/NAME.")
-        return push(
-            run.folder,
-            what.repo.strip(),
-            token,
-            private=what.private,
-            pull_request=what.pull_request,
-            merged=what.merged,
-            card=what.card,
-            script=_training_script(run, token, tell),
-            progress=progress,
-            tell=tell,
-        )
+        with tempfile.TemporaryDirectory(prefix="phi3lora-") as folder:
+            return push(
+                run.folder,
+                what.repo.strip(),
+                token,
+                private=what.private,
+                pull_request=what.pull_request,
+                merged=what.merged,
+                card=what.card,
+                script=_training_script(run, token, tell),
+                beside=self._beside(run, what, Path(folder), caller, tell),
+                progress=progress,
+                tell=tell,
+            )
+
+    def _beside(
+        self, run: Run, what: Publication, folder: Path, caller: Caller, tell: Tell
+    ) -> dict[str, Path]:
+        """The export that goes along, under the repository's name."""
+        if what.also is None:
+            return {}
+        if what.also == "gguf" and self.settings.on_space:
+            raise RunError("A whole model is merged on one's own machine, not on a Space.")
+        name = default_output(what.also, slug(what.repo.rpartition("/")[2]))
+        self.export(run, what.also, folder / name, caller, tell=tell)
+        return {path.name: path for path in sorted(folder.iterdir())}
 
     def allowance(self, caller: Caller) -> str:
         """What the caller's account may have on the Hub, before a Space is asked for. HubError."""

@@ -149,6 +149,10 @@ def push(
     merged: Annotated[
         bool, typer.Option("--merged", help="Publish the whole model, base and update in one.")
     ] = False,
+    also: Annotated[
+        Literal["gguf-adapter", "gguf"] | None,
+        typer.Option(help="Lay this export beside it, for llama.cpp and Ollama."),
+    ] = None,
     card: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Publish your own model card; begin with --draft."),
@@ -168,7 +172,7 @@ def push(
         print_line(application.publishing.draft(found, repo, caller, merged))
         return
     caller.needed_token(TERMINAL_SIGN_IN)
-    what = Publication(repo, private, pull_request, merged, _text(card))
+    what = Publication(repo, private, pull_request, merged, _text(card), also)
     with sending(as_json) as progress:
         done = application.publishing.push(found, what, caller, progress=progress, tell=tell)
     if as_json:

@@ -122,7 +122,7 @@ class Backup:
         self._pending: Path | None = None  # a checkpoint's links, the newest
         self._there: set[str] = set()  # names of the checkpoints on the Hub
         self._due = True  # the very first state: config and events
-        self._closing = False
+        self._closing = self._busy = False
         self._renewed = 0  # how often the owner has signed in again
         self._failed = False
         self._count = 0
@@ -144,7 +144,7 @@ class Backup:
             return
         with self._changed:
             passed_over, self._pending = self._pending, links
-            self._changed.notify()
+            self._changed.notify_all()
         if passed_over is not None:
             shutil.rmtree(passed_over, ignore_errors=True)
 
@@ -152,7 +152,7 @@ class Backup:
         """Send what is there at the end, and wait for it, `timeout` seconds at most."""
         with self._changed:
             self._closing = self._due = True
-            self._changed.notify()
+            self._changed.notify_all()
         self._thread.join(timeout)
         shutil.rmtree(self._folder / ".backup", ignore_errors=True)
 
@@ -160,7 +160,14 @@ class Backup:
         """Go on with another token of the owner's: they signed in again. Returns at once."""
         with self._changed:
             self._token, self._renewed = token, self._renewed + 1
-            self._changed.notify()
+            self._changed.notify_all()
+
+    def settle(self, seconds: float) -> bool:
+        """Wait until nothing is being sent, so many seconds at most; whether that is so."""
+        with self._changed:
+            return self._changed.wait_for(
+                lambda: not (self._busy or self._due or self._pending), seconds
+            )
 
     # In the thread
 
@@ -168,11 +175,13 @@ class Backup:
         tries = last_tries = 0
         while True:
             with self._changed:
+                self._busy = False
+                self._changed.notify_all()
                 due = self._changed.wait_for(
                     lambda: self._due or self._pending is not None, self._every
                 )
                 checkpoint, self._pending = self._pending, None
-                closing, self._due = self._closing, False
+                closing, self._due, self._busy = self._closing, False, True
             if not due and not self._news():
                 continue
             failure = self._send(checkpoint, closing, brief=not due)

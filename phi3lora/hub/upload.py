@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -73,6 +73,7 @@ def push(
     merged: bool = False,
     card: str | None = None,
     script: str | None = None,
+    beside: Mapping[str, Path] | None = None,
     progress: Progress | None = None,
     tell: Tell | None = None,
 ) -> Published:
@@ -86,6 +87,7 @@ def push(
         merged: the whole model, base and update in one, instead of the adapter.
         card: the card as it was edited; None to write it.
         script: a training script to lay beside it, `train.py`.
+        beside: other files to lay beside it: GGUF.
         progress: told how much has arrived, 0 to 1.
         tell: told when the Hub is waited for.
 
@@ -99,6 +101,7 @@ def push(
     parent = check_target(repo, who, token, facts.base, whole, pull_request)
     with _result(folder, facts, merged, token) as result:
         contents = contents_of(folder, result, facts, repo, whole, card, script)
+        contents |= beside or {}
         check_contents(contents, token, _places(folder))
         _check_with_hub(contents["README.md"], token)
         if parent is None:

@@ -73,6 +73,12 @@ class Copy:
             every=self._every,
         )
 
+    def send(self, path: str, seconds: float) -> None:
+        """Have a checkpoint sent, and wait for it, so many seconds at most."""
+        if self._backup is not None:
+            self._backup.saved(path)
+            self._backup.settle(seconds)
+
     def sign_in(self, token: str) -> None:
         """Go on with another token: the owner has signed in again."""
         self._token = token

@@ -108,6 +108,22 @@ class JobRef(BaseModel):
     dollars_per_second: float = 0.0
 
 
+class Lent(BaseModel):
+    """What a run had of lent GPUs so far: whole slices, in seconds of the visitor's quota."""
+
+    slices: int = 0
+    seconds: float = 0.0
+    loading: float = 0.0  # of these, until a step began
+    longest_loading: float = 0.0
+    per_step: float = 0.0  # seconds, in the last slice that made steps
+    steps_left: int | None = None
+
+    @property
+    def lost(self) -> float:
+        """The share of it that went into loading."""
+        return self.loading / self.seconds if self.seconds else 0.0
+
+
 class RunState(BaseModel):
     """What `state.json` says. Times are in seconds since 1970."""
 
@@ -123,6 +139,7 @@ class RunState(BaseModel):
     flavor: str | None = None  # the machine that its Jobs run on
     at_most: float | None = None  # dollars that each of its Jobs may cost
     job: JobRef | None = None
+    lent: Lent = Lent()
     created: Moment = 0.0
     queued: Moment | None = None
     started: Moment | None = None

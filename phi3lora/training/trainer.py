@@ -102,6 +102,21 @@ def train(
     return outcome
 
 
+def get_ready(
+    config: RunConfig, emit: Emit, token: str | None = None, cache_folder: Path | None = None
+) -> None:
+    """Fetch the base and prepare the rows, so that a training finds both on the disk.
+
+    Takes no device. Arguments and errors are those of `train`.
+    """
+    path = resolve_path(config.model.path, detect_hardware(config.model.device))
+    emit(Stage(name="fetching the model"))
+    fetch(check_base(path, config.model.revision, token), token)
+    tokenizer = load_tokenizer(path, config.model.revision, token)
+    progress = _share(emit, PREPARING)
+    prepare(config, tokenizer, token=token, cache_folder=cache_folder, progress=progress)
+
+
 def _train(
     config: RunConfig,
     folder: Path,

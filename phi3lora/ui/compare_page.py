@@ -179,7 +179,9 @@ class ComparePage:
             subject = self.app.comparing.subject(chosen, caller)
             for note in self.app.comparing.load(subject, caller):
                 yield status_line(note)
-            yield ""
+            yield (
+                show.notice(quota, "grey") if (quota := self.app.comparing.quota_message()) else ""
+            )
         except Phi3LoraError as error:
             yield show.notice(str(error))
 

@@ -26,6 +26,7 @@ from phi3lora.ui import form, show
 from phi3lora.ui.code import PlainCode
 from phi3lora.ui.data_step import DataStep
 from phi3lora.ui.draft import READ, keep_script, read_draft
+from phi3lora.ui.place import PlaceStep
 from phi3lora.ui.sessions import session_of
 from phi3lora.ui.train_show import (
     broken_form,
@@ -156,6 +157,7 @@ class TrainPage:
         self.checks = gr.HTML(show.notice("Nothing checked yet.", "grey"), elem_id="checks")
         self.estimate = gr.HTML(elem_id="estimate")
         self.fields.add("title", placeholder="Pirate, second try")
+        self.place = PlaceStep(self.app, self.fields)
         self.launch = gr.Button("Launch", variant="primary", size="lg", elem_id="launch")
         self.launched = gr.Textbox(visible="hidden", elem_id="launched")
         self.draft = gr.Textbox(visible="hidden", elem_id="draft")
@@ -184,10 +186,9 @@ class TrainPage:
             del self._latest[session]
             yield found
 
-    def _preflight(
-        self, source: str, request: gr.Request, shown_values: tuple[Any, ...]
-    ) -> list[Any]:
-        """What the form asks for, as it is shown."""
+    def _preflight(self, source: str, request: gr.Request, values: tuple[Any, ...]) -> list[Any]:
+        """What the form asks for, as it is shown; the place stands behind the form's values."""
+        shown_values = self.place.form(values)
         if not self._path(shown_values):
             return nothing_chosen(source)
         try:
@@ -196,7 +197,8 @@ class TrainPage:
             return [gr.skip(), broken_form(error), ""]
         try:
             caller = self.app.callers.caller(session_of(request))
-            done = self.app.launching.preflight(config, caller)
+            job = self.place.job(values)
+            done = self.app.launching.preflight(config, caller, job)
         except Phi3LoraError as error:
             name = "Access" if isinstance(error, AccessError) else "Data"
             done = Preflight([Check(name, "red", str(error))])
@@ -288,13 +290,14 @@ class TrainPage:
         return self.fields.fill(config, keep=[*kept, "title"])
 
     @shown
-    def on_launch(self, request: gr.Request, *shown_values: Any) -> str:
+    def on_launch(self, request: gr.Request, *values: Any) -> str:
         """Launch; the id of the run, which the browser then opens."""
+        shown_values = self.place.form(values)
         if not self._path(shown_values):
             raise DataError("Choose data first: an example, a file of yours, or a Hub dataset.")
         config, _ = self.fields.config(shown_values)
         caller = self.app.callers.caller(session_of(request))
-        return self.app.launching.launch(config, caller).id
+        return self.app.launching.launch(config, caller, job=self.place.job(values)).id
 
     def wire(self, demo: gr.Blocks) -> None:
         """Connect components and handlers."""
@@ -309,7 +312,7 @@ class TrainPage:
         live = [self.derived, self.yaml, self.drawn]
         checked = {
             "fn": self.on_preflight,
-            "inputs": [self.data.source, *everything],
+            "inputs": [self.data.source, *everything, *self.place.inputs],
             "outputs": self.seen,
             **quiet,
         }
@@ -343,9 +346,10 @@ class TrainPage:
             self.data.findings.wire(everything),
         ):
             event.success(None, everything, None, js=kept).success(**drawn).success(**checked)
+        self.place.wire(everything, settled, checked)
         launched = self.launch.click(
             self.on_launch,
-            everything,
+            [*everything, *self.place.inputs],
             self.launched,
             api_visibility="private",
             show_progress="hidden",

@@ -261,9 +261,11 @@ def derived(config: RunConfig) -> str:
     """Effective batch and LoRA scaling."""
     training, peft = config.training_config, config.peft_config
     root = "√" if peft.use_rslora else ""
+    rows = f"{training.per_device_train_batch_size} × {training.gradient_accumulation_steps}"
+    rows += f" × {config.devices} devices" if config.devices > 1 else ""
     return (
         f'<p class="derived">Effective batch <b>{config.effective_batch}</b> '
-        f"({training.per_device_train_batch_size} × {training.gradient_accumulation_steps}) · "
+        f"({rows}) · "
         f"LoRA scaling <b>{config.lora_scaling:.3g}</b> "
         f"({peft.lora_alpha} / {root}{peft.r})</p>"
     )

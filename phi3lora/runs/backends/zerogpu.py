@@ -22,64 +22,62 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import spaces
 from spaces.zero.config import get_config
 
+from phi3lora import words
 from phi3lora.chat.answering import Answering, Room, Tell
 from phi3lora.chat.options import Options, Pair
 from phi3lora.chat.requests import Request
 from phi3lora.chat.whole import Chat
 from phi3lora.config import ModelConfig, RunConfig
+from phi3lora.data.plan import holds_out
 from phi3lora.errors import AccessError, Phi3LoraError, RunError
-from phi3lora.events import Ended, Event, EventLog, Notice, Step
+from phi3lora.events import Ended, Event, EventLog, Notice, Resumed, Step
 from phi3lora.models.base import check_base, fetch, resolve_path
 from phi3lora.models.hardware import Hardware, lend
 from phi3lora.runs import life
+from phi3lora.runs.backends.quota import (
+    LONGEST,
+    QUOTA,
+    SAVING,
+    Slice,
+    added,
+    shorter,
+    spent,
+    wanted_seconds,
+    with_slice,
+)
+from phi3lora.runs.copies import Copy, copied
+from phi3lora.runs.preparing import get_ready
 from phi3lora.runs.store import Run, changed, open_run
 from phi3lora.runs.worker import Reporter, end, explain
 from phi3lora.settings import Settings
+from phi3lora.training.checkpoints import newest_whole
 
 NAME = "zerogpu"
-FIRST = 60.0  # seconds of the first slice, which finds out how long loading takes
-LONGEST = 240.0
-SAVING = 10.0  # seconds at a slice's end in which no step begins: for the checkpoint
-LOADING_SHARE = 0.2  # of a slice, at most, goes into loading
 ANSWER = 30.0  # seconds asked for beside those of the answer's tokens
 SLOWEST = 20.0  # tokens a second
-PROOF = 120.0  # seconds asked for to score base and tuned
 LOST = 3  # slices in a row that may end without a step before the run is given up
-LEFT = re.compile(r"(\d+)s left")
+SENDING = 120.0  # seconds that the next slice waits for a checkpoint to be on the Hub
 AGAIN = re.compile(r"Try again in ([^.]+)\.")
+
+
+WHOLE = {"NVIDIA H200": 132}  # multiprocessors of a card that is lent in parts
 
 
 class QuotaError(AccessError):
     """The scheduler lends no device now; the message says why, and what to do."""
 
 
-@dataclass(frozen=True)
-class Slice:
-    """What a slice came to.
-
-    Attributes:
-        outcome: `finished`, `stopped` or `paused`, as `train` returned it.
-        step: updates made so far, in all slices.
-        loading: seconds until the first step began.
-        seconds: of the device, all in all.
-    """
-
-    outcome: str
-    step: int
-    loading: float
-    seconds: float
-
-
 def lent_hardware() -> Hardware:
     """The card that is lent, as `spaces` knows it: for checks and estimates."""
     card = get_config()
+    whole = WHOLE.get(card["model"], card["sm_count"])
     return Hardware(
         device="cuda",
         name=f"{card['model']} (ZeroGPU)",
@@ -88,6 +86,7 @@ def lent_hardware() -> Hardware:
         bfloat16=card["sm_major"] >= 8,
         cores=len(os.sched_getaffinity(0)),
         capability=(card["sm_major"], card["sm_minor"]),
+        share=card["sm_count"] / whole,
     )
 
 
@@ -114,6 +113,7 @@ class ZeroGpuBackend:
 
 
 WAITS = "Computes while its page is open: open it to go on."
+PREPARES = "The base is fetched and the data prepared first; that costs no quota."
 
 
 # In the fork
@@ -133,20 +133,24 @@ def train_slice(folder: str, pipe: str, seconds: float) -> dict[str, Any]:
         pipe: named, from which the owner's token is read.
         seconds: after which the device is taken away.
     """
+    from phi3lora.runs.starting import with_start
     from phi3lora.training.trainer import train
 
     began = time.monotonic()
-    seen: dict[str, float] = {"step": 0}
+    seen: dict[str, float] = {"step": 0, "total": 0, "resumed": 0}
 
     def note(event: Event) -> None:
+        if isinstance(event, Resumed):
+            seen["resumed"] = event.step
         if isinstance(event, Step):
             seen.setdefault("first", time.monotonic())
+            seen["total"] = event.total_steps
         if isinstance(event, Step | Ended):
             seen["step"] = event.step
 
     with _reporting(folder, pipe, note) as (run, emit, token, cache):
         outcome = train(
-            run.config,
+            with_start(run, Settings.from_environment(), token),
             run.folder,
             emit,
             should_stop=run.stop_file.exists,
@@ -155,23 +159,42 @@ def train_slice(folder: str, pipe: str, seconds: float) -> dict[str, Any]:
             cache_folder=cache,
         )
     now = time.monotonic()
-    return asdict(Slice(outcome, int(seen["step"]), seen.get("first", now) - began, now - began))
+    return asdict(
+        Slice(
+            outcome=outcome,
+            step=int(seen["step"]),
+            steps=int(seen["step"] - seen["resumed"]),
+            total=int(seen["total"]),
+            loading=seen.get("first", now) - began,
+            seconds=now - began,
+        )
+    )
 
 
 @spaces.GPU(duration=_seconds)
-def prove_slice(folder: str, pipe: str, seconds: float) -> str:
-    """Score base and tuned on the held-out rows; the report's summary."""
+def prove_slice(folder: str, pipe: str, seconds: float) -> tuple[str, float]:
+    """Score base and tuned on the held-out rows; the report's summary, and the seconds it took."""
     from phi3lora.evaluation.report import evaluate
 
+    began = time.monotonic()
     with _reporting(folder, pipe) as (run, emit, token, cache):
-        return evaluate(
-            run.config, run.folder, emit=emit, cache_folder=cache, token=token
-        ).summary()
+        report = evaluate(run.config, run.folder, emit=emit, cache_folder=cache, token=token)
+    return report.summary(), time.monotonic() - began
 
 
 def _answer_seconds(question: dict[str, Any]) -> int:
     """Loading, which a call soon after the last is spared, and the longest answer."""
     return int(ANSWER + question["options"]["max_new_tokens"] / SLOWEST)
+
+
+def asks(options: Options) -> str:
+    """What an answer costs, said before it is asked for."""
+    seconds = _answer_seconds({"options": asdict(options)})
+    return (
+        f"Each answer is computed on a lent GPU: up to {seconds} s of your daily quota "
+        f"({words.duration(QUOTA['free'])} with a free account); what it does not need is given "
+        "back."
+    )
 
 
 @spaces.GPU(duration=_answer_seconds)
@@ -229,69 +252,112 @@ def _reporting(
 def drive(run: Run, settings: Settings, token: str | None) -> Iterator[Run]:
     """Compute a run slice after slice; the run as it stands after each, until it is over.
 
-    Called by an event of its owner's browser. Ends, with the run paused, where no device is lent:
-    the message says until when. Raises RunError where another page computes it already.
+    Called by an event of its owner's browser. What needs no GPU is done first, on nobody's quota;
+    between two slices the checkpoint is backed up, if the run asks for it. Ends, with the run
+    paused, where no device is lent: the message says until when. Raises RunError where another
+    page computes it already.
     """
-    slices: list[Slice] = []
-    lost, seconds = 0, FIRST
+    with _held(run) as run:
+        run = _ready(run, settings, token)
+    yield run
+    if run.status == "paused":
+        with copied(run, _teller(run), token, settings) as copy:
+            copy.begin()
+            yield from _slices(run, token, copy)
+
+
+def _ready(run: Run, settings: Settings, token: str | None) -> Run:
+    """The run with its base fetched and its rows prepared; ended where that cannot be done."""
+    if run.state.outcome == "finished":  # its proof alone is left
+        return changed(run, status="paused", message=WAITS)
+    run = changed(run, status="running", message=PREPARES)
+    try:
+        ready = get_ready(run, settings, token)
+    except Exception as error:  # noqa: BLE001 - written down as the run's state
+        message, status = explain(error, token)
+        return end(run, "failed", message, status)
+    return changed(run, status="paused", message=WAITS) if ready else end(run, "stopped", "", 0)
+
+
+def _slices(run: Run, token: str | None, copy: Copy) -> Iterator[Run]:
+    """Slice after slice, until the run is over or no device is lent."""
+    lost, asked = 0, None
     while lost < LOST:
         with _held(run) as run:
+            seconds = asked or wanted_seconds(run)
             try:
-                run, found = _slice(run, token, seconds)
+                run, asked, lost, goes_on = _slice(run, token, seconds, copy), None, 0, True
             except Exception as error:  # noqa: BLE001 - written down as the run's state
+                if (
+                    asked := shorter(error, seconds, run, get_config()["duration_factor"])
+                ) is not None:
+                    continue
+                goes_on = _aborted(error)
+                lost, asked = lost + goes_on, min(2 * seconds, LONGEST)
                 run = _refused(run, error, token)
-                lost += _aborted(error)
-                if not _aborted(error):
-                    yield run
-                    return
-                found = None
         yield run
-        if run.status != "paused":
+        if run.status != "paused" or not goes_on:
             return
-        if found is not None:
-            slices, lost = [*slices, found], 0
-        seconds = next_seconds(slices) if found else min(2 * seconds, LONGEST)
     yield end(run, "failed", "The GPU was taken away three times before a step was made.", 1)
 
 
-def _slice(run: Run, token: str | None, seconds: float) -> tuple[Run, Slice | None]:
-    """One call: of the training, or of the proof once that is over."""
+def _slice(run: Run, token: str | None, seconds: float, copy: Copy) -> Run:
+    """The run after one call: of the training, or of the proof once that is over."""
     run = changed(run, status="running", started=run.state.started or time.time(), message="")
-    if run.state.outcome == "finished":
-        with sent(token) as pipe:
-            summary = prove_slice(str(run.folder), pipe, PROOF)
-        return end(run, "finished", summary, 0), None
     with sent(token) as pipe:
+        if run.state.outcome == "finished":
+            summary, took = prove_slice(str(run.folder), pipe, seconds)
+            return _over(changed(run, lent=added(run.state.lent, took)), "finished", summary)
         found = Slice(**train_slice(str(run.folder), pipe, seconds))
+    run = changed(run, outcome=found.outcome, lent=with_slice(run.state.lent, found))
     _tell(run, found)
-    run = changed(run, outcome=found.outcome)
-    if found.outcome == "finished" and run.config.evaluation.enabled:
-        return changed(run, status="paused", message="Trained; its evaluation is next."), found
+    if checkpoint := newest_whole(run.folder / "checkpoints", lambda _: None):
+        copy.send(str(checkpoint.relative_to(run.folder)), SENDING)
+    proves = run.config.evaluation.enabled and holds_out(run.config.data)
+    if found.outcome == "finished" and proves:
+        return changed(run, status="paused", message="Trained; its evaluation is next.")
     if found.outcome == "paused":
-        return changed(run, status="paused", message=WAITS), found
-    return end(run, found.outcome, "", 0), found
+        return changed(run, status="paused", message=WAITS)
+    return _over(run, found.outcome, "")
+
+
+def _over(run: Run, status: str, message: str) -> Run:
+    """The run at its end, which says what it cost."""
+    return end(run, status, f"{message} {spent(run.state.lent)}".strip(), 0)
 
 
 def _tell(run: Run, found: Slice) -> None:
-    """What a slice cost, among the run's events."""
+    """What a slice cost, and all so far, among the run's events."""
     share = found.loading / max(found.seconds, 1e-9)
-    with EventLog(run.folder / "events.jsonl") as log:
-        log.emit(
-            Notice(
-                message=f"A slice of {found.seconds:.0f} s on a lent GPU ended at step "
-                f"{found.step}; {found.loading:.0f} s of it ({share:.0%}) were loading.",
-                level="info",
-            )
+    _teller(run)(
+        Notice(
+            message=f"A slice of {found.seconds:.0f} s on a lent GPU ended at step "
+            f"{found.step}; {found.loading:.0f} s of it ({share:.0%}) were loading. "
+            f"{spent(run.state.lent)}",
+            level="info",
         )
+    )
+
+
+def _teller(run: Run) -> Callable[[Event], None]:
+    """Writes an event into the run's log of events."""
+
+    def emit(event: Event) -> None:
+        with EventLog(run.folder / "events.jsonl") as log:
+            log.emit(event)
+
+    return emit
 
 
 def _refused(run: Run, error: Exception, token: str | None) -> Run:
     """The run after a call that brought nothing: paused if it can go on, failed if it cannot."""
-    words = in_words(error)
-    if words is None:
-        message, status = explain(error, token)
-        return end(run, "failed", message, status)
-    return changed(run, status="paused", message=str(words))
+    said = in_words(error)
+    if said is not None:
+        return changed(run, status="paused", message=str(said))
+    message, status = explain(error, token)
+    if run.state.outcome == "finished":  # the proof alone failed
+        return _over(run, "finished", f"The adapter is finished, its evaluation is not: {message}")
+    return end(run, "failed", message, status)
 
 
 def _aborted(error: Exception) -> bool:
@@ -346,7 +412,7 @@ class LentChat(Answering):
         if progress is not None:
             progress("fetching the model")
         self._folder(request.base, request.token)
-        return ["Each answer is computed on a lent GPU, and spends seconds of your daily quota."]
+        return [asks(Options())]
 
     def _answer(self, request: Request) -> Iterator[Pair]:
         """Raises QuotaError, when the answer is read, where no device is lent."""
@@ -413,14 +479,6 @@ def _drain(pipe: Path) -> None:
     os.close(descriptor)
 
 
-def next_seconds(slices: list[Slice], longest: float = LONGEST) -> float:
-    """How long the next slice should be, so that a fifth of it at most goes into loading."""
-    if not slices:
-        return min(FIRST, longest)
-    loading = max(one.loading for one in slices)
-    return min(max(FIRST, loading / LOADING_SHARE + SAVING), longest)
-
-
 def in_words(error: Exception) -> Phi3LoraError | None:
     """An error of `spaces` as one of ours; None for any other.
 
@@ -437,7 +495,10 @@ def in_words(error: Exception) -> Phi3LoraError | None:
             "run stays where it is and goes on from there."
         )
     if title == "ZeroGPU illegal duration":
-        return QuotaError("This account may not hold the GPU that long; a shorter slice is tried.")
+        return QuotaError(
+            "This account may not hold the GPU that long at a time. Ask for a shorter answer, or "
+            "sign in with an account that may."
+        )
     if title == "ZeroGPU queue timeout":
         return QuotaError("No GPU became free within a minute. Try again in a moment.")
     if message == "GPU task aborted":
@@ -445,12 +506,6 @@ def in_words(error: Exception) -> Phi3LoraError | None:
             "The GPU was taken away in the middle; the run goes on from its last checkpoint."
         )
     return RunError(f"ZeroGPU could not compute: {message}")
-
-
-def seconds_left(error: Exception) -> float | None:
-    """What is left of a quota, if the refusal says so."""
-    found = LEFT.search(str(getattr(error, "message", error)))
-    return float(found[1]) if found else None
 
 
 lend(lent_hardware())
