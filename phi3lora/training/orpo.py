@@ -1,7 +1,7 @@
 """ORPO: TRL's experimental trainer, for pairs that are rendered already.
 
 Hong et al. 2024, https://arxiv.org/abs/2403.07691. It learns the better answer and that it is
-better in one loss, without a reference, from whole rows: `kind_of("orpo")` names it.
+better in one loss, without a reference, from whole rows: `kinds.kind_of("orpo")` names it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Trainers that learn from preferences: TRL's, for rows that are rendered already.
 
-    kind = kind_of("dpo")
-    trainer = kind.trainer(model=model, args=kind.arguments(...), train_dataset=rows, …)
+    trainer = FastDPOTrainer(model=model, args=DPOConfig(...), train_dataset=rows, …)
 
 Rows have `input_ids` and `labels` of an answer with its prompt, `rejected_input_ids` and
 `rejected_labels` of a worse one (empty where there is none), and `good`. The losses are TRL's own;
@@ -18,35 +17,14 @@ from typing import Any
 import torch
 from datasets import Dataset
 from torch import Tensor
-from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, SFTConfig
+from trl import DPOTrainer, KTOTrainer
 
 from phi3lora.training.fast.loss import IGNORED
-from phi3lora.training.fast.trainer import FastTrainer, Resumable
+from phi3lora.training.fast.trainer import Resumable
 
 REFERENCE = "ref"  # what TRL calls the adapter that it compares with
 COLUMNS = ["input_ids", "labels", "rejected_input_ids", "rejected_labels", "good"]
 Row = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Kind:
-    """What trains by a method: TRL's trainer with ours around it, and its arguments."""
-
-    trainer: Any
-    arguments: Any
-
-
-def kind_of(method: str) -> Kind:
-    """The trainer of a method, and the class of its arguments."""
-    if method == "orpo":
-        from phi3lora.training import orpo
-
-        return Kind(orpo.FastORPOTrainer, orpo.ORPOConfig)
-    return {
-        "sft": Kind(FastTrainer, SFTConfig),
-        "dpo": Kind(FastDPOTrainer, DPOConfig),
-        "kto": Kind(FastKTOTrainer, KTOConfig),
-    }[method]
 
 
 class Judged(Resumable):

@@ -191,7 +191,7 @@ def _arguments(config: RunConfig) -> dict[str, Any]:
 
 def _defaults(method: str) -> dict[str, Any]:
     """The own values of TRL's arguments; `...` where it has none."""
-    from phi3lora.training.preferences import kind_of
+    from phi3lora.training.kinds import kind_of
 
     return {
         field.name: field.default if field.default is not dataclasses.MISSING else ...

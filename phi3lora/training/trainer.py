@@ -49,7 +49,7 @@ from phi3lora.training.checkpoints import (
 from phi3lora.training.failures import explained, is_disk_full, not_finite
 from phi3lora.training.fallbacks import within_reach
 from phi3lora.training.fast.trainer import Resumable
-from phi3lora.training.preferences import kind_of
+from phi3lora.training.kinds import kind_of
 from phi3lora.versions import library_versions
 
 logger = logging.getLogger(__name__)
