@@ -152,7 +152,7 @@ def drop_and_launch(page: Page, file: Path) -> None:
     assert "Arr" in page.inner_text(".conversation mark >> nth=0")
     assert "<|user|>" in page.inner_text(".conversation >> nth=0")
     # A look may be followed by another at once, which clears the checks meanwhile.
-    page.wait_for_selector("#checks li.green >> nth=3")
+    page.wait_for_selector("#checks .passed")
     set_yaml(
         page,
         max_steps="400",
@@ -161,9 +161,8 @@ def drop_and_launch(page: Page, file: Path) -> None:
         rows="8",
         max_new_tokens="24",
     )
-    size = "#field-training_config-per_device_train_batch_size input"
-    page.wait_for_function("size => document.querySelector(size).value === '2'", arg=size)
-    page.fill("#field-title textarea", "By browser")
+    page.wait_for_selector("#step-amount-line >> text=400 updates")
+    page.fill("#field-title input", "By browser")
     page.click("#launch")
     page.wait_for_url("**/runs?run=*")
 
@@ -178,13 +177,14 @@ def open_every_fold(page: Page) -> None:
 
 def test_open_every_fold_then_launch(app: str, browser: Browser) -> None:
     page, wrong = open_page(browser, app)
-    page.wait_for_selector("#checks li >> nth=3")
+    page.wait_for_selector("#checks .passed")
     open_every_fold(page)
+    page.wait_for_selector("#field-training_config-neftune_noise_alpha input")
     rows = "#field-data-max_rows"
     page.wait_for_selector(f"{rows} textarea, {rows} input")
     assert page.input_value(f"{rows} textarea, {rows} input") == ""
     page.fill("#field-training_config-num_train_epochs input", "0.1")
-    page.fill("#field-title textarea", "Folds open")
+    page.fill("#field-title input", "Folds open")
     page.click("#launch")
     page.wait_for_url("**/runs?run=*")
     page.wait_for_selector("#run-head >> text=Folds open")
@@ -202,8 +202,8 @@ def test_switch_tabs_then_launch(app: str, browser: Browser, dropped: Path) -> N
     page.wait_for_selector("#data-summary .data-name >> text=pirate")
     page.click("#source >> text=Your file")
     page.wait_for_selector("#checks .trains-on >> text=arr.jsonl")
-    page.wait_for_selector("#checks li.green >> nth=3")
-    page.fill("#field-title textarea", "Tabs switched")
+    page.wait_for_selector("#checks .passed")
+    page.fill("#field-title input", "Tabs switched")
     page.click("#launch")
     page.wait_for_url("**/runs?run=*")
     page.wait_for_selector("#run-head .sub >> text=arr.jsonl")
@@ -267,7 +267,9 @@ def compare(page: Page) -> None:
 @pytest.mark.parametrize("path", ["", "runs", "compare"])
 def test_a_phone_scrolls_down_and_never_sideways(app: str, browser: Browser, path: str) -> None:
     page, wrong = open_page(browser, f"{app}/{path}", width=390)
-    page.wait_for_selector({"": "#checks li", "runs": "#run-head", "compare": ".chip"}[path])
+    page.wait_for_selector(
+        {"": ".sheet-toggle.green", "runs": "#run-head", "compare": ".chip"}[path]
+    )
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     assert wrong == []
 

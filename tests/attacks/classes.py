@@ -34,14 +34,18 @@ EVE = Caller("eve")
 VALUES_ALONE = {
     "<lambda>",
     "not_renaming",
+    "on_choose",
     "on_clear",
     "on_example",
+    "on_fit",
+    "on_fix",
     "on_live",
     "on_pick",
     "on_recipe",
     "on_result",
     "on_retry",
     "on_source",
+    "on_strength",
     "on_suggestion",
     "on_yaml",
 }
