@@ -1,4 +1,4 @@
-"""Votes become rows, a dataset and a better model: train, compare blind, vote, train again."""
+"""Votes become rows, a dataset, and the configuration of a run that learns from them."""
 
 from __future__ import annotations
 
@@ -11,21 +11,15 @@ import pytest
 
 from phi3lora.app.application import Application
 from phi3lora.app.callers import Caller
-from phi3lora.app.comparing import BUNDLED, Sides, draw_sides
+from phi3lora.app.comparing import BUNDLED, Sides
 from phi3lora.app.voting import ENOUGH, dataset_card
 from phi3lora.chat.options import Options
 from phi3lora.chat.votes import Tally
-from phi3lora.config import RunConfig
 from phi3lora.errors import AccessError, RunError
-from phi3lora.runs.store import Run, changed
 from phi3lora.settings import Settings
-from phi3lora.training.trainer import train
-from tools.pocket.world import sample
 
 ME = Caller("local", None)
-VOTES = 36
 SHORT = Options(max_new_tokens=24)
-WORDS = ("arr", "matey", " be ")
 
 
 @pytest.fixture
@@ -141,64 +135,3 @@ def test_the_terminal_counts_exports_and_configures(
     assert typed("export", BUNDLED, "--output", str(file)).startswith("0")
     assert len(file.read_text("utf-8").splitlines()) == 3
     assert typed("train", BUNDLED).startswith("2 Error: Not enough votes yet")
-
-
-# The loop
-
-
-def finished(app: Application, config: RunConfig, title: str) -> Run:
-    """A run that was trained here, as the queue would leave it."""
-    run = app.launching.store.create(config, "local", title)
-    assert train(run.config, run.folder, lambda event: None) == "finished"
-    changed(run, status="finished")
-    return app.launching.run(run.id, ME)
-
-
-def like_a_pirate(text: str) -> int:
-    """By this rule the votes are cast: words of a pirate's."""
-    return sum(text.lower().count(word) for word in WORDS)
-
-
-def vote_blind(app: Application, run: Run, prompts: list[str]) -> Tally:
-    """Ask both in the dark, and vote for whoever sounds more like a pirate."""
-    subject = app.comparing.subject(run.id, ME)
-    for prompt in prompts:
-        sides = draw_sides(blind=True)
-        asked = said(prompt)
-        *_, pair = app.comparing.reply(subject, asked, asked, SHORT, caller=ME)
-        answers = [getattr(pair, side) for side in sides.order]
-        left, right = (like_a_pirate(answer) for answer in answers)
-        choice: Any = "tie" if left == right else "left" if left > right else "right"
-        talks = [said(prompt, answer) for answer in answers]
-        app.voting.cast(run.id, sides, choice, *talks, SHORT, ME)
-    return app.comparing.tally(run.id)
-
-
-def test_votes_make_a_model_that_wins_more(app: Application) -> None:
-    short: dict[str, Any] = {
-        "model.path": "pocket",
-        "model.dtype": "float32",
-        "model.device": "cpu",
-        "peft_config.r": 8,
-        "peft_config.lora_dropout": 0.0,
-        "training_config.max_steps": 16,
-        "training_config.learning_rate": 2e-3,
-        "training_config.per_device_train_batch_size": 8,
-        "training_config.eval_strategy": "no",
-        "training_config.save_strategy": "no",
-        "training_config.log_level": "warning",
-        "training_config.max_length": 128,
-    }
-    asked = (q for q in sample("held_out", 4 * VOTES) if len(q.messages) == 1)
-    prompts = list(dict.fromkeys(question.turns[0] for question in asked))[:VOTES]
-    first = finished(app, RunConfig().with_values(short), "first")
-    before = vote_blind(app, first, prompts)
-    config = app.voting.config(first.id, ME)
-    assert (config.method, config.model.adapter) == ("dpo", first.id)
-    assert config.data.format == "comparison"
-    start = str(first.folder / "adapter")
-    faster = {"model.adapter": start, "training_config.num_train_epochs": 3}
-    second = finished(app, config.with_values(faster), "second")
-    after = vote_blind(app, second, prompts)
-    assert after.tuned > before.tuned, (before, after)
-    assert after.verdict == "better"
