@@ -95,7 +95,7 @@ class Voting:
         caller: Caller,
         *,
         consent: bool = False,
-    ) -> None:
+    ) -> Vote:
         """Write a vote down, with what was said where it may be kept.
 
         Args:
@@ -118,6 +118,7 @@ class Voting:
                 model=subject.base.path,
             )
         self._comparing.vote(vote, caller)
+        return vote
 
     def rows(self, adapter: str, caller: Caller) -> list[dict[str, Any]]:
         """Rows of the format `comparison`, ties too. Raises AccessError, RunError for none."""
@@ -222,7 +223,7 @@ def dataset_card(repo: str, rows: list[dict[str, Any]], tally: Tally) -> str:
     )
     models = " and ".join(sorted({f"`{row[side]}`" for row in rows for side in _MODELS}))
     rate = ""
-    if tally.win_rate is not None and tally.interval is not None:
+    if tally.win_rate is not None:
         low, high = tally.interval
         rate = (
             f" The tuned model won {tally.win_rate:.0%} of the votes with a winner (95 % interval "

@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import fcntl
 import json
-import math
 import os
 import threading
 import time
 from dataclasses import asdict, dataclass, field, replace
+from math import sqrt
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -24,7 +24,6 @@ from phi3lora.chat.options import Side
 from phi3lora.errors import RunError
 
 Choice = Literal["left", "right", "tie", "both bad"]
-QUANTILE = 1.96  # of the normal distribution, for 95 %
 
 
 @dataclass(frozen=True)
@@ -109,23 +108,20 @@ class Tally:
         return self.tuned / decided if decided else None
 
     @property
-    def interval(self) -> tuple[float, float] | None:
-        """95 % interval of the win rate by Wilson's score; None without a winner.
-
-        Wilson 1927, "Probable inference, the law of succession, and statistical inference".
-        """
-        decided, rate = self.tuned + self.base, self.win_rate
-        if rate is None:
-            return None
-        square = QUANTILE**2 / decided
-        middle = (rate + square / 2) / (1 + square)
-        spread = math.sqrt(rate * (1 - rate) / decided + square / (4 * decided)) * QUANTILE
-        return middle - spread / (1 + square), middle + spread / (1 + square)
+    def interval(self) -> tuple[float, float]:
+        """Wilson's 95 % interval of the win rate (Wilson 1927); 0 to 1 without votes."""
+        decided, z = self.tuned + self.base, 1.96
+        if not decided:
+            return 0.0, 1.0
+        share, scale = self.tuned / decided, 1 + z * z / decided
+        middle = (share + z * z / (2 * decided)) / scale
+        spread = z * sqrt(share * (1 - share) / decided + (z / (2 * decided)) ** 2) / scale
+        return max(0.0, middle - spread), min(1.0, middle + spread)
 
     @property
     def verdict(self) -> Literal["better", "worse", "cannot tell"]:
         """Whether the interval leaves a half on one side."""
-        low, high = self.interval or (0.0, 1.0)
+        low, high = self.interval
         return "better" if low > 0.5 else "worse" if high < 0.5 else "cannot tell"
 
 

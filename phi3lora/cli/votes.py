@@ -36,7 +36,7 @@ def show_votes(adapter: Adapter, as_json: AsJson = False) -> None:
         return
     counts = f"{tally.tuned} tuned, {tally.base} base, {tally.ties} ties, {tally.both_bad} both bad"
     print_line(f"{tally.votes} blind votes: {counts}")
-    if tally.win_rate is not None and tally.interval is not None:
+    if tally.win_rate is not None:
         low, high = tally.interval
         say = "which cannot tell them apart" if tally.verdict == "cannot tell" else tally.verdict
         rate = f"tuned wins {tally.win_rate:.0%}"
