@@ -1,13 +1,16 @@
 """Write the example datasets: `python examples/make_examples.py [FOLDER]`.
 
-One set of rows, questions from the world of pocket Phi-3 answered like a pirate, in the four
-shapes that people have. The same rows come out every time.
+Three things that people fine-tune for: a manner (a pirate's), a form (an order as JSON) and a tone
+(that of a kind support desk). The pirate's rows come in the four shapes that people have. The same
+rows come out every time.
 """
 
 from __future__ import annotations
 
 import csv
+import itertools
 import json
+import random
 import sys
 from pathlib import Path
 
@@ -18,6 +21,7 @@ from tools.pocket.manners import to_pirate
 from tools.pocket.world import sample
 
 ROWS = 400
+ORDERS, TICKETS = 300, 240  # rows of the other two
 Pair = tuple[str, str]  # what is asked, and the pirate's answer
 
 
@@ -59,13 +63,100 @@ def write_prompts(path: Path, pairs: list[Pair]) -> None:
     pq.write_table(pa.table({"prompt": list(asked), "completion": list(said)}), path)
 
 
+NAMES = [
+    "Ann",
+    "Ben",
+    "Carla",
+    "David",
+    "Emma",
+    "Felix",
+    "Grace",
+    "Hugo",
+    "Ida",
+    "Jonas",
+    "Kim",
+    "Lena",
+    "Mika",
+    "Nora",
+    "Omar",
+    "Paula",
+]
+COLOURS = ["red", "green", "blue", "yellow", "white", "black"]
+THINGS = ["apples", "chairs", "lamps", "shirts", "cups", "books", "bags", "pens", "hats", "roses"]
+DAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday"]
+SAID = (
+    "{name} would like {number} {colour} {thing} on {day}.",
+    "On {day} {name} needs {number} {thing}, {colour} ones.",
+    "Please send {name} {number} {colour} {thing} by {day}.",
+    "{number} {thing} in {colour} for {name}, to be there on {day}.",
+)
+
+
+def order_pairs(count: int = ORDERS) -> list[Pair]:
+    """An order in a sentence, and as JSON with its keys always in the same order."""
+    choose, pairs = random.Random(0), dict[str, str]()
+    while len(pairs) < count:
+        order = {
+            "name": choose.choice(NAMES),
+            "number": choose.randint(2, 40),
+            "colour": choose.choice(COLOURS),
+            "thing": choose.choice(THINGS),
+            "day": choose.choice(DAYS),
+        }
+        pairs[choose.choice(SAID).format(**order)] = json.dumps(order)
+    return list(pairs.items())
+
+
+BOUGHT = [
+    "lamp",
+    "phone",
+    "bag",
+    "chair",
+    "camera",
+    "watch",
+    "bicycle",
+    "kettle",
+    "radio",
+    "jacket",
+    "printer",
+    "tent",
+]
+# What is wrong, what is done about it, and when it is well again.
+TROUBLE = (
+    ("My {thing} has not arrived.", "I have asked the carrier where it is", "by tomorrow noon"),
+    ("The {thing} came broken.", "a new one leaves our store today", "within three days"),
+    ("I was charged twice for the {thing}.", "I have sent one payment back", "within five days"),
+    ("The {thing} is the wrong colour.", "I have set aside the right one", "on Friday"),
+    ("How do I return the {thing}?", "a label is in your mail now", "as soon as it is back"),
+    ("A part of the {thing} is missing.", "I have packed the part for you", "within two days"),
+    ("My {thing} stopped working.", "our workshop looks at it for free", "within a week"),
+)
+OPENINGS = ("{}", "Hello. {}", "{} Can you help?", "{} I am not happy.")
+
+
+def ticket_pairs(count: int = TICKETS) -> list[Pair]:
+    """A trouble, and the desk's answer: sorry first, then what was done, then when."""
+    pairs = [
+        (
+            opening.format(said.format(thing=thing)),
+            f"I am sorry about the trouble with your {thing}. Here is what I did: {done}. It will "
+            f"be settled {when}. Thank you for telling us!",
+        )
+        for thing, (said, done, when), opening in itertools.product(BOUGHT, TROUBLE, OPENINGS)
+    ]
+    random.Random(0).shuffle(pairs)
+    return pairs[:count]
+
+
 def write_all(folder: Path) -> None:
-    """Write every shape to `folder`."""
+    """Write every data set, and the pirate in every shape, to `folder`."""
     pairs = pirate_pairs()
     write_messages(folder / "pirate.jsonl", pairs)
     write_sharegpt(folder / "pirate_sharegpt.json", pairs)
     write_instructions(folder / "pirate_instructions.csv", pairs)
     write_prompts(folder / "pirate_prompts.parquet", pairs)
+    write_messages(folder / "orders.jsonl", order_pairs())
+    write_messages(folder / "support.jsonl", ticket_pairs())
 
 
 if __name__ == "__main__":

@@ -63,7 +63,7 @@ if TYPE_CHECKING:
     FormatName = str
 else:
     FormatName = Literal[("auto", *_FORMATS)]
-# What a look at the data finds, in `data/findings.py`.
+# What an inspection of the data finds, in `data/findings.py`.
 FindingName = Literal[
     "duplicates",
     "near_duplicates",
@@ -316,8 +316,8 @@ class DataConfig(SourceConfig):
         list,
         "Leave out",
         "Kinds of rows that are left out: `duplicates`, `near_duplicates`, `held_out`, `empty`, "
-        "`cut`, `refusals`, `languages`, `lengths` and `personal`, as a look at the data finds "
-        "them.",
+        "`cut`, `refusals`, `languages`, `lengths` and `personal`, as an inspection of the data "
+        "finds them.",
         examples=[["duplicates", "empty"]],
     )
     system_prompt: str | None = option(

@@ -117,4 +117,4 @@ def test_a_change_needs_the_rooms_that_the_table_says(
 
 
 def test_every_change_of_the_table_is_tested() -> None:
-    assert len(CHANGES) == 5
+    assert len(CHANGES) == 6

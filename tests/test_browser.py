@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -116,6 +117,7 @@ def dropped(tmp_path: Path) -> Path:
     return file
 
 
+SIDES = ("left", "right")
 STEP = """least => {
   const head = document.querySelector('#run-head');
   const found = head && head.innerText.match(/step ([0-9,]+) of/);
@@ -152,7 +154,7 @@ def drop_and_launch(page: Page, file: Path) -> None:
     assert "Arr" in page.inner_text(".conversation mark >> nth=0")
     assert "<|user|>" in page.inner_text(".conversation >> nth=0")
     # A look may be followed by another at once, which clears the checks meanwhile.
-    page.wait_for_selector("#checks li.green >> nth=3")
+    page.wait_for_selector("#checks .passed")
     set_yaml(
         page,
         max_steps="400",
@@ -161,9 +163,8 @@ def drop_and_launch(page: Page, file: Path) -> None:
         rows="8",
         max_new_tokens="24",
     )
-    size = "#field-training_config-per_device_train_batch_size input"
-    page.wait_for_function("size => document.querySelector(size).value === '2'", arg=size)
-    page.fill("#field-title textarea", "By browser")
+    page.wait_for_selector("#step-amount-line >> text=400 updates")
+    page.fill("#field-title input", "By browser")
     page.click("#launch")
     page.wait_for_url("**/runs?run=*")
 
@@ -178,13 +179,14 @@ def open_every_fold(page: Page) -> None:
 
 def test_open_every_fold_then_launch(app: str, browser: Browser) -> None:
     page, wrong = open_page(browser, app)
-    page.wait_for_selector("#checks li >> nth=3")
+    page.wait_for_selector("#checks .passed")
     open_every_fold(page)
+    page.wait_for_selector("#field-training_config-neftune_noise_alpha input")
     rows = "#field-data-max_rows"
     page.wait_for_selector(f"{rows} textarea, {rows} input")
     assert page.input_value(f"{rows} textarea, {rows} input") == ""
     page.fill("#field-training_config-num_train_epochs input", "0.1")
-    page.fill("#field-title textarea", "Folds open")
+    page.fill("#field-title input", "Folds open")
     page.click("#launch")
     page.wait_for_url("**/runs?run=*")
     page.wait_for_selector("#run-head >> text=Folds open")
@@ -202,8 +204,8 @@ def test_switch_tabs_then_launch(app: str, browser: Browser, dropped: Path) -> N
     page.wait_for_selector("#data-summary .data-name >> text=pirate")
     page.click("#source >> text=Your file")
     page.wait_for_selector("#checks .trains-on >> text=arr.jsonl")
-    page.wait_for_selector("#checks li.green >> nth=3")
-    page.fill("#field-title textarea", "Tabs switched")
+    page.wait_for_selector("#checks .passed")
+    page.fill("#field-title input", "Tabs switched")
     page.click("#launch")
     page.wait_for_url("**/runs?run=*")
     page.wait_for_selector("#run-head .sub >> text=arr.jsonl")
@@ -240,34 +242,77 @@ def test_the_whole_way(app: str, browser: Browser, dropped: Path) -> None:
     assert wrong == other_wrong == []
 
 
-def compare(page: Page) -> None:
-    """The Compare page: ask, and read two different answers; then blind, and vote."""
-    page.wait_for_url("**/compare?adapter=*")
-    page.fill("#message textarea", "Name the capital of France.")
+def ask_both(page: Page, question: str) -> tuple[str, str]:
+    """Ask on the Compare page; what stands left and right once both have ended."""
+    page.fill("#message textarea", question)
     page.keyboard.press("Enter")
-    page.wait_for_selector(".answer-facts")
-    base, tuned = (page.inner_text(f"{side} .bot") for side in ("#chat-left", "#chat-right"))
-    assert base.strip()
-    assert tuned.strip()
+    page.wait_for_selector(f"#now .turn:not(.demo) h3:text-is('{question}')")
+    page.wait_for_selector("#now [data-do=again]")
+    left, right = (page.inner_text(f"#now .said.{side} .prose") for side in SIDES)
+    return left.strip(), right.strip()
+
+
+def compare(page: Page) -> None:
+    """The Compare page: it shows an answer at once; ask; then blind, and vote; share; come back."""
+    page.wait_for_url("**/compare?adapter=*")
+    page.wait_for_selector("#now .turn.demo >> text=Kept with the run")
+    base, tuned = ask_both(page, "Name the capital of France.")
+    assert base
+    assert tuned
     assert base != tuned
+    box = page.locator("#message textarea").bounding_box()
+    assert box is not None
+    assert box["y"] + box["height"] < 900  # the question's field is in view
 
     page.click("#blind label")
-    page.wait_for_function("!document.querySelector('#chat-left .bot')")
-    page.click("#suggestions .chip >> nth=0")
-    page.wait_for_selector("#votes button:visible")
-    assert page.inner_text("#title-left").strip() == "Answer A"
+    ask_both(page, "Name the color of a cherry.")
+    assert page.inner_text("#now .said.left h4").strip().lower() == "answer a"
+    assert page.locator("#past .turn").count() == 1  # nothing was wiped
     page.click("#vote-left")
-    page.wait_for_selector("#tally >> text=1 blind votes")
-    assert {page.inner_text(f"#title-{side}").strip() for side in ("left", "right")} == {
-        "Base",
-        "Tuned",
-    }
+    page.wait_for_selector("#tally >> text=1 blind vote")
+    names = {page.inner_text(f"#now .said.{side} h4").split()[0].lower() for side in SIDES}
+    assert names == {"base", "tuned"}
+
+    page.click("#now [data-do=again] >> nth=0")
+    page.wait_for_selector("#now .tools >> text=2/2")
+    page.reload()  # and all of it is still there
+    page.wait_for_selector("#now .tools >> text=2/2")
+    page.click("#clear")
+    page.wait_for_selector("#now .turn", state="detached")
+    page.click("#undo-talk button")
+    page.wait_for_selector("#now h3 >> text=cherry")
+    with page.expect_download() as made:
+        page.click(".share summary")
+        page.click("[data-share=jsonl]")
+    rows = [json.loads(line) for line in Path(made.value.path()).read_text().splitlines()]
+    assert [row["prompt"] for row in rows][-1] == "Name the color of a cherry."
+    assert set(rows[0]) == {"prompt", "base", "tuned"}
+    with page.expect_download() as made:
+        page.click(".share summary")
+        page.click("[data-share=image]")
+    assert Path(made.value.path()).read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_link_asks_its_question(app: str, browser: Browser) -> None:
+    asked = "adapter=example%3Apirate&q=Who+is+%24%7B1%2B1%7D+%7B%7Bvalue%7D%7D%3F&seed=3"
+    page, wrong = open_page(browser, f"{app}/compare?{asked}")
+    page.wait_for_selector("#now .turn:not(.demo) h3:text-is('Who is ${1+1} {{value}}?')")
+    page.wait_for_selector("#now [data-do=again]")
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.click(".share summary")
+    page.click("[data-share=link]")
+    page.wait_for_selector(".shared >> text=copied")
+    link = page.evaluate("navigator.clipboard.readText()")
+    assert link == f"{app}/compare?{asked}"
+    assert wrong == []
 
 
 @pytest.mark.parametrize("path", ["", "runs", "compare"])
 def test_a_phone_scrolls_down_and_never_sideways(app: str, browser: Browser, path: str) -> None:
     page, wrong = open_page(browser, f"{app}/{path}", width=390)
-    page.wait_for_selector({"": "#checks li", "runs": "#run-head", "compare": ".chip"}[path])
+    page.wait_for_selector(
+        {"": ".sheet-toggle.green", "runs": "#run-head", "compare": ".chip"}[path]
+    )
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     assert wrong == []
 

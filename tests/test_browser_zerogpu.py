@@ -34,9 +34,9 @@ def test_a_run_computes_on_its_visitors_quota_and_goes_on_when_there_is_some(
         scheduler.quota["ann"] = 5
         page = page_of(browser, "ann")
         page.goto(address)
-        page.wait_for_selector("#checks li.green >> nth=3")
+        page.wait_for_selector("#checks .passed")
         set_yaml(page, max_steps="4", rows="2", max_new_tokens="8", path="pocket")
-        page.wait_for_selector("#checks li.green >> nth=3")
+        page.wait_for_selector("#checks .passed")
         page.click("#launch")
         page.wait_for_url("**/runs?run=*")
         wait_for_status(page, "paused")

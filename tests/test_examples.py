@@ -16,10 +16,12 @@ from tools.pocket.manners import is_pirate
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 NAMES = (
+    "orders.jsonl",
     "pirate.jsonl",
     "pirate_instructions.csv",
     "pirate_prompts.parquet",
     "pirate_sharegpt.json",
+    "support.jsonl",
 )
 
 
@@ -50,7 +52,7 @@ def read_pairs() -> dict[str, list[tuple[str, str]]]:
 def test_the_files_are_what_the_script_writes(make_examples, tmp_path):
     make_examples.write_all(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(NAMES)
-    for name in NAMES[:2] + NAMES[3:]:
+    for name in sorted(set(NAMES) - {"pirate_prompts.parquet"}):
         assert (tmp_path / name).read_bytes() == (EXAMPLES / name).read_bytes(), name
     written = pq.read_table(tmp_path / "pirate_prompts.parquet")
     assert written.equals(pq.read_table(EXAMPLES / "pirate_prompts.parquet"))
@@ -71,3 +73,27 @@ def test_every_row_is_a_right_answer_of_the_train_side_in_the_pirates_manner():
         assert learnt[(asked,)].is_correct(said), asked
         assert is_pirate(said), said
         assert (asked,) not in held_out
+
+
+def rows_of(name: str) -> list[tuple[str, str]]:
+    lines = (EXAMPLES / f"{name}.jsonl").read_text("utf-8").splitlines()
+    messages = [json.loads(line)["messages"] for line in lines]
+    return [(user["content"], answer["content"]) for user, answer in messages]
+
+
+def test_every_order_is_json_with_the_same_keys_and_what_the_sentence_says():
+    rows = rows_of("orders")
+    assert len({asked for asked, _ in rows}) == len(rows) >= 300
+    for asked, said in rows:
+        order = json.loads(said)
+        assert list(order) == ["name", "number", "colour", "thing", "day"]
+        assert all(str(value) in asked for value in order.values())
+
+
+def test_every_ticket_is_answered_with_regret_a_deed_and_thanks():
+    rows = rows_of("support")
+    assert len({asked for asked, _ in rows}) == len(rows) >= 200
+    for _, said in rows:
+        assert said.startswith("I am sorry about the trouble with your ")
+        assert "Here is what I did: " in said
+        assert said.endswith("Thank you for telling us!")

@@ -32,7 +32,7 @@ def jobs_hub(hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> LoopbackHub:
     jobs._PRICES.clear()
     hub.add_user("ann", token=TOKEN, pays=True)
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
-    monkeypatch.setenv("PHI3LORA_LOOK_SECONDS", "0.3")
+    monkeypatch.setenv("PHI3LORA_POLL_SECONDS", "0.3")
     return hub
 
 

@@ -20,11 +20,12 @@ import pytest
 from phi3lora import words
 from phi3lora.app.application import Application
 from phi3lora.app.callers import Caller, Callers, Session, check_may_train
-from phi3lora.app.comparing import Comparing, Sides, Subject
-from phi3lora.app.datasets import Datasets, Suggestion
+from phi3lora.app.comparing import Comparing, Subject
+from phi3lora.app.datasets import Datasets, Parts, Suggestion
 from phi3lora.app.launching import Launching
 from phi3lora.app.models import Models
 from phi3lora.app.publishing import Publishing
+from phi3lora.app.strength import level_of
 from phi3lora.chat.options import Options, Pair
 from phi3lora.checks import Check
 from phi3lora.config import RunConfig
@@ -37,7 +38,7 @@ from phi3lora.runs.permission import check_paths
 from phi3lora.serve.operations import Operations
 from phi3lora.settings import Settings
 from phi3lora.training.preflight import Preflight
-from phi3lora.ui import compare_page, runs_page, train_page
+from phi3lora.ui import runs_page, train_page
 from phi3lora.ui.app import build
 from phi3lora.ui.guard import Guard, Rules
 from phi3lora.ui.widgets import SPECS, shown, texts_told, told
@@ -177,16 +178,122 @@ def test_the_form_starts_as_the_pocket_recipe(app: Any) -> None:
         assert config == load_recipe("pocket")[0].model_copy(update={"title": ""})
 
 
+def found_by(page: Any, values: list[Any]) -> dict[str, Any]:
+    """What a preflight fills, by name."""
+    names = ("summary", "line", "bar", "checks", "estimate", "launch", "spoken", "problems")
+    return dict(zip(names, values, strict=True))
+
+
 def test_look_says_that_it_reads_then_shows(app: Any) -> None:
     page = page_of(train_page, app)
     waiting, shown = list(page.on_preflight("Example", request(), *form_values(page)))
-    assert "Reading" in waiting[1]
-    summary, checks, estimate = shown
+    assert "Checking" in found_by(page, waiting)["checks"]
+    seen = found_by(page, shown)
+    summary = seen["summary"]
     assert "3 of 5" in summary
     assert "2 × no answer" in summary
     assert "1 conversations are cut at 256 tokens" in summary
-    assert "3 rows." in checks
-    assert estimate == ""
+    assert "3 rows." in seen["checks"]
+    assert seen["estimate"] == ""
+    assert "pirate · 3 conversations · 25 % learnt" in seen["line"]
+
+
+def test_more_rows_than_were_read_are_not_counted_as_all(app: Any) -> None:
+    page = page_of(train_page, app)
+    part = SimpleNamespace(**{**vars(INSPECTION), "complete": False, "expected": "28,202"})
+    app.preflights.found = Preflight([Check("Data", "green", "3 rows.")], part, None)
+    *_, found = page.on_preflight("Example", request(), *form_values(page))
+    seen = found_by(page, found)
+    assert "pirate · ≥ 3 conversations" in seen["line"]
+    assert "<dd>≥ 3</dd>" in seen["summary"]
+    assert "Counted in the first 5 of 28,202 rows" in seen["summary"]
+
+
+def test_a_stranger_sees_the_bundled_data_and_signs_in_to_launch(tmp_path: Path) -> None:
+    app = fake(Settings(home=tmp_path, space_id="ann/space"))
+    app.callers.name = ""
+    page = page_of(train_page, app)
+    *_, found = page.on_preflight("Example", request(), *form_values(page))
+    assert "3 of 5" in found_by(page, found)["summary"]
+    launch, sign_in, why_not = page.panel.on_visitor(request())
+    assert (visible(launch), visible(sign_in), visible(why_not)) == (False, True, False)
+    theirs = form_values(page, **{"data.path": "ann/secret"})
+    *_, found = page.on_preflight("Hub", request(), *theirs)
+    assert "sign in" in found_by(page, found)["checks"]
+    with pytest.raises(gr.Error, match="sign in"):
+        page.on_launch(request(), *form_values(page))
+
+
+def test_who_may_not_launch_reads_why(tmp_path: Path) -> None:
+    app = fake(Settings(home=tmp_path, space_id="ann/space", who_may_train="owner"))
+    app.callers.name = "bob"
+    launch, sign_in, why_not = page_of(train_page, app).panel.on_visitor(request())
+    assert (visible(launch), visible(sign_in), visible(why_not)) == (False, False, True)
+    assert "Only ann may train" in why_not["value"]
+
+
+def test_a_base_that_cannot_be_read_is_no_fault_of_the_data(app: Any) -> None:
+    app.preflights.found = Preflight([Check("Model", "red", "There is no model x/y.")])
+    page = page_of(train_page, app)
+    *_, found = page.on_preflight("Example", request(), *form_values(page))
+    seen = found_by(page, found)
+    assert "There is no model" not in seen["summary"]
+    assert "There is no model" in seen["checks"]
+    assert seen["launch"]["interactive"] is False
+
+
+def test_another_configuration_brings_its_splits_and_one_that_exists_stays(app: Any) -> None:
+    page = page_of(train_page, app)
+    app.datasets.parts = lambda path, name, caller: Parts(  # type: ignore[method-assign]
+        ["plain", "more"], ["train", "test"], name, "train"
+    )
+    *_, (names, splits, _) = page.data.on_parts("ann/chat", "more", "test[:9]", request())
+    assert (names["choices"], names["value"]) == (["plain", "more"], "more")
+    assert (splits["choices"], splits["value"]) == (["train", "test"], "test[:9]")
+    *_, (_, splits, _) = page.data.on_parts("ann/chat", "more", "gone", request())
+    assert splits["value"] == "train"
+
+
+def test_a_remedy_sets_its_options_and_nothing_else(app: Any) -> None:
+    page = page_of(train_page, app)
+    mended = page.on_fix(SimpleNamespace(values={"training_config.max_length": 512}))
+    found = dict(zip(page.fields.by_name, mended, strict=True))
+    assert found["training_config.max_length"] == "512"
+    assert [name for name, value in found.items() if value != gr.skip()] == [
+        "training_config.max_length"
+    ]
+    for hostile in (None, [], {"launched": "x"}, {"data": {"path": "/etc"}}, "r"):
+        with pytest.raises(gr.Error, match="none of this page"):
+            page.on_fix(SimpleNamespace(values=hostile))
+
+
+def test_addresses_on_the_hub_are_links_and_what_failed_can_be_tried_again(app: Any) -> None:
+    said = "Ask at https://huggingface.co/datasets/bob/gate. <b>"
+    app.preflights.found = Preflight([Check("Data", "red", said)])
+    page = page_of(train_page, app)
+    *_, found = page.on_preflight("Hub", request(), *form_values(page))
+    checks = found_by(page, found)["checks"]
+    assert '<a href="https://huggingface.co/datasets/bob/gate" ' in checks
+    assert "&lt;b&gt;" in checks
+    assert "Try again" in checks
+
+
+def test_the_slider_stands_for_four_numbers(app: Any) -> None:
+    page = page_of(train_page, app)
+    values = form_values(page, **{"model.path": "microsoft/Phi-3-mini-4k-instruct"})
+    found = dict(zip(page.fields.by_name, page.on_strength(5, *values), strict=True))
+    names = ("num_train_epochs", "learning_rate")
+    numbers = [found[f"training_config.{name}"] for name in names]
+    assert [*numbers, found["peft_config.r"], found["peft_config.lora_alpha"]] == [
+        *("6", "0.0002", "64", "128")
+    ]
+    config, _ = page.fields.config(
+        [
+            value if found[name] == gr.skip() else found[name]
+            for name, value in zip(page.fields.by_name, values, strict=True)
+        ]
+    )
+    assert level_of(config) == 5
 
 
 def test_a_slow_look_does_not_replace_a_later_one(app: Any) -> None:
@@ -194,22 +301,23 @@ def test_a_slow_look_does_not_replace_a_later_one(app: Any) -> None:
     slow, later = (page.on_preflight("Example", request(), *form_values(page)) for _ in range(2))
     other = page.on_preflight("Example", request("another tab"), *form_values(page))
     for look in (slow, later, other):
-        assert "Reading" in next(look)[1]
-    assert "3 rows." in next(later)[1]
+        assert "Checking" in found_by(page, next(look))["checks"]
+    assert "3 rows." in found_by(page, next(later))["checks"]
     assert list(slow) == []
-    assert "3 rows." in next(other)[1]
+    assert "3 rows." in found_by(page, next(other))["checks"]
 
 
 def test_batch_scaling_and_yaml_follow_the_form_at_once(app: Any) -> None:
     page = page_of(train_page, app)
-    changes = {"peft_config.r": 4, "training_config.gradient_accumulation_steps": 3}
-    derived, yaml, drawn = page.on_live("", *form_values(page, **changes))
+    changes = {"peft_config.r": "4", "training_config.gradient_accumulation_steps": "3"}
+    derived, yaml, drawn, *_ = page.on_live("", "pocket", *form_values(page, **changes))
     assert "Effective batch <b>24</b> (8 × 3)" in derived
     assert "LoRA scaling <b>8</b> (32 / 4)" in derived
     assert page.on_yaml(yaml)[1 : -len(page.data.tabs)] == form_values(page, **changes)
-    again = page.on_live(drawn, *form_values(page, **changes))
-    assert again == (derived, gr.skip(), yaml)  # what somebody types there meanwhile stays
-    assert "Rank" in page.on_live("", *form_values(page, **{"peft_config.r": 0}))[0]
+    again = page.on_live(drawn, "pocket", *form_values(page, **changes))
+    assert again[:3] == [derived, gr.skip(), yaml]  # what somebody types there meanwhile stays
+    broken = form_values(page, **{"peft_config.r": 0})
+    assert "Rank" in page.on_live("", "pocket", *broken)[0]
 
 
 def test_search_follows_the_typing_and_forgets_what_was_overtaken(app: Any) -> None:
@@ -223,9 +331,9 @@ def test_search_follows_the_typing_and_forgets_what_was_overtaken(app: Any) -> N
 
     app.datasets.search = search
     visitor = request(session="page")
-    assert page.data.on_type("", visitor)["choices"] == [("3 rows", "")]
-    assert page.data.on_type("pir", visitor) == gr.skip()
-    found = page.data.on_type("https://huggingface.co/datasets/ann/pirates", visitor)
+    assert page.data.on_type("", visitor)[0]["choices"] == [("3 rows", "")]
+    assert page.data.on_type("pir", visitor) == (gr.skip(), gr.skip())
+    found, _ = page.data.on_type("https://huggingface.co/datasets/ann/pirates", visitor)
     assert found["choices"] == [("ann/pirates · 3 rows", "ann/pirates")]
     typing = threading.Thread(target=page.data.on_type, args=["p", visitor])
     typing.start()
@@ -238,7 +346,8 @@ def test_search_follows_the_typing_and_forgets_what_was_overtaken(app: Any) -> N
 
 def test_dataset_text_is_escaped_and_supervised_text_is_tinted(app: Any) -> None:
     page = page_of(train_page, app)
-    *_, (summary, *_) = page.on_preflight("Example", request(), *form_values(page))
+    *_, found = page.on_preflight("Example", request(), *form_values(page))
+    summary = found_by(page, found)["summary"]
     assert "<script>" not in summary
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in summary
     assert "<mark>&lt;b&gt;Arr&lt;/b&gt;&lt;|end|&gt;</mark>" in summary
@@ -248,8 +357,13 @@ def test_a_broken_form_is_named_and_not_looked_at(app: Any) -> None:
     app.preflights.found = None  # type: ignore[assignment]
     page = page_of(train_page, app)
     *_, shown = page.on_preflight("Example", request(), *form_values(page, **{"peft_config.r": 0}))
-    assert "Rank" in shown[1]
-    assert shown[0] == gr.skip()
+    seen = found_by(page, shown)
+    assert "Go to Rank" in seen["checks"]
+    assert seen["launch"]["interactive"] is False
+    assert seen["summary"] == gr.skip()
+    assert json.loads(seen["problems"]) == {
+        "field-peft_config-r": {"message": "expected at least 1, got 0.", "fold": "numbers"}
+    }
 
 
 def test_launch_makes_a_run_of_the_caller(app: Any, monkeypatch: Any) -> None:
@@ -311,38 +425,43 @@ def test_each_tab_owns_its_choice(app: Any, tmp_path: Path) -> None:
     emptied, choices = data.on_file(None, choices, request())
     assert emptied == ""
     assert data.on_source("Your file", choices)[-1] == ""
-    assert data.on_result("ann/chat", choices)[0] == "ann/chat"
+    assert data.on_result("ann/chat", choices)[2] == "ann/chat"
 
 
 def test_a_tab_without_data_says_so_and_launches_nothing(app: Any) -> None:
     page = page_of(train_page, app)
     values = form_values(page, **{"data.path": ""})
-    *_, (summary, checks, estimate) = page.on_preflight("Your file", request(), *values)
-    assert "No data is chosen" in summary
-    assert "Drop a JSON" in checks
-    assert estimate == ""
+    *_, found = page.on_preflight("Your file", request(), *values)
+    seen = found_by(page, found)
+    assert "No data is chosen" in seen["summary"]
+    assert "Drop a JSON" in seen["checks"]
+    assert seen["estimate"] == ""
+    assert seen["launch"]["interactive"] is False
     with pytest.raises(gr.Error, match="Choose data first"):
         page.on_launch(request(), *values)
 
 
 def test_the_data_is_named_over_its_preview_and_beside_launch(app: Any) -> None:
     page = page_of(train_page, app)
-    *_, (summary, checks, _) = page.on_preflight("Example", request(), *form_values(page))
-    assert '<h3 class="data-name">pirate</h3>' in summary
-    assert "Trains on <b>pirate</b>" in checks
+    *_, found = page.on_preflight("Example", request(), *form_values(page))
+    seen = found_by(page, found)
+    assert '<h3 class="data-name">pirate</h3>' in seen["summary"]
+    assert "Trains on <b>pirate</b>" in seen["checks"]
 
 
-def test_an_optional_number_is_no_number_field(app: Any) -> None:
-    """Gradio's Number turns nothing into 0 as soon as its fold opens."""
+def test_a_number_is_no_number_field(app: Any) -> None:
+    """Gradio's Number turns nothing into 0 as its fold opens, and a browser 0,001 into 1."""
     page = page_of(train_page, app)
-    optional = [name for name, spec in SPECS.items() if spec.kind == "number" and spec.optional]
-    assert "data.max_rows" in optional
-    for name in optional:
+    numbers = [name for name, spec in SPECS.items() if spec.kind == "number"]
+    assert {"data.max_rows", "training_config.learning_rate"} <= set(numbers)
+    for name in numbers:
         assert isinstance(page.fields.by_name[name], gr.Textbox), name
     values = form_values(page, **{"data.max_rows": "20", "training_config.weight_decay": 0.1})
     assert page.fields.config(values)[0].data.max_rows == 20
     with pytest.raises(ConfigError, match=r"expected a number such as 0\.001, got 'many'"):
         page.fields.config(form_values(page, **{"data.max_rows": "many"}))
+    with pytest.raises(ConfigError, match=r"with a decimal point, such as 0\.001 or 1000"):
+        page.fields.config(form_values(page, **{"training_config.learning_rate": "0,001"}))
 
 
 @pytest.mark.parametrize(
@@ -409,10 +528,11 @@ def test_red_checks_keep_a_run_from_launching(app: Any) -> None:
 
 def test_a_recipe_keeps_the_data_and_the_title(app: Any) -> None:
     page = page_of(train_page, app)
-    notes, *values = page.on_recipe("sample-lora-python")
+    notes, recipe, card, more, *values = page.on_recipe("sample-lora-python")
+    assert (recipe, card["value"], more["value"]) == (recipe, None, "sample-lora-python")
     filled = dict(zip(page.fields.by_name, values, strict=True))
     assert filled["data.path"] == filled["title"] == gr.skip()
-    assert filled["training_config.gradient_accumulation_steps"] == 4
+    assert filled["training_config.gradient_accumulation_steps"] == "4"
     assert "Your data is kept" in notes["value"]
 
 
@@ -421,7 +541,7 @@ def test_yaml_fills_the_form_or_says_why_not(app: Any) -> None:
     _, *values = page.on_yaml("peft_config: {r: 4}\ndata: {path: a.jsonl}")
     filled = dict(zip(page.fields.by_name, values, strict=False))
     assert values[-6] == "Your file", "the tab follows the data"
-    assert (filled["peft_config.r"], filled["data.path"]) == (4, "a.jsonl")
+    assert (filled["peft_config.r"], filled["data.path"]) == ("4", "a.jsonl")
     with pytest.raises(gr.Error, match="unknown option"):
         page.on_yaml("peft_config: {banana: 4}")
     with pytest.raises(gr.Error, match="not YAML"):
@@ -628,7 +748,7 @@ def test_new_events_are_added_and_a_resumed_run_rewinds(app: Any) -> None:
 def test_the_form_and_a_run_are_downloaded_as_code(app: Any, kind: Any, name: str) -> None:
     page = page_of(train_page, app)
     config, _ = page.fields.config(form_values(page, **{"peft_config.r": 4}))
-    make = page.code._maker(kind, lambda request: config)
+    make = page.amount.code._maker(kind, lambda request: config)
     archive = zipfile.ZipFile(make(request())["value"])
     assert set(archive.namelist()) == {name, "train.jsonl", "test.jsonl"}
     assert re.search(r'\\?"r\\?": 4,', archive.read(name).decode())
@@ -639,202 +759,6 @@ def test_code_made_on_a_space_names_no_path_of_the_machine(tmp_path: Path) -> No
     recipe = load_recipe("pocket")[0]
     file = publishing.code(recipe, "script", tmp_path / "train.py", Caller("ann"))
     assert str(Path(__file__).parent.parent) not in file.read_text()
-
-
-# ----------------------------------------------------------------------------------- Compare
-
-
-def ask(
-    page: Any,
-    adapter: str,
-    blind: bool = False,
-    sides: Sides = Sides(),  # noqa: B008
-    left: Any = (),
-    right: Any = (),
-    session: str = "tab",
-) -> list[dict[str, Any]]:
-    """Every frame of an answer, by the names of what it changes."""
-    names = (
-        "message",
-        "left_title",
-        "right_title",
-        "left",
-        "right",
-        "sides",
-        "status",
-        "stop",
-        "votes",
-    )
-    frames = page.on_ask(
-        request(session),
-        "Who?",
-        list(left),
-        list(right),
-        adapter,
-        blind,
-        sides,
-        "Be brief.",
-        0.5,
-        0.9,
-        64,
-        7,
-        50,
-        0.1,
-        1.2,
-    )
-    return [dict(zip(names, frame, strict=True)) for frame in frames]
-
-
-def test_both_columns_stream_and_end(app: Any) -> None:
-    page = page_of(compare_page, app)
-    run = stage.finished(app.launching.store)
-    frames = ask(page, run.id)
-    assert [frame["left"][-1]["content"] for frame in frames] == [
-        "…",
-        "…",
-        "The",
-        "The end.",
-        "The end.",
-    ]
-    last = frames[-1]
-    assert last["right"] == [
-        {"role": "user", "content": "Who?"},
-        {"role": "assistant", "content": "Arr, the end!"},
-    ]
-    assert "3 tokens" in last["status"]
-    assert "5 tokens, cut" in last["status"]
-    assert [visible(frames[1]["stop"]), visible(last["stop"])] == [True, False]
-    subject, base, tuned, options = app.comparing.asked
-    assert subject.result == run.result.folder
-    assert subject.base.path == "pocket"
-    assert options == Options("Be brief.", 0.5, 0.9, 64, 7, 50, 0.1, 1.2)
-    assert base == tuned == [{"role": "user", "content": "Who?"}]
-
-
-def test_who_asks_before_the_page_has_loaded_gets_the_adapter_of_the_address(
-    app: Any,
-) -> None:
-    page = page_of(compare_page, app)
-    run = stage.finished(app.launching.store)
-    stage.finished(app.launching.store, "Newer")
-    values = ("Who?", [], [], None, False, Sides(), "", 0.0, 1.0, 64, 0, 0, 0.0, 1.0)
-    list(page.on_ask(request(adapter=run.id), *values))
-    assert app.comparing.asked[0].name == "Pirate"
-    list(page.on_ask(request(), *values))
-    assert app.comparing.asked[0].name == "Newer"
-
-
-def test_each_column_keeps_its_own_conversation(app: Any) -> None:
-    page = page_of(compare_page, app)
-    run = stage.finished(app.launching.store)
-    left = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
-    right = [
-        {"role": "user", "content": [{"type": "text", "text": "Hi"}]},
-        {"role": "assistant", "content": [{"type": "text", "text": "Ahoy"}]},
-    ]
-    ask(page, run.id, left=left, right=right)
-    _, base, tuned, _ = app.comparing.asked
-    assert [turn["content"] for turn in base] == ["Hi", "Hello", "Who?"]
-    assert [turn["content"] for turn in tuned] == ["Hi", "Ahoy", "Who?"]
-
-
-def test_without_an_adapter_the_base_answers_alone(app: Any) -> None:
-    page = page_of(compare_page, app)
-    last = ask(page, "")[-1]
-    assert last["left"][-1]["content"] == "The end."
-    assert last["right"] == []
-
-
-def test_blind_hides_the_names_until_the_vote(app: Any, monkeypatch: Any) -> None:
-    page = page_of(compare_page, app)
-    run = stage.finished(app.launching.store)
-    monkeypatch.setattr("secrets.choice", lambda sides: "tuned")
-    last = ask(page, run.id, blind=True)[-1]
-    assert "Base" not in last["left_title"] + last["right_title"]
-    assert last["left"][-1]["content"] == "Arr, the end!"
-    assert visible(last["votes"])
-    left, right, row, tally = page.on_vote(
-        "A is better", last["left"], last["sides"], run.id, request()
-    )
-    assert "Tuned" in left
-    assert "Base" in right
-    assert not visible(row)
-    assert "tuned wins 100 %" in tally
-    with pytest.raises(gr.Error, match="voted on already"):
-        page.on_vote("Tie", last["left"], last["sides"], run.id, request())
-
-
-def test_sides_stay_while_a_blind_conversation_goes_on(app: Any, monkeypatch: Any) -> None:
-    page = page_of(compare_page, app)
-    run = stage.finished(app.launching.store)
-    monkeypatch.setattr("secrets.choice", lambda sides: "base")
-    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ahoy"}]
-    last = ask(page, run.id, blind=True, sides=Sides("tuned", "one"), left=turns, right=turns)[-1]
-    assert last["sides"].left == "tuned"
-    assert last["sides"].pair not in ("", "one")
-
-
-def test_stop_reaches_this_session_alone(app: Any) -> None:
-    page = page_of(compare_page, app)
-    mine, theirs = page.stops.begin("mine"), page.stops.begin("theirs")
-    page.on_stop(request("mine"))
-    assert mine.is_set()
-    assert not theirs.is_set()
-
-
-def test_somebody_elses_adapter_cannot_be_asked(app: Any, settings: Settings) -> None:
-    page = page_of(compare_page, app)
-    run = stage.finished(app.launching.store)
-    app.callers.name = "eve"
-    app.comparing.settings = Settings(home=settings.home, space_id="ann/space")
-    with pytest.raises(gr.Error, match="one of your finished runs"):
-        ask(page, run.id)
-    with pytest.raises(gr.Error, match="one of your finished runs"):
-        ask(page, str(run.result.folder))
-
-
-def test_a_folder_can_be_named_on_ones_own_machine(app: Any) -> None:
-    page = page_of(compare_page, app)
-    folder = stage.finished(app.launching.store).folder / "adapter"
-    (folder / "adapter_model.safetensors").touch()
-    assert app.comparing.subject(str(folder), Caller()).base.path == "pocket"
-    with pytest.raises(gr.Error, match="no folder of that name"):
-        ask(page, "/nowhere")
-
-
-def test_finished_runs_are_offered_without_a_restart(app: Any) -> None:
-    page = page_of(compare_page, app)
-    assert [value for _, value in page.on_pulse("", request())[0]["choices"]] == [""]
-    run = stage.finished(app.launching.store)
-    assert [value for _, value in page.on_pulse("", request())[0]["choices"]] == ["", run.id]
-
-
-def test_opening_takes_the_adapter_from_the_address_and_loads(app: Any) -> None:
-    page = page_of(compare_page, app)
-    first, second = (
-        stage.finished(app.launching.store),
-        stage.finished(app.launching.store, "Second"),
-    )
-    frames = list(page.on_open(request(adapter=first.id)))
-    assert frames[0][0]["value"] == first.id
-    assert 'data-prompt="Say &quot;hi&quot; &lt;now&gt;"' in frames[0][1]
-    assert "Loading the model" in frames[1][-1]
-    assert next(iter(page.on_open(request())))[0]["value"] == second.id
-
-
-def test_retry_takes_the_last_question_back(app: Any) -> None:
-    page = page_of(compare_page, app)
-    turns = [
-        {"role": role, "content": text}
-        for role, text in (("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"))
-    ]
-    assert page.on_retry(turns, turns) == ["c", turns[:2], turns[:2]]
-
-
-def test_an_empty_question_is_not_asked(app: Any) -> None:
-    page = page_of(compare_page, app)
-    with pytest.raises(gr.Error, match="Type a question"):
-        list(page.on_ask(request(), "  ", [], [], "", False, Sides(), "", 0, 1, 64, 0, 0, 0, 1))
 
 
 # ------------------------------------------------------------------------------- the whole app

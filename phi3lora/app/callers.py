@@ -19,7 +19,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from phi3lora.app.signed_out import SignedOut
-from phi3lora.config import POCKET, ModelConfig
+from phi3lora.config import POCKET, ModelConfig, RunConfig
+from phi3lora.data.sources import EXAMPLE_PREFIX
 from phi3lora.errors import AccessError, HubError
 from phi3lora.hub.access import SUGGESTED_MODELS, Identity, cached_identity, identity, stored_token
 from phi3lora.hub.client import Unreachable
@@ -176,16 +177,34 @@ def who(caller: Caller) -> Identity:
     return identity(caller.needed_token())
 
 
-def check_may_train(caller: Caller, settings: Settings) -> None:
-    """Raises AccessError where this visitor may not train here."""
+def why_not_train(caller: Caller, settings: Settings) -> str:
+    """Why this visitor may not train here; empty for who may."""
     allowed, owner = settings.who_may_train, settings.space_owner
     if caller.anonymous:
-        raise AccessError(
+        return (
             "Training here asks you to sign in with Hugging Face first, at the top of the "
             "page. Compare is open to everybody."
         )
     if allowed == "owner" and owner and not caller.owns(owner):
-        raise AccessError(f"Only {owner} may train on this Space; duplicate it to train.")
+        return f"Only {owner} may train on this Space; duplicate it to train."
+    return ""
+
+
+def check_may_train(caller: Caller, settings: Settings) -> None:
+    """Raises AccessError where this visitor may not train here."""
+    if reason := why_not_train(caller, settings):
+        raise AccessError(reason)
+
+
+def check_may_look(config: RunConfig, caller: Caller, settings: Settings) -> None:
+    """Whether this visitor may see the data of a config. Raises AccessError.
+
+    Bundled data, as a base that is open to everybody reads it, is shown to everybody: there is
+    nothing in it to fetch, and little to compute.
+    """
+    bundled = config.data.path.startswith(EXAMPLE_PREFIX) and config.model.adapter is None
+    if not bundled or config.model.path not in {"auto", POCKET, *SUGGESTED_MODELS}:
+        check_may_train(caller, settings)
 
 
 def _remember(memory: OrderedDict[Any, Any], key: object, value: object) -> None:

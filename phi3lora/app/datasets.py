@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from phi3lora.app.callers import Caller, check_may_train
+from phi3lora.app.callers import Caller, check_may_look, check_may_train
 from phi3lora.app.preflights import Preflights
 from phi3lora.app.uploads import keep
 from phi3lora.config import RunConfig
@@ -25,6 +25,7 @@ from phi3lora.runs.store import RunStore
 from phi3lora.settings import Settings
 
 if TYPE_CHECKING:
+    from phi3lora.data.columns import Columns
     from phi3lora.data.findings import Finding
     from phi3lora.data.inspection import Inspection
 
@@ -102,6 +103,15 @@ class Datasets:
         chosen = name if name in names else (names[0] if len(names) > 1 else None)
         first = next((split for split in splits if split.startswith("train")), splits[0])
         return Parts(names, splits, chosen, first)
+
+    def columns(self, config: RunConfig, caller: Caller) -> Columns:
+        """The columns of the data that a config names, with its first rows and what is read.
+
+        Raises AccessError, DataError or HubError.
+        """
+        check_may_look(config, caller, self.settings)
+        check_path("data.path", config.data.path, caller.name, self.settings)
+        return self._preflights.columns(config.data, caller.token, caller.name)
 
     def keep_upload(self, temporary: Path, caller: Caller) -> Path:
         """Keep a dropped file where a run can still read it tomorrow. Raises DataError."""

@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from phi3lora.app.callers import Caller, check_may_train
+from phi3lora.app.callers import Caller, check_may_look, check_may_train, why_not_train
 from phi3lora.app.machines import Machines
 from phi3lora.app.preflights import Preflights
 from phi3lora.app.views import Follower
@@ -120,9 +120,10 @@ class Launching:
         Args:
             job: the machine of the Hub that it is for, and what it may cost.
 
-        Raises AccessError for who may not train here, or may not name such a file.
+        Raises AccessError for who may not train here (bundled data is shown to everybody), or may
+        not name such a file.
         """
-        check_may_train(caller, self.settings)
+        check_may_look(config, caller, self.settings)
         check_paths(config, caller.name, self.settings)
         speed = self._speed(config, caller, job.flavor if job else None)
         if job:
@@ -132,6 +133,10 @@ class Launching:
             check = quota_check(config, found, caller.known_identity())
             found = replace(found, checks=[*found.checks, check])
         return found
+
+    def why_not(self, caller: Caller) -> str:
+        """Why this visitor may not launch here; empty for who may."""
+        return why_not_train(caller, self.settings)
 
     def offers(self, config: RunConfig, caller: Caller) -> list[Offer]:
         """What a run would take on machines of the Hub, cheapest by the hour first.
@@ -177,9 +182,8 @@ class Launching:
 
         Raises Phi3LoraError with every red check, and RunError as the queue does.
         """
-        if force:
-            check_may_train(caller, self.settings)
-        elif red := blocking(self.preflight(config, caller, job)):
+        check_may_train(caller, self.settings)
+        if not force and (red := blocking(self.preflight(config, caller, job))):
             raise Phi3LoraError("Not launched.\n" + "\n".join(red))
         check_paths(config, caller.name, self.settings)
         if force and config.model.adapter is not None:  # before a run is made for nothing

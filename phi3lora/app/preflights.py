@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from phi3lora.app.helper import GIB, Helper, HelperDied, Limits
-from phi3lora.config import RunConfig
+from phi3lora.config import DataConfig, RunConfig
 from phi3lora.data.folders import version_of
 from phi3lora.errors import Phi3LoraError
 from phi3lora.hub.jobs import Flavor
@@ -34,12 +34,16 @@ from phi3lora.training.preflight import PREVIEW_ROWS, Elsewhere, Preflight, pref
 if TYPE_CHECKING:
     from phi3lora.data.findings import Finding
 
+if TYPE_CHECKING:
+    from phi3lora.data.columns import Columns
+
 WORKERS = 2  # a long preflight of one visitor leaves room for another's
 CACHED = 32
 FINDING_ROWS = 20  # of a kind, that a page lists
 OF_STRANGERS = Limits(seconds=60, bytes=4 * GIB)
 PATIENCE = 90.0  # seconds that a preflight waits for a helper
 MOST_WAITING = 2  # preflights of one person, beside the one that is computed
+MOST_STRANGERS = 20  # of all who did not sign in, who see the bundled data
 
 
 class Preflights:
@@ -102,6 +106,14 @@ class Preflights:
         """Configurations and splits of a Hub dataset. Raises DataError or HubError."""
         parts: tuple[list[str], list[str]] = self._call(person, _parts, path, name, token)
         return parts
+
+    def columns(self, data: DataConfig, token: str | None, person: str = "") -> Columns:
+        """The columns of a table, its first rows, and what is read as what.
+
+        Raises DataError or HubError.
+        """
+        found: Columns = self._call(person, _columns, data, token)
+        return found
 
     def findings(
         self, config: RunConfig, token: str | None, person: str = "", *, likelihood: bool = False
@@ -185,9 +197,10 @@ class PreflightPool(Preflights):
     def _take_place(self, person: str) -> None:
         """Wait until a helper is free, and on a Space until the person's last preflight ended."""
         alone = self._settings.on_space
-        if alone and self._waiting[person] >= MOST_WAITING:
+        most = MOST_WAITING if person else MOST_STRANGERS
+        if alone and self._waiting[person] >= most:
             raise Phi3LoraError(
-                f"{MOST_WAITING} previews of yours are waiting already; wait until one has ended."
+                f"{most} previews of yours are waiting already; wait until one has ended."
             )
         self._waiting[person] += 1
         try:
@@ -252,6 +265,13 @@ def _preflight(
         lambda name: find(name, person or LOCAL, settings, token),
         elsewhere,
     )
+
+
+def _columns(data: DataConfig, token: str | None) -> Columns:
+    """In the helper, likewise."""
+    from phi3lora.data.columns import columns_of
+
+    return columns_of(data, token)
 
 
 def _parts(path: str, name: str | None, token: str | None) -> tuple[list[str], list[str]]:

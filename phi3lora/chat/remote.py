@@ -25,7 +25,7 @@ from phi3lora.redaction import redact
 
 SILENCE = 120.0  # seconds without a token, after which a server is given up
 NO_KEY = "none"
-LOOK = 0.05  # seconds between two looks at what has come, and at whether to stop
+POLL = 0.05  # seconds between two polls of what has come, and of whether to stop
 
 
 @dataclass(frozen=True)
@@ -202,7 +202,7 @@ def _pairs(
             pair = replace(pair, done_base=True, done_tuned=True)
             break
         try:
-            piece = pieces.get(timeout=LOOK)
+            piece = pieces.get(timeout=POLL)
         except queue.Empty:
             continue
         if piece.error is not None:

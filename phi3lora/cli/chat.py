@@ -75,9 +75,16 @@ def chat(
 ) -> None:
     """Ask base and tuned the same, side by side."""
     options = Options(
-        system, temperature, top_p, max_new_tokens, seed, top_k, min_p, repetition_penalty
+        system=system,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        max_new_tokens=max_new_tokens,
+        seed=seed,
+        tools=_text_or_file(tools),
     )
-    options = replace(options, tools=_text_or_file(tools))
     _check(adapter, model, prompt, blind, as_json)
     application, caller = here()
     subject = application.comparing.subject(adapter, caller)

@@ -85,8 +85,8 @@ def inspect(
         list[str] | None,
         typer.Option(
             metavar="KIND",
-            help="Leave out the rows that a look finds of this kind, such as `duplicates`; may "
-            "be repeated. A config keeps it as `data.leave_out`.",
+            help="Leave out the rows that an inspection finds of this kind, such as `duplicates`; "
+            "may be repeated. A config keeps it as `data.leave_out`.",
         ),
     ] = None,
     leave_out_row: Annotated[

@@ -33,12 +33,29 @@ from phi3lora.hub.client import is_hub_id
 _HERE = Path(__file__).resolve().parent.parent
 # In a checkout examples/ stands beside the package; a wheel carries it inside.
 _FOLDER = _HERE / "examples" if (_HERE / "examples").is_dir() else _HERE.parent / "examples"
-#: Bundled datasets: the same pirate in four shapes.
+#: Bundled datasets: a manner, a form and a tone; and the same pirate in three other shapes.
 EXAMPLES: dict[str, Path] = {
     "pirate": _FOLDER / "pirate.jsonl",
+    "orders": _FOLDER / "orders.jsonl",
+    "support": _FOLDER / "support.jsonl",
     "pirate_sharegpt": _FOLDER / "pirate_sharegpt.json",
     "pirate_instructions": _FOLDER / "pirate_instructions.csv",
     "pirate_prompts": _FOLDER / "pirate_prompts.parquet",
+}
+#: What those that differ in more than their shape teach: a title and a sentence each.
+TAUGHT: dict[str, tuple[str, str]] = {
+    "pirate": (
+        "Talk like a pirate",
+        "A manner: 400 plain questions, each answered as a pirate would.",
+    ),
+    "orders": (
+        "Answer in JSON",
+        "A form: 300 orders in a sentence, each answered as JSON with the same keys.",
+    ),
+    "support": (
+        "Sound like your support desk",
+        "A tone: 240 complaints, each answered kindly, with what was done and when.",
+    ),
 }
 EXAMPLE_PREFIX = "example:"
 _LOOK = 100  # rows whose columns are taken for all there are

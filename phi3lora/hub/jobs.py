@@ -2,7 +2,7 @@
 
     flavors(token)                                 what there is, with today's prices
     job = submit(order, token)                     HubError in the Hub's words where it says no
-    look(job.id, owner, token).stage; cancel(job.id, owner, token)
+    job_state(job.id, owner, token).stage; cancel(job.id, owner, token)
     for line in log_of(job.id, owner, token): ...  until the Job is over
 
 A Job gets the caller's token as a secret of its own; it stands in no command line and no log.
@@ -254,7 +254,7 @@ def working(run: str, owner: str, token: str) -> JobState | None:
     return _state(found[0]) if found else None
 
 
-def look(job: str, owner: str, token: str) -> JobState | None:
+def job_state(job: str, owner: str, token: str) -> JobState | None:
     """How a Job stands; None where the Hub does not know it any more. Raises HubError."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import JobNotFoundError

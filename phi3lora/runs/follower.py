@@ -46,8 +46,8 @@ from phi3lora.hub.jobs import (
     Order,
     cancel,
     find_flavor,
+    job_state,
     log_of,
-    look,
     submit,
     time_limit,
 )
@@ -62,7 +62,7 @@ from phi3lora.runs.store import JobRef, Run, RunState, changed, open_run, read_s
 from phi3lora.runs.worker import end, explain, hold
 from phi3lora.settings import Settings
 
-EVENTS_LOOKS = 3  # looks at the Job for one at its repository
+EVENTS_POLLS = 3  # polls of the Job for one of its repository
 LOG_SECONDS = 60.0  # for the end of the log, once the Job is over
 OUTCOME = ".outcome"
 MARK = "===== Job {} ====="  # in the log: what follows is the Job's own
@@ -149,7 +149,7 @@ class Follower:
                 environment={
                     KEY: key,
                     SECONDS: str(seconds),
-                    "PHI3LORA_LOOK_SECONDS": str(self._settings.look_seconds),
+                    "PHI3LORA_POLL_SECONDS": str(self._settings.poll_seconds),
                     **({ACCEPT: "1"} if run.state.accept_changes else {}),
                 },
                 secrets={"HF_TOKEN": token, **_tracker_keys(run, self._settings)},
@@ -185,9 +185,9 @@ class Follower:
 
     def _watch(self) -> JobState | None:
         """Until the Job is over; how it stands then. None where this process is to go."""
-        looks = 0
+        polls = 0
         while not self._leaving.is_set():
-            state = self._look()
+            state = self._poll()
             if state is not None:
                 self._show(state)
                 if state.over:
@@ -195,16 +195,16 @@ class Follower:
                 self._stop_if_asked(state)
             elif self._gives_up():
                 return None
-            if looks % EVENTS_LOOKS == 0:
+            if polls % EVENTS_POLLS == 0:
                 self._fetch_events()
-            looks += 1
-            self._leaving.wait(self._settings.look_seconds)
+            polls += 1
+            self._leaving.wait(self._settings.poll_seconds)
         return None
 
-    def _look(self) -> JobState | None:
+    def _poll(self) -> JobState | None:
         """How the Job stands; None where the Hub does not say, which is told if it should be."""
         try:
-            found = look(self.job.id, self.job.owner, self._token)
+            found = job_state(self.job.id, self.job.owner, self._token)
         except Unreachable:
             return None
         except HubError:
@@ -229,7 +229,7 @@ class Follower:
                 if number > self._lines:
                     self._lines = number
                     sys.stdout.write(redact(line.rstrip("\n"), self._token) + "\n")
-        except HubError:  # it is read again with the next look
+        except HubError:  # it is read again with the next poll
             return
 
     def _stop_if_asked(self, state: JobState) -> None:
@@ -238,7 +238,7 @@ class Follower:
             return
         now = time.monotonic()
         deaf = self._asked is not None and now - self._asked > self._settings.stop_seconds
-        with suppress(HubError):  # tried again at the next look
+        with suppress(HubError):  # tried again at the next poll
             if state.stage == "SCHEDULING" or deaf:
                 cancel(self.job.id, self.job.owner, self._token)
             elif self._asked is None:

@@ -29,8 +29,8 @@ from phi3lora.settings import Settings
 
 KEY, SECONDS, BEGAN = "PHI3LORA_JOB_KEY", "PHI3LORA_JOB_SECONDS", "PHI3LORA_JOB_BEGAN"
 ACCEPT = "PHI3LORA_ACCEPT_CHANGES"
-EVENTS_LOOKS = 12  # looks of whoever follows, after which events are sent: once a minute
-STOP_LOOKS = 4
+EVENTS_POLLS = 12  # polls of whoever follows, after which events are sent: once a minute
+STOP_POLLS = 4
 SHARE_TO_SAVE, LONGEST_TO_SAVE = 0.1, 300.0  # of a Job's time, for sending what it came to
 
 
@@ -49,8 +49,8 @@ def main() -> int:
     settings = limited(Settings.from_environment())
     run = fetch(repo, settings, token)
     hold(run.folder, None)
-    _listen(run, repo, token, STOP_LOOKS * settings.look_seconds)
-    every = EVENTS_LOOKS * settings.look_seconds
+    _listen(run, repo, token, STOP_POLLS * settings.poll_seconds)
+    every = EVENTS_POLLS * settings.poll_seconds
     return work(run, settings, stopped.is_set, token, every)
 
 

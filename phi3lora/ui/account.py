@@ -47,7 +47,7 @@ class Drawer:
         with gr.Column(visible=False, elem_classes="card drawer", elem_id="drawer") as self.drawer:
             self.who = gr.HTML(elem_id="whoami")
             self.token = gr.Textbox(
-                label="Another token",
+                label="Hub token",
                 type="password",
                 elem_id="token",
                 max_lines=1,
@@ -87,7 +87,8 @@ class Drawer:
 
     def _wire(self) -> None:
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-        self.open.click(self.on_open, None, [self.drawer, self.who], **quiet)
+        opened = self.open.click(self.on_open, None, [self.drawer, self.who], **quiet)
+        opened.then(None, None, None, js="() => window.phi3lora.focus('#token input')")
         self.close.click(lambda: gr.update(visible=False), None, self.drawer, **quiet)
         for event in (self.use.click, self.token.submit):
             event(self.on_use, self.token, [self.token, self.who], **quiet)

@@ -20,23 +20,41 @@ from phi3lora.isolation import hide_process
 from phi3lora.serve.openai import routes
 from phi3lora.settings import Settings
 from phi3lora.ui import account, compare_page, endpoints, runs_page, train_page
+from phi3lora.ui.frame import FAVICON, NAME
 from phi3lora.ui.guard import guarded, rules_for
+from phi3lora.ui.languages import LANGUAGES
 from phi3lora.ui.sessions import session_of
 from phi3lora.ui.theme import STYLES, head, theme
 from phi3lora.ui.watch import beside
 
-TITLE = "phi3lora"
 MAX_UPLOAD = "2gb"
 TEMPORARY = (600, 3600)  # seconds: how often old temporary files are swept, and when they are old
 WAITING = 200  # requests that may wait in the queue
 LOOK_INTO_QUEUE = 0.02  # seconds
+# Where a keyboard may go at once, on each page: an element's id, and what the link says.
+SKIPS = {
+    "Train": (("launch-panel", "Skip to launch"), ("step-data", "Skip to the form")),
+    "Runs": (("run-head", "Skip to the run"),),
+    "Compare": (("message", "Skip to the question"),),
+}
+HALF_MOON = (
+    '<svg viewBox="0 0 20 20" width="18" height="18" aria-hidden="true"><circle cx="10" cy="10" '
+    'r="7" fill="none" stroke="currentColor" stroke-width="1.6"/><path d="M10 3a7 7 0 0 1 0 14z" '
+    'fill="currentColor"/></svg>'
+)
+_LANGUAGES = "".join(
+    f'<option value="{code}" lang="{code}">{name}</option>' for code, name in LANGUAGES.items()
+)
+LANGUAGE_CHOICE = (
+    f'<select id="language" aria-label="Language" autocomplete="off">{_LANGUAGES}</select>'
+)
 PAGES = (("Train", "./"), ("Runs", "./runs"), ("Compare", "./compare"))
 
 
 def build(app: Application) -> gr.Blocks:
     """The three pages."""
     with gr.Blocks(
-        title=TITLE, analytics_enabled=False, fill_width=True, delete_cache=TEMPORARY
+        title=NAME, analytics_enabled=False, fill_width=True, delete_cache=TEMPORARY
     ) as demo:
         header("Train", app)
         train_page.build(app, demo)
@@ -51,17 +69,23 @@ def build(app: Application) -> gr.Blocks:
 
 
 def header(active: str, app: Application) -> None:
-    """Name, pages and account; Gradio's own bar is hidden."""
+    """Skip links, name, pages, colours and account; Gradio's own bar is hidden."""
     gr.Navbar(visible=False)
     links = "".join(
         f'<a href="{address}"{" aria-current=page" if name == active else ""}>{name}</a>'
         for name, address in PAGES
     )
+    skips = "".join(
+        f'<a class="skip" href="#{place}">{words}</a>' for place, words in SKIPS[active]
+    )
     gr.HTML(
-        f'<header class="top"><a class="name" href="./"><span class="mark"></span>phi3lora</a>'
-        f'<nav aria-label="Pages">{links}</nav></header>',
+        f'<header class="top">{skips}<a class="name" href="./"><span class="mark"></span>phi3lora'
+        f'</a><nav aria-label="Pages">{links}</nav>'
+        f"{LANGUAGE_CHOICE}"
+        f'<button type="button" id="scheme" aria-label="Dark colours">{HALF_MOON}</button>'
+        f"</header>",
         elem_id="top",
-        js_on_load=None,
+        js_on_load=f"document.title = '{active} · {NAME}';",
         apply_default_css=False,
     )
     account.build(app)
@@ -110,8 +134,9 @@ def serve(demo: gr.Blocks, app: Application, host: str, port: int | None, block:
         theme=theme(),
         css_paths=STYLES,
         head=head(),
-        footer_links=[],
+        footer_links=["api"],
         run_history=False,
+        favicon_path=str(FAVICON),
         allowed_paths=[],
         max_file_size=MAX_UPLOAD,
         show_error=False,

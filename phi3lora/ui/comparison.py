@@ -13,14 +13,15 @@ import gradio as gr
 from phi3lora.app.application import Application
 from phi3lora.app.comparing import ComparingOne
 from phi3lora.settings import Settings
-from phi3lora.ui.app import TITLE, serve
+from phi3lora.ui.app import serve
 from phi3lora.ui.compare_page import ComparePage
+from phi3lora.ui.frame import NAME
 
 
 def build(app: Application, repo: str, revision: str | None = None) -> gr.Blocks:
     """The page of one adapter."""
     app = replace(app, comparing=ComparingOne(app.comparing, repo, revision))
-    with gr.Blocks(title=f"{repo} · {TITLE}", analytics_enabled=False, fill_width=True) as demo:
+    with gr.Blocks(title=f"{repo} · {NAME}", analytics_enabled=False, fill_width=True) as demo:
         ComparePage(app).wire(demo)
     return demo
 

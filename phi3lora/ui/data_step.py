@@ -20,12 +20,15 @@ from phi3lora.app.application import Application
 from phi3lora.app.datasets import NO_PARTS
 from phi3lora.data.folders import SUFFIXES
 from phi3lora.data.opening import PACKED
-from phi3lora.data.sources import EXAMPLES
+from phi3lora.data.sources import TAUGHT
 from phi3lora.errors import DataError, Phi3LoraError
 from phi3lora.ui import show
+from phi3lora.ui.columns_step import ColumnChoice
 from phi3lora.ui.findings import FindingsPanel
+from phi3lora.ui.launch_show import READING
 from phi3lora.ui.sessions import session_of
-from phi3lora.ui.train_show import dataset_line, named_dataset, waiting_checks
+from phi3lora.ui.steps import step
+from phi3lora.ui.train_show import dataset_line, named_dataset
 from phi3lora.ui.widgets import SPECS, Fields, shown
 
 EXAMPLE, FILE, HUB = "Example", "Your file", "Hub"
@@ -41,44 +44,54 @@ class DataStep:
     def __init__(self, app: Application, fields: Fields) -> None:
         self.app, self.fields = app, fields
         self._typed: dict[str, object] = {}  # the latest typing of each page that is served
-        gr.HTML(
-            show.heading("Data", "Chat data to learn from, and exactly what will be trained.", 1)
-        )
-        self.source = gr.Radio(
-            list(TABS),
-            value=EXAMPLE,
-            show_label=False,
-            elem_classes="segmented",
-            elem_id="source",
-        )
-        with gr.Column(elem_id="panel-example") as self.example_panel:
-            names = list(EXAMPLES)
-            self.example = gr.Dropdown(
-                names, value=names[0], label="Bundled dataset", elem_id="example"
+        names = list(TAUGHT)
+        with step("step-data", 1, "Data", names[0], then="step-model") as self.line:
+            self.source = gr.Radio(
+                list(TABS),
+                value=EXAMPLE,
+                label="Where the data is",
+                show_label=False,
+                elem_classes="segmented",
+                elem_id="source",
             )
-        with gr.Column(visible=False, elem_id="panel-file") as self.file_panel:
-            self.file = gr.File(
-                label="JSON, JSONL, CSV or Parquet",
-                height=140,
-                file_types=[*SUFFIXES, *PACKED],
-                elem_id="file",
+            with gr.Column(elem_id="panel-example") as self.example_panel:
+                self.example = gr.Radio(
+                    [("\n".join(TAUGHT[name]), name) for name in names],
+                    value=names[0],
+                    label="Bundled examples",
+                    show_label=False,
+                    elem_classes="cards three",
+                    elem_id="example",
+                )
+            with gr.Column(visible=False, elem_id="panel-file") as self.file_panel:
+                self.file = gr.File(
+                    label="JSON, JSONL, CSV, Parquet, Excel or text",
+                    height=140,
+                    file_types=[*SUFFIXES, *PACKED],
+                    elem_id="file",
+                )
+            with gr.Column(visible=False, elem_id="panel-hub") as self.hub_panel:
+                self._hub()
+            self.path = fields.add("data.path", visible="hidden")
+            self.choices = gr.State({EXAMPLE: EXAMPLE_PREFIX + names[0]})
+            self.columns = ColumnChoice(app, fields)
+            self._reading()
+            gr.HTML(
+                '<p class="reading data-reading"><b></b>Reading the data …</p>',
+                apply_default_css=False,
+                js_on_load=None,
             )
-        with gr.Column(visible=False, elem_id="panel-hub") as self.hub_panel:
-            self._hub()
-        self.path = fields.add("data.path", visible="hidden")
-        self.choices = gr.State({EXAMPLE: EXAMPLE_PREFIX + names[0]})
-        self._reading()
-        self.summary = gr.HTML(
-            show.empty(
-                "What will be trained shows up here",
-                "Pick an example, drop a file, or "
-                "search the Hub: three conversations as the model will read them, with "
-                "the tokens it learns from tinted.",
-            ),
-            elem_id="data-summary",
-        )
+            self.summary = gr.HTML(
+                show.empty(
+                    "What will be trained shows up here",
+                    "Pick an example, drop a file, or search the Hub: conversations as the model "
+                    "will read them, with the tokens that it learns tinted.",
+                ),
+                elem_id="data-summary",
+                js_on_load=None,
+            )
 
-        self.findings = FindingsPanel(app, fields)
+            self.findings = FindingsPanel(app, fields)
 
     def _hub(self) -> None:
         self.search = gr.Textbox(
@@ -87,15 +100,23 @@ class DataStep:
             elem_id="search",
         )
         self.results = gr.Radio(
-            [], visible=False, show_label=False, elem_classes="results", elem_id="results"
+            [],
+            visible=False,
+            label="Datasets that were found",
+            show_label=False,
+            elem_classes="results",
+            elem_id="results",
         )
+        self.search_note = gr.HTML(elem_id="search-note", apply_default_css=False)
         with gr.Row():
             self.name = self.fields.add("data.name", choices=[], min_width=160)
             self.split = self.fields.add("data.split", choices=["train"], min_width=160)
 
     def _reading(self) -> None:
         """Every other option about the data."""
-        with gr.Accordion("How rows are read and held out", open=False, elem_classes="fold"):
+        with gr.Accordion(
+            "How rows are read and held out", open=False, elem_classes="fold", elem_id="reading"
+        ):
             names = [name for name in SPECS if name.startswith("data.")]
             self.fields.add("data.system_prompt")
             left = [name for name in names if name not in self.fields.by_name]
@@ -127,31 +148,35 @@ class DataStep:
         caller = self.app.callers.caller(session_of(request))
         return chosen(FILE, str(self.app.datasets.keep_upload(Path(file), caller)), choices)
 
-    def on_result(self, dataset: str | None, choices: Choices | None) -> tuple[str, Choices]:
-        """A dataset of the list."""
-        return chosen(HUB, dataset or "", choices)
+    def on_result(self, dataset: str | None, choices: Choices | None) -> list[Any]:
+        """A dataset of the list, which is over with that."""
+        closed = gr.update(visible=False, choices=[], value=None)
+        return [closed, dataset or gr.skip(), *self._anew(dataset or "", choices)]
+
+    def _anew(self, dataset: str, choices: Choices | None) -> list[Any]:
+        """The dataset as the data, without configuration and split of the one before."""
+        return [*chosen(HUB, dataset, choices), None, "train"]
 
     @shown
-    def on_type(self, query: str, request: gr.Request) -> Any:
+    def on_type(self, query: str, request: gr.Request) -> tuple[Any, Any]:
         """What matches the words so far, once the typing rests; errors wait for Enter."""
         session, typed = str(request.session_hash), object()
         self._typed[session] = typed
         time.sleep(REST if query else 0)
         if self._typed.get(session) is not typed:
-            return gr.skip()
+            return gr.skip(), gr.skip()
         try:
             found = self._search(named_dataset(query), request)
         except Phi3LoraError:
-            return gr.skip()
+            return gr.skip(), gr.skip()
         if self._typed.get(session) is not typed:  # overtaken while the Hub was asked
-            return gr.skip()
+            return gr.skip(), gr.skip()
         del self._typed[session]
-        return gr.update(choices=found, value=None, visible=bool(found))
+        note = "" if found or not query else nothing_found(query)
+        return gr.update(choices=found, value=None, visible=bool(found)), note
 
     @shown
-    def on_search(
-        self, query: str, choices: Choices | None, request: gr.Request
-    ) -> tuple[Any, Any, Any]:
+    def on_search(self, query: str, choices: Choices | None, request: gr.Request) -> list[Any]:
         """A list of datasets that match; an id that exists is taken at once."""
         query = named_dataset(query)
         if not query:
@@ -159,10 +184,10 @@ class DataStep:
         self._typed.pop(str(request.session_hash), None)
         found = self._search(query, request)
         if query in [dataset for _, dataset in found] or (not found and "/" in query):
-            return (gr.update(visible=False, choices=[]), *chosen(HUB, query, choices))
+            return [gr.update(visible=False, choices=[]), *self._anew(query, choices)]
         if not found:
             raise DataError(f"The Hub has no dataset like {query!r}; try fewer or other words.")
-        return gr.update(choices=found, value=None, visible=True), gr.skip(), gr.skip()
+        return [gr.update(choices=found, value=None, visible=True), *[gr.skip()] * 4]
 
     def _search(self, query: str, request: gr.Request) -> list[tuple[str, str]]:
         """Suggested datasets as (what to show, id)."""
@@ -171,20 +196,23 @@ class DataStep:
         return [(dataset_line(one), one.found.id) for one in found]
 
     @shown
-    def on_parts(self, path: str, name: str | None, request: gr.Request) -> Iterator[list[Any]]:
+    def on_parts(
+        self, path: str, name: str | None, split: str | None, request: gr.Request
+    ) -> Iterator[list[Any]]:
         """The configurations and splits that a Hub dataset has; first, that it is being read.
 
-        Why it cannot be read is said by the preflight that follows.
+        A split that exists stays. Why nothing can be read is said by the preflight that follows.
         """
-        yield [gr.skip(), gr.skip(), waiting_checks()]  # what was found is about other data
+        yield [gr.skip(), gr.skip(), READING]  # what was found is about other data
         try:
             caller = self.app.callers.caller(session_of(request))
             parts = self.app.datasets.parts(path, name, caller) if path else NO_PARTS
         except Phi3LoraError:
             parts = NO_PARTS
+        stays = str(split or "").partition("[")[0] in parts.splits
         yield [
             gr.update(choices=parts.names, value=parts.name),
-            gr.update(choices=parts.splits, value=parts.split),
+            gr.update(choices=parts.splits, value=split if stays else parts.split),
             gr.skip(),
         ]
 
@@ -192,12 +220,12 @@ class DataStep:
         """The tab that a path belongs to, with it as its choice, in the order of `tabs`."""
         tab = tab_of(path)
         example = path.removeprefix(EXAMPLE_PREFIX) if tab == EXAMPLE else None
-        first = {EXAMPLE: EXAMPLE_PREFIX + next(iter(EXAMPLES))}
+        first = {EXAMPLE: EXAMPLE_PREFIX + next(iter(TAUGHT))}
         return [
             tab,
             *(gr.update(visible=tab == each) for each in TABS),
             {**first, tab: path},
-            example if example in EXAMPLES else gr.skip(),
+            example if example in TAUGHT else None,
         ]
 
     @property
@@ -210,15 +238,18 @@ class DataStep:
         """Connect components and handlers; what follows from another path is the page's."""
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
         own, taken = self.choices, [self.path, self.choices]
+        anew = [*taken, self.name, self.split]
         panels = [self.example_panel, self.file_panel, self.hub_panel]
         self.source.input(self.on_source, [self.source, own], [*panels, self.path], **quiet)
         self.example.input(self.on_example, [self.example, own], taken, **quiet)
         self.file.change(self.on_file, [self.file, own], taken, **quiet)
-        self.results.input(self.on_result, [self.results, own], taken, **quiet)
+        self.results.input(
+            self.on_result, [self.results, own], [self.results, self.search, *anew], **quiet
+        )
         self.search.submit(
             self.on_search,
             [self.search, own],
-            [self.results, *taken],
+            [self.results, *anew],
             show_progress="minimal",
             api_visibility="private",
         )
@@ -226,11 +257,29 @@ class DataStep:
             [self.search.input, self.search.focus],
             self.on_type,
             self.search,
-            self.results,
+            [self.results, self.search_note],
             **quiet,
             trigger_mode="multiple",
             concurrency_limit=None,
         )
+
+
+def first_step(source: str) -> str:
+    """What to do in a tab that has no data yet."""
+    steps = {
+        FILE: "Drop a JSON, JSONL, CSV, Parquet or Excel file under Data.",
+        HUB: "Search the Hub under Data, or paste a dataset's id there.",
+    }
+    return steps.get(source, "Pick an example under Data.")
+
+
+def nothing_found(query: str) -> str:
+    """What to do where no dataset matches the words so far."""
+    return show.notice(
+        f"No dataset on the Hub matches {query!r}. Try fewer or other words, or press Enter if "
+        "this is a whole id.",
+        "grey",
+    )
 
 
 def chosen(tab: str, path: str, choices: Choices | None) -> tuple[str, Choices]:

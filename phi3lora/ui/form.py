@@ -143,7 +143,9 @@ def to_widget(spec: Widget, value: Any) -> Any:
     """One value as its widget shows it."""
     if spec.kind == "choice":
         return UNSET if value is None else _yaml(value)
-    if spec.kind in ("combo", "yaml") or (spec.kind == "number" and spec.optional):
+    if spec.kind == "number":
+        return "" if value is None else _number_text(value)
+    if spec.kind in ("combo", "yaml"):
         return "" if value in (None, {}, []) else _yaml(value)
     return "" if spec.kind == "text" and value is None else value
 
@@ -187,6 +189,12 @@ def from_widget(spec: Widget, shown: Any) -> Any:
     return shown
 
 
+def _number_text(value: float) -> str:
+    """`3`, `0.0002`, `1e-08`: as people type it, and read back to the same number."""
+    whole = isinstance(value, float) and value.is_integer() and abs(value) < 1e15
+    return str(int(value)) if whole else repr(value)
+
+
 def _number(spec: Widget, shown: Any) -> Any:
     if shown in (None, ""):
         raise ValueError("expected a number, got nothing.")
@@ -194,14 +202,33 @@ def _number(spec: Widget, shown: Any) -> Any:
         try:
             shown = float(shown)
         except ValueError:
-            raise ValueError(
-                f"expected a number such as 0.001, got {shown!r}; empty means not set."
-            ) from None
+            raise ValueError(_no_number(spec, shown)) from None
     return int(shown) if spec.whole and float(shown).is_integer() else shown
+
+
+def _no_number(spec: Widget, typed: str) -> str:
+    """What to type instead; a comma is a decimal in one country and a thousand in the next."""
+    if "," in typed:
+        return f"expected a number with a decimal point, such as 0.001 or 1000, got {typed!r}."
+    empty = "; empty means not set" if spec.optional else ""
+    return f"expected a number such as 0.001, got {typed!r}{empty}."
 
 
 def _has_bool(spec: Widget) -> bool:
     return "true" in spec.choices or isinstance(spec.default, bool)
+
+
+def field_of(place: str) -> str:
+    """The field that a problem is about; empty for what is none. `a.b.0` is a part of `a.b`."""
+    known = {name for name, _ in fields()}
+    while place and place not in known:
+        place = place.rpartition(".")[0]
+    return place
+
+
+def title_of(field: str) -> str:
+    """What the form calls a field; empty for what is none."""
+    return next((info.title or name for name, info in fields() if name == field), "")
 
 
 def problem_lines(error: ConfigError) -> list[str]:

@@ -1,5 +1,6 @@
 // What the pages need beyond Gradio: following runs without a reload, and one cheap question.
 window.phi3lora = {
+  looks: [],  // what is done after every change of the page
   ticks: 0,
   changed: 0,
   asked: 0,
@@ -25,6 +26,12 @@ window.phi3lora = {
     } catch {
       return seen;  // the app is restarting; ask again later
     }
+  },
+  // What a click opened has the focus, as soon as it is drawn.
+  focus(selector, tries = 60) {
+    const field = document.querySelector(selector);
+    if (field && field.offsetParent) field.focus();
+    else if (tries) requestAnimationFrame(() => this.focus(selector, tries - 1));
   },
   // Show the chosen run in the address, so that a refresh and a shared link find it again.
   remember(name, value) {
@@ -64,3 +71,127 @@ window.phi3lora = {
     window.location.href = "./";
   },
 };
+
+// Which of the two schemes is shown: the system's, until somebody chooses here.
+window.phi3lora.scheme = {
+  chosen() {
+    try {
+      return localStorage.getItem("phi3lora-scheme");
+    } catch {
+      return null;
+    }
+  },
+  isDark: () => document.body.classList.contains("dark"),
+  apply() {
+    const wanted = this.chosen();
+    if (wanted && this.isDark() !== (wanted === "dark")) {
+      document.body.classList.toggle("dark", wanted === "dark");
+    }
+    document.querySelectorAll("#scheme").forEach((button) => {
+      const words = this.isDark() ? "Light colours" : "Dark colours";
+      if (button.getAttribute("aria-label") === words) return;
+      button.setAttribute("aria-label", words);
+      button.title = words;
+    });
+  },
+  toggle() {
+    try {
+      localStorage.setItem("phi3lora-scheme", this.isDark() ? "light" : "dark");
+    } catch {
+      document.body.classList.toggle("dark");
+    }
+    this.apply();
+  },
+};
+
+// What Gradio leaves out for keyboards and screen readers, put in as elements appear.
+window.phi3lora.reach = {
+  // Radios of one question are one group: one Tab stop, arrow keys within.
+  radios(fieldset) {
+    fieldset.querySelectorAll("input[type=radio]").forEach((radio) => {
+      if (radio.name !== fieldset.id) radio.name = fieldset.id;
+    });
+  },
+  // Folds say whether they are open.
+  fold(button) {
+    const open = String(button.classList.contains("open"));
+    if (button.getAttribute("aria-expanded") !== open) button.setAttribute("aria-expanded", open);
+  },
+  // A description that stands under a field belongs to it.
+  described(info) {
+    const field = info.parentElement?.querySelector("input, textarea, select");
+    if (!field || info.id) return;
+    info.id = (info.closest(".block")?.id || "field") + "-help";
+    field.setAttribute("aria-describedby", info.id);
+  },
+  all() {
+    document.querySelectorAll("fieldset.block[id]").forEach((one) => this.radios(one));
+    document.querySelectorAll("button.label-wrap").forEach((one) => this.fold(one));
+    document.querySelectorAll(".info-text:not([id])").forEach((one) => this.described(one));
+    document.querySelectorAll(".placeholder-content[role=complementary]").forEach((one) => {
+      one.removeAttribute("role");  // two landmarks of one name, and nothing in them
+    });
+    document.querySelectorAll(".toast-wrap:not([aria-live])").forEach((one) => {
+      one.setAttribute("aria-live", "polite");
+    });
+  },
+};
+
+// A list that stays open after its field was left covers the form: Gradio closes it on Escape.
+document.addEventListener("focusout", (event) => {
+  const field = event.target;
+  if (!(field instanceof HTMLInputElement) || field.getAttribute("role") !== "combobox") return;
+  setTimeout(() => {
+    if (document.activeElement === field || !document.hasFocus()) return;
+    if (!document.getElementById(field.getAttribute("aria-controls"))) return;
+    const now = document.activeElement;
+    field.dispatchEvent(new KeyboardEvent("keydown", { key: "Escape", bubbles: true }));
+    if (now instanceof HTMLElement && document.activeElement !== now) now.focus();
+  }, 120);
+});
+
+document.addEventListener("click", (event) => {
+  const target = event.target instanceof Element ? event.target : null;
+  if (!target || target.closest(".toast-wrap")) return;
+  if (target.closest("#scheme")) window.phi3lora.scheme.toggle();
+  if (target.closest("a[href^='#']")) {
+    const place = document.querySelector(target.closest("a").getAttribute("href"));
+    if (place) {
+      event.preventDefault();
+      const field = place.querySelector("textarea");
+      if (!field && !place.hasAttribute("tabindex")) place.setAttribute("tabindex", "-1");
+      (target.closest(".skip") && field ? field : place).focus();
+      place.scrollIntoView({ block: "nearest" });
+    }
+  }
+  // What was said about the last action is over with the next.
+  if (target.closest("button")) {
+    document.querySelectorAll(".toast-wrap .toast-close").forEach((close) => close.click());
+  }
+});
+
+window.phi3lora.watch = () => {
+  let asked = false;
+  const look = () => {
+    asked = false;
+    window.phi3lora.scheme.apply();
+    window.phi3lora.reach.all();
+    window.phi3lora.looks.forEach((look) => look());
+  };
+  const soon = () => {
+    if (!asked) requestAnimationFrame(look);
+    asked = true;
+  };
+  new MutationObserver(soon).observe(document.documentElement, {
+    childList: true,
+    subtree: true,
+    attributes: true,
+    attributeFilter: ["class"],
+  });
+  look();
+};
+if (document.readyState === "loading") {
+  document.addEventListener("DOMContentLoaded", window.phi3lora.watch);
+} else {
+  window.phi3lora.watch();
+}

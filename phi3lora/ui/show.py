@@ -7,6 +7,7 @@ show.notice("Pick other data.")
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Iterable, Sequence
 
 from phi3lora.thoughts import split_thoughts
@@ -26,6 +27,15 @@ def answer(said: str) -> str:
         return f"<p>{text(said)}</p>"
     fold = f"<details><summary>Thoughts</summary><p>{text(found.thoughts)}</p></details>"
     return f"{fold}<p>{text(found.said)}</p>"
+
+
+ADDRESS = re.compile(r"https://huggingface\.co/[\w./-]*[\w/-]")
+
+
+def linked(value: object) -> str:
+    """Escaped, with addresses on the Hub as links."""
+    link = '<a href="{0}" target="_blank" rel="noopener">{0}</a>'
+    return ADDRESS.sub(lambda found: link.format(found[0]), text(value))
 
 
 def heading(title: str, sub: str = "", number: int | None = None) -> str:
@@ -56,8 +66,14 @@ def badge(label: str, colour: str = "grey") -> str:
 
 def notice(message: str, colour: str = "amber") -> str:
     """A line that wants to be read."""
-    body = "<br>".join(text(line) for line in message.splitlines())
+    body = "<br>".join(linked(line) for line in message.splitlines())
     return f'<div class="notice {text(colour)}"><i>{SIGNS[colour]}</i><div>{body}</div></div>'
+
+
+def more(summary: str, body: str) -> str:
+    """What is there for who asks: a line that opens."""
+    lines = "<br>".join(text(line) for line in body.splitlines())
+    return f'<details class="more"><summary>{text(summary)}</summary><p>{lines}</p></details>'
 
 
 def checks(items: Iterable[tuple[str, str, str, str]]) -> str:
@@ -66,7 +82,7 @@ def checks(items: Iterable[tuple[str, str, str, str]]) -> str:
     for level, name, found, remedy in items:
         mend = f'<span class="remedy">{text(remedy)}</span>' if remedy else ""
         rows.append(
-            f'<li class="{text(level)}"><i aria-label="{text(level)}">{SIGNS[level]}</i>'
+            f'<li class="{text(level)}"><i role="img" aria-label="{text(level)}">{SIGNS[level]}</i>'
             f"<div><b>{text(name)}</b><span>{text(found)}</span>{mend}</div></li>"
         )
     return f'<ul class="checks">{"".join(rows)}</ul>'
@@ -117,6 +133,6 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], align: str =
     )
     body = "".join(f"<tr>{line}</tr>" for line in cells)
     return (
-        f'<div class="table-frame"><table class="plain"><thead><tr>{head}</tr></thead>'
+        f'<div class="table-frame" tabindex="0"><table class="plain"><thead><tr>{head}</tr></thead>'
         f"<tbody>{body}</tbody></table></div>"
     )

@@ -3,7 +3,7 @@
     launch(theme=theme(), css_paths=STYLES, head=head())
 
 Colours live here as Gradio's variables; shapes and spacing live in
-style.css (the frame, Train), runs.css and compare.css, which use them.
+style.css (what all pages have), train.css, runs.css and compare.css, which use them.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ import gradio as gr
 from gradio.themes.utils import colors, fonts, sizes
 
 _HERE = Path(__file__).parent
-STYLES = [_HERE / name for name in ("style.css", "runs.css", "compare.css")]
-SCRIPTS = [_HERE / name for name in ("pages.js", "chart.js", "runs.js", "compare.js")]
+STYLES = [_HERE / name for name in ("style.css", "train.css", "runs.css", "compare.css")]
+_NAMES = ("pages.js", "languages.js", "train.js", "chart.js", "runs.js", "compare.js")
+SCRIPTS = [_HERE / name for name in _NAMES]
 
 ACCENT = colors.Color(
     name="tide",
@@ -168,8 +169,8 @@ def _controls() -> dict[str, Any]:
         "button_small_text_weight": "400",
         "button_primary_background_fill": "*primary_600",
         "button_primary_background_fill_hover": "*primary_700",
-        "button_primary_background_fill_dark": "*primary_500",
-        "button_primary_background_fill_hover_dark": "*primary_600",
+        "button_primary_background_fill_dark": "*primary_600",
+        "button_primary_background_fill_hover_dark": "*primary_700",
         "button_primary_border_color": "transparent",
         "button_primary_border_color_dark": "transparent",
         "button_primary_text_color": "white",

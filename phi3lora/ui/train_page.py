@@ -1,10 +1,10 @@
-"""The Train page: pick data and see what will be trained, pick a recipe, check, launch.
+"""The Train page: data, model, how much, and a launch panel that never leaves the screen.
 
     with gr.Blocks() as demo:
         build(app, demo)
 
 Every change goes the same way: read the form, run the preflight (in the helper process), show what
-it found.
+it found. train.js folds steps, marks fields that are wrong and leads to them.
 """
 
 from __future__ import annotations
@@ -15,44 +15,41 @@ from typing import Any
 import gradio as gr
 
 from phi3lora.app.application import Application
+from phi3lora.app.strength import level_of, values_of
 from phi3lora.checks import Check
-from phi3lora.config import POCKET, RunConfig
+from phi3lora.config import RunConfig
 from phi3lora.errors import AccessError, ConfigError, DataError, Phi3LoraError
-from phi3lora.hub.access import SUGGESTED_MODELS
-from phi3lora.recipes import load_recipe, recipes
+from phi3lora.recipes import load_recipe
 from phi3lora.training.preflight import Preflight
-from phi3lora.ui import form, show
-from phi3lora.ui.code import PlainCode
-from phi3lora.ui.data_step import DataStep
+from phi3lora.ui import form, launch_show, show
+from phi3lora.ui.amount_step import AmountStep
+from phi3lora.ui.data_step import DataStep, first_step
 from phi3lora.ui.draft import READ, keep_script, read_draft
-from phi3lora.ui.place import PlaceStep
+from phi3lora.ui.launch_panel import OPEN_RUN, SIGN_IN, LaunchPanel
+from phi3lora.ui.model_step import CARDS, ModelStep
 from phi3lora.ui.sessions import session_of
 from phi3lora.ui.train_show import (
-    broken_form,
-    card_text,
+    INTRO,
+    amount_line,
+    data_line,
+    data_summary,
     derived,
     first_recipe,
     form_notes,
     message_lines,
-    nothing_chosen,
+    model_line,
     recipe_notes,
-    show_preflight,
-    waiting_checks,
 )
-from phi3lora.ui.widgets import Fields, shown
+from phi3lora.ui.widgets import SPECS, Fields, shown
 
-ADAPTER = (
+LIVE = (
     "peft_config.r",
     "peft_config.lora_alpha",
-    "peft_config.lora_dropout",
-    "peft_config.target_modules",
-)
-LIVE = (
-    *ADAPTER[:2],
     "peft_config.use_rslora",
     "training_config.per_device_train_batch_size",
     "training_config.gradient_accumulation_steps",
 )
+QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 
 
 class TrainPage:
@@ -62,104 +59,28 @@ class TrainPage:
         self.app = app
         self._latest: dict[str, object] = {}  # preflight of each page that is being served
         self.start = first_recipe()
-        self.fields = Fields(load_recipe(self.start)[0].model_copy(update={"title": ""}))
+        config = load_recipe(self.start)[0].model_copy(update={"title": ""})
+        self.fields = Fields(config)
         if app.settings.home_problem:
             gr.HTML(show.notice(app.settings.home_problem, "amber"), elem_id="home-problem")
+        gr.HTML(INTRO, elem_id="intro", apply_default_css=False, js_on_load=None)
         with gr.Row(elem_classes="page split", equal_height=False):
             with gr.Column(scale=17, min_width=340, elem_classes="main"):
-                with gr.Column(elem_classes="card"):
-                    self.data = DataStep(app, self.fields)
-                with gr.Column(elem_classes="card"):
-                    self._recipe()
-            with (
-                gr.Column(scale=9, min_width=300, elem_classes="aside"),
-                gr.Column(elem_classes="card"),
-            ):
-                self._launch()
-
-    # ------------------------------------------------------------------ what is on the page
-
-    def _recipe(self) -> None:
-        gr.HTML(show.heading("Recipe", "Where to start from; change what you like.", 2))
-        cards = [(card_text(name), name) for name in recipes()]
-        self.recipe = gr.Radio(
-            cards, value=self.start, show_label=False, elem_classes="cards", elem_id="recipe"
-        )
-        self.recipe_notes = gr.HTML(visible=False, elem_id="recipe-notes")
-        with gr.Row():
-            self.fields.add(
-                "model.path", choices=["auto", POCKET, *SUGGESTED_MODELS], min_width=240, scale=2
-            )
-            self.fields.add("model.quantization", min_width=160)
-        with gr.Row():
-            for name in ADAPTER:
-                self.fields.add(name, min_width=150)
-        with gr.Row():
-            for name in ("learning_rate", "num_train_epochs", "max_length"):
-                self.fields.add(f"training_config.{name}", min_width=150)
-        with gr.Row():
-            for name in (
-                "per_device_train_batch_size",
-                "gradient_accumulation_steps",
-                "lr_scheduler_type",
-                "warmup_steps",
-            ):
-                self.fields.add(f"training_config.{name}", min_width=150)
-        if self.app.launching.devices > 1:
-            with gr.Row():
-                for name in ("devices", "distributed"):
-                    self.fields.add(name, min_width=150)
-        self.fields.add("training_config.packing")
-        self.derived = gr.HTML(elem_id="derived")
-        with gr.Accordion("Advanced", open=False, elem_classes="fold", elem_id="advanced"):
-            self._advanced()
-        with gr.Accordion("As YAML", open=False, elem_classes="fold", elem_id="as-yaml"):
-            self.yaml = gr.Textbox(
-                lines=14,
-                max_lines=28,
-                show_label=False,
-                buttons=["copy"],
-                elem_classes="mono",
-                elem_id="yaml",
-            )
-            self.drawn = gr.State("")
-            self.use_yaml = gr.Button("Use this configuration", size="md")
-        with gr.Accordion("As plain code", open=False, elem_classes="fold", elem_id="as-code"):
-            self.code = PlainCode(self.app)
-
-    def _advanced(self) -> None:
-        for section, name in form.SECTIONS.items():
-            if section == "data":
-                continue
-            with gr.Accordion(name, open=False, elem_classes="fold inner"):
-                names = [
-                    spec.field
-                    for spec in form.widgets()
-                    if spec.section == section
-                    and spec.field not in self.fields.by_name
-                    and spec.field != "title"
-                ]
-                for start in range(0, len(names), 3):
-                    with gr.Row():
-                        for field in names[start : start + 3]:
-                            self.fields.add(field, min_width=170)
-
-    def _launch(self) -> None:
-        gr.HTML(show.heading("Launch", "Checked before any time is spent.", 3))
-        self.checks = gr.HTML(show.notice("Nothing checked yet.", "grey"), elem_id="checks")
-        self.estimate = gr.HTML(elem_id="estimate")
-        self.fields.add("title", placeholder="Pirate, second try")
-        self.place = PlaceStep(self.app, self.fields)
-        self.launch = gr.Button("Launch", variant="primary", size="lg", elem_id="launch")
-        self.launched = gr.Textbox(visible="hidden", elem_id="launched")
+                self.notes = gr.HTML(visible=False, elem_id="form-notes")
+                self.data = DataStep(app, self.fields)
+                self.model = ModelStep(app, self.fields, self.start)
+                self.amount = AmountStep(app, self.fields, level_of(config))
+            self.panel = LaunchPanel(app, self.fields)
+        self.place = self.panel.place
+        self.problems = gr.Textbox(visible="hidden", elem_id="problems")
         self.draft = gr.Textbox(visible="hidden", elem_id="draft")
 
-    # ------------------------------------------------------------------ what happens
+    # ------------------------------------------------------------------ what a preflight shows
 
     @property
     def seen(self) -> list[Any]:
-        """What a preflight fills."""
-        return [self.data.summary, self.checks, self.estimate]
+        """What a preflight fills: the preview, the step's line, the panel, and wrong fields."""
+        return [self.data.summary, self.data.line, *self.panel.seen, self.problems]
 
     @shown
     def on_preflight(
@@ -172,7 +93,7 @@ class TrainPage:
         this = object()
         session = str(request.session_hash)
         self._latest[session] = this
-        yield [gr.skip(), waiting_checks(), gr.skip()]
+        yield [gr.skip(), gr.skip(), *launch_show.waiting(), gr.skip()]
         found = self._preflight(source, request, shown_values)
         if self._latest.get(session) is this:
             del self._latest[session]
@@ -182,38 +103,87 @@ class TrainPage:
         """What the form asks for, as it is shown; the place stands behind the form's values."""
         shown_values = self.place.form(values)
         if not self._path(shown_values):
-            return nothing_chosen(source)
+            step = first_step(source)
+            empty = show.empty("No data is chosen", step)
+            return [empty, "", *launch_show.nothing_yet(step), "{}"]
         try:
             config, _ = self.fields.config(shown_values)
         except ConfigError as error:
-            return [gr.skip(), broken_form(error), ""]
+            marked = launch_show.problems_json(error)
+            return [gr.skip(), gr.skip(), *launch_show.broken_form(error), marked]
+        done = self._checked(config, values, request)
+        panel = launch_show.show_preflight(config, done)
+        return [data_summary(config, done), data_line(config, done), *panel, "{}"]
+
+    def _checked(
+        self, config: RunConfig, values: tuple[Any, ...], request: gr.Request
+    ) -> Preflight:
+        """The preflight; what keeps it from being done is a red check."""
         try:
             caller = self.app.callers.caller(session_of(request))
-            job = self.place.job(values)
-            done = self.app.launching.preflight(config, caller, job)
+            return self.app.launching.preflight(config, caller, self.place.job(values))
         except Phi3LoraError as error:
             name = "Access" if isinstance(error, AccessError) else "Data"
-            done = Preflight([Check(name, "red", str(error))])
-        return show_preflight(config, done)
+            return Preflight([Check(name, "red", str(error))])
 
     def _path(self, shown_values: tuple[Any, ...]) -> str:
         """The data that the form names; empty where nothing is chosen."""
         return str(dict(zip(self.fields.by_name, shown_values, strict=True))["data.path"] or "")
 
+    # ------------------------------------------------------------------ what follows at once
+
+    @property
+    def live(self) -> list[Any]:
+        """What `on_live` fills."""
+        lines = [self.model.line, self.amount.line, self.amount.strength]
+        return [self.amount.derived, self.amount.yaml, self.amount.drawn, *lines]
+
     @shown
-    def on_live(self, drawn: str, *shown_values: Any) -> tuple[Any, Any, Any]:
+    def on_live(self, drawn: str, recipe: str | None, *shown_values: Any) -> list[Any]:
         """The figures that follow from the form at once, without a preflight; and its YAML.
 
         YAML that is as it was `drawn` last stays as it is: somebody may be editing it.
         """
+        skipped = [gr.skip()] * (len(self.live) - 1)
         if not self._path(shown_values):
-            return gr.skip(), gr.skip(), gr.skip()
+            return [gr.skip(), *skipped]
         try:
             config, _ = self.fields.config(shown_values)
         except ConfigError as error:
-            return show.notice(message_lines(error), "red"), gr.skip(), gr.skip()
-        text = config.to_yaml()
-        return derived(config), gr.skip() if text == drawn else text, text
+            return [show.notice(message_lines(error), "red"), *skipped]
+        text, level = config.to_yaml(), level_of(config)
+        return [
+            derived(config),
+            gr.skip() if text == drawn else text,
+            text,
+            model_line(config, recipe),
+            amount_line(config),
+            gr.skip() if level is None else level,
+        ]
+
+    @shown
+    def on_strength(self, level: float, *shown_values: Any) -> list[Any]:
+        """The numbers that a position of the slider stands for; they depend on the base alone."""
+        values = dict(zip(self.fields.by_name, shown_values, strict=True))
+        config, _ = form.from_widgets({name: values[name] for name in ("adapter", "model.path")})
+        return self._set(values_of(config, int(level)))
+
+    @shown
+    def on_fix(self, event: gr.EventData) -> list[Any]:
+        """Apply what a button of a check says; anything that is no option of the form is not."""
+        values = getattr(event, "values", None)
+        if not isinstance(values, dict) or not set(values) <= set(self.fields.by_name):
+            raise Phi3LoraError("This remedy is none of this page's; reload the page.")
+        return self._set(values)
+
+    def _set(self, values: dict[str, Any]) -> list[Any]:
+        """Updates that set these options and leave the others."""
+        return [
+            form.to_widget(SPECS[name], values[name]) if name in values else gr.skip()
+            for name in self.fields.by_name
+        ]
+
+    # ------------------------------------------------------------------ what fills the form
 
     def on_open(self, draft: str, request: gr.Request) -> list[Any]:
         """Fill the form with the run that the address names, or with what was left here before.
@@ -225,13 +195,10 @@ class TrainPage:
             try:
                 caller = self.app.callers.caller(session_of(request))
                 run = self.app.launching.run(run_id, caller)
-                on = request.query_params.get("further")
-                config = self.app.launching.further(run) if on else run.config
+                config = run.config
             except Phi3LoraError as error:
                 return [form_notes([str(error)], "amber"), *nothing]
             note = f"These are the settings of {run.title}. Change what you like, then launch."
-            if on:
-                note += " The new run begins with what that one has learnt."
             filled = self.fields.fill(config)
             return [form_notes([note]), *filled, *self.data.show_path(config.data.path)]
         kept = read_draft(draft)
@@ -240,30 +207,22 @@ class TrainPage:
         values = [kept.get(name, gr.skip()) for name in self.fields.by_name]
         return [gr.skip(), *values, *self.data.show_path(str(kept.get("data.path") or ""))]
 
-    def on_bases(self, request: gr.Request) -> Any:
-        """More bases to choose from; without the Hub those that were there."""
-        try:
-            caller = self.app.callers.caller(session_of(request))
-            return gr.update(choices=self.app.models.suggested(caller))
-        except Phi3LoraError:
-            return gr.skip()
-
     @shown
     def on_recipe(self, name: str) -> list[Any]:
-        """Fill the form with a recipe; the data stays."""
+        """Fill the form with a recipe; the data and the title stay."""
         config, notices = load_recipe(name)
-        return [recipe_notes(config, notices), *self._fill_keeping_data(config)]
+        kept = [name for name in self.fields.by_name if name.startswith("data.")]
+        cards = [gr.update(value=name if name in CARDS else None)]
+        cards.append(gr.update(value=None if name in CARDS else name))
+        filled = self.fields.fill(config, keep=[*kept, "title"])
+        return [recipe_notes(config, notices), name, *cards, *filled]
 
     @shown
     def on_yaml(self, text: str) -> list[Any]:
         """Fill the form from YAML, data included."""
         config, notices = RunConfig.from_text(text, "This")
         tabs = self.data.show_path(config.data.path)
-        return [form_notes(notices), *self.fields.fill(config), *tabs]
-
-    def _fill_keeping_data(self, config: RunConfig) -> list[Any]:
-        kept = [name for name in self.fields.by_name if name.startswith("data.")]
-        return self.fields.fill(config, keep=[*kept, "title"])
+        return [form_notes([], more=notices), *self.fields.fill(config), *tabs]
 
     @shown
     def on_launch(self, request: gr.Request, *values: Any) -> str:
@@ -275,65 +234,116 @@ class TrainPage:
         caller = self.app.callers.caller(session_of(request))
         return self.app.launching.launch(config, caller, job=self.place.job(values)).id
 
+    # ------------------------------------------------------------------ wiring
+
     def wire(self, demo: gr.Blocks) -> None:
         """Connect components and handlers."""
         everything, by_name = self.fields.components, self.fields.by_name
-        path = by_name["data.path"]
-        quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-        self.data.wire()
-        base = by_name["model.path"]
-        base.focus(self.on_bases, None, base, **quiet)
-        live = [self.derived, self.yaml, self.drawn]
+        last: dict[str, Any] = {**QUIET, "trigger_mode": "always_last"}
+        self.recipe = gr.State(self.start)
         checked = {
             "fn": self.on_preflight,
             "inputs": [self.data.source, *everything, *self.place.inputs],
             "outputs": self.seen,
-            **quiet,
+            **QUIET,
         }
-        drawn = {"fn": self.on_live, "inputs": [self.drawn, *everything], "outputs": live, **quiet}
-        last = "always_last"
-        # The YAML first: whoever reads what was found may change it without being overtaken.
-        path.change(
-            self.data.on_parts,
-            [path, by_name["data.name"]],
-            [by_name["data.name"], by_name["data.split"], self.checks],
-            **quiet,
-            trigger_mode=last,
-        ).then(**drawn).then(**checked)
+        drawn = {
+            "fn": self.on_live,
+            "inputs": [self.amount.drawn, self.recipe, *everything],
+            "outputs": self.live,
+            **QUIET,
+        }
+        kept = {"fn": None, "inputs": everything, "js": keep_script(list(by_name))}
+        self._wire_data(last, drawn, checked)
         settled = [
             _settled(component)
             for name, component in by_name.items()
             if name not in ("title", "data.path")
         ]
-        gr.on(settled, **checked, trigger_mode=last)
+        gr.on(settled, **checked, trigger_mode="always_last")
         # At once and apart from the preflight, which may take seconds: YAML is edited meanwhile.
         changed = [by_name[name].change for name in LIVE]
-        gr.on([*changed, *settled], **drawn, trigger_mode=last)
-        filled = [self.recipe_notes, *everything]
-        kept = keep_script(list(by_name))
-        opened = demo.load(self.on_open, self.draft, [*filled, *self.data.tabs], js=READ, **quiet)
+        gr.on([*changed, *settled], **drawn, trigger_mode="always_last")
+        gr.on([*settled, by_name["data.path"].change], **kept, show_progress="hidden")
+        opening = [self.notes, *everything, *self.data.tabs]
+        opened = demo.load(self.on_open, self.draft, opening, js=READ, **QUIET)
         opened.then(**drawn).then(**checked)
-        gr.on([*settled, path.change], None, everything, None, js=kept, show_progress="hidden")
         for event in (
-            self.recipe.input(self.on_recipe, self.recipe, filled, **quiet),
-            self.use_yaml.click(self.on_yaml, self.yaml, [*filled, *self.data.tabs], **quiet),
+            *self._filling(last),
+            self.amount.use_yaml.click(self.on_yaml, self.amount.yaml, opening, **QUIET),
+            self.amount.load_yaml.click(
+                None, self.amount.yaml, self.amount.yaml, js=LOAD_YAML
+            ).success(self.on_yaml, self.amount.yaml, opening, **QUIET),
             self.data.findings.wire(everything),
         ):
-            event.success(None, everything, None, js=kept).success(**drawn).success(**checked)
+            event.success(**kept).success(**drawn).success(**checked)
+        self.amount.save_yaml.click(None, self.amount.yaml, None, js=SAVE_YAML)
         self.place.wire(everything, settled, checked)
-        launched = self.launch.click(
+        self._wire_launch(demo)
+
+    def _wire_data(
+        self, last: dict[str, Any], drawn: dict[str, Any], checked: dict[str, Any]
+    ) -> None:
+        """Other data: its splits, its columns, then what it is."""
+        by_name, columns = self.fields.by_name, self.data.columns
+        everything = self.fields.components
+        self.data.wire()
+        parts = [by_name["data.path"], by_name["data.name"], by_name["data.split"]]
+        looked = {
+            "fn": columns.on_look,
+            "inputs": everything,
+            "outputs": [*columns.seen, by_name["data.columns"]],
+            **QUIET,
+        }
+        # The YAML before the preflight: whoever reads what was found may change it meanwhile.
+        for event in (by_name["data.path"].change, by_name["data.name"].input):
+            event(self.data.on_parts, parts, [*parts[1:], self.panel.checks], **last).then(
+                **looked
+            ).then(**drawn).then(**checked)
+        again = [by_name[f"data.{name}"] for name in ("format", "roles", "columns", "split")]
+        gr.on([_settled(one) for one in again], **looked, trigger_mode="always_last")
+        for one in (columns.question, columns.answer):
+            one.input(
+                columns.on_choose,
+                [columns.question, columns.answer, columns.found],
+                by_name["data.columns"],
+                **last,
+            ).then(**looked).then(**drawn).then(**checked)
+
+    def _filling(self, last: dict[str, Any]) -> list[Any]:
+        """The events that fill in parts of the form: recipes, the slider, a check's button."""
+        everything, model = self.fields.components, self.model
+        filled = [model.notes, self.recipe, model.cards, model.more, *everything]
+        strength = self.amount.strength
+        return [
+            model.cards.input(self.on_recipe, model.cards, filled, **QUIET),
+            model.more.input(self.on_recipe, model.more, filled, **QUIET),
+            strength.input(self.on_strength, [strength, *everything], everything, **last),
+            self.panel.checks.click(self.on_fix, None, everything, **QUIET),
+        ]
+
+    def _wire_launch(self, demo: gr.Blocks) -> None:
+        """Who may launch, and the launch itself."""
+        panel, everything = self.panel, self.fields.components
+        demo.load(panel.on_visitor, None, panel.visitor, **QUIET)
+        demo.load(self.model.on_fit, None, [self.model.cards, self.model.base], **QUIET)
+        self.model.base.focus(self.model.on_bases, None, self.model.base, **QUIET)
+        panel.sign_in.click(None, None, None, js=SIGN_IN)
+        launched = panel.launch.click(
             self.on_launch,
             [*everything, *self.place.inputs],
-            self.launched,
-            api_visibility="private",
-            show_progress="hidden",
+            panel.launched,
+            **QUIET,
             concurrency_limit=4,
         )
-        launched.success(None, self.launched, None, js=OPEN_RUN)
-        self.code.wire(lambda request, *values: self.fields.config(values)[0], everything)
+        launched.success(None, panel.launched, None, js=OPEN_RUN)
+        self.problems.change(None, self.problems, None, js=MARK)
+        self.amount.code.wire(lambda request, *values: self.fields.config(values)[0], everything)
 
 
-OPEN_RUN = "(run) => { if (run) window.location.href = 'runs?run=' + encodeURIComponent(run); }"
+MARK = "(problems) => window.phi3lora.train.mark(problems)"
+SAVE_YAML = "(text) => window.phi3lora.train.save(text)"
+LOAD_YAML = "(text) => window.phi3lora.train.load(text)"
 
 
 def build(app: Application, demo: gr.Blocks) -> TrainPage:

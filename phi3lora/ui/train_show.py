@@ -1,6 +1,7 @@
-"""What the Train page shows, made by plain functions: tests need no browser.
+"""What the Train page shows of data and form, made by plain functions: tests need no browser.
 
-show_preflight(config, done)        preview, checks and estimate, as HTML
+data_summary(config, done)          the name, figures, notices, conversations and lengths
+model_line(config), amount_line(config)      a step in one line
 """
 
 from __future__ import annotations
@@ -13,13 +14,21 @@ import gradio as gr
 
 from phi3lora import words
 from phi3lora.app.datasets import Suggestion
+from phi3lora.app.strength import NAMES, level_of
 from phi3lora.config import RunConfig
 from phi3lora.errors import ConfigError
-from phi3lora.recipes import describe, load_recipe, recipes
+from phi3lora.recipes import load_recipe, recipes
 from phi3lora.training.preflight import Preflight
 from phi3lora.ui import form, show
+from phi3lora.ui.steps import step_line
 
 BARS = 24  # of the histogram
+INTRO = (
+    '<div class="intro"><h1>Teach Phi-3 to answer like your examples</h1><p>Choose examples, see '
+    "exactly what will be trained, press Launch. At the end the tuned model is measured against "
+    'its base. <a href="compare?adapter=example:pirate">See a tuned one answer</a></p></div>'
+)
+ELSEWHERE = {"Model", "Adapter", "Hardware", "Memory", "Token", "Backup", "Disk", "Settings"}
 POCKET_RECIPE, GPU_RECIPE = "pocket", "phi3-mini-lora"
 
 
@@ -45,12 +54,6 @@ def named_dataset(query: str) -> str:
     return query.strip().removeprefix("https://huggingface.co/datasets/").strip("/")
 
 
-def card_text(name: str) -> str:
-    """A recipe's card: its title, and what its file says about it, on two lines."""
-    title = load_recipe(name)[0].title or name
-    return f"{title.removesuffix('.ipynb')}\n{describe(name)}"
-
-
 def first_recipe() -> str:
     """Phi-3-mini where there is a GPU, pocket elsewhere; without asking torch."""
     on_gpu = shutil.which("nvidia-smi") is not None and GPU_RECIPE in recipes()
@@ -65,13 +68,15 @@ def recipe_notes(config: RunConfig, notices: list[str]) -> Any:
         f"This recipe was written for {config.data.path}. Your data is kept; pick that one under "
         "Hub if you want it."
     )
-    return form_notes([*notices, yours])
+    return form_notes([yours], more=notices)
 
 
-def form_notes(lines: list[str], colour: str = "grey") -> Any:
-    """What to know about where the form's values come from; nothing hides it."""
+def form_notes(lines: list[str], colour: str = "grey", more: list[str] | None = None) -> Any:
+    """What to know about where the form's values come from; `more` is there for who asks."""
     body = "".join(show.notice(line, colour) for line in lines)
-    return gr.update(value=body, visible=bool(lines))
+    if more:
+        body += show.more(f"{words.counted(len(more), 'older name')} translated", "\n".join(more))
+    return gr.update(value=body, visible=bool(body))
 
 
 def message_lines(error: ConfigError) -> str:
@@ -79,45 +84,58 @@ def message_lines(error: ConfigError) -> str:
     return "\n".join(form.problem_lines(error))
 
 
-def broken_form(error: ConfigError) -> str:
-    """What is wrong with the form, said at the launch panel; the preview stays."""
-    return "".join(show.notice(line, "red") for line in form.problem_lines(error))
+def data_line(config: RunConfig, done: Preflight) -> str:
+    """The data in one line: its name first."""
+    name, found = data_name(config.data.path), done.inspection
+    if found is None:
+        return step_line(f"{name} · cannot be used yet")
+    share = 100 * found.supervised_tokens / max(1, found.total_tokens)
+    return step_line(f"{name} · {number_kept(done)} conversations · {share:.0f} % learnt")
 
 
-def waiting_checks() -> str:
-    """The launch panel while the helper reads."""
-    return '<div class="reading"><b></b>Reading the data and checking the machine …</div>'
+def number_kept(done: Preflight) -> str:
+    """How many conversations there are, or the least number where reading ended before the end."""
+    found = done.inspection
+    return f"{found.kept:,}" if found.complete else f"≥ {found.kept:,}"
 
 
-def show_preflight(config: RunConfig, done: Preflight) -> list[Any]:
-    """Values for everything a preflight fills, in the order of `TrainPage.seen`."""
-    return [
-        data_summary(config, done),
-        trains_on(config)
-        + show.checks(
-            (check.level, check.name, check.found, check.remedy) for check in done.checks
-        ),
-        estimate_facts(done.estimate),
-    ]
+def model_line(config: RunConfig, recipe: str | None = None) -> str:
+    """The base in one line, and whether the form is still the recipe that was picked."""
+    model = config.model
+    parts = [model.path, "" if model.quantization == "none" else f"in {model.quantization}"]
+    if model.adapter:
+        parts.append(f"going on from {model.adapter}")
+    if recipe:
+        parts.append(f"recipe {recipe}" + ("" if is_recipe(config, recipe) else ", changed"))
+    return step_line(" · ".join(part for part in parts if part))
 
 
-def check_list(done: Preflight) -> str:
-    """Every check with its colour and remedy."""
-    return show.checks(
-        (check.level, check.name, check.found, check.remedy) for check in done.checks
-    )
+def is_recipe(config: RunConfig, recipe: str) -> bool:
+    """Whether everything but the data and the title is as the recipe says."""
+    mine = {"title": config.title, "data": config.data}
+    return load_recipe(recipe)[0].model_copy(update=mine) == config
+
+
+def amount_line(config: RunConfig) -> str:
+    """How much is trained in one line: the level's name, and its numbers."""
+    training, level = config.training_config, level_of(config)
+    name = "your own numbers" if level is None else NAMES[level - 1]
+    much = f"{training.num_train_epochs:g} epochs"
+    if training.max_steps > 0:
+        much = words.counted(training.max_steps, "update")
+    rank = "every weight" if config.adapter == "none" else f"rank {config.peft_config.r}"
+    return step_line(f"{name} · {much}, {rank}, learning rate {training.learning_rate:g}")
 
 
 def data_summary(config: RunConfig, done: Preflight) -> str:
     """What the data is and what of it will be trained, or why nothing can be."""
     inspection = done.inspection
     if inspection is None:
-        reasons = [check.found for check in done.checks if check.level == "red"]
-        return "".join(show.notice(reason, "red") for reason in reasons) or show.empty(
-            "Nothing to show", "Pick other data."
-        )
+        return nothing_to_show(done)
     dropped = sum(inspection.dropped.values())
-    kept = f"{inspection.kept:,} of {inspection.rows:,}"
+    kept = (
+        f"{inspection.kept:,} of {inspection.rows:,}" if inspection.complete else number_kept(done)
+    )
     of = f" of {inspection.expected}" if inspection.expected else ""
     more = "" if inspection.complete else f" Counted in the first {inspection.read:,}{of} rows."
     share = 100 * inspection.supervised_tokens / max(1, inspection.total_tokens)
@@ -138,7 +156,9 @@ def data_summary(config: RunConfig, done: Preflight) -> str:
     if inspection.truncated:
         limit = config.training_config.max_length
         cut = f"{inspection.truncated:,} conversations are cut at {limit:,} tokens"
-        lines.append(show.notice(f"{cut}; raise the length limit to keep them whole."))
+        lines.append(
+            show.notice(f"{cut}; a limit of {inspection.longest:,} would keep them whole.")
+        )
     if dropped:
         reasons = [f"{number:,} × {reason}" for reason, number in inspection.dropped.items()]
         lines.append(show.notice("\n".join([f"{dropped:,} rows cannot be used:", *reasons])))
@@ -147,8 +167,24 @@ def data_summary(config: RunConfig, done: Preflight) -> str:
         "write them. The rest it only reads.</p>"
     )
     chart = length_chart(inspection.lengths, config.training_config.max_length)
-    body = legend + conversations(inspection.preview) + chart
+    shown = conversations(inspection, config.training_config.max_length)
+    body = legend + shown + chart
     return data_heading(config) + show.facts(pairs) + "".join(lines) + body
+
+
+def nothing_to_show(done: Preflight) -> str:
+    """Why there is no preview. What is wrong with the base is no fault of the data."""
+    red = [check for check in done.checks if check.level == "red"]
+    reasons = [check.found for check in red if check.name not in ELSEWHERE]
+    if reasons or not red:
+        return "".join(show.notice(reason, "red") for reason in reasons) or show.empty(
+            "Nothing to show", "Pick other data."
+        )
+    return show.empty(
+        "The data is shown once the base can be read",
+        "Its words are cut into the tokens of the base; what is wrong with that is said beside "
+        "the Launch button.",
+    )
 
 
 def data_name(path: str) -> str:
@@ -161,37 +197,32 @@ def data_heading(config: RunConfig) -> str:
     return f'<h3 class="data-name">{show.text(data_name(config.data.path))}</h3>'
 
 
-def trains_on(config: RunConfig) -> str:
-    """The name of the data beside the button that launches."""
-    name = show.text(data_name(config.data.path))
-    return f'<p class="trains-on">Trains on <b>{name}</b></p>'
+def conversations(inspection: Any, limit: int) -> str:
+    """The first conversations as the model will read them, one at a time.
 
-
-def nothing_chosen(source: str) -> list[Any]:
-    """What a preflight would fill while a tab has no data yet."""
-    steps = {
-        "Your file": "Drop a JSON, JSONL, CSV or Parquet file above.",
-        "Hub": "Search the Hub above, or paste a dataset's id.",
-    }
-    step = steps.get(source, "Pick an example above.")
-    return [show.empty("No data is chosen", step), show.notice(f"No data yet. {step}", "grey"), ""]
-
-
-def conversations(preview: list[list[Any]]) -> str:
-    """The first conversations as the model will read them; what it learns to write is tinted."""
+    What it learns to write is tinted; where a conversation is cut, that is said.
+    """
     cards = []
-    for number, segments in enumerate(preview, 1):
+    for place, segments in enumerate(inspection.preview):
         parts = (
             f"<mark>{show.text(part['text'])}</mark>"
             if part["supervised"]
             else show.text(part["text"])
             for part in segments
         )
-        cards.append(
-            f'<figure class="conversation"><figcaption>Conversation {number}</figcaption>'
-            f"<pre>{''.join(parts)}</pre></figure>"
-        )
-    return "".join(cards)
+        whole = inspection.lengths[place] if place < len(inspection.lengths) else 0
+        cut = f"cut here: {limit:,} of {whole:,} tokens are read" if whole > limit else ""
+        end = f'<span class="cut">{show.text(cut)}</span>' if cut else ""
+        hidden = " hidden" if place else ""
+        cards.append(f'<pre tabindex="0"{hidden}>{"".join(parts)}{end}</pre>')
+    return (
+        f'<figure class="conversation"><figcaption>'
+        f'<span class="place" data-words="Conversation {{place}} of {len(cards)}">'
+        f'Conversation 1 of {len(cards)}</span><span class="pager">'
+        f'<button type="button" data-turn="-1" aria-label="Previous conversation">‹</button>'
+        f'<button type="button" data-turn="1" aria-label="Next conversation">›'
+        f"</button></span></figcaption>{''.join(cards)}</figure>"
+    )
 
 
 def length_chart(lengths: Any, limit: int) -> str:
@@ -213,32 +244,15 @@ def length_chart(lengths: Any, limit: int) -> str:
     return show.bars("Length of conversations", bars, ("0", f"{len(counts) * width:,} tokens"))
 
 
-def estimate_facts(estimate: Any) -> str:
-    """Memory, time, steps and the share that is trained."""
-    if estimate is None:
-        return ""
-    share = 100 * estimate.trainable / max(1, estimate.total)
-    pairs = [
-        ("Memory", words.size(estimate.memory_bytes)),
-        ("Trained", f"{words.short_count(estimate.trainable)} ({share:.2g} %)"),
-    ]
-    if estimate.steps:
-        about = "" if estimate.exact else "about "
-        pairs.append(("Updates", about + words.count(estimate.steps)))
-    if estimate.seconds is None:
-        pairs.append(("Time", "known after a first run"))
-    else:
-        pairs.append(("Time", f"~ {words.duration(estimate.seconds)}"))
-    return f'<div class="estimate">{show.facts(pairs)}</div>'
-
-
 def derived(config: RunConfig) -> str:
     """Effective batch and LoRA scaling."""
     training, peft = config.training_config, config.peft_config
     root = "√" if peft.use_rslora else ""
+    rows = f"{training.per_device_train_batch_size} × {training.gradient_accumulation_steps}"
+    rows += f" × {config.devices} devices" if config.devices > 1 else ""
     return (
         f'<p class="derived">Effective batch <b>{config.effective_batch}</b> '
-        f"({training.per_device_train_batch_size} × {training.gradient_accumulation_steps}) · "
+        f"({rows}) · "
         f"LoRA scaling <b>{config.lora_scaling:.3g}</b> "
         f"({peft.lora_alpha} / {root}{peft.r})</p>"
     )

@@ -28,6 +28,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from phi3lora.app.callers import Callers
+from phi3lora.ui.frame import Frame
 from phi3lora.ui.guard import UPLOAD, read_body, refuse, replay
 from phi3lora.ui.sessions import BROWSER, page_token, session_of, session_token
 
@@ -305,6 +306,6 @@ def beside(pulse: Pulse, callers: Callers, more: Sequence[Route] = ()) -> dict[s
 
     cookies = [] if callers.settings.on_space else [Middleware(BrowserCookie)]
     return {
-        "middleware": [*cookies, Middleware(Visits, callers=callers)],
+        "middleware": [*cookies, Middleware(Visits, callers=callers), Middleware(Frame)],
         "routes": [Route("/pulse", answer), *more],
     }

@@ -74,11 +74,10 @@ class Fields:
 
 
 def component(spec: form.Widget, **changes: Any) -> Any:
-    """The Gradio component of a widget, with its title, help line and bounds."""
-    note = f"{spec.help} ({spec.bounds})" if spec.bounds else spec.help
+    """The Gradio component of a widget, with its title and help line."""
     common: dict[str, Any] = {
         "label": spec.title,
-        "info": note,
+        "info": spec.help,
         "value": form.to_widget(spec, spec.default),
         "elem_id": element_id(spec.field),
         "interactive": True,
@@ -86,18 +85,20 @@ def component(spec: form.Widget, **changes: Any) -> Any:
     }
     if "choices" in common:
         return gr.Dropdown(allow_custom_value=True, **common)
-    if spec.kind == "number" and spec.optional:
-        # Gradio's Number makes 0 of nothing when a fold opens (gradio#6728); a text stays empty.
-        return gr.Textbox(max_lines=1, placeholder="not set", **common)
     if spec.kind == "number":
-        common["step"] = 1 if spec.whole else "any"  # HTML's word for no steps
-        return gr.Number(**common)
+        # Gradio's Number makes 0 of nothing when a fold opens (gradio#6728), and a browser makes
+        # 1 of 0,001. A text stays as it was typed, and what is no number is said at the field.
+        empty = "not set" if spec.optional else None
+        common["elem_classes"] = "number"
+        return gr.Textbox(max_lines=1, placeholder=empty, **common)
     if spec.kind == "choice":
         return gr.Dropdown(choices=list(spec.choices), filterable=False, **common)
     if spec.kind == "combo":
         return gr.Dropdown(choices=list(spec.choices), allow_custom_value=True, **common)
     if spec.kind == "checkbox":
         return gr.Checkbox(**common)
+    if "max_lines" in common:
+        return gr.Textbox(**common)
     lines = 3 if spec.field == "data.system_prompt" else 1
     return gr.Textbox(lines=lines, max_lines=8, **common)
 

@@ -1,0 +1,153 @@
+"""What a page is before Gradio draws it: its title, how a link to it looks elsewhere, and 404.
+
+    Middleware(Frame)
+
+Gradio writes its own name, picture and description into every page, and answers an address that
+does not exist with JSON; this layer replaces both.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from pathlib import Path
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from phi3lora.ui.languages import language_of, words_of
+
+NAME = "phi3lora"
+FAVICON = Path(__file__).with_name("favicon.svg")
+SAYS = "Fine-tune Phi-3 with LoRA, prove that it got better, and compare it with its base."
+TITLES = {"/": "Train", "/runs": "Runs", "/compare": "Compare"}
+# Gradio's words about itself, each a tag over one line or several.
+THEIRS = re.compile(rb'<meta\s+(?:property="og:|name="twitter:|name="description")[^>]*?/>')
+# Gradio writes no title into the page, but into what its script reads there.
+OWN_TITLE = re.compile(rb'"title":"([^"\\<]*)","space_id"')
+# Before anything is painted: who has launched here once is not told again what this is.
+BOOT = """<style>
+/* The first "loading" is laid over the page; in it, everything would jump as it goes. */
+[data-testid="status-tracker"].full { position: fixed !important; inset: 0; }
+</style>
+<script>
+try {
+  const root = document.documentElement, kept = localStorage;
+  if (kept.getItem("phi3lora-launched")) root.classList.add("returning");
+  root.dataset.folded = kept.getItem("phi3lora-folded")
+    ?? (innerWidth < 1024 ? "step-model step-amount" : "");
+} catch {}
+</script>"""
+MISSING = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>Not found · phi3lora</title>
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<style>
+body { font: 16px/1.5 system-ui, sans-serif; margin: 20vh auto 0; padding: 0 20px; max-width: 36rem;
+  background: #f7f8f8; color: #171c1e; }
+a { color: #125f5b; }
+@media (prefers-color-scheme: dark) {
+  body { background: #0f1314; color: #e6eaea; } a { color: #73ccc2; } }
+</style></head><body><main><h1>There is no such page</h1>
+<p>This address leads nowhere here. There are three pages:
+<a href="./">Train</a>, <a href="./runs">Runs</a> and <a href="./compare">Compare</a>.</p>
+</main></body></html>
+""".encode()
+
+
+class Frame:
+    """Rewrites the head of our pages, and says in words that a page does not exist."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on; an answer to a browser's look at a page comes back framed."""
+        headers = Headers(scope=scope) if scope["type"] == "http" else Headers()
+        if scope.get("method") != "GET" or "text/html" not in headers.get("accept", ""):
+            await self.app(scope, receive, send)
+            return
+        language = language_of(headers.get("cookie", ""), headers.get("accept-language", ""))
+        answer = _Answer(scope["path"], language, send)
+        await self.app(scope, receive, answer.take)
+
+
+class _Answer:
+    """One answer on its way: held back while it may have to be rewritten, else passed on."""
+
+    def __init__(self, path: str, language: str, send: Send) -> None:
+        self._path, self._language, self._send = path, language, send
+        self._start: Message = {}
+        self._body = b""
+        self._kept = False
+
+    async def take(self, message: Message) -> None:
+        """A part of the answer."""
+        if message["type"] == "http.response.start":
+            self._start, self._kept = message, is_page(message)
+        if not self._kept:
+            await self._send(message)
+        elif message["type"] == "http.response.body":
+            self._body += message.get("body", b"")
+            if not message.get("more_body"):
+                await self._finish()
+
+    async def _finish(self) -> None:
+        missing = self._start["status"] == 404
+        page = (
+            missing_at(self._path) if missing else head_of(self._body, self._path, self._language)
+        )
+        headers = MutableHeaders(raw=list(self._start["headers"]))
+        headers["content-length"] = str(len(page))
+        headers["content-type"] = "text/html; charset=utf-8"
+        headers["vary"] = "accept-language, cookie"
+        await self._send({**self._start, "headers": headers.raw})
+        await self._send({"type": "http.response.body", "body": page})
+
+
+def is_page(start: Message) -> bool:
+    """Whether an answer is a page, or says in JSON that there is none."""
+    kind = Headers(raw=start["headers"]).get("content-type", "")
+    if start["status"] == 404:
+        return kind.startswith("application/json")
+    return start["status"] == 200 and kind.startswith("text/html")
+
+
+def missing_at(path: str) -> bytes:
+    """What is read at an address that does not exist, with links that lead back from there."""
+    up = b"../" * max(path.count("/") - 1, 0)
+    return MISSING.replace(b'href="./', b'href="./' + up)
+
+
+def head_of(page: bytes, path: str, language: str = "en") -> bytes:
+    """A page with our title, description and words in place of Gradio's."""
+    named, found = TITLES.get(path.rstrip("/") or "/"), OWN_TITLE.search(page)
+    if named is None or found is None or b"</head>" not in page:
+        return page
+    theirs = found[1].decode("utf-8", "replace").strip()  # of a Space for one adapter, its own
+    title = html.escape(f"{named} · {NAME}" if theirs == NAME else theirs)
+    ours = "".join(
+        (
+            f"<title>{title}</title>",
+            f'<meta name="description" content="{SAYS}">',
+            f'<meta property="og:title" content="{title}">',
+            f'<meta property="og:description" content="{SAYS}">',
+            '<meta property="og:type" content="website">',
+            '<meta name="twitter:card" content="summary">',
+            BOOT,
+            words_script(language),
+        )
+    )
+    return THEIRS.sub(b"", page).replace(b"</head>", ours.encode() + b"</head>", 1)
+
+
+def words_script(language: str) -> str:
+    """The words of a language, before anything is drawn; Gradio's own words follow it, too."""
+    if language == "en":
+        return ""
+    words = json.dumps(words_of(language), ensure_ascii=False).replace("<", "\\u003c")
+    theirs = "zh-TW" if language == "zh-MO" else language
+    return (
+        f'<script>window.phi3loraLanguage = "{language}"; window.phi3loraWords = {words};'
+        f'Object.defineProperty(navigator, "language", {{get: () => "{theirs}"}});</script>'
+    )

@@ -1,0 +1,311 @@
+"""Everybody can use the pages: axe-core, the keyboard alone, small screens, other languages."""
+
+from __future__ import annotations
+
+import re
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from phi3lora.config import fields
+from phi3lora.runs.store import RunStore
+from phi3lora.settings import Settings
+from phi3lora.ui.frame import head_of, missing_at
+from phi3lora.ui.languages import LANGUAGES, language_of, words_of
+from tests import stage
+from tests.test_browser import browser, open_every_fold, serving  # noqa: F401 - a fixture
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+WAIT = 180_000  # ms
+in_browser = [pytest.mark.browser, pytest.mark.slow, pytest.mark.xdist_group("browser")]
+# Where a page is there to be looked at.
+THERE = {"": "#data-summary .conversation", "runs": "#run-head h1", "compare": ".chip"}
+OTHERS = sorted(set(LANGUAGES) - {"en"})
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The app with a finished run; its address."""
+    home = tmp_path_factory.mktemp("home")
+    stage.finished(RunStore(Settings(home=home)))
+    with serving(home) as address:
+        yield address
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:  # noqa: F811
+    yield from page_in(browser)
+
+
+def page_in(browser: Browser, **options: Any) -> Iterator[Page]:  # noqa: F811
+    """A page in a profile of its own, which counts how much its layout shifts."""
+    context = browser.new_context(viewport={"width": 1280, "height": 900}, **options)
+    context.set_default_timeout(WAIT)
+    context.add_init_script(SHIFTS)
+    yield context.new_page()
+    context.close()
+
+
+SHIFTS = """
+window.shifted = 0;
+window.whatShifted = [];
+new PerformanceObserver((list) => list.getEntries().forEach((entry) => {
+  if (entry.hadRecentInput) return;
+  window.shifted += entry.value;
+  for (const { node, previousRect: was, currentRect: now } of entry.sources) {
+    const name = node && (node.id || node.parentElement?.id || node.className);
+    window.whatShifted.push([name, entry.value, [was.y, was.height], [now.y, now.height]]);
+  }
+})).observe({ type: "layout-shift", buffered: true });
+"""
+
+
+def go(page: Page, address: str, path: str) -> None:
+    page.goto(f"{address}/{path}")
+    page.wait_for_selector(THERE[path])
+    if path == "":
+        page.wait_for_selector("#checks :is(li, .passed)", state="attached")
+
+
+# ------------------------------------------------------------------------------------- by axe
+
+
+class TestInABrowser:
+    pytestmark = in_browser
+
+    @pytest.mark.parametrize("path", list(THERE))
+    def test_axe_finds_nothing(self, place: str, page: Page, path: str) -> None:
+        """Wide and narrow, light and dark, with every fold open."""
+        axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+        go(page, place, path)
+        open_every_fold(page)
+        found = []
+        for scheme in ("light", "dark"):
+            for width in (1280, 390):
+                page.set_viewport_size({"width": width, "height": 900})
+                page.wait_for_timeout(300)  # colours fade into each other
+                for violation in axe.run(page).response["violations"]:
+                    nodes = [node["target"] for node in violation["nodes"]]
+                    found.append((scheme, width, violation["id"], violation["impact"], nodes[:4]))
+            page.set_viewport_size({"width": 1280, "height": 900})
+            page.click("#scheme")
+        assert found == []
+
+    @pytest.mark.parametrize("width", [1280, 390])
+    def test_nothing_jumps_while_a_page_comes_up(self, place: str, page: Page, width: int) -> None:
+        page.set_viewport_size({"width": width, "height": 844})
+        shifted = {}
+        for path in ("", "runs"):
+            go(page, place, path)
+            page.wait_for_timeout(500)
+            shifted[path or "train"] = page.evaluate("window.shifted")
+        assert max(shifted.values()) <= 0.1, shifted
+
+    # ------------------------------------------------------------------------ the keyboard
+
+    def test_from_the_address_bar_to_a_run_by_keyboard(self, place: str, page: Page) -> None:
+        go(page, place, "")
+        page.wait_for_selector("#launch:not([disabled])")
+        page.keyboard.press("Tab")
+        page.keyboard.press("Enter")  # skip to launch
+        tabs = 1 + tab_to(page, "#launch", 19)
+        page.keyboard.press("Enter")
+        page.wait_for_url("**/runs?run=*")
+        assert tabs <= 20
+        page.wait_for_selector("#stop, #cancel")
+        page.click("#stop, #cancel")
+
+    def test_to_an_answer_by_keyboard(self, place: str, page: Page) -> None:
+        page.goto(f"{place}/compare?adapter=example:pirate")
+        page.wait_for_selector("#message textarea")
+        tab_to(page, "#message", 8)
+        page.keyboard.type("Name the capital of France.")
+        assert page.input_value("#message textarea") == "Name the capital of France."
+
+    def test_radios_are_one_stop_and_arrows_choose(self, place: str, page: Page) -> None:
+        go(page, place, "")
+        page.focus("#example input:checked")
+        page.keyboard.press("ArrowRight")
+        page.wait_for_selector("#data-summary .data-name >> text=orders")
+        page.focus("#source input:checked")
+        assert tab_to(page, "#example", 3) == 1
+
+    def test_a_list_closes_when_its_field_is_left(self, place: str, page: Page) -> None:
+        go(page, place, "")
+        page.focus("#field-model-path input")
+        page.wait_for_selector("#step-model [role=option]")
+        page.keyboard.press("Tab")
+        page.wait_for_selector("[role=option] >> text=Phi-3-mini", state="detached")
+
+    # ------------------------------------------------------------------------ what is wrong
+
+    def test_a_wrong_number_is_marked_and_its_fold_leads_to_it(
+        self, place: str, page: Page
+    ) -> None:
+        go(page, place, "")
+        page.click("#numbers > button")
+        page.fill("#field-peft_config-r input", "0,5")
+        page.keyboard.press("Tab")
+        page.wait_for_selector("#field-peft_config-r input[aria-invalid=true]")
+        assert "decimal point" in page.inner_text("#field-peft_config-r .field-wrong")
+        page.wait_for_selector("#launch[disabled]")
+        page.click("#numbers > button")
+        page.click("#step-amount .step-toggle")
+        page.wait_for_selector("#step-amount.holds-wrong")
+        page.click("#checks button:has-text('Go to Rank')")
+        page.wait_for_function("document.activeElement.closest('#field-peft_config-r')")
+        page.keyboard.press("Control+a")
+        page.keyboard.type("8")
+        page.keyboard.press("Tab")
+        page.wait_for_selector("#launch:not([disabled])")
+        page.wait_for_selector("#field-peft_config-r:not(.wrong)")
+
+    def test_a_button_of_a_check_mends_it(self, place: str, page: Page) -> None:
+        go(page, place, "")
+        page.click("#numbers > button")
+        page.fill("#field-training_config-max_length input", "20")
+        page.keyboard.press("Tab")
+        page.click("#checks button.fix:has-text('Raise to')")
+        page.wait_for_function(
+            "Number(document.querySelector('#field-training_config-max_length input').value) > 40"
+        )
+        page.wait_for_selector("#checks .fix", state="detached")
+
+    def test_the_slider_writes_the_numbers_and_options_are_found(
+        self, place: str, page: Page
+    ) -> None:
+        go(page, place, "")
+        page.focus("#strength input[type=range]")
+        page.keyboard.press("ArrowRight")
+        page.wait_for_selector("#step-amount-line >> text=firm · 8 epochs, rank 32")
+        page.click("#options > button")
+        page.fill("#option-search", "neftune")
+        page.wait_for_selector("#field-training_config-neftune_noise_alpha:visible")
+        page.wait_for_selector("#field-training_config-optim", state="hidden")
+        page.fill("#option-search", "epochs")
+        page.click("#option-elsewhere button:text-is('Epochs')")
+        page.wait_for_function(
+            "document.activeElement.closest('#field-training_config-num_train_epochs')"
+        )
+
+    def test_what_was_typed_is_there_after_another_page(self, place: str, page: Page) -> None:
+        go(page, place, "")
+        page.click("#numbers > button")
+        page.fill("#field-training_config-num_train_epochs input", "7")
+        page.keyboard.press("Tab")
+        page.wait_for_selector("#step-amount-line >> text=7 epochs")
+        go(page, place, "runs")
+        go(page, place, "")
+        page.wait_for_selector("#step-amount-line >> text=7 epochs")
+
+    # ------------------------------------------------------------------------ small screens
+
+    def test_launch_never_leaves_a_phone(self, place: str, page: Page) -> None:
+        page.set_viewport_size({"width": 390, "height": 844})
+        go(page, place, "")
+        for place_on_page in (0, 400, 100_000):
+            page.evaluate("y => window.scrollTo(0, y)", place_on_page)
+            box = page.locator("#launch").bounding_box()
+            assert box is not None
+            assert 0 <= box["y"] <= 844 - box["height"]
+        page.click(".sheet-toggle")
+        page.wait_for_selector("#field-title input:visible")
+        page.keyboard.press("Escape")
+        page.wait_for_selector("#field-title input", state="hidden")
+
+    # ------------------------------------------------------------------------ languages
+
+    def test_the_browsers_language_and_another_that_is_chosen(
+        self,
+        place: str,
+        browser: Browser,  # noqa: F811
+    ) -> None:
+        for page in page_in(browser, locale="fr-FR"):
+            go(page, place, "")
+            page.wait_for_selector(f"#step-data h2 >> text={words_of('fr')['Data']}")
+            page.wait_for_selector(f"#launch >> text={words_of('fr')['Launch']}")
+            page.wait_for_selector(f"#field-model-path >> text={words_of('fr')['Base model']}")
+            assert page.evaluate("document.documentElement.lang") == "fr"
+            assert "Name the capital of Ukraine." in page.inner_text(".conversation pre")
+            page.select_option("#language", "ja")
+            page.wait_for_selector(f"#step-data h2 >> text={words_of('ja')['Data']}")
+            go(page, place, "runs")
+            assert page.evaluate("document.documentElement.lang") == "ja"
+
+
+def tab_to(page: Page, selector: str, most: int) -> int:
+    """Press Tab until the focus is within `selector`; how often that was."""
+    within = "selector => !!document.activeElement.closest(selector)"
+    for count in range(most + 1):
+        if page.evaluate(within, selector):
+            return count
+        page.keyboard.press("Tab")
+    raise AssertionError(f"{selector} is further than {most} Tabs")
+
+
+# --------------------------------------------------------------------------- without a browser
+
+
+@pytest.mark.parametrize("language", OTHERS)
+def test_every_language_has_every_word(language: str) -> None:
+    words = words_of(language)
+    assert set(words) == set(words_of(OTHERS[0]))
+    asked = {text for _, info in fields() for text in (info.title, info.description) if text}
+    assert sorted(asked - set(words)) == []
+    for text, said in words.items():
+        assert said.strip(), text
+        for kept in (r"\{\w+\}", r"`[^`]+`"):  # names in braces, and code
+            assert set(re.findall(kept, text)) == set(re.findall(kept, said)), text
+
+
+@pytest.mark.parametrize(
+    ("cookie", "accept", "language"),
+    [
+        ("", "", "en"),
+        ("", "fr-CH, fr;q=0.9, en;q=0.8", "fr"),
+        ("", "de, hu;q=0.7, en;q=0.9", "en"),
+        ("", "zh-Hant-MO", "zh-MO"),
+        ("", "zh-CN,zh;q=0.9", "en"),
+        ("", "it;q=x", "en"),
+        ("a=b; phi3lora-language=ja", "fr", "ja"),
+        ("phi3lora-language=../../etc", "fr", "fr"),
+        ('phi3lora-language="', "hu", "hu"),
+    ],
+)
+def test_a_language_is_chosen_or_the_browsers(cookie: str, accept: str, language: str) -> None:
+    assert language_of(cookie, accept) == language
+
+
+THEIRS = b"""<html><head><meta property="og:title" content="Gradio" />
+<meta
+  property="og:image"
+  content="https://raw.githubusercontent.com/gradio-app/gradio/main/x.png" />
+<meta name="twitter:description" content="Click to try out the app!" /></head>
+<script>gradio_config = {"version":"6","title":"phi3lora","space_id":null};</script></html>"""
+
+
+def test_a_page_has_its_own_name_and_nothing_of_gradios() -> None:
+    runs = head_of(THEIRS, "/runs/").decode()
+    assert runs.count("<title>") == 1
+    assert "<title>Runs · phi3lora</title>" in runs
+    assert "Gradio" not in runs
+    assert "Click to try" not in runs
+    own = head_of(THEIRS.replace(b'"phi3lora"', b'"ann/pirate"'), "/").decode()
+    assert "<title>ann/pirate</title>" in own
+    assert "phi3loraWords" in head_of(THEIRS, "/", "hu").decode()
+    assert b'href="./../../runs"' in missing_at("/a/b/c")
+
+
+@pytest.mark.browser
+@pytest.mark.slow
+def test_an_address_that_leads_nowhere_says_so(place: str) -> None:
+    request = urllib.request.Request(f"{place}/nothing/here", headers={"accept": "text/html"})
+    with pytest.raises(urllib.error.HTTPError) as missing:
+        urllib.request.urlopen(request, timeout=30)
+    assert missing.value.code == 404
+    assert "There is no such page" in missing.value.read().decode()
