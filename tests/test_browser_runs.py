@@ -118,7 +118,8 @@ def test_a_run_that_goes_on_is_followed_without_a_reload(place: Place) -> None:
         log.emit(Evaluated(step=81, loss=0.4))
     page.wait_for_selector("#run-head >> text=step 81 of 135")
     page.wait_for_function(
-        "document.querySelectorAll('#loss-chart .curve[data-name=\"held out\"] circle').length == 2"
+        "document.querySelectorAll('#loss-chart .curve[data-name^=\"held out,\"] circle').length"
+        " == 2"
     )
     assert "Correct next tokens" in page.inner_text("#run-head .facts")
     page.add_script_tag(content=f"window.away = true; {HIDE}")
@@ -157,7 +158,7 @@ def test_the_chart_zooms_scales_tells_and_is_taken_away(place: Place, tmp_path: 
     said = page.inner_text("#loss-chart .chart-said")
     assert said.startswith("step ")
     assert "training 0." in said
-    assert "held out 0." in said
+    assert "held out, mean of batches 0." in said
     labels = "#loss-chart svg text"
     whole = page.locator(labels).all_text_contents()
     page.check("#loss-chart [name=late]")
