@@ -15,6 +15,7 @@ import os
 import threading
 import time
 from dataclasses import asdict, dataclass, field, replace
+from math import sqrt
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -76,6 +77,17 @@ class Tally:
         """Share of the votes with a winner that the tuned model won; None without any."""
         decided = self.tuned + self.base
         return self.tuned / decided if decided else None
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Wilson's 95 % interval of the win rate (Wilson 1927); 0 to 1 without votes."""
+        decided, z = self.tuned + self.base, 1.96
+        if not decided:
+            return 0.0, 1.0
+        share, scale = self.tuned / decided, 1 + z * z / decided
+        middle = (share + z * z / (2 * decided)) / scale
+        spread = z * sqrt(share * (1 - share) / decided + (z / (2 * decided)) ** 2) / scale
+        return max(0.0, middle - spread), min(1.0, middle + spread)
 
 
 class VoteBook:

@@ -11,6 +11,7 @@ answers and limits, and how to load the result in ten lines that run.
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +166,12 @@ def _samples(facts: Facts) -> str:
     return "\n\n".join(parts)
 
 
+def prompts_of(card: str) -> list[str]:
+    """The held-out prompts that a card of ours shows."""
+    return [match.group(2) for match in _PROMPT.finditer(card)]
+
+
+_PROMPT = re.compile(r"\*\*Prompt\*\*\n\n(`{3,})text\n(.+?)\n\1", re.DOTALL)
 _SAMPLE = (("Prompt", "prompt"), ("Reference", "reference"), ("Base", "base"), ("Tuned", "tuned"))
 
 
