@@ -65,6 +65,8 @@ INSPECTION = SimpleNamespace(
     median=24,
     longest=300,
     lengths=array("I", [20, 24, 300]),
+    answers=None,
+    rejected_preview=[],
     preview=[
         [
             {"text": "<|user|>\n<script>alert(1)</script>", "supervised": False},

@@ -304,6 +304,10 @@ class Comparing:
         """Blind votes on an adapter."""
         return self._book.tally(adapter)
 
+    def votes(self, adapter: str) -> list[Vote]:
+        """The votes themselves; who may see what was said is `app.voting`'s to decide."""
+        return self._book.votes(adapter)
+
 
 class ComparingOne(Comparing):
     """One adapter and nothing else, whatever is named: for a comparison Space.

@@ -35,6 +35,16 @@ METRICS = {
     "rouge2": "rouge2",
     "rougeL": "rougeL",
 }
+# What the Hub lists models under, by how they were trained.
+METHOD_TAGS = {method: ("trl", method) for method in ("dpo", "kto", "orpo")}
+METHODS = {
+    "dpo": "direct preference optimization (DPO, [Rafailov et al. 2023](https://arxiv.org/abs/2305."
+    "18290))",
+    "kto": "Kahneman-Tversky optimization (KTO, [Ethayarajh et al. 2024](https://arxiv.org/abs/"
+    "2402.01306))",
+    "orpo": "odds ratio preference optimization (ORPO, [Hong et al. 2024](https://arxiv.org/abs/"
+    "2403.07691))",
+}
 VERDICTS = {
     "better": "On held-out rows the tuned model is **better** than its base.",
     "worse": "On held-out rows the tuned model is **worse** than its base.",
@@ -76,7 +86,7 @@ def metadata(facts: Facts, repo: str, merged: bool = False) -> str:
         library_name="transformers" if merged or facts.adapter == "none" else "peft",
         license=base.licence or None,
         pipeline_tag="text-generation",
-        tags=[MARK, "phi-3", "lora", "conversational"],
+        tags=[MARK, "phi-3", "lora", "conversational", *METHOD_TAGS.get(facts.method, ())],
         model_name=repo.rpartition("/")[2],
         eval_results=_results(facts) or None,
     )
@@ -105,10 +115,11 @@ def _results(facts: Facts) -> list[Any]:
 
 def _summary(facts: Facts, merged: bool) -> str:
     what = "A fine-tuned model" if merged or facts.adapter == "none" else "A LoRA adapter"
+    method = f"by {METHODS[facts.method]} " if facts.method in METHODS else ""
     verdict = VERDICTS.get(facts.verdict, "It was not compared with its base.")
     return (
-        f"{what} for {_link(facts.base, 'model')}, trained on {_link(facts.data, 'dataset')} with "
-        f"phi3lora. {verdict}{_chain(facts)}"
+        f"{what} for {_link(facts.base, 'model')}, trained on {_link(facts.data, 'dataset')} "
+        f"{method}with phi3lora. {verdict}{_chain(facts)}"
     )
 
 

@@ -42,11 +42,7 @@ class Ask:
 
     def options(self) -> Options:
         """How to sample. A field that was emptied has its default."""
-        given = {name: value for name, value in self.sampling.items() if value is not None}
-        for name, value in given.items():
-            whole = isinstance(getattr(Options, name), int)
-            if whole and isinstance(value, float) and value.is_integer():
-                given[name] = int(value)
+        given = sampled(list(self.sampling), list(self.sampling.values()))
         return Options((self.system or "").strip(), **given)
 
 
@@ -81,6 +77,16 @@ def another(options: Options, number: int) -> tuple[Options, str]:
     if options.temperature == 0:
         return replace(fresh, temperature=WARM), f"seed {fresh.seed}, temperature {WARM}"
     return fresh, f"seed {fresh.seed}"
+
+
+def sampled(names: list[str], values: list[Any]) -> dict[str, Any]:
+    """Settings that were given, whole numbers as such."""
+    given = {n: value for n, value in zip(names, values, strict=True) if value is not None}
+    for name, value in given.items():
+        whole = isinstance(getattr(Options, name), int)
+        if whole and isinstance(value, float) and value.is_integer():
+            given[name] = int(value)
+    return given
 
 
 class Stops:

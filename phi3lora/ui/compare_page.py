@@ -18,7 +18,6 @@ from phi3lora.app.application import Application
 from phi3lora.app.callers import Caller
 from phi3lora.app.comparing import Subject, about, draw_sides
 from phi3lora.chat.options import Options, Pair, Side
-from phi3lora.chat.votes import Vote
 from phi3lora.errors import DataError, Phi3LoraError
 from phi3lora.ui import show
 from phi3lora.ui.asking import LONGEST_IN_ADDRESS, Ask, Stops, another, from_address, unusual
@@ -290,8 +289,9 @@ class ComparePage(CompareParts):
         if turn is None or not turn.sides.pair or label not in VOTES:
             raise DataError("Ask both something first.")
         caller = self.app.callers.caller(session_of(request))
-        vote = Vote(chosen, turn.sides.pair, VOTES[label], turn.sides.left, turn.question)
-        self.app.comparing.vote(vote, caller)
+        left, right = (_talked(talk, side) for side in turn.sides.order)
+        options = Options(**turn.settings)
+        vote = self.app.voting.cast(chosen, turn.sides, VOTES[label], left, right, options, caller)
         said = vote.winner or ("tie" if vote.choice == "tie" else "both bad")
         talk = talk.with_last(replace(turn, hidden=False, vote=said))
         tally = game_line(talk, self.app.comparing.tally(chosen))
@@ -337,6 +337,13 @@ class ComparePage(CompareParts):
         self.undo.click(self.on_undo, self.before, [*cleared, self.undo], **quiet)
         for button in self.vote_buttons:
             button.click(self.on_vote, [button, self.talk, self.adapter], cleared, **quiet)
+
+
+def _talked(talk: Talk, side: Side) -> list[dict[str, Any]]:
+    """The conversation as one side had it, with its last answer."""
+    answer = talk.last.shown(side) if talk.last else None
+    said = [{"role": "assistant", "content": answer.text}] if answer else []
+    return [*talk.messages(side), *said]
 
 
 def drawn(talk: Talk) -> list[Any]:
