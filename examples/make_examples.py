@@ -63,6 +63,15 @@ def write_prompts(path: Path, pairs: list[Pair]) -> None:
     pq.write_table(pa.table({"prompt": list(asked), "completion": list(said)}), path)
 
 
+def write_preferences(path: Path, count: int = ROWS) -> None:
+    """JSON lines of `prompt`, `chosen` and `rejected`: a pirate's answer against the plain one."""
+    single = (q for q in sample("train", 3 * count) if len(q.messages) == 1)
+    rows = [
+        {"prompt": q.turns[0], "chosen": to_pirate(q.answer), "rejected": q.answer} for q in single
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows[:count]), "utf-8")
+
+
 NAMES = [
     "Ann",
     "Ben",
@@ -155,6 +164,7 @@ def write_all(folder: Path) -> None:
     write_sharegpt(folder / "pirate_sharegpt.json", pairs)
     write_instructions(folder / "pirate_instructions.csv", pairs)
     write_prompts(folder / "pirate_prompts.parquet", pairs)
+    write_preferences(folder / "pirate_preferences.jsonl")
     write_messages(folder / "orders.jsonl", order_pairs())
     write_messages(folder / "support.jsonl", ticket_pairs())
 

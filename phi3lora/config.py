@@ -21,7 +21,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
 from phi3lora.arguments import (
@@ -32,7 +32,17 @@ from phi3lora.arguments import (
 )
 from phi3lora.errors import ConfigError, Problem
 from phi3lora.legacy import translate, translate_fields
+from phi3lora.methods import (
+    BY_METHOD,
+    MEASURED,
+    DPOSection,
+    KTOSection,
+    Method,
+    ORPOSection,
+    method_conflicts,
+)
 from phi3lora.models.phi3 import GATE_UP, HEAD, PHI3, QKV
+from phi3lora.options import Section, option
 from phi3lora.problems import merged, problem_of, unknown_name
 from phi3lora.strict_yaml import read_yaml, shorten, write_yaml
 
@@ -41,8 +51,6 @@ PHI3_MINI = "microsoft/Phi-3-mini-4k-instruct"
 
 MODULE_NAME = re.compile(r"[A-Za-z0-9_.]+\Z")
 MOST_PROBLEMS = 50  # that are told at once
-# What an evaluation of the held-out rows measures, as metric_for_best_model may name it.
-MEASURED = ("loss", "mean_token_accuracy", "entropy")
 
 SCHEDULERS = Literal[
     "linear",
@@ -97,50 +105,6 @@ OPTIMIZERS = Literal[
     "paged_lion_32bit",
     "paged_lion_8bit",
 ]
-
-
-def option(
-    default: Any,
-    title: str,
-    help: str,
-    *,
-    own: bool = False,
-    examples: list[Any] | None = None,
-    **bounds: Any,
-) -> Any:
-    """A field of RunConfig: its default, its title, one line of help, and its bounds.
-
-    The help line is a whole sentence that is understood without the title. `own` marks a key that
-    is ours and not an argument of the library the section belongs to.
-    """
-    extra: dict[str, Any] = {"own": own}
-    factory = {"default_factory": default} if callable(default) else {"default": default}
-    return Field(
-        **factory,
-        title=title,
-        description=help,
-        examples=examples,
-        json_schema_extra=extra,
-        **bounds,
-    )
-
-
-def is_own(field: FieldInfo) -> bool:
-    """Whether the key is ours rather than an argument of the library."""
-    return bool(isinstance(field.json_schema_extra, dict) and field.json_schema_extra["own"])
-
-
-class Section(BaseModel):
-    """A part of RunConfig: unknown keys are errors, and so are values out of bounds."""
-
-    model_config = ConfigDict(
-        extra="forbid", validate_default=True, protected_namespaces=(), allow_inf_nan=False
-    )
-
-    def arguments(self) -> dict[str, Any]:
-        """The keys that the library behind this section takes, by its own names."""
-        own = {name for name, field in type(self).model_fields.items() if is_own(field)}
-        return self.model_dump(exclude=own)
 
 
 class ModelConfig(Section):
@@ -705,6 +669,11 @@ class TrainingConfig(Section):
         False, "Drop last batch", "Leaves out the last batch of an epoch if it is not full."
     )
 
+    @property
+    def order_seed(self) -> int:
+        """What the order of the rows depends on."""
+        return self.seed if self.data_seed is None else self.data_seed
+
     def arguments(self) -> dict[str, Any]:
         """Arguments of `trl.SFTConfig`; a schedule that needs an option has one."""
         options = schedule_options(
@@ -761,6 +730,12 @@ class RunConfig(Section):
     title: str = option(
         "", "Title", "Name of this run, as lists and the model card show it.", max_length=100
     )
+    method: Method = option(
+        "sft",
+        "Method",
+        "What is learnt: `sft` learns answers; `dpo`, `orpo` and `kto` learn which answers are "
+        "better than others.",
+    )
     adapter: Literal["peft", "loralib", "none"] = option(
         "peft",
         "Adapter layers",
@@ -786,6 +761,9 @@ class RunConfig(Section):
     data: DataConfig = Field(default_factory=DataConfig, title="Data")
     peft_config: PeftConfig = Field(default_factory=PeftConfig, title="Adapter")
     training_config: TrainingConfig = Field(default_factory=TrainingConfig, title="Training")
+    dpo_config: DPOSection = Field(default_factory=DPOSection, title="DPO")
+    kto_config: KTOSection = Field(default_factory=KTOSection, title="KTO")
+    orpo_config: ORPOSection = Field(default_factory=ORPOSection, title="ORPO")
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig, title="Evaluation")
     hub: HubConfig = Field(default_factory=HubConfig, title="Hub")
 
@@ -839,6 +817,17 @@ class RunConfig(Section):
     def result(self) -> str:
         """The folder of a finished run that holds what was trained: an adapter, or all weights."""
         return "model" if self.adapter == "none" else "adapter"
+
+    @property
+    def method_config(self) -> Section | None:
+        """The options of the chosen method; None for `sft`, whose options are the training's."""
+        name = BY_METHOD.get(self.method)
+        return getattr(self, name) if name else None
+
+    @property
+    def beta(self) -> float:
+        """By what log-probabilities become rewards in the chosen method; 1 where it has none."""
+        return float(getattr(self.method_config, "beta", 1.0))
 
     @property
     def effective_batch(self) -> int:
@@ -958,6 +947,8 @@ def _conflicts(config: RunConfig) -> Iterator[Problem]:
     yield from _training_conflicts(config.training_config)
     yield from _pattern_conflicts(config.peft_config)
     yield from _device_conflicts(config)
+    yield from _metric_conflicts(config)
+    yield from method_conflicts(config)
     if config.data.test_size == 0 and not config.data.test_split and needs_held_out(config):
         yield Problem(
             "data.test_size",
@@ -1142,13 +1133,15 @@ def _best_conflicts(training: TrainingConfig) -> Iterator[Problem]:
         yield from _unsaved_evaluations(training)
     if training.lr_scheduler_type == "reduce_lr_on_plateau" and training.eval_strategy == "no":
         yield Problem("training_config.lr_scheduler_type", watched)
-    metric = training.metric_for_best_model
-    if metric is not None and metric.removeprefix("eval_") not in MEASURED:
-        measured = ", ".join(f"eval_{name}" for name in MEASURED)
-        yield Problem(
-            "training_config.metric_for_best_model",
-            f"{shorten(metric)} is never measured; expected one of {measured}.",
-        )
+
+
+def _metric_conflicts(config: RunConfig) -> Iterator[Problem]:
+    """A figure that the method's evaluation does not have."""
+    metric, measured = config.training_config.metric_for_best_model, MEASURED[config.method]
+    if metric is not None and metric.removeprefix("eval_") not in measured:
+        known = ", ".join(f"eval_{name}" for name in measured)
+        message = f"{shorten(metric)} is never measured; expected one of {known}."
+        yield Problem("training_config.metric_for_best_model", message)
 
 
 def _unsaved_evaluations(training: TrainingConfig) -> Iterator[Problem]:

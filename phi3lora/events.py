@@ -91,6 +91,8 @@ class Step(Event):
     learning_rate: float | None = None
     grad_norm: float | None = None
     token_accuracy: float | None = None
+    reward_margin: float | None = None  # better less worse answers, where these are compared
+    reward_accuracy: float | None = None  # pairs whose better answer has the higher reward
     tokens: int = 0  # trained so far
     tokens_per_second: float | None = None
     seconds_left: float | None = None
@@ -104,6 +106,8 @@ class Evaluated(Event):
     step: int
     loss: float
     token_accuracy: float | None = None
+    reward_margin: float | None = None
+    reward_accuracy: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

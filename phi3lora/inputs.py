@@ -18,6 +18,7 @@ from typing import Any
 from phi3lora.config import RunConfig
 from phi3lora.errors import ChangedInputsError
 from phi3lora.files import write_whole
+from phi3lora.methods import BY_METHOD
 from phi3lora.versions import library_versions
 
 FILE = "inputs.json"
@@ -125,7 +126,9 @@ def _changes(first: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:
 def _options(config: RunConfig) -> Iterator[tuple[str, Any]]:
     values = config.model_dump(mode="json")
     yield "adapter", values["adapter"]
-    for section in ("model", "data", "peft_config", "training_config"):
+    yield "method", values["method"]
+    own = BY_METHOD.get(config.method)  # the other methods' options decide nothing
+    for section in ("model", "data", "peft_config", "training_config", *([own] if own else [])):
         for name, value in values[section].items():
             if f"{section}.{name}" not in ASIDE:
                 yield f"{section}.{name}", value

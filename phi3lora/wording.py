@@ -35,7 +35,9 @@ def describe(event: Event) -> str:
         case Step():
             return _step(event)
         case Evaluated():
-            return f"{words.HELD_OUT_LOSS}, at step {event.step}: {event.loss:.4f}"
+            margin = event.reward_margin
+            found = "" if margin is None else f", reward margin {margin:+.4f}"
+            return f"{words.HELD_OUT_LOSS}, at step {event.step}: {event.loss:.4f}{found}"
         case Saved():
             return f"saved step {event.step} in {event.path}"
         case Resumed():
@@ -71,6 +73,8 @@ def _step(event: Step) -> str:
     parts = [f"step {event.step}/{event.total_steps}"]
     if event.loss is not None:
         parts.append(f"loss {event.loss:.4f}")
+    if event.reward_margin is not None:
+        parts.append(f"reward margin {event.reward_margin:+.4f}")
     if event.learning_rate is not None:
         parts.append(f"learning rate {event.learning_rate:.2e}")
     if event.grad_norm is not None:

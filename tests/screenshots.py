@@ -18,7 +18,7 @@ from phi3lora.runs.queue import Queue
 from phi3lora.runs.store import ACTIVE, Run, RunStore
 from phi3lora.settings import Settings
 from tests import stage
-from tests.test_browser import REPOSITORY, find_chromium, serving
+from tests.test_browser import REPOSITORY, ask_both, find_chromium, serving
 
 FOLDER = REPOSITORY / "screenshots"
 SIZES = {"wide": (1440, 900), "phone": (390, 844)}
@@ -79,11 +79,7 @@ def pictures(
     page.wait_for_selector(".chip")
     if trained:
         for prompt in ("Name the capital of France.", "What is the opposite of hot?"):
-            page.fill("#message textarea", prompt)
-            page.keyboard.press("Enter")
-            page.wait_for_selector(f"#chat-right .user >> text={prompt}")
-            page.wait_for_selector(".answer-facts")
-            page.wait_for_selector("#stop-answer", state="hidden")
+            ask_both(page, prompt)
     take(page, f"compare-{name}")
     page.close()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -116,6 +117,7 @@ def dropped(tmp_path: Path) -> Path:
     return file
 
 
+SIDES = ("left", "right")
 STEP = """least => {
   const head = document.querySelector('#run-head');
   const found = head && head.innerText.match(/step ([0-9,]+) of/);
@@ -240,28 +242,69 @@ def test_the_whole_way(app: str, browser: Browser, dropped: Path) -> None:
     assert wrong == other_wrong == []
 
 
-def compare(page: Page) -> None:
-    """The Compare page: ask, and read two different answers; then blind, and vote."""
-    page.wait_for_url("**/compare?adapter=*")
-    page.fill("#message textarea", "Name the capital of France.")
+def ask_both(page: Page, question: str) -> tuple[str, str]:
+    """Ask on the Compare page; what stands left and right once both have ended."""
+    page.fill("#message textarea", question)
     page.keyboard.press("Enter")
-    page.wait_for_selector(".answer-facts")
-    base, tuned = (page.inner_text(f"{side} .bot") for side in ("#chat-left", "#chat-right"))
-    assert base.strip()
-    assert tuned.strip()
+    page.wait_for_selector(f"#now .turn:not(.demo) h2:text-is('{question}')")
+    page.wait_for_selector("#now [data-do=again]")
+    left, right = (page.inner_text(f"#now .said.{side} .prose") for side in SIDES)
+    return left.strip(), right.strip()
+
+
+def compare(page: Page) -> None:
+    """The Compare page: it shows an answer at once; ask; then blind, and vote; share; come back."""
+    page.wait_for_url("**/compare?adapter=*")
+    page.wait_for_selector("#now .turn.demo >> text=Kept with the run")
+    base, tuned = ask_both(page, "Name the capital of France.")
+    assert base
+    assert tuned
     assert base != tuned
+    box = page.locator("#message textarea").bounding_box()
+    assert box is not None
+    assert box["y"] + box["height"] < 900  # the question's field is in view
 
     page.click("#blind label")
-    page.wait_for_function("!document.querySelector('#chat-left .bot')")
-    page.click("#suggestions .chip >> nth=0")
-    page.wait_for_selector("#votes button:visible")
-    assert page.inner_text("#title-left").strip() == "Answer A"
+    ask_both(page, "Name the color of a cherry.")
+    assert page.inner_text("#now .said.left h3").strip().lower() == "answer a"
+    assert page.locator("#past .turn").count() == 1  # nothing was wiped
     page.click("#vote-left")
-    page.wait_for_selector("#tally >> text=1 blind votes")
-    assert {page.inner_text(f"#title-{side}").strip() for side in ("left", "right")} == {
-        "Base",
-        "Tuned",
-    }
+    page.wait_for_selector("#tally >> text=1 blind vote")
+    names = {page.inner_text(f"#now .said.{side} h3").split()[0].lower() for side in SIDES}
+    assert names == {"base", "tuned"}
+
+    page.click("#now [data-do=again] >> nth=0")
+    page.wait_for_selector("#now .tools >> text=2/2")
+    page.reload()  # and all of it is still there
+    page.wait_for_selector("#now .tools >> text=2/2")
+    page.click("#clear")
+    page.wait_for_selector("#now .turn", state="detached")
+    page.click("#undo-talk button")
+    page.wait_for_selector("#now h2 >> text=cherry")
+    with page.expect_download() as made:
+        page.click(".share summary")
+        page.click("[data-share=jsonl]")
+    rows = [json.loads(line) for line in Path(made.value.path()).read_text().splitlines()]
+    assert [row["prompt"] for row in rows][-1] == "Name the color of a cherry."
+    assert set(rows[0]) == {"prompt", "base", "tuned"}
+    with page.expect_download() as made:
+        page.click(".share summary")
+        page.click("[data-share=image]")
+    assert Path(made.value.path()).read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_link_asks_its_question(app: str, browser: Browser) -> None:
+    asked = "adapter=example%3Apirate&q=Who+is+%24%7B1%2B1%7D+%7B%7Bvalue%7D%7D%3F&seed=3"
+    page, wrong = open_page(browser, f"{app}/compare?{asked}")
+    page.wait_for_selector("#now .turn:not(.demo) h2:text-is('Who is ${1+1} {{value}}?')")
+    page.wait_for_selector("#now [data-do=again]")
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.click(".share summary")
+    page.click("[data-share=link]")
+    page.wait_for_selector(".shared >> text=copied")
+    link = page.evaluate("navigator.clipboard.readText()")
+    assert link == f"{app}/compare?{asked}"
+    assert wrong == []
 
 
 @pytest.mark.parametrize("path", ["", "runs", "compare"])

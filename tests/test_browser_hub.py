@@ -23,7 +23,13 @@ from phi3lora.runs.store import RunStore
 from phi3lora.settings import Settings
 from tests.fake_training import kill_all
 from tests.hub import LoopbackHub
-from tests.test_browser import browser, open_page, set_yaml, wait_for_status  # noqa: F401
+from tests.test_browser import (
+    ask_both,
+    browser,  # noqa: F401
+    open_page,
+    set_yaml,
+    wait_for_status,
+)
 from tests.test_hub_space import ask, running
 
 if TYPE_CHECKING:
@@ -134,6 +140,7 @@ def test_the_whole_way(place: Place, browser: Browser, tmp_path: Path) -> None: 
     )
     assert b"Edited by ann." in files["README.md"]
     assert place.hub.repo("space", COMPARISON).space["hardware"] == "zero-a10g"
+    assert b'launch("ann/by-ann")' in place.hub.files("space", COMPARISON)["app.py"]
     with running(place.hub, COMPARISON, tmp_path) as address:
         visitor, odd = open_page(browser, address)
         base, tuned = ask(visitor, "Where is the treasure?")
@@ -142,11 +149,7 @@ def test_the_whole_way(place: Place, browser: Browser, tmp_path: Path) -> None: 
 
     stranger, strange = open_page(browser, f"{place.address}/compare?adapter=ann/by-ann")
     stranger.wait_for_selector("#sign-in:has-text('Sign in')")
-    stranger.fill("#message textarea", "Where is the treasure?")
-    stranger.keyboard.press("Enter")
-    stranger.wait_for_selector(".answer-facts")
-    for side in ("left", "right"):
-        assert stranger.inner_text(f"#chat-{side} .bot").strip()
+    assert all(ask_both(stranger, "Where is the treasure?"))
     run_page = page.url
     stranger.goto(run_page)
     stranger.wait_for_selector("#run-head >> text=Sign in to see your runs")
@@ -187,7 +190,20 @@ def publish(page: Page) -> None:
     page.click("#publish")
     page.wait_for_function("document.querySelector('#repo textarea, #repo input')?.value")
     assert page.input_value("#repo >> css=textarea, input") == "ann/by-ann"
-    page.click("#card-fold > button")
+    page.wait_for_function("document.activeElement.closest('#repo')")
+    box = page.locator("#publish-card").bounding_box()
+    assert box is not None
+    assert box["y"] + box["height"] <= 900  # all of it is in view
+    page.wait_for_selector("#card-preview >> text=Base against tuned")
+    page.fill("#repo :is(textarea, input)", "bob/pocket-phi-3")
+    page.keyboard.press("Tab")
+    page.wait_for_selector("#may-not >> text=would belong to bob")
+    assert page.is_disabled("#send")
+    page.fill("#repo :is(textarea, input)", "ann/by-ann")
+    page.keyboard.press("Tab")
+    page.wait_for_selector("#send:not([disabled])")
+    page.click("#edit-card label")
+    page.wait_for_selector("#card textarea")
     card = page.input_value("#card textarea")
     assert "bob/pirate-talk" in card
     page.fill("#card textarea", card + "\nEdited by ann.\n")
@@ -196,8 +212,11 @@ def publish(page: Page) -> None:
     assert "PeftModel.from_pretrained" in page.inner_text("#published .snippet")
     assert page.get_attribute("#published .quiet-button", "href") == "compare?adapter=ann/by-ann"
     assert "ann has a free account: it may host 2 Gradio Spaces" in page.inner_text("#allowance")
+    page.fill("#repo :is(textarea, input)", "bob/pocket-phi-3")  # it is ann's that is deployed
     page.click("#deploy")
     page.wait_for_selector(f"#deployed >> text={COMPARISON}")
+    page.keyboard.press("Escape")
+    page.wait_for_selector("#publish-card", state="hidden")
 
 
 REFUSED = {

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.xdist_group("browser")]
+HELD_OUT = "held out, mean of batches"
 HIDE = "Object.defineProperty(document, 'hidden', {get: () => window.away})"
 
 
@@ -118,7 +119,8 @@ def test_a_run_that_goes_on_is_followed_without_a_reload(place: Place) -> None:
         log.emit(Evaluated(step=81, loss=0.4))
     page.wait_for_selector("#run-head >> text=step 81 of 135")
     page.wait_for_function(
-        "document.querySelectorAll('#loss-chart .curve[data-name=\"held out\"] circle').length == 2"
+        "name => document.querySelectorAll(`[data-name='${name}'] circle`).length == 2",
+        arg=HELD_OUT,
     )
     assert "Correct next tokens" in page.inner_text("#run-head .facts")
     page.add_script_tag(content=f"window.away = true; {HIDE}")
@@ -157,7 +159,7 @@ def test_the_chart_zooms_scales_tells_and_is_taken_away(place: Place, tmp_path: 
     said = page.inner_text("#loss-chart .chart-said")
     assert said.startswith("step ")
     assert "training 0." in said
-    assert "held out 0." in said
+    assert f"{HELD_OUT} 0." in said
     labels = "#loss-chart svg text"
     whole = page.locator(labels).all_text_contents()
     page.check("#loss-chart [name=late]")

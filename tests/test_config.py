@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from phi3lora.config import RunConfig, SliceConfig, fields, is_own, parse_setting
+from phi3lora.config import RunConfig, SliceConfig, fields, parse_setting
 from phi3lora.errors import ConfigError
+from phi3lora.options import is_own
 
 FRAGMENTS = {"of", "at", "in", "if", "as", "by", "for", "from", "such", "with", "another"}
 

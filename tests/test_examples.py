@@ -19,6 +19,7 @@ NAMES = (
     "orders.jsonl",
     "pirate.jsonl",
     "pirate_instructions.csv",
+    "pirate_preferences.jsonl",
     "pirate_prompts.parquet",
     "pirate_sharegpt.json",
     "support.jsonl",

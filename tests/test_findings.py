@@ -277,7 +277,7 @@ def test_the_panel_shows_escaped_rows_and_keeps_what_is_ticked(settings: Setting
     html = findings_html([Finding("cut", "Cut", "Cut.", 25, [hostile])])
     assert "&lt;script&gt;" in html
     assert "<script>" not in html
-    assert "7 of source 2" in html
+    assert "row 7 of source 2" in html
     assert "and 24 more" in html
     with gr.Blocks():
         panel = FindingsPanel(Application.open(settings), Fields())

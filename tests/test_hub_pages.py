@@ -129,10 +129,12 @@ def test_publishing_says_how_far_it_is_and_what_came_of_it(
     assert repo == "ann/pirate-2"
     assert text == draft
     assert "Loss" in text
-    renamed, _ = card.on_repo(run.id, "ann/parrot", text, draft, visit("hf_ann"))
+    renamed, *_ = card.on_repo(run.id, "ann/parrot", False, text, draft, visit("hf_ann"))
     assert "ann/parrot" in renamed
     edited = renamed + "\nMine.\n"
-    assert card.on_repo(run.id, "ann/x", edited, renamed, visit("hf_ann"))[0] == gr.skip()
+    assert card.on_repo(run.id, "ann/x", False, edited, renamed, visit("hf_ann"))[0] == gr.skip()
+    assert "Pirate" in publish.preview(text)
+    assert "<table>" in publish.preview(text)
     *progress, last = card.on_send(
         run.id, "ann/parrot", True, False, edited, renamed, visit("hf_ann")
     )
@@ -140,6 +142,7 @@ def test_publishing_says_how_far_it_is_and_what_came_of_it(
     assert "Published as" in last[0]
     assert 'href="compare?adapter=ann/parrot"' in last[0]
     assert last[2] == "ann/parrot-compare"
+    assert last[-1] == "ann/parrot"
     assert b"Mine." in ann.files("model", "ann/parrot")["README.md"]
     assert ann.repo("model", "ann/parrot").private
 
@@ -151,10 +154,14 @@ def test_publishing_is_for_owners_who_signed_in(ann: LoopbackHub, space: Applica
             card.on_open(run.id, who)
         with pytest.raises(gr.Error, match="There is no run"):
             list(card.on_send(run.id, "bob/x", False, False, "", "", who))
-    with pytest.raises(gr.Error, match="Sign in"):
-        list(card.on_deploy("ann/pirate", "ann/space-2", False, visit()))
-    with pytest.raises(gr.Error, match="would belong to bob"):
-        list(card.on_send(run.id, "bob/x", False, False, "", "", visit("hf_ann")))
+    assert "Sign in" in list(card.on_deploy("ann/pirate", "ann/space-2", False, visit()))[-1]
+    *_, refused = card.on_send(run.id, "bob/x", False, False, "", "", visit("hf_ann"))
+    assert "would belong to bob" in refused[0]
+    assert "progressbar" not in refused[0]  # nothing goes on moving after a refusal
+    *_, why, button = card.on_repo(run.id, "bob/x", False, "", "", visit("hf_ann"))
+    assert "would belong to bob" in why
+    assert button["interactive"] is False
+    assert card.on_repo(run.id, "bob/x", True, "", "", visit("hf_ann"))[-1]["interactive"]
     assert not [repo for repo in ann.store.repos.values() if repo.kind == "model"]
 
 

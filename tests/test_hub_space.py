@@ -320,10 +320,9 @@ def ask(page: Any, question: str) -> tuple[str, str]:
     page.wait_for_selector(".chip")  # the page has been filled
     page.fill("#message textarea", question)
     page.keyboard.press("Enter")
-    page.wait_for_selector("#answer-status .answer-facts span:nth-child(2)", state="attached")
-    left, right = (
-        page.locator(f"#chat-{side} .bot").last.inner_text() for side in ("left", "right")
-    )
+    page.wait_for_selector(f"#now .turn:not(.demo) h2:text-is('{question}')")
+    page.wait_for_selector("#now [data-do=again]")
+    left, right = (page.inner_text(f"#now .said.{side} .prose") for side in ("left", "right"))
     return left, right
 
 

@@ -28,6 +28,8 @@ LAYERS = {
     "strict_yaml": 0,
     "arguments": 0,
     "problems": 0,
+    "options": 1,
+    "methods": 1,
     "legacy": 1,
     "config": 1,
     "recipes": 1,

@@ -12,6 +12,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
+from trl import DPOConfig
 
 from phi3lora.training.fast import tested
 from phi3lora.training.fast.attention import PACKED
@@ -32,10 +33,15 @@ def test_each_patch_is_named_and_undone() -> None:
     model = small_model()
     base = model.get_base_model()
     before = base.config._attn_implementation
-    with patched(model, arguments()) as names:
-        assert names == [patch.name for patch in PATCHES] == ["attention", "loss", "layers"]
-        assert base.config._attn_implementation == PACKED
-        assert "forward" in vars(base)
+    pairs = DPOConfig("unused", use_cpu=True)
+    put_in = set()
+    for args, wanted in ((arguments(), "loss"), (pairs, "answers")):
+        with patched(model, args) as names:
+            assert names == ["attention", wanted, "layers"]
+            assert base.config._attn_implementation == PACKED
+            assert "forward" in vars(base)
+        put_in |= set(names)
+    assert put_in == {patch.name for patch in PATCHES}
     assert base.config._attn_implementation == before == "sdpa"
     assert not [module for module in model.modules() if "forward" in vars(module)]
 

@@ -12,10 +12,12 @@ import pytest
 
 from phi3lora.checks import Check
 from phi3lora.config import RunConfig
+from phi3lora.data.preparation import prepare
 from phi3lora.errors import ConfigError
 from phi3lora.lora.folder import WEIGHTS
 from phi3lora.models import hardware
 from phi3lora.models.hardware import Hardware
+from phi3lora.models.loading import load_tokenizer
 from phi3lora.settings import Settings
 from phi3lora.training import preflight as module
 from phi3lora.training.preflight import Preflight, blocking, preflight
@@ -119,6 +121,18 @@ def test_disk(monkeypatch: Any, settings: Settings, free: int, level: str) -> No
     usage = namedtuple("usage", "total used free")(2 * free, free, free)
     monkeypatch.setattr(module.shutil, "disk_usage", lambda folder: usage)
     assert check(preflight(config(), settings), "Disk").level == level
+
+
+def test_a_limit_beyond_the_base_is_cut_with_a_notice_and_a_remedy(
+    rows: Path, settings: Settings
+) -> None:
+    wanted = config(rows, training_config__max_length=4096)
+    found = check(preflight(wanted, settings), "Model")
+    assert found.level == "amber"
+    assert "pocket reads 2,048 tokens; longer conversations are cut there" in found.found
+    assert [fix.values for fix in found.fixes] == [{"training_config.max_length": 2048}]
+    prepared = prepare(wanted, load_tokenizer("pocket"))
+    assert any("The base reads 2,048 tokens" in notice for notice in prepared.notices)
 
 
 def test_an_earlier_inspection_is_not_made_again(monkeypatch: Any, settings: Settings) -> None:

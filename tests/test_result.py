@@ -98,13 +98,16 @@ def test_the_runs_page_offers_a_whole_model(store: RunStore, settings: Settings)
     app = Application.open(settings)
     with gr.Blocks() as demo:
         page = runs_page.build(app, demo)
-    values = runs_show.show_run(run, app.views.view(run), None)
-    assert all(values[name]["visible"] for name in ("compare", "prepare", "publish"))
-    archive = page.on_download(run.id, SimpleNamespace())["value"]
-    assert Path(archive).name == f"model-{run.id}.zip"
+    values = runs_show.show_run(run, app.views.view(run), None, on_space=False)
+    assert all(values[name]["visible"] for name in ("compare", "publish"))
+    assert "adapter" in values["menu"]
+    event = SimpleNamespace(_data={"take": "adapter"})
+    *_, (_, made) = page.downloads.on_take(run.id, SimpleNamespace(), event)
+    archive = Path(made["value"])
+    assert archive.name == f"model-{run.id}.zip"
     assert "model.safetensors" in zipfile.ZipFile(archive).namelist()
     assert check_publishable(run) == run.result.folder
-    assert compare_show.adapter_choices(app.comparing.runs(Caller()))[1][1] == run.id
+    assert compare_show.adapter_choices(app.comparing.runs(Caller()))[0][1] == run.id
 
 
 def test_a_whole_model_answers_beside_its_base(settings: Settings, store: RunStore) -> None:

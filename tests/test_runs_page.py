@@ -135,7 +135,7 @@ def test_the_verdict_stands_over_the_figures(app: Any) -> None:  # noqa: F811
     page = page_of(runs_page, app)
     head = show(page, stage.finished(app.launching.store))["head"]
     assert head.index("Better than its base") < head.index("<dl")
-    assert "loss 3.41 → 0.32" in head
+    assert "loss by token 3.41 → 0.32" in head
     assert 'data-title="Finished · Pirate"' in head
     running = show(page, stage.running(app.launching.store))["head"]
     assert 'data-title="52 % · Pirate, rank 32"' in running

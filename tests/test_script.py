@@ -88,6 +88,19 @@ CASES: dict[str, dict[str, Any]] = {
         "training_config.optim": "paged_adamw_8bit",
         "training_config.max_steps": 2,
     },
+    "DPO, held near the base": {
+        "data.path": "example:pirate_preferences",
+        "method": "dpo",
+        "training_config.eval_strategy": "steps",
+        "training_config.eval_steps": 2,
+    },
+    "KTO of pairs": {"data.path": "example:pirate_preferences", "method": "kto"},
+    "ORPO with every weight": {
+        "data.path": "example:pirate_preferences",
+        "method": "orpo",
+        "adapter": "none",
+        "training_config.learning_rate": 1e-4,
+    },
     "every weight": {
         "data.path": "example:pirate_sharegpt",
         "adapter": "none",
@@ -406,6 +419,9 @@ EVERYTHING: list[dict[str, Any]] = [
     {"peft_config.init_lora_weights": "pissa", "training_config.tf32": True},
     {"peft_config.init_lora_weights": "gaussian", "peft_config.slices": {"k": False}},
     {"model.adapter": "ann/pirate"},
+    {"method": "dpo"},
+    {"method": "kto", "data.test_size": 0},
+    {"method": "orpo"},
 ]
 
 

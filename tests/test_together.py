@@ -16,11 +16,13 @@ from safetensors.torch import load_file
 
 from phi3lora.config import POCKET, RunConfig
 from phi3lora.errors import ConfigError, RunError
+from phi3lora.recipes import launch_files
 from phi3lora.runs.life import holder
 from phi3lora.runs.queue import Queue
 from phi3lora.runs.store import Run, RunStore, open_run
 from phi3lora.runs.worker import lock_one, lock_several, turn
 from phi3lora.settings import Settings
+from phi3lora.training import processes
 from phi3lora.training.launcher import as_launched, sharing
 from phi3lora.training.trainer import train
 from tests import fake_training
@@ -252,6 +254,18 @@ def test_the_config_follows_the_launcher() -> None:
     assert as_launched(RunConfig(), fsdp).distributed == "fsdp2"
     deepspeed = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}
     assert sharing(deepspeed) == "zero3"
+
+
+@pytest.mark.parametrize("way", launch_files())
+def test_our_configurations_are_read_as_accelerate_launch_reads_them(
+    way: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29555"}
+    monkeypatch.setattr(os, "environ", environment)
+    processes.prepare(way, 2)
+    assert sharing(environment) == way
+    assert as_launched(RunConfig(), {**environment, **LAUNCHED}).distributed == way
+    assert environment["MASTER_PORT"] == "29555", "that is where the processes meet"
 
 
 @pytest.mark.parametrize(

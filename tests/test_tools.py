@@ -105,6 +105,13 @@ def test_the_shapes_are_one_conversation(row: dict[str, Any]) -> None:
         read(row, PLAIN)
 
 
+def test_a_call_as_the_last_answer_is_an_answer() -> None:
+    row = {"messages": OPENAI["messages"][:3], "tools": [TOOL]}
+    assert read(row, Writes(tools=True)) == MESSAGES[:3]
+    with pytest.raises(Unusable, match=TOOLS):
+        read(row, PLAIN)
+
+
 @pytest.mark.parametrize("name", [name for name in KINDS if name not in TAKES])
 def test_a_template_that_takes_no_tools_gets_none_of_them(name: str) -> None:
     tokenizer = tokenizer_of(KINDS[name])

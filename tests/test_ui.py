@@ -20,7 +20,7 @@ import pytest
 from phi3lora import words
 from phi3lora.app.application import Application
 from phi3lora.app.callers import Caller, Callers, Session, check_may_train
-from phi3lora.app.comparing import Comparing, Sides, Subject
+from phi3lora.app.comparing import Comparing, Subject
 from phi3lora.app.datasets import Datasets, Parts, Suggestion
 from phi3lora.app.launching import Launching
 from phi3lora.app.models import Models
@@ -38,7 +38,7 @@ from phi3lora.runs.permission import check_paths
 from phi3lora.serve.operations import Operations
 from phi3lora.settings import Settings
 from phi3lora.training.preflight import Preflight
-from phi3lora.ui import compare_page, runs_page, train_page
+from phi3lora.ui import runs_page, train_page
 from phi3lora.ui.app import build
 from phi3lora.ui.guard import Guard, Rules
 from phi3lora.ui.widgets import SPECS, shown, texts_told, told
@@ -65,6 +65,8 @@ INSPECTION = SimpleNamespace(
     median=24,
     longest=300,
     lengths=array("I", [20, 24, 300]),
+    answers=None,
+    rejected_preview=[],
     preview=[
         [
             {"text": "<|user|>\n<script>alert(1)</script>", "supervised": False},
@@ -759,202 +761,6 @@ def test_code_made_on_a_space_names_no_path_of_the_machine(tmp_path: Path) -> No
     recipe = load_recipe("pocket")[0]
     file = publishing.code(recipe, "script", tmp_path / "train.py", Caller("ann"))
     assert str(Path(__file__).parent.parent) not in file.read_text()
-
-
-# ----------------------------------------------------------------------------------- Compare
-
-
-def ask(
-    page: Any,
-    adapter: str,
-    blind: bool = False,
-    sides: Sides = Sides(),  # noqa: B008
-    left: Any = (),
-    right: Any = (),
-    session: str = "tab",
-) -> list[dict[str, Any]]:
-    """Every frame of an answer, by the names of what it changes."""
-    names = (
-        "message",
-        "left_title",
-        "right_title",
-        "left",
-        "right",
-        "sides",
-        "status",
-        "stop",
-        "votes",
-    )
-    frames = page.on_ask(
-        request(session),
-        "Who?",
-        list(left),
-        list(right),
-        adapter,
-        blind,
-        sides,
-        "Be brief.",
-        0.5,
-        0.9,
-        64,
-        7,
-        50,
-        0.1,
-        1.2,
-    )
-    return [dict(zip(names, frame, strict=True)) for frame in frames]
-
-
-def test_both_columns_stream_and_end(app: Any) -> None:
-    page = page_of(compare_page, app)
-    run = stage.finished(app.launching.store)
-    frames = ask(page, run.id)
-    assert [frame["left"][-1]["content"] for frame in frames] == [
-        "…",
-        "…",
-        "The",
-        "The end.",
-        "The end.",
-    ]
-    last = frames[-1]
-    assert last["right"] == [
-        {"role": "user", "content": "Who?"},
-        {"role": "assistant", "content": "Arr, the end!"},
-    ]
-    assert "3 tokens" in last["status"]
-    assert "5 tokens, cut" in last["status"]
-    assert [visible(frames[1]["stop"]), visible(last["stop"])] == [True, False]
-    subject, base, tuned, options = app.comparing.asked
-    assert subject.result == run.result.folder
-    assert subject.base.path == "pocket"
-    assert options == Options("Be brief.", 0.5, 0.9, 64, 7, 50, 0.1, 1.2)
-    assert base == tuned == [{"role": "user", "content": "Who?"}]
-
-
-def test_who_asks_before_the_page_has_loaded_gets_the_adapter_of_the_address(
-    app: Any,
-) -> None:
-    page = page_of(compare_page, app)
-    run = stage.finished(app.launching.store)
-    stage.finished(app.launching.store, "Newer")
-    values = ("Who?", [], [], None, False, Sides(), "", 0.0, 1.0, 64, 0, 0, 0.0, 1.0)
-    list(page.on_ask(request(adapter=run.id), *values))
-    assert app.comparing.asked[0].name == "Pirate"
-    list(page.on_ask(request(), *values))
-    assert app.comparing.asked[0].name == "Newer"
-
-
-def test_each_column_keeps_its_own_conversation(app: Any) -> None:
-    page = page_of(compare_page, app)
-    run = stage.finished(app.launching.store)
-    left = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
-    right = [
-        {"role": "user", "content": [{"type": "text", "text": "Hi"}]},
-        {"role": "assistant", "content": [{"type": "text", "text": "Ahoy"}]},
-    ]
-    ask(page, run.id, left=left, right=right)
-    _, base, tuned, _ = app.comparing.asked
-    assert [turn["content"] for turn in base] == ["Hi", "Hello", "Who?"]
-    assert [turn["content"] for turn in tuned] == ["Hi", "Ahoy", "Who?"]
-
-
-def test_without_an_adapter_the_base_answers_alone(app: Any) -> None:
-    page = page_of(compare_page, app)
-    last = ask(page, "")[-1]
-    assert last["left"][-1]["content"] == "The end."
-    assert last["right"] == []
-
-
-def test_blind_hides_the_names_until_the_vote(app: Any, monkeypatch: Any) -> None:
-    page = page_of(compare_page, app)
-    run = stage.finished(app.launching.store)
-    monkeypatch.setattr("secrets.choice", lambda sides: "tuned")
-    last = ask(page, run.id, blind=True)[-1]
-    assert "Base" not in last["left_title"] + last["right_title"]
-    assert last["left"][-1]["content"] == "Arr, the end!"
-    assert visible(last["votes"])
-    left, right, row, tally = page.on_vote(
-        "A is better", last["left"], last["sides"], run.id, request()
-    )
-    assert "Tuned" in left
-    assert "Base" in right
-    assert not visible(row)
-    assert "tuned wins 100 %" in tally
-    with pytest.raises(gr.Error, match="voted on already"):
-        page.on_vote("Tie", last["left"], last["sides"], run.id, request())
-
-
-def test_sides_stay_while_a_blind_conversation_goes_on(app: Any, monkeypatch: Any) -> None:
-    page = page_of(compare_page, app)
-    run = stage.finished(app.launching.store)
-    monkeypatch.setattr("secrets.choice", lambda sides: "base")
-    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ahoy"}]
-    last = ask(page, run.id, blind=True, sides=Sides("tuned", "one"), left=turns, right=turns)[-1]
-    assert last["sides"].left == "tuned"
-    assert last["sides"].pair not in ("", "one")
-
-
-def test_stop_reaches_this_session_alone(app: Any) -> None:
-    page = page_of(compare_page, app)
-    mine, theirs = page.stops.begin("mine"), page.stops.begin("theirs")
-    page.on_stop(request("mine"))
-    assert mine.is_set()
-    assert not theirs.is_set()
-
-
-def test_somebody_elses_adapter_cannot_be_asked(app: Any, settings: Settings) -> None:
-    page = page_of(compare_page, app)
-    run = stage.finished(app.launching.store)
-    app.callers.name = "eve"
-    app.comparing.settings = Settings(home=settings.home, space_id="ann/space")
-    with pytest.raises(gr.Error, match="one of your finished runs"):
-        ask(page, run.id)
-    with pytest.raises(gr.Error, match="one of your finished runs"):
-        ask(page, str(run.result.folder))
-
-
-def test_a_folder_can_be_named_on_ones_own_machine(app: Any) -> None:
-    page = page_of(compare_page, app)
-    folder = stage.finished(app.launching.store).folder / "adapter"
-    (folder / "adapter_model.safetensors").touch()
-    assert app.comparing.subject(str(folder), Caller()).base.path == "pocket"
-    with pytest.raises(gr.Error, match="no folder of that name"):
-        ask(page, "/nowhere")
-
-
-def test_finished_runs_are_offered_without_a_restart(app: Any) -> None:
-    page = page_of(compare_page, app)
-    assert [value for _, value in page.on_pulse("", request())[0]["choices"]] == [""]
-    run = stage.finished(app.launching.store)
-    assert [value for _, value in page.on_pulse("", request())[0]["choices"]] == ["", run.id]
-
-
-def test_opening_takes_the_adapter_from_the_address_and_loads(app: Any) -> None:
-    page = page_of(compare_page, app)
-    first, second = (
-        stage.finished(app.launching.store),
-        stage.finished(app.launching.store, "Second"),
-    )
-    frames = list(page.on_open(request(adapter=first.id)))
-    assert frames[0][0]["value"] == first.id
-    assert 'data-prompt="Say &quot;hi&quot; &lt;now&gt;"' in frames[0][1]
-    assert "Loading the model" in frames[1][-1]
-    assert next(iter(page.on_open(request())))[0]["value"] == second.id
-
-
-def test_retry_takes_the_last_question_back(app: Any) -> None:
-    page = page_of(compare_page, app)
-    turns = [
-        {"role": role, "content": text}
-        for role, text in (("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"))
-    ]
-    assert page.on_retry(turns, turns) == ["c", turns[:2], turns[:2]]
-
-
-def test_an_empty_question_is_not_asked(app: Any) -> None:
-    page = page_of(compare_page, app)
-    with pytest.raises(gr.Error, match="Type a question"):
-        list(page.on_ask(request(), "  ", [], [], "", False, Sides(), "", 0, 1, 64, 0, 0, 0, 1))
 
 
 # ------------------------------------------------------------------------------- the whole app

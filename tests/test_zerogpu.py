@@ -14,7 +14,9 @@ from typing import Any
 import pytest
 
 from phi3lora.config import RunConfig
+from phi3lora.errors import RunError
 from phi3lora.events import Resumed, Saved, Stage, Step
+from phi3lora.runs.preparing import get_ready
 from phi3lora.runs.store import Run, RunStore
 from phi3lora.settings import Settings
 from tests.hub import LoopbackHub
@@ -188,18 +190,16 @@ def test_a_slice_that_is_too_long_for_an_account_is_cut(
     assert {grant.seconds for grant in scheduler.grants} == {30}
 
 
-def test_what_cannot_be_prepared_costs_nothing(
-    scheduler: LoopbackScheduler, settings: Settings, tmp_path: Path
+def test_what_cannot_be_prepared_is_said_before_a_device_is_lent(
+    settings: Settings, tmp_path: Path
 ) -> None:
     rows = tmp_path / "rows.jsonl"
     rows.write_text("{ this is no JSON\n" * 40)
     run = RunStore(settings).create(config(**{"data.path": str(rows)}))
-    process = driven(scheduler, settings, run, 60)
-    assert process.wait(120) == 0
-    run = run.refresh()
-    assert run.status == "failed"
-    assert "rows.jsonl" in run.message
-    assert scheduler.grants == []
+    with pytest.raises(RunError, match=r"rows\.jsonl"):
+        get_ready(run, settings, None)
+    run.stop_file.touch()
+    assert get_ready(run, settings, None) is False, "who stops it does not wait for it"
 
 
 def test_the_app_reports_that_it_has_a_function_for_the_gpu(

@@ -18,6 +18,7 @@ from phi3lora.app.models import Models
 from phi3lora.app.preflights import PreflightPool, Preflights
 from phi3lora.app.publishing import Publishing
 from phi3lora.app.views import Follower
+from phi3lora.app.voting import Voting
 from phi3lora.runs.bin import expire
 from phi3lora.runs.queue import Queue
 from phi3lora.runs.store import RunStore
@@ -64,6 +65,11 @@ class Application:
             views,
             preflights,
         )
+
+    @property
+    def voting(self) -> Voting:
+        """What can be done with the votes of whatever is compared here."""
+        return Voting(self.settings, self.comparing, self.datasets, self.launching)
 
     def sweep(self) -> None:
         """Remove what killed processes left behind, and runs that were in the bin for 30 days."""

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from phi3lora import words
 from phi3lora.app.callers import Caller, Callers
 from phi3lora.app.views import Follower
 from phi3lora.app.working import Put, in_thread
@@ -74,6 +75,15 @@ class Subject:
     kind: Kind = "base"
     name: str = "base"
     system_messages: SystemMessages = "merge"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A held-out prompt, and both answers."""
+
+    prompt: str
+    base: str
+    tuned: str
 
 
 BASE_ALONE = Subject(ModelConfig())
@@ -172,6 +182,12 @@ class Comparing:
         if len(prompts) < FEW:
             prompts += pocket.prompts()
         return prompts
+
+    def kept_answers(self, name: str, caller: Caller) -> Sample | None:
+        """A held-out prompt with what both said to it, from the run's report; None without one."""
+        run = self._own(name, caller)
+        folder = pocket.PIRATE if name == BUNDLED else run.folder if run else None
+        return best_sample(folder / "report.json") if folder else None
 
     # Answers
 
@@ -288,6 +304,10 @@ class Comparing:
         """Blind votes on an adapter."""
         return self._book.tally(adapter)
 
+    def votes(self, adapter: str) -> list[Vote]:
+        """The votes themselves; who may see what was said is `app.voting`'s to decide."""
+        return self._book.votes(adapter)
+
 
 class ComparingOne(Comparing):
     """One adapter and nothing else, whatever is named: for a comparison Space.
@@ -311,6 +331,26 @@ class ComparingOne(Comparing):
                 self._subject = super().subject(self.repo, owner, self._revision)
                 self._callers.listed_bases.add(self._subject.base.path)
             return self._subject
+
+    def suggestions(self, name: str, caller: Caller) -> list[str]:
+        """The held-out prompts of its card; else those of the pocket world."""
+        try:
+            result = self.subject(name, caller).result
+        except Phi3LoraError:
+            result = None  # why it cannot be had is said where it is loaded
+        prompts = _prompts_on_card(result) if result else []
+        return prompts or super().suggestions(name, caller)
+
+
+def _prompts_on_card(folder: Path) -> list[str]:
+    """Held-out prompts on the card beside a result, short ones."""
+    from phi3lora.hub.card import prompts_of
+
+    try:
+        card = (folder / "README.md").read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return []
+    return [prompt for prompt in prompts_of(card) if len(prompt) <= LONGEST_PROMPT]
 
 
 def with_calls(content: str, tool_calls: list[dict[str, Any]]) -> str:
@@ -380,12 +420,51 @@ def _base_on_card(folder: Path) -> str:
     return str(named)
 
 
-def held_out_prompts(report: Path) -> list[str]:
-    """Prompts of a report's samples, short ones of one turn."""
+def read_report(report: Path) -> dict[str, Any]:
+    """A report's values; nothing where there is none that can be read."""
     try:
         values = json.loads(report.read_text(encoding="utf-8"))
     except (OSError, ValueError):
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
+def best_sample(report: Path) -> Sample | None:
+    """The short held-out prompt on which tuned gained most; None where it gained nothing."""
+    for row in read_report(report).get("gained") or []:
+        sample = Sample(*(str(row.get(name, "")) for name in ("prompt", "base", "tuned")))
+        if 0 < len(sample.prompt) <= LONGEST_PROMPT and sample.base and sample.tuned:
+            return sample
+    return None
+
+
+def about(subject: Subject) -> list[str]:
+    """What is compared, in a few words: size, base, and the report's verdict."""
+    if subject.result is None:
         return []
+    base = subject.base.path
+    files = [file for file in subject.result.glob("*.safetensors") if file.is_file()]
+    size = words.size(sum(file.stat().st_size for file in files))
+    kinds = {"adapter": f"LoRA {size} on {base}", "loralib": f"loralib {size} on {base}"}
+    found = [kinds.get(subject.kind, f"{size}, trained from {base}")]
+    for folder in (subject.result, subject.result.parent):
+        report = read_report(folder / "report.json")
+        if verdict := VERDICTS.get(str(report.get("verdict"))):
+            found.append(f"{verdict} on {words.counted(report.get('rows', 0), 'held-out row')}")
+            break
+    return found
+
+
+VERDICTS = {
+    "better": "better than its base",
+    "worse": "worse than its base",
+    "cannot tell": "not to be told from its base",
+}
+
+
+def held_out_prompts(report: Path) -> list[str]:
+    """Prompts of a report's samples, short ones of one turn."""
+    values = read_report(report)
     samples = [*values.get("gained", []), *values.get("lost", [])]
     prompts = [str(sample.get("prompt", "")) for sample in samples]
     return [prompt for prompt in dict.fromkeys(prompts) if 0 < len(prompt) <= LONGEST_PROMPT]

@@ -91,6 +91,15 @@ class Publishing:
 
         return draft_card(run.folder, repo, caller.token, merged)
 
+    def check_name(self, repo: str, pull_request: bool, caller: Caller) -> None:
+        """Whether this account may publish there, before anything is sent. Raises HubError."""
+        from phi3lora.hub.upload import check_owner, check_token, full_name
+
+        caller.needed_token(SIGN_IN)
+        if who := caller.identity():
+            check_token(who)
+            check_owner(full_name(repo, who), who, pull_request)
+
     def push(
         self,
         run: Run,

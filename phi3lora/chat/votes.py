@@ -4,7 +4,8 @@
     book.record(Vote(adapter="runs/pirate", pair="8f2c…", choice="left", left="tuned"))
     book.tally("runs/pirate").win_rate
 
-The file is only ever appended to. Who voted is not kept.
+The file is only ever appended to. Who voted is not kept; what was said is, where the voter agreed
+or sits at their own machine: such votes are rows to train on (`Vote.row`).
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ import os
 import threading
 import time
 from dataclasses import asdict, dataclass, field, replace
+from math import sqrt
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from phi3lora.chat.options import Side
 from phi3lora.errors import RunError
@@ -35,6 +37,10 @@ class Vote:
         left: who stood on the left.
         prompt: the question, for whoever reads the file.
         time: seconds since 1970.
+        left_said, right_said: the whole conversation of each side, its last turn the answer that
+            was voted on; empty where the voter did not agree to have it kept.
+        settings: how both were sampled.
+        model: the base that both stand on.
     """
 
     adapter: str
@@ -43,6 +49,10 @@ class Vote:
     left: Side
     prompt: str = ""
     time: float = field(default_factory=time.time)
+    left_said: list[dict[str, str]] = field(default_factory=list)
+    right_said: list[dict[str, str]] = field(default_factory=list)
+    settings: dict[str, Any] = field(default_factory=dict)
+    model: str = ""
 
     @property
     def winner(self) -> Side | None:
@@ -51,6 +61,26 @@ class Vote:
             return None
         right: Side = "base" if self.left == "tuned" else "tuned"
         return self.left if self.choice == "left" else right
+
+    @property
+    def order(self) -> tuple[Side, Side]:
+        """Who stood left and right."""
+        return ("base", "tuned") if self.left == "base" else ("tuned", "base")
+
+    def row(self) -> dict[str, Any] | None:
+        """The vote as a row of the format `comparison`; None where what was said was not kept."""
+        if not self.left_said or not self.right_said:
+            return None
+        names = {"base": self.model or "base", "tuned": self.adapter}
+        return {
+            "conversation_a": self.left_said,
+            "conversation_b": self.right_said,
+            "winner": {"left": "a", "right": "b"}.get(self.choice, self.choice),
+            "model_a": names[self.order[0]],
+            "model_b": names[self.order[1]],
+            "settings": self.settings,
+            "time": round(self.time),
+        }
 
 
 @dataclass(frozen=True)
@@ -76,6 +106,23 @@ class Tally:
         """Share of the votes with a winner that the tuned model won; None without any."""
         decided = self.tuned + self.base
         return self.tuned / decided if decided else None
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Wilson's 95 % interval of the win rate (Wilson 1927); 0 to 1 without votes."""
+        decided, z = self.tuned + self.base, 1.96
+        if not decided:
+            return 0.0, 1.0
+        share, scale = self.tuned / decided, 1 + z * z / decided
+        middle = (share + z * z / (2 * decided)) / scale
+        spread = z * sqrt(share * (1 - share) / decided + (z / (2 * decided)) ** 2) / scale
+        return max(0.0, middle - spread), min(1.0, middle + spread)
+
+    @property
+    def verdict(self) -> Literal["better", "worse", "cannot tell"]:
+        """Whether the interval leaves a half on one side."""
+        low, high = self.interval
+        return "better" if low > 0.5 else "worse" if high < 0.5 else "cannot tell"
 
 
 class VoteBook:
@@ -109,6 +156,19 @@ class VoteBook:
                 raise RunError("These two answers were voted on already. Ask something new.")
             line = json.dumps(asdict(vote), ensure_ascii=False).encode() + b"\n"
             file.write(line if _ends_whole(file.tell(), self._path) else b"\n" + line)
+
+    def votes(self, adapter: str) -> list[Vote]:
+        """All votes on an adapter, in order, one for each pair of answers."""
+        try:
+            lines = self._path.read_bytes().splitlines()
+        except FileNotFoundError:
+            return []
+        found: dict[str, Vote] = {}
+        for line in lines:
+            vote = _parse(line)
+            if vote is not None and vote.adapter == adapter:
+                found.setdefault(vote.pair, vote)
+        return list(found.values())
 
     def tally(self, adapter: str) -> Tally:
         """What people thought of an adapter."""

@@ -136,6 +136,7 @@ class Talk:
         blind: bool,
     ) -> None:
         self._comparing, self._caller, self._subject = application.comparing, caller, subject
+        self._voting = application.voting
         self._name, self._options, self._blind = name, options, blind
         self._base: list[dict[str, str]] = []
         self._tuned: list[dict[str, str]] = []
@@ -180,18 +181,29 @@ class Talk:
         titles = ("A", "B") if self._blind else order
         last = print_pair(self._answers(prompt), order, titles)
         if self._blind:
-            self._vote(prompt, sides)
+            self._vote(sides, last)
         return last
 
-    def _vote(self, prompt: str, sides: Any) -> None:
+    def _vote(self, sides: Any, last: Pair) -> None:
         """Ask which answer is better, count it, and say whose they were."""
-        from phi3lora.chat.votes import Vote
         from phi3lora.cli.terminal import print_line
 
         said = _read_line("better: a, b, t (tie), n (neither), or Enter to skip: ").lower()
         if choice := VOTES.get(said[:1]):
-            vote = Vote(self._name, sides.pair, choice, sides.left, prompt)  # type: ignore[arg-type]
-            self._comparing.vote(vote, self._caller)
+            asked = {"base": self._base, "tuned": self._tuned}
+            left, right = (
+                [*asked[side], {"role": "assistant", "content": getattr(last, side)}]
+                for side in sides.order
+            )
+            self._voting.cast(
+                self._name,
+                sides,
+                choice,  # type: ignore[arg-type]
+                left,
+                right,
+                self._options,
+                self._caller,
+            )
         print_line(f"A was {sides.order[0]}, B was {sides.order[1]}.\n")
 
 

@@ -50,6 +50,12 @@ def inspect(
     system_prompt: Annotated[
         str | None, typer.Option(help="Put this before conversations that have no system prompt.")
     ] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(
+            help="What would be learnt: sft for answers; dpo, orpo or kto to compare them."
+        ),
+    ] = None,
     model: Annotated[
         str | None, typer.Option(help="The base whose tokens are counted; no weights are read.")
     ] = None,
@@ -117,6 +123,7 @@ def inspect(
         "data.columns": pairs("--column", column),
         "data.roles": pairs("--role", role),
         "data.system_prompt": system_prompt,
+        "method": method,
         "model.path": model,
         "training_config.max_length": max_length,
         "data.more": [_mixed(one) for one in more or ()] or None,
@@ -133,7 +140,7 @@ def inspect(
     if as_json:
         print_json(figures)
         return
-    preview = figures.pop("preview")
+    preview, rejected = figures.pop("preview"), figures.pop("rejected_preview", [])
     figures.pop("findings", None)
     figures["sources"] = [
         f"{one.label}: {one.used:,} rows an epoch ({one.share:.0%} of the tokens)"
@@ -142,9 +149,12 @@ def inspect(
     figures |= {"format": f"{found.format}: {found.reason}"}
     figures["columns_not_read"] = found.unread_in_words
     print_figures({name: value for name, value in figures.items() if name != "unread"})
-    for pieces in preview:
+    for place, pieces in enumerate(preview):
         print_line()
         print_conversation(pieces)
+        if rejected and rejected[place]:
+            print_line("instead of")
+            print_conversation(rejected[place])
     if findings or likelihood:
         print_findings(listed)
 

@@ -222,7 +222,7 @@ def print_findings(findings: Sequence[Finding]) -> None:
         console.print(Text(finding.meaning, style="dim"))
         for one in finding.rows[:FOUND_ROWS]:
             asked = f"{one.asked} → " if one.asked else ""
-            console.print(Text(f"  row {one.row}: {one.why}. {asked}{one.answer}"))
+            console.print(Text(f"  {one.place}: {one.why}. {asked}{one.answer}"))
         if finding.count > FOUND_ROWS:
             console.print(f"  and {finding.count - FOUND_ROWS:,} more; --json lists all")
         console.print()

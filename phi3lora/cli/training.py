@@ -154,7 +154,7 @@ def train(
         tell(f"{run.folder} holds this very run, finished.")
         return
     tell(f"Run {run.id} in {run.folder.resolve()}")
-    _follow(run, begin, as_json)
+    follow(run, begin, as_json)
 
 
 def _what_to_train(name: str | None, start: str | None, changes: list[str] | None) -> RunConfig:
@@ -174,7 +174,7 @@ def _bytes_of(file: Path) -> int:
     return file.stat().st_size if file.is_file() else 0
 
 
-def _follow(run: Run, begin: int, as_json: bool) -> None:
+def follow(run: Run, begin: int, as_json: bool) -> None:
     """Show a run to its end, and end as it does. Ctrl-C asks it to stop; twice leaves it."""
     from phi3lora.cli.terminal import show_progress
 

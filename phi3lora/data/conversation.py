@@ -82,6 +82,14 @@ class Conversation:
     changes: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Judgement:
+    """A better and a worse answer to one prompt, or one answer that is called good or bad."""
+
+    better: Conversation | None
+    worse: Conversation | None
+
+
 def is_learnt(message: Message) -> bool:
     """Whether a turn is an answer that carries loss."""
     return message["role"] == "assistant" and message.get("weight", 1) != 0

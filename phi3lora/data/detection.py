@@ -10,6 +10,7 @@ What detection gets wrong is put right by naming columns and roles:
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from phi3lora.data.cells import ROLE_KEYS, ROLES, first_key, has_thoughts, text_of, turns_in
 from phi3lora.data.conversation import (
@@ -17,6 +18,7 @@ from phi3lora.data.conversation import (
     UNTHOUGHT,
     Conversation,
     Detected,
+    Judgement,
     Message,
     Role,
     Row,
@@ -27,10 +29,19 @@ from phi3lora.data.conversation import (
 from phi3lora.data.formats import FORMATS, PARTS
 from phi3lora.data.shape import Columns, Format, Seen
 from phi3lora.errors import DataError
+from phi3lora.methods import JUDGED, PAIRED
 
 MOST_COLUMNS = 2_000
 _LABELLED = ("label", "labels")
 _BAD = ("false", "False", "FALSE")
+# How answers are called good and bad where they are judged.
+_GOOD_WORDS = {"true", "1", "good", "desirable", "thumbs_up", "up"}
+_BAD_WORDS = {"false", "0", "-1", "bad", "undesirable", "thumbs_down", "down"}
+_WANTED = {
+    "dpo": "a better and a worse answer (such as columns `chosen` and `rejected`)",
+    "orpo": "a better and a worse answer (such as columns `chosen` and `rejected`)",
+    "kto": "answers with a `label` that is true or false, or a better and a worse answer",
+}
 
 
 # Detection
@@ -43,6 +54,7 @@ def detect(
     format: str = "auto",
     mapping: Mapping[str, str] | None = None,
     roles: Mapping[str, Role] | None = None,
+    method: str = "sft",
 ) -> Detected:
     """Say how rows hold conversations, from their columns and the first few of them.
 
@@ -52,6 +64,7 @@ def detect(
         format: one of the formats, or `auto`.
         mapping: our name → column, where detection is wrong.
         roles: the rows' role names → ours, where they are not in use elsewhere.
+        method: of the training; those that learn from preferences want rows that hold some.
 
     Raises:
         DataError: nothing fits, or the mapping names a column that does not exist.
@@ -59,11 +72,20 @@ def detect(
     mapping = dict(mapping or {})
     _check_columns(columns, mapping)
     for candidate in _candidates(format, mapping):
-        seen = Seen(columns, rows, mapping, chosen=format == candidate.name)
+        seen = Seen(columns, rows, mapping, format == candidate.name, method in JUDGED)
         found = candidate.match(seen)
         if found is not None:
-            return _described(candidate, seen, found, roles or {}, format)
-    raise DataError(_nothing_fits(columns, format, mapping))
+            described = _described(candidate, seen, found, roles or {}, format)
+            if _is_judged(candidate, described, method):
+                return described
+    raise DataError(_nothing_fits(columns, format, mapping, method))
+
+
+def _is_judged(format: Format, detected: Detected, method: str) -> bool:
+    """Whether rows say what the method learns from."""
+    if method not in JUDGED or format.sides:
+        return True
+    return method not in PAIRED and "label" in detected.columns
 
 
 def _check_columns(columns: Sequence[str], mapping: Mapping[str, str]) -> None:
@@ -116,7 +138,8 @@ def _label(seen: Seen, found: Columns) -> Columns:
     if column is None or ("label" not in found and column in found.values()):
         return {}
     values = {str(value).lower() for value in seen.values(column) if value is not None}
-    return {"label": column} if values and values <= {"true", "false"} else {}
+    known = _GOOD_WORDS | _BAD_WORDS if seen.judged else {"true", "false"}
+    return {"label": column} if values and values <= known else {}
 
 
 def _roles_in(seen: Seen, column: str | None) -> dict[str, str]:
@@ -156,7 +179,15 @@ def _choices(format: Format, seen: Seen, found: Columns) -> list[str]:
     return notices
 
 
-def _nothing_fits(columns: Sequence[str], format: str, mapping: Mapping[str, str]) -> str:
+def _nothing_fits(
+    columns: Sequence[str], format: str, mapping: Mapping[str, str], method: str
+) -> str:
+    if method in _WANTED:
+        return (
+            f"method {method} learns from {_WANTED[method]}; the columns are {_names(columns)}. "
+            "Say which column holds what with data.columns, such as `messages: good_answer` and "
+            "`rejected: bad_answer`, or set method to sft."
+        )
     formats = [FORMATS[format]] if format != "auto" else list(FORMATS.values())
     wanted = ", or ".join(dict.fromkeys(" and ".join(one.required) for one in formats))
     asked = "" if format == "auto" else f" for the format {format!r}"
@@ -216,3 +247,34 @@ def _put_first(system: str, messages: list[Message]) -> None:
         messages[0]["content"] = system
     elif not any(message["role"] == "system" for message in messages):
         messages.insert(0, {"role": "system", "content": system})
+
+
+def judge_row(
+    row: Row,
+    detected: Detected,
+    system_prompt: str | None = None,
+    *,
+    join: bool = True,
+    writes: Writes = PLAIN,
+) -> list[Judgement]:
+    """What a row says of its answers, mostly one thing; arguments as for `read_row`.
+
+    Raises:
+        Unusable: with the reason, in words that can be counted.
+    """
+    columns = {name: column for name, column in detected.columns.items() if name != "label"}
+
+    def answer(**side: str) -> Conversation:
+        read = replace(detected, columns={**columns, **side})
+        return read_row(row, read, system_prompt, join=join, writes=writes)
+
+    if sides := FORMATS[detected.format].sides:
+        return [
+            Judgement(*(answer(messages=side) if side else None for side in pair))
+            for pair in sides(row, detected.columns)
+        ]
+    said = text_of(row.get(detected.columns["label"])).strip().lower()
+    if said not in _GOOD_WORDS | _BAD_WORDS:
+        raise Unusable("no label that says whether the answer is good")
+    found = answer()
+    return [Judgement(found, None) if said in _GOOD_WORDS else Judgement(None, found)]

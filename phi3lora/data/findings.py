@@ -71,6 +71,11 @@ class FoundRow:
     asked: str
     answer: str
 
+    @property
+    def place(self) -> str:
+        """`row 17`, or `row 17 of source 2` where it is not of the first one."""
+        return f"row {self.row}" + (f" of source {self.source + 1}" if self.source else "")
+
 
 @dataclass(frozen=True)
 class Finding:

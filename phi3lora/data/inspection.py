@@ -21,7 +21,8 @@ from phi3lora.data.findings import KINDS, Finding, Why, find, found_row
 from phi3lora.data.hub_rows import Tell
 from phi3lora.data.mixing import Share, leave_out, nothing_left, shares_in_words, used_of
 from phi3lora.data.plan import HeldOut, held_out, parts_of
-from phi3lora.data.reading import Kept, Recipe, Tally, read, recipe_for
+from phi3lora.data.preferences import Answers, JudgedTally, answers_of, read_rows, tally_for
+from phi3lora.data.reading import Kept, Recipe, Tally, recipe_for
 from phi3lora.data.rendering import Segment, segments
 from phi3lora.data.similar import signatures, text_of
 from phi3lora.data.sources import Count, Source, not_applicable, open_source
@@ -56,6 +57,9 @@ class Inspection:
         held_out: what is kept out of training: `nothing`, `rows` or a `split`.
         complete: False when a limit ended the reading, so that there may be more rows.
         detected: format, columns, roles and reason.
+        rejected_preview: of the rows of `preview`, the worse answers, as segments; empty where a
+            row has none. Only where answers are judged.
+        answers: what there is to compare, where answers are judged.
         shares: what each source gives to an epoch, where there are several.
         drawn: rows that an epoch uses for each that is kept, by the weights of the sources; and
             `drawn_tokens`, likewise.
@@ -82,6 +86,8 @@ class Inspection:
     expected: Count | None = None
     read: int = 0
     held_out: HeldOut = "rows"
+    rejected_preview: list[list[Segment]] = field(default_factory=list)
+    answers: Answers | None = None
     shares: list[Share] = field(default_factory=list)
     drawn: float = 1.0
     drawn_tokens: float = 1.0
@@ -128,6 +134,8 @@ class Inspection:
             "preview",
         )
         found = {name: getattr(self, name) for name in names}
+        if self.answers is not None:
+            found |= {"answers": asdict(self.answers), "rejected_preview": self.rejected_preview}
         if self.shares:
             found["sources"] = [asdict(share) for share in self.shares]
         if self.findings:
@@ -215,7 +223,7 @@ def _look(
 ) -> _Look:
     """Read one source; `keep` its conversations. Raises DataError where none can be used."""
     recipe = recipe_for(config, source)
-    tally, shown = Tally(), list[Kept]()
+    tally, shown = tally_for(recipe), list[Kept]()
     rows, supervised = array("Q"), array("I")
     conversations: list[list[Message]] = []
     place: list[tuple[int, float | None]] = []
@@ -224,10 +232,10 @@ def _look(
         place[:] = [(tally.read, share)]
         progress(share)
 
-    for batch in read(source.rows(told, limit), recipe, tokenizer, tally):
+    for batch in read_rows(source.rows(told, limit), recipe, tokenizer, tally):
         shown += batch[: preview - len(shown)]
         rows.extend(kept.row for kept in batch)
-        supervised.extend(sum(kept.rendered.supervised) for kept in batch)
+        supervised.extend(kept.supervised for kept in batch)
         if keep or config.data.leave_out:
             conversations += [kept.messages for kept in batch]
     if not tally.kept:
@@ -318,7 +326,21 @@ def _together(config: RunConfig, tokenizer: Any, looks: list[_Look], findings: b
         drawn=sum(share.used for share in shares) / kept,
         drawn_tokens=sum(share.tokens for share in shares) / int(tokens.sum()),
         findings=_findings(looks, found) if findings else [],
+        rejected_preview=[
+            _rejected(tokenizer, kept)
+            for look in looks
+            for kept in look.shown
+            if isinstance(look.tally, JudgedTally)
+        ],
+        answers=answers_of(tallies),
     )
+
+
+def _rejected(tokenizer: Any, kept: Kept) -> list[Segment]:
+    """The worse answer as segments; none where the row has one answer."""
+    if kept.rejected is None or kept.rejected_rendered is None:
+        return []
+    return segments(tokenizer, kept.rejected_rendered, kept.rejected)
 
 
 def _expected(looks: list[_Look]) -> Count | None:

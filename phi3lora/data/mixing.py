@@ -159,13 +159,13 @@ def conversations_of(table: Dataset) -> Iterator[Any]:
 
 
 def lengths_of(table: Dataset) -> np.ndarray:
-    """Tokens of each row, from the offsets alone."""
+    """Tokens of each row, from the offsets alone; of both answers where it has two."""
     import pyarrow.compute
 
-    values: np.ndarray = pyarrow.compute.list_value_length(
-        table.data.column("input_ids")
-    ).to_numpy()
-    return values
+    names = {"input_ids", "rejected_input_ids"} & set(table.column_names)
+    columns = (pyarrow.compute.list_value_length(table.data.column(name)) for name in names)
+    total: np.ndarray = sum(column.to_numpy() for column in columns)
+    return total
 
 
 def shares_of(plan: DataPlan, tables: Sequence[Dataset], chosen: Chosen) -> list[Share]:

@@ -40,12 +40,14 @@ from phi3lora.data.mixing import (
     shares_of,
 )
 from phi3lora.data.plan import NOTHING_HELD_OUT, DataPlan, check_held_out, plan_data
-from phi3lora.data.reading import MOVED, Kept, Recipe, Tally, read, recipe_for
-from phi3lora.data.rendering import length_limit
+from phi3lora.data.preferences import read_rows, tally_for
+from phi3lora.data.reading import MOVED, Kept, Recipe, recipe_for
+from phi3lora.data.rendering import Rendered, length_limit
 from phi3lora.data.similar import signatures, text_of
 from phi3lora.data.sources import Source
 from phi3lora.errors import DataError
 from phi3lora.files import damage_of, describe, write_whole
+from phi3lora.methods import JUDGED, PAIRED
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -60,8 +62,11 @@ class Prepared:
     """What will be trained and what is held out.
 
     Attributes:
-        train: columns `input_ids` and `labels` (-100 where a token carries no loss).
-        conversations: `messages` of the trained rows, in the same order.
+        train: columns `input_ids` and `labels` (-100 where a token carries no loss); where answers
+            are judged also `rejected_input_ids`, `rejected_labels` (empty for one answer) and
+            `good`.
+        conversations: `messages` of the trained rows, in the same order; with `rejected` and
+            `good` likewise.
         test: the same with `messages`, for the evaluation; None if nothing is held out.
         rows: rows read, of both splits where there are two.
         dropped: reason → rows.
@@ -233,6 +238,8 @@ def _fingerprint(source: Source, recipe: Recipe, tokenizer: Any) -> str:
         tokenizer.chat_template,
         hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
     ]
+    if recipe.method in JUDGED:
+        parts.append("judged" if recipe.method in PAIRED else recipe.method)
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 
@@ -243,9 +250,9 @@ def _write_set(
     unfinished = place.with_name(f"{place.name}.{uuid.uuid4().hex[:8]}.part")
     unfinished.mkdir()
     try:
-        tally = Tally()
-        batches = read(source.rows(progress), recipe, tokenizer, tally)
-        _write_table(unfinished / "rows.arrow", batches)
+        tally = tally_for(recipe)
+        batches = read_rows(source.rows(progress), recipe, tokenizer, tally)
+        _write_table(unfinished / "rows.arrow", batches, recipe.method in JUDGED)
         if not tally.kept:
             raise tally.nothing_kept(source.label, recipe.detected)
         info = {
@@ -264,43 +271,66 @@ def _write_set(
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def _write_table(path: Path, batches: Iterator[list[Kept]]) -> None:
+def _write_table(path: Path, batches: Iterator[list[Kept]], judged: bool = False) -> None:
     """Append batch after batch to an Arrow stream."""
     import pyarrow as pa
 
     turn = {"role": pa.string(), "content": pa.string(), "weight": pa.int8(), "tools": pa.string()}
     message = pa.struct(turn)
-    schema = pa.schema(
-        {
-            "input_ids": pa.list_(pa.int32()),
-            "labels": pa.list_(pa.int32()),
-            "messages": pa.list_(message),
-            "row": pa.int64(),
-            "prompt": pa.int64(),
-            "supervised": pa.int32(),
+    columns = {
+        "input_ids": pa.list_(pa.int32()),
+        "labels": pa.list_(pa.int32()),
+        "messages": pa.list_(message),
+        "row": pa.int64(),
+        "prompt": pa.int64(),
+        "supervised": pa.int32(),
+    }
+    if judged:
+        columns |= {
+            "rejected_input_ids": pa.list_(pa.int32()),
+            "rejected_labels": pa.list_(pa.int32()),
+            "rejected": pa.list_(message),
+            "good": pa.bool_(),
         }
-    )
+    schema = pa.schema(columns)
     with path.open("wb") as file, pa.ipc.new_stream(file, schema) as stream:
         for batch in batches:
-            stream.write_batch(pa.record_batch(_columns(batch), schema=schema))
+            values = [*_columns(batch), *(_judged_columns(batch) if judged else ())]
+            stream.write_batch(pa.record_batch(values, schema=schema))
 
 
 def _columns(batch: list[Kept]) -> list[Any]:
-    """The columns of a batch; ids and labels go through numpy, ten times faster than row by row."""
-    import pyarrow as pa
-
-    lengths = [len(kept.rendered.input_ids) for kept in batch]
-    ends = np.cumsum([0, *lengths], dtype=np.int32)
-    total = int(ends[-1])
-    ids = np.fromiter(chain.from_iterable(k.rendered.input_ids for k in batch), np.int32, total)
-    mask = np.fromiter(chain.from_iterable(k.rendered.supervised for k in batch), np.bool_, total)
+    """The columns of a batch."""
     return [
-        pa.ListArray.from_arrays(ends, ids),
-        pa.ListArray.from_arrays(ends, np.where(mask, ids, -100).astype(np.int32)),
+        *_tokens([kept.rendered for kept in batch]),
         [kept.messages for kept in batch],
         [kept.row for kept in batch],
         [prompt_hash(kept.messages) for kept in batch],
-        [sum(kept.rendered.supervised) for kept in batch],
+        [kept.supervised for kept in batch],
+    ]
+
+
+def _judged_columns(batch: list[Kept]) -> list[Any]:
+    """What is known of the worse answers; none of a row is an empty one."""
+    nothing = Rendered([], [])
+    return [
+        *_tokens([kept.rejected_rendered or nothing for kept in batch]),
+        [kept.rejected or [] for kept in batch],
+        [kept.good for kept in batch],
+    ]
+
+
+def _tokens(rendered: list[Rendered]) -> list[Any]:
+    """Ids and labels, through numpy: ten times faster than row by row."""
+    import pyarrow as pa
+
+    ends = np.cumsum([0, *(len(one.input_ids) for one in rendered)], dtype=np.int32)
+    total = int(ends[-1])
+    ids = np.fromiter(chain.from_iterable(one.input_ids for one in rendered), np.int32, total)
+    mask = np.fromiter(chain.from_iterable(one.supervised for one in rendered), np.bool_, total)
+    return [
+        pa.ListArray.from_arrays(ends, ids),
+        pa.ListArray.from_arrays(ends, np.where(mask, ids, -100).astype(np.int32)),
     ]
 
 
@@ -420,14 +450,18 @@ def _counted(
     known = np.unique(_column(first, "prompt")[train_rows])
     asked = _column(last, "prompt")[test_rows]
     lengths = lengths_of(first)
+    tokens, texts = ["input_ids", "labels"], ["messages"]
+    if "rejected" in first.column_names:
+        tokens += ["rejected_input_ids", "rejected_labels", "good"]
+        texts += ["rejected", "good"]
     dropped: dict[str, int] = {}
     for one in sets:
         for reason, number in one.dropped.items():
             dropped[reason] = dropped.get(reason, 0) + number
     return Prepared(
-        train=train.select_columns(["input_ids", "labels"]),
-        conversations=train.select_columns(["messages"]),
-        test=test.select_columns(["input_ids", "labels", "messages"]) if len(test) else None,
+        train=train.select_columns(tokens),
+        conversations=train.select_columns(texts),
+        test=test.select_columns(list(dict.fromkeys([*tokens, *texts]))) if len(test) else None,
         rows=sum(one.rows for one in sets),
         dropped=dropped,
         train_tokens=int(lengths[train_rows].sum()),

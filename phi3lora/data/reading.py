@@ -50,11 +50,24 @@ _ROWS, _CHARACTERS = 1000, 1 << 21  # a batch ends with whichever comes first
 
 
 class Kept(NamedTuple):
-    """A row that is used; `row` is its number in the source, from 0."""
+    """A row that is used; `row` is its number in the source, from 0.
+
+    Where answers are judged, `rejected` is the worse answer to the same prompt, as a conversation;
+    `good` is False where there is one answer, and that a bad one.
+    """
 
     row: int
     messages: list[Message]
     rendered: Rendered
+    rejected: list[Message] | None = None
+    rejected_rendered: Rendered | None = None
+    good: bool = True
+
+    @property
+    def supervised(self) -> int:
+        """Tokens that carry loss, in both answers where there are two."""
+        sides = (self.rendered, self.rejected_rendered)
+        return sum(sum(side.supervised) for side in sides if side is not None)
 
 
 @dataclass(frozen=True)
@@ -67,6 +80,7 @@ class Recipe:
     join_turns: bool = True
     threads: str = "best"
     system_messages: SystemMessages = "merge"
+    method: str = "sft"
 
 
 @dataclass
@@ -116,7 +130,12 @@ def recipe_for(config: RunConfig, source: Source) -> Recipe:
     """
     data: DataConfig = config.data
     detected = detect(
-        source.columns, source.head, format=data.format, mapping=data.columns, roles=data.roles
+        source.columns,
+        source.head,
+        format=data.format,
+        mapping=data.columns,
+        roles=data.roles,
+        method=config.method,
     )
     return Recipe(
         detected,
@@ -125,6 +144,7 @@ def recipe_for(config: RunConfig, source: Source) -> Recipe:
         data.join_turns,
         data.threads,
         data.system_messages,
+        config.method,
     )
 
 

@@ -30,12 +30,14 @@ class Seen:
         rows: the first of them.
         mapping: our name → column, as chosen.
         chosen: whether this very format was.
+        judged: whether a better and a worse answer are wanted, or which answers are good.
     """
 
     columns: Sequence[str]
     rows: Sequence[Row]
     mapping: Mapping[str, str] = field(default_factory=dict)
     chosen: bool = False
+    judged: bool = False
 
     def values(self, column: str) -> Iterator[Any]:
         """What the first rows hold there."""
@@ -52,6 +54,8 @@ class Seen:
 
 
 Reader = Callable[[Row, Detected, Writes], list[Message]]
+# Of a row, the column of its better and that of its worse answer to one prompt; None for neither.
+Side = tuple[str | None, str | None]
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,8 @@ class Format:
         reason: why, where "… hold …" would not do.
         gather: makes one row of several that belong together.
         inferred: whether `auto` may choose it.
+        sides: which columns hold a row's better and worse answers, where it has both; each pair of
+            columns is read as `messages` in turn.
     """
 
     name: str
@@ -85,6 +91,7 @@ class Format:
     reason: Callable[[Seen, Columns], str] | None = None
     gather: Callable[[Iterable[Row], Detected, str], Iterator[Row]] | None = None
     inferred: bool = True
+    sides: Callable[[Row, Columns], list[Side]] | None = None
 
     @property
     def parts(self) -> dict[str, tuple[str, ...]]:

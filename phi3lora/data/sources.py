@@ -41,6 +41,7 @@ EXAMPLES: dict[str, Path] = {
     "pirate_sharegpt": _FOLDER / "pirate_sharegpt.json",
     "pirate_instructions": _FOLDER / "pirate_instructions.csv",
     "pirate_prompts": _FOLDER / "pirate_prompts.parquet",
+    "pirate_preferences": _FOLDER / "pirate_preferences.jsonl",
 }
 #: What those that differ in more than their shape teach: a title and a sentence each.
 TAUGHT: dict[str, tuple[str, str]] = {

@@ -28,14 +28,16 @@ from phi3lora.evaluation.metrics import (
     Verdict,
     compare,
     gains,
+    rewarded,
     verdict,
 )
-from phi3lora.evaluation.scoring import HeldOutRow, held_out_rows, score_rows
+from phi3lora.evaluation.scoring import HeldOutRow, held_out_rows, judged_rows, score_rows
 from phi3lora.events import Emit, Notice, Stage
 from phi3lora.files import write_whole
 from phi3lora.inputs import accepted_changes
 from phi3lora.lora.adapters import load_adapter
 from phi3lora.lora.result import find_result
+from phi3lora.methods import JUDGED
 from phi3lora.models.base import resolve_path
 from phi3lora.models.hardware import detect_hardware, free_memory
 from phi3lora.models.loading import load_model, load_tokenizer
@@ -86,8 +88,7 @@ class Report:
         return self._verdict_in_words() + (changed if self.changed else "")
 
     def _verdict_in_words(self) -> str:
-        loss = next(item for item in self.comparisons if item.name == "loss")
-        found = f"its {words.LOSS_BY_TOKEN.lower()} is {loss.tuned:.3f} instead of {loss.base:.3f}"
+        item, found = self._decisive()
         if self.rows < ENOUGH_ROWS:  # an interval would look like proof
             return (
                 f"Too few held-out rows to tell the tuned model from its base: {found} on "
@@ -100,9 +101,21 @@ class Report:
             "cannot tell": "These rows cannot tell the tuned model from its base",
         }[self.verdict]
         return (
-            f"{means}: on {self.rows} held-out rows {found} (difference {loss.difference:+.3f}, "
-            f"95 % interval {loss.low:+.3f} to {loss.high:+.3f})."
+            f"{means}: on {self.rows} held-out rows {found} (difference {item.difference:+.3f}, "
+            f"95 % interval {item.low:+.3f} to {item.high:+.3f})."
         )
+
+    def _decisive(self) -> tuple[Comparison, str]:
+        """The figure that the sentence is about, and what it says."""
+        by_name = {item.name: item for item in self.comparisons}
+        if (rate := by_name.get("win_rate")) is not None:
+            say = f"the better answer is the likelier one in {rate.tuned:.0%} of the pairs instead "
+            return rate, f"{say}of {rate.base:.0%}"
+        if (margin := by_name.get("reward_margin")) is not None:
+            return margin, f"good answers gained {margin.tuned:.3f} more reward than bad ones"
+        loss = by_name["loss"]
+        name = words.LOSS_BY_TOKEN.lower()
+        return loss, f"its {name} is {loss.tuned:.3f} instead of {loss.base:.3f}"
 
 
 def evaluate(
@@ -127,8 +140,12 @@ def evaluate(
     prepared = prepare(config, tokenizer, token=token, cache_folder=cache_folder)
     if not prepared.test:
         raise DataError("No rows were held out of this run; set data.test_size, such as 0.1.")
-    conversations = prepared.test["messages"][: rows or config.evaluation.rows]
-    held_out = held_out_rows(tokenizer, conversations, config.training_config.max_length)
+    few = prepared.test.select(range(min(rows or config.evaluation.rows, len(prepared.test))))
+    limit = config.training_config.max_length
+    if config.method in JUDGED:
+        held_out = judged_rows(tokenizer, list(few), limit)
+    else:
+        held_out = held_out_rows(tokenizer, few["messages"], limit)
 
     emit(Stage(name="loading the base"))
     load = partial(load_model, for_training=False, token=token)
@@ -142,6 +159,8 @@ def evaluate(
     else:
         model = load_adapter(model, tuned_folder)
     tuned = score(model, "the tuned model answers")
+    if config.method in JUDGED:
+        tuned = rewarded(base, tuned, config.beta)
 
     report = _report(held_out, base, tuned, len(prepared.test), prepared.leaked)
     report = replace(report, changed=accepted_changes(folder))
@@ -209,6 +228,8 @@ class _Scorer:
             [row.input_ids for row in self.rows],
             [row.prompt_ids for row in self.rows],
         ]
+        if any(row.rejected_ids for row in self.rows):
+            parts.append([[row.rejected_ids, row.supervised] for row in self.rows])
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
 
 

@@ -5,8 +5,8 @@ scores = score_rows(model, tokenizer, rows, max_new_tokens=128, batch_size=8)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from phi3lora.data.conversation import Message
@@ -22,20 +22,28 @@ from phi3lora.evaluation.metrics import RowScore, rouge_scores
 if TYPE_CHECKING:
     import torch
 
+IGNORED = -100  # the label of a token that carries no loss
+
 
 @dataclass(frozen=True)
 class HeldOutRow:
-    """One row as it is scored: the dialogue up to the last answer, and that answer."""
+    """One row as it is scored: the dialogue up to the last answer, and that answer.
+
+    Where answers are judged, `rejected_ids` are those of the worse one with its prompt; a row that
+    has a bad answer alone has no supervised token otherwise.
+    """
 
     messages: list[Message]
     input_ids: list[int]
     supervised: list[bool]
     prompt_ids: list[int]
+    rejected_ids: list[int] = field(default_factory=list)
+    rejected_supervised: list[bool] = field(default_factory=list)
 
     @property
     def reference(self) -> str:
-        """The answer that the data gives."""
-        return self.messages[-1]["content"]
+        """The answer that the data gives; empty where it gives a bad one alone."""
+        return self.messages[-1]["content"] if any(self.supervised) else ""
 
 
 Progress = Callable[[float], None]
@@ -56,6 +64,35 @@ def held_out_rows(
     return rows
 
 
+def judged_rows(
+    tokenizer: Any, rows: Sequence[Mapping[str, Any]], max_length: int
+) -> list[HeldOutRow]:
+    """Rows of preferences as `prepare` has them: `messages`, `rejected`, tokens, and `good`."""
+    found = held_out_rows(tokenizer, [row["messages"] for row in rows], max_length)
+    return [
+        _judged(row, values) if values["good"] else _bad(row, values["input_ids"], values["labels"])
+        for row, values in zip(found, rows, strict=True)
+    ]
+
+
+def _judged(row: HeldOutRow, values: Mapping[str, Any]) -> HeldOutRow:
+    """A better answer, with the worse one where there is one; what is compared carries loss."""
+    return replace(
+        row,
+        input_ids=values["input_ids"],
+        supervised=[label != IGNORED for label in values["labels"]],
+        rejected_ids=values["rejected_input_ids"],
+        rejected_supervised=[label != IGNORED for label in values["rejected_labels"]],
+    )
+
+
+def _bad(row: HeldOutRow, ids: list[int], labels: list[int]) -> HeldOutRow:
+    """A bad answer alone."""
+    learnt = [label != IGNORED for label in labels]
+    silent = [False] * len(row.supervised)
+    return replace(row, supervised=silent, rejected_ids=ids, rejected_supervised=learnt)
+
+
 def score_rows(
     model: Any,
     tokenizer: Any,
@@ -72,13 +109,16 @@ def score_rows(
     for batch in _batches(rows, batch_size):
         if should_stop():
             break
-        likelihoods = _likelihoods(model, batch, pad_token(tokenizer))
+        pad = pad_token(tokenizer)
+        likelihoods = _likelihoods(model, [(row.input_ids, row.supervised) for row in batch], pad)
+        worse = _rejected(model, batch, pad)
         answers = _answers(model, tokenizer, batch, max_new_tokens)
-        for row, (nll, tokens, correct), (answer, length, stopped) in zip(
-            batch, likelihoods, answers, strict=True
+        for row, (nll, tokens, correct), (answer, length, stopped), bad in zip(
+            batch, likelihoods, answers, worse, strict=True
         ):
             rouge = rouge_scores(answer, row.reference)
-            scores.append(RowScore(nll, tokens, correct, answer, stopped, length, rouge))
+            score = RowScore(nll, tokens, correct, answer, stopped, length, rouge)
+            scores.append(replace(score, rejected_nll=bad[0], rejected_tokens=bad[1]))
         progress(len(scores) / len(rows))
     return scores
 
@@ -89,7 +129,8 @@ def likelihoods(
     """Nats for each supervised token of a row, row by row."""
     model.eval()
     for batch in _batches(rows, batch_size):
-        for nll, tokens, _ in _likelihoods(model, batch, pad_token(tokenizer)):
+        texts = [(row.input_ids, row.supervised) for row in batch]
+        for nll, tokens, _ in _likelihoods(model, texts, pad_token(tokenizer)):
             yield nll / max(tokens, 1)
 
 
@@ -98,12 +139,22 @@ def _batches(rows: Sequence[HeldOutRow], size: int) -> Iterator[Sequence[HeldOut
         yield rows[start : start + size]
 
 
-def _likelihoods(model: Any, rows: Sequence[HeldOutRow], pad: int) -> list[tuple[float, int, int]]:
-    """(nll in nats, tokens, correct) of each row's supervised tokens."""
+def _rejected(model: Any, rows: Sequence[HeldOutRow], pad: int) -> list[tuple[float, int]]:
+    """(nll in nats, tokens) of each row's worse answer; nothing where it has none."""
+    have = [row for row in rows if row.rejected_ids]
+    texts = [(row.rejected_ids, row.rejected_supervised) for row in have]
+    found = iter(_likelihoods(model, texts, pad) if texts else ())
+    return [next(found)[:2] if row.rejected_ids else (0.0, 0) for row in rows]
+
+
+def _likelihoods(
+    model: Any, rows: Sequence[tuple[list[int], list[bool]]], pad: int
+) -> list[tuple[float, int, int]]:
+    """(nll in nats, tokens, correct) of the supervised tokens of each row: (ids, supervised)."""
     import torch
 
-    ids, attention = _padded([row.input_ids for row in rows], pad, left=False)
-    supervised, _ = _padded([row.supervised for row in rows], 0, left=False)
+    ids, attention = _padded([ids for ids, _ in rows], pad, left=False)
+    supervised, _ = _padded([learnt for _, learnt in rows], 0, left=False)
     ids, attention = ids.to(model.device), attention.to(model.device)
     with torch.inference_mode():
         hidden = model.get_decoder()(input_ids=ids, attention_mask=attention, use_cache=False)[0]

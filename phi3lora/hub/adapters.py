@@ -32,6 +32,7 @@ from phi3lora.lora.folder import CONFIG, WEIGHTS
 
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 RUN_CONFIG = "config.yaml"  # what it was trained with, where its author sent that too
+CARD = "README.md"  # the prompts of its evidence are suggested
 LARGEST_CONFIG = 2**20
 LARGEST = 4 * 2**30  # bytes of weights: anything above is no adapter
 
@@ -91,7 +92,8 @@ def _fetch(repo: str, commit: str, token: str | None, folder: Path) -> None:
         base = check_settings(repo, _settings(repo, beside))
         _check_base(repo, base, token)
         beside_it = [name for name in TOKENIZER if name in sizes]
-        beside_it += [RUN_CONFIG] if 0 < sizes.get(RUN_CONFIG, 0) <= LARGEST_CONFIG else []
+        texts = (RUN_CONFIG, CARD)
+        beside_it += [name for name in texts if 0 < sizes.get(name, 0) <= LARGEST_CONFIG]
         for name in (*beside_it, WEIGHTS):
             _download(repo, commit, token, name, beside)
         shutil.rmtree(beside / ".cache", ignore_errors=True)

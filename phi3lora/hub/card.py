@@ -11,6 +11,7 @@ answers and limits, and how to load the result in ten lines that run.
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,16 @@ METRICS = {
     "rouge1": "rouge1",
     "rouge2": "rouge2",
     "rougeL": "rougeL",
+}
+# What the Hub lists models under, by how they were trained.
+METHOD_TAGS = {method: ("trl", method) for method in ("dpo", "kto", "orpo")}
+METHODS = {
+    "dpo": "direct preference optimization (DPO, [Rafailov et al. 2023](https://arxiv.org/abs/2305."
+    "18290))",
+    "kto": "Kahneman-Tversky optimization (KTO, [Ethayarajh et al. 2024](https://arxiv.org/abs/"
+    "2402.01306))",
+    "orpo": "odds ratio preference optimization (ORPO, [Hong et al. 2024](https://arxiv.org/abs/"
+    "2403.07691))",
 }
 VERDICTS = {
     "better": "On held-out rows the tuned model is **better** than its base.",
@@ -75,7 +86,7 @@ def metadata(facts: Facts, repo: str, merged: bool = False) -> str:
         library_name="transformers" if merged or facts.adapter == "none" else "peft",
         license=base.licence or None,
         pipeline_tag="text-generation",
-        tags=[MARK, "phi-3", "lora", "conversational"],
+        tags=[MARK, "phi-3", "lora", "conversational", *METHOD_TAGS.get(facts.method, ())],
         model_name=repo.rpartition("/")[2],
         eval_results=_results(facts) or None,
     )
@@ -104,10 +115,11 @@ def _results(facts: Facts) -> list[Any]:
 
 def _summary(facts: Facts, merged: bool) -> str:
     what = "A fine-tuned model" if merged or facts.adapter == "none" else "A LoRA adapter"
+    method = f"by {METHODS[facts.method]} " if facts.method in METHODS else ""
     verdict = VERDICTS.get(facts.verdict, "It was not compared with its base.")
     return (
-        f"{what} for {_link(facts.base, 'model')}, trained on {_link(facts.data, 'dataset')} with "
-        f"phi3lora. {verdict}{_chain(facts)}"
+        f"{what} for {_link(facts.base, 'model')}, trained on {_link(facts.data, 'dataset')} "
+        f"{method}with phi3lora. {verdict}{_chain(facts)}"
     )
 
 
@@ -165,6 +177,12 @@ def _samples(facts: Facts) -> str:
     return "\n\n".join(parts)
 
 
+def prompts_of(card: str) -> list[str]:
+    """The held-out prompts that a card of ours shows."""
+    return [match.group(2) for match in _PROMPT.finditer(card)]
+
+
+_PROMPT = re.compile(r"\*\*Prompt\*\*\n\n(`{3,})text\n(.+?)\n\1", re.DOTALL)
 _SAMPLE = (("Prompt", "prompt"), ("Reference", "reference"), ("Base", "base"), ("Tuned", "tuned"))
 
 

@@ -27,6 +27,7 @@ from phi3lora.hub.client import is_hub_id
 from phi3lora.inputs import accepted_changes
 from phi3lora.lora.folder import read_adapter_config
 from phi3lora.lora.starting import chain_of
+from phi3lora.methods import BY_METHOD
 from phi3lora.versions import library_versions
 
 
@@ -66,6 +67,7 @@ class Facts:
     data: Origin
     adapter: str  # "peft", "loralib" or "none"
     options: list[tuple[str, str, str]]
+    method: str = "sft"
     more: list[Origin] = field(default_factory=list)  # further sources of rows
     chain: list[str] = field(default_factory=list)  # what training went on from, oldest first
     split: str = ""
@@ -101,6 +103,7 @@ def collect(folder: Path) -> Facts:
         more=[origin(source.path, source.revision or "") for source in config.data.more],
         adapter=config.adapter,
         options=_options(config),
+        method=config.method,
         chain=chain_of(folder),
         split=" / ".join(filter(None, [config.data.name, config.data.split])),
         prepared=_last(_of(Prepared, events)),
@@ -170,10 +173,13 @@ def origin(name: str, revision: str = "") -> Origin:
 def _options(config: RunConfig) -> list[tuple[str, str, str]]:
     """Every option of model, adapter and training, as the config holds it; no path among them."""
     values = config.model_dump(mode="json")
-    rows = []
+    shown = ("model", "peft_config", "training_config", BY_METHOD.get(config.method))
+    rows: list[tuple[str, str, str]] = []
     for name, option in fields():
         section, _, key = name.partition(".")
-        if section in ("model", "peft_config", "training_config") and name != "model.path":
+        if name == "method":
+            rows.append((name, str(option.title), config.method))
+        elif section in shown and name != "model.path":
             rows.append((name, str(option.title), _words(values[section][key])))
     return rows
 

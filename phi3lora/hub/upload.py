@@ -158,6 +158,16 @@ def full_name(repo: str, who: Identity) -> str:
     return name
 
 
+def check_owner(repo: str, who: Identity, pull_request: bool = False) -> None:
+    """Raises HubError where the name belongs to somebody else, who was asked nothing."""
+    namespace = repo.split("/")[0]
+    if not pull_request and not who.owns(namespace):
+        raise HubError(
+            f"{repo} would belong to {namespace}, and you are {who.name}: choose "
+            f"{who.name}/{repo.split('/')[1]}, or propose it with a pull request."
+        )
+
+
 def check_target(
     repo: str, who: Identity, token: str, base: Origin, whole: bool, pull_request: bool = False
 ) -> str | None:
@@ -165,12 +175,7 @@ def check_target(
 
     Raises HubError with the reason where the name belongs to somebody, or to something, else.
     """
-    namespace = repo.split("/")[0]
-    if not pull_request and not who.owns(namespace):
-        raise HubError(
-            f"{repo} would belong to {namespace}, and you are {who.name}: choose "
-            f"{who.name}/{repo.split('/')[1]}, or propose it with a pull request."
-        )
+    check_owner(repo, who, pull_request)
     info = find_repo("model", repo, token)
     if info is None and pull_request:
         raise HubError(f"There is no {repo} to propose this to: check the name, or publish anew.")

@@ -15,6 +15,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from phi3lora.config import RunConfig
 from phi3lora.errors import AdapterError
 
 if TYPE_CHECKING:
@@ -28,6 +29,16 @@ SPARE, ROUNDS = 32, 16  # of subspace iteration: directions beyond the rank, and
 def replaces_base(initial: bool | str) -> bool:
     """Whether these initial weights are taken out of the base."""
     return isinstance(initial, str) and initial.startswith(REPLACING)
+
+
+def starts_apart(config: RunConfig) -> bool:
+    """Whether what a preference is learnt against is the adapter at its start, and not the base.
+
+    Initial weights that are taken out of the base make the base another one without them.
+    """
+    fresh = config.peft_config.init_lora_weights in (True, "gaussian")
+    wants_base = config.method == "dpo" and config.dpo_config.reference == "base"
+    return not fresh or (config.model.adapter is not None and not wants_base)
 
 
 def remember_start(model: Any) -> None:

@@ -140,6 +140,8 @@ class Progress(TrainerCallback, ExportableState):
                 step=state.global_step,
                 loss=metrics.get("eval_loss", float("nan")),
                 token_accuracy=metrics.get("eval_mean_token_accuracy"),
+                reward_margin=metrics.get("eval_rewards/margins"),
+                reward_accuracy=metrics.get("eval_rewards/accuracies"),
             )
         )
 
@@ -179,6 +181,8 @@ class Progress(TrainerCallback, ExportableState):
                 learning_rate=logs.get("learning_rate"),
                 grad_norm=logs.get("grad_norm"),
                 token_accuracy=logs.get("mean_token_accuracy"),
+                reward_margin=logs.get("rewards/margins"),
+                reward_accuracy=logs.get("rewards/accuracies"),
                 tokens=self.tokens,
                 tokens_per_second=trained / max(self._training_seconds, 1e-9),
                 seconds_left=left,

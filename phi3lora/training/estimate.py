@@ -20,6 +20,7 @@ from typing import Any
 from phi3lora.config import RunConfig
 from phi3lora.data.plan import held_out_number, holds_out
 from phi3lora.lora.starting import size_of
+from phi3lora.methods import PAIRED, REFERRED
 from phi3lora.models.base import BaseInfo, check_base, resolve_path
 from phi3lora.models.hardware import Hardware, choose_dtype
 from phi3lora.models.phi3 import EMBEDDING, HEAD, PHI3, QKV
@@ -192,6 +193,8 @@ def _parts(
 ) -> dict[str, float]:
     """What is held at the peak, in bytes."""
     element = BYTES["bfloat16" if config.training_config.bf16 else dtype]
+    # The reference reads the batch while what the model computed is still held.
+    referred = config.method in REFERRED
     trained = _trained_bytes(config, hardware, dtype)
     between, layer = _activation_bytes(config, base, hardware, element)
     # The logits are gone when the first layer's gradients are in flight: the larger of both counts.
@@ -208,6 +211,7 @@ def _parts(
         "gradients": trainable * trained,
         "optimizer": trainable * _state_bytes(config.training_config.optim, trained),
         "activations": tokens * (between + layer),
+        **({"reference": tokens * layer} if referred else {}),
         "loss": loss,
         "process": PROCESS[hardware.device],
     }
@@ -347,6 +351,8 @@ def _tokens_in_pass(config: RunConfig, inspection: Any) -> int:
     """
     training = config.training_config
     size, limit = training.per_device_train_batch_size, training.max_length
+    if config.method in PAIRED:  # both answers of a pair are read in one pass
+        limit *= 2
     if inspection is None or training.packing:
         return size * limit
     lengths = [min(n, limit) for n in inspection.lengths or [inspection.tokens["max"]] * size]
@@ -369,6 +375,8 @@ def _work(config: RunConfig, inspection: Any) -> tuple[int | None, int | None, b
     rows: float = max(kept - held, 0)
     tokens = inspection.total_tokens * rows / inspection.kept * inspection.drawn_tokens
     rows = max(round(rows * inspection.drawn), 1)
+    if config.method == "kto" and inspection.answers is not None:  # each answer is a row of its own
+        rows *= 1 + inspection.answers.pairs / inspection.kept
     if training.packing:
         rows = tokens / (PACKED_FILL * training.max_length)
     at_once = training.per_device_train_batch_size * config.devices

@@ -32,6 +32,7 @@ GIB = 2**30
 PREVIEW_ROWS = 5_000  # rows that are read and counted by a preflight
 CROWDED = 0.9  # share of the free memory from which a run may fail
 TRAINING = "training_config"
+FEWEST_PAIRS, MOST_LONGER = 20, 0.8  # pairs from which their lengths say something; a share
 LONGEST_LIMIT = 131_072  # tokens that a length limit may be raised to
 # Beyond these a value is hardly ever meant; taken from what recipes and papers use, times ten.
 LOWEST_RATE, MOST_EPOCHS, MOST_SCALING = 1e-7, 30, 16
@@ -236,8 +237,49 @@ def _data_checks(config: RunConfig, inspection: Any) -> list[Check]:
         return []
     found = f"{inspection.kept:,} rows, {inspection.supervised_tokens:,} supervised tokens."
     few = _too_few_rows(config, inspection)
-    check = few or _cut_rows(config, inspection, found) or _left_out(config, inspection, found)
+    odd = _odd_answers(config, inspection.answers, found) if inspection.answers else None
+    cut = few or _cut_rows(config, inspection, found)
+    check = cut or odd or _left_out(config, inspection, found)
     return [replace(check, found=f"{check.found} Columns not read: {inspection.unread_in_words}.")]
+
+
+def _odd_answers(config: RunConfig, answers: Any, found: str) -> Check | None:
+    """Amber where the answers teach something else: to be long, or mostly one kind of them."""
+    if config.method == "kto":
+        good, bad = answers.pairs + answers.good, answers.pairs + answers.bad
+        return _unbalanced(config, good, bad, found)
+    longer = answers.longer / max(answers.pairs, 1)
+    if answers.pairs < FEWEST_PAIRS or longer <= MOST_LONGER:
+        return None
+    say = f"{found} In {longer:.0%} of the pairs the longer answer is the better one."
+    lower = Fix("Weigh the longer part less", {"dpo_config.ld_alpha": 0.5})
+    return Check(
+        "Data",
+        "amber",
+        say,
+        "The model may learn to be long; look at the pairs, or weigh the longer part less.",
+        (lower,) if config.method == "dpo" and config.dpo_config.ld_alpha is None else (),
+    )
+
+
+def _unbalanced(config: RunConfig, good: int, bad: int, found: str) -> Check | None:
+    """Amber where one kind of answer weighs more than the other by far; as TRL recommends.
+
+    Ethayarajh et al. 2024, https://arxiv.org/abs/2402.01306, equation 8.
+    """
+    kto = config.kto_config
+    weighed = kto.desirable_weight * good, kto.undesirable_weight * bad
+    if not min(weighed):
+        missing = "good" if not weighed[0] else "bad"
+        say = f"{found} None of the answers that count is {missing}."
+        return Check("Data", "amber", say, "Both kinds teach more than one does.")
+    ratio = weighed[0] / weighed[1]
+    if 0.5 <= ratio <= 2:
+        return None
+    weight = round(kto.desirable_weight * good / bad, 2)
+    say = f"{found} {good:,} good answers and {bad:,} bad ones weigh {ratio:.2g} to 1."
+    fixes = {"kto_config.undesirable_weight": weight}
+    return Check("Data", "amber", say, "", (Fix(f"Weigh bad answers by {weight:g}", fixes),))
 
 
 def _too_few_rows(config: RunConfig, inspection: Any) -> Check | None:

@@ -159,6 +159,7 @@ def _tidy(source: str) -> str:
 def _title(config: RunConfig) -> str:
     """What the script is, and what it needs."""
     what = "every weight of Phi-3" if config.adapter == "none" else "a LoRA on Phi-3"
+    what += "" if config.method == "sft" else f" by {config.method.upper()}"
     title = f": {config.title}" if config.title else ""
     # A title comes from a person, and must not end the docstring that it stands in.
     first = " ".join(f"Train {what}{title}.".replace('"', "'").replace("\\", "/").split())

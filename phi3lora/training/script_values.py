@@ -13,8 +13,9 @@ from typing import Any
 
 from phi3lora.config import RunConfig
 from phi3lora.data.plan import holds_out
-from phi3lora.lora.initial import replaces_base
+from phi3lora.lora.initial import replaces_base, starts_apart
 from phi3lora.lora.slices import slices_of, switched_on
+from phi3lora.methods import JUDGED, PAIRED, REFERRED
 from phi3lora.models.phi3 import PHI3
 from phi3lora.training.fallbacks import TRACKERS, needs_bitsandbytes
 from phi3lora.training.script_marks import Marks
@@ -89,6 +90,10 @@ def facts(config: RunConfig, marks: Marks) -> set[str]:
         "loraplus": training.loraplus_lr_ratio is not None,
         "patience": training.early_stopping_patience is not None,
         "float16": _may_be_float16(config),
+        "judged": config.method in JUDGED,
+        "paired": config.method in PAIRED,
+        "from_base": config.method in REFERRED and not starts_apart(config),
+        **{method: config.method == method for method in sorted(JUDGED)},
     }
     return {name for name, true in found.items() if true}
 
@@ -161,8 +166,8 @@ def _may_be_float16(config: RunConfig) -> bool:
 
 
 def _training_values(config: RunConfig) -> dict[str, str]:
-    """SFTConfig's arguments as source: the usual ones, and all that differ from its own."""
-    own = _defaults()
+    """TRL's arguments as source: the usual ones, and all that differ from its own."""
+    own = _defaults(config.method)
     found = {"output_dir": "OUTPUT"}
     for name, value in _arguments(config).items():
         if name in ("bf16", "fp16"):
@@ -178,16 +183,19 @@ def _arguments(config: RunConfig) -> dict[str, Any]:
     arguments = config.training_config.arguments()
     if not holds_out(config.data):
         arguments.update(eval_strategy="no", eval_on_start=False)
+    if config.method_config is not None:
+        del arguments["packing"]
+        arguments |= config.method_config.arguments()
     return arguments
 
 
-def _defaults() -> dict[str, Any]:
-    """SFTConfig's own values; `...` where it has none."""
-    from trl import SFTConfig
+def _defaults(method: str) -> dict[str, Any]:
+    """The own values of TRL's arguments; `...` where it has none."""
+    from phi3lora.training.kinds import kind_of
 
     return {
         field.name: field.default if field.default is not dataclasses.MISSING else ...
-        for field in dataclasses.fields(SFTConfig)
+        for field in dataclasses.fields(kind_of(method).arguments)
     }
 
 

@@ -23,7 +23,6 @@ from typing import Any
 import torch
 from datasets import Dataset
 from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase
-from trl import SFTConfig
 
 from phi3lora.config import RunConfig, TrainingConfig
 from phi3lora.data.preparation import prepare
@@ -32,8 +31,10 @@ from phi3lora.events import Emit, Ended, Loaded, Notice, Prepared, Resumed, Stag
 from phi3lora.files import sync
 from phi3lora.inputs import check_inputs, fingerprint
 from phi3lora.lora.adapters import attach_adapter, save_adapter
+from phi3lora.lora.initial import starts_apart
 from phi3lora.lora.targets import count_parameters
 from phi3lora.lora.trial import check_head
+from phi3lora.methods import REFERRED
 from phi3lora.models.base import check_base, fetch, resolve_path
 from phi3lora.models.hardware import detect_hardware, free_memory, use_one_gpu
 from phi3lora.models.loading import load_model, load_tokenizer
@@ -47,7 +48,8 @@ from phi3lora.training.checkpoints import (
 )
 from phi3lora.training.failures import explained, is_disk_full, not_finite
 from phi3lora.training.fallbacks import within_reach
-from phi3lora.training.fast.trainer import FastTrainer
+from phi3lora.training.fast.trainer import Resumable
+from phi3lora.training.kinds import kind_of
 from phi3lora.versions import library_versions
 
 logger = logging.getLogger(__name__)
@@ -187,13 +189,15 @@ def fit(
         progress.emit(Notice(message=notice, level="warning"))
     training = with_precision(training, model)
     _report_into(folder, training.report_to)
-    args = SFTConfig(
+    kind = kind_of(config.method)
+    args = kind.arguments(
         str(folder / "checkpoints"),
         use_cpu=device == "cpu",
-        **_arguments(training, test_rows),
+        **_arguments(config, training, test_rows),
+        **(config.method_config.arguments() if config.method_config else {}),
         **processes.arguments(),
     )
-    trainer = FastTrainer(
+    trainer = kind.trainer(
         model=model,
         args=args,
         processing_class=tokenizer,
@@ -204,6 +208,7 @@ def fit(
         fast=training.fast,
         loraplus_lr_ratio=training.loraplus_lr_ratio,
         bad_loss=partial(not_finite, config=config),
+        **({"start": starts_apart(config)} if config.method in REFERRED else {}),
     )
     packed: Any = trainer.train_dataset
     _check_rows(len(packed), len(train_rows), training)
@@ -243,9 +248,13 @@ def with_precision(training: TrainingConfig, model: Any) -> TrainingConfig:
     return training.model_copy(update={"bf16": bf16, "fp16": fp16})
 
 
-def _arguments(training: TrainingConfig, test_rows: Dataset | None) -> dict[str, Any]:
-    """SFTConfig's arguments: the config's, less an evaluation that has no rows."""
+def _arguments(
+    config: RunConfig, training: TrainingConfig, test_rows: Dataset | None
+) -> dict[str, Any]:
+    """Arguments of TRL's trainer: the config's, less an evaluation that has no rows."""
     arguments = training.arguments()
+    if config.method != "sft":
+        del arguments["packing"]
     if test_rows is None or len(test_rows) == 0:
         arguments.update(eval_strategy="no", eval_on_start=False)
     # One printed line a log instead of a bar: the log is a file.
@@ -343,7 +352,7 @@ def _counted(data: Any) -> Prepared:
     )
 
 
-def _loaded(trainer: FastTrainer, config: RunConfig) -> Loaded:
+def _loaded(trainer: Resumable, config: RunConfig) -> Loaded:
     model: Any = trainer.model
     trainable, total = count_parameters(model)
     return Loaded(

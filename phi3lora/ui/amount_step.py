@@ -9,11 +9,13 @@ Every option that no other step shows is in `#options`, behind a search (train.j
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import gradio as gr
 
 from phi3lora.app.application import Application
 from phi3lora.app.strength import NAMES
+from phi3lora.methods import BY_METHOD
 from phi3lora.ui import form, show
 from phi3lora.ui.code import PlainCode
 from phi3lora.ui.folds import NUMBERS, fold_of
@@ -80,6 +82,7 @@ class AmountStep:
             f"All {count} options", open=False, elem_classes="fold", elem_id="options"
         ):
             gr.HTML(search_box(), apply_default_css=False, js_on_load=None)
+            self.methods: dict[str, gr.Column] = {}
             for section, title in form.SECTIONS.items():
                 names = [
                     spec.field
@@ -89,11 +92,18 @@ class AmountStep:
                     and fold_of(spec.field) == "options"
                 ]
                 if names:
-                    with gr.Column(elem_classes="option-section"):
+                    own = section in BY_METHOD.values()  # shown while its method is chosen
+                    with gr.Column(visible=not own, elem_classes="option-section") as column:
+                        if own:
+                            self.methods[section] = column
                         gr.HTML(f"<h3>{show.text(title)}</h3>", js_on_load=None)
                         with gr.Row(elem_classes="options"):
                             for name in names:
                                 self.fields.add(name, min_width=220)
+
+    def on_method(self, method: str) -> list[Any]:
+        """The options of the chosen method alone."""
+        return [gr.update(visible=BY_METHOD.get(method) == section) for section in self.methods]
 
 
 def search_box() -> str:

@@ -45,7 +45,7 @@ def menu(run: Run, usable: bool, on_space: bool) -> str:
     offered = {**(RESULTS if usable else {}), **ALWAYS}
     if usable and not on_space and run.result.kind != "model":
         offered = {**RESULTS, **HERE, **ALWAYS}
-    if run.result.kind == "model":
+    if usable and run.result.kind == "model":
         offered.pop("gguf-adapter", None)
     items = "".join(
         f'<button type="button" data-take="{kind}">{show.text(label)}</button>'

@@ -33,7 +33,7 @@ class FindingsPanel:
             with gr.Row():
                 self.look = gr.Button("Look through the rows", elem_id="find-rows", size="sm")
                 self.ask = gr.Button("Ask the base which are odd", elem_id="ask-base", size="sm")
-            self.found = gr.HTML(elem_id="findings")
+            self.found = gr.HTML(elem_id="findings", apply_default_css=False)
             self.kinds = gr.CheckboxGroup(choices([]), label="Leave out", elem_id="leave-out")
 
     @shown
@@ -94,17 +94,9 @@ def findings_html(found: list[Finding]) -> str:
 
 
 def _kind(one: Finding) -> str:
-    rows = [
-        (
-            f"{row.row}" if not row.source else f"{row.row} of source {row.source + 1}",
-            row.why,
-            row.asked,
-            row.answer,
-        )
-        for row in one.rows
-    ]
+    rows = [(row.place, row.why, row.asked, row.answer) for row in one.rows]
     more = f"<p>and {one.count - len(rows):,} more</p>" if one.count > len(rows) else ""
-    table = show.table(("Row", "Why", "Question", "Answer"), rows, align="rlll")
+    table = show.table(("Row", "Why", "Question", "Answer"), rows)
     return (
         f"<details class='finding'><summary><b>{show.text(one.title)}</b> · {one.count:,}"
         f"</summary><p>{show.text(one.meaning)}</p>{table}{more}</details>"

@@ -29,6 +29,9 @@ SECTIONS = {
     "data": "Data",
     "peft_config": "Adapter",
     "training_config": "Training",
+    "dpo_config": "DPO",
+    "kto_config": "KTO",
+    "orpo_config": "ORPO",
     "evaluation": "Evaluation",
     "hub": "Hub",
 }

@@ -17,52 +17,69 @@ from phi3lora.app.application import Application
 from phi3lora.app.callers import SIGN_IN, Caller
 from phi3lora.app.publishing import Publication, check_publishable
 from phi3lora.app.working import Put, in_thread
+from phi3lora.errors import ConfigError, Phi3LoraError
 from phi3lora.hub.space import Deployed, SpaceSettings
 from phi3lora.hub.upload import Published
 from phi3lora.runs.store import Run
+from phi3lora.strict_yaml import front_matter
 from phi3lora.ui import show
+from phi3lora.ui.markdown import rendered
 from phi3lora.ui.sessions import session_of
 from phi3lora.ui.widgets import shown
 
+DIALOG = "() => window.phi3lora.dialog('publish-card', 'Publish')"
 WHAT = "On the Hub: safetensors, tokenizer, configuration, script, and a card with the evidence."
 
 
 class PublishCard:
-    """The card on the Runs page."""
+    """The dialog over the Runs page: name, who sees it, the card."""
 
     def __init__(self, app: Application, run_id: gr.Textbox) -> None:
         self.app, self.run_id = app, run_id
+        self.done = gr.State("")  # what was published, whatever is typed since
         with gr.Column(elem_classes="card", visible=False, elem_id="publish-card") as self.card:
             gr.HTML(show.heading("Publish", WHAT))
-            self.repo = gr.Textbox(
-                label="Repository", placeholder="USER/NAME", elem_id="repo", max_lines=1
-            )
-            with gr.Row():
-                self.private = gr.Checkbox(
-                    label="Private", elem_id="private", min_width=160, info="Only you see it"
-                )
-                self.proposal = gr.Checkbox(
-                    label="As a pull request",
-                    elem_id="proposal",
-                    min_width=160,
-                    info="To a repository that exists",
-                    visible=app.settings.may_propose,
-                )
-            with gr.Accordion("Model card", open=False, elem_classes="fold", elem_id="card-fold"):
-                self.text = gr.Textbox(
-                    show_label=False,
-                    lines=14,
-                    max_lines=30,
-                    elem_id="card",
-                    elem_classes="mono",
-                    buttons=["copy"],
-                )
-            self.draft = gr.State("")
+            self._naming()
+            self._model_card()
             with gr.Row(elem_classes="actions"):
                 self.send = gr.Button("Publish", variant="primary", size="md", elem_id="send")
                 self.close = gr.Button("Close", size="md", elem_id="close-publish")
             self.result = gr.HTML(elem_id="published", apply_default_css=False)
             self._deploying()
+
+    def _naming(self) -> None:
+        self.repo = gr.Textbox(
+            label="Repository", placeholder="USER/NAME", elem_id="repo", max_lines=1
+        )
+        self.refusal = gr.HTML(elem_id="may-not", apply_default_css=False)
+        with gr.Row():
+            self.private = gr.Checkbox(
+                label="Private", elem_id="private", min_width=160, info="Only you see it"
+            )
+            self.proposal = gr.Checkbox(
+                label="As a pull request",
+                elem_id="proposal",
+                min_width=160,
+                info="To a repository that exists",
+                visible=self.app.settings.may_propose,
+            )
+
+    def _model_card(self) -> None:
+        """The card as it will be read; its text on request."""
+        with gr.Row(elem_classes="card-switch"):
+            gr.HTML("<h3>Model card</h3>")
+            self.edit = gr.Checkbox(label="Edit", elem_id="edit-card", container=False)
+        self.preview = gr.HTML(elem_id="card-preview", apply_default_css=False)
+        with gr.Column(visible=False) as self.editor:
+            self.text = gr.Textbox(
+                label="The card's text, in Markdown",
+                lines=14,
+                max_lines=30,
+                elem_id="card",
+                elem_classes="mono",
+                buttons=["copy"],
+            )
+        self.draft = gr.State("")
 
     def _deploying(self) -> None:
         with gr.Column(visible=False, elem_id="deploy-row") as self.deploy_row:
@@ -80,29 +97,65 @@ class PublishCard:
 
     # ------------------------------------------------------------------ what happens
 
+    @property
+    def opened(self) -> list[Any]:
+        """What opening the dialog fills, in order."""
+        return [
+            self.card,
+            self.repo,
+            self.text,
+            self.draft,
+            self.result,
+            self.deploy_row,
+            self.deployed,
+            self.preview,
+            self.refusal,
+            self.send,
+            self.done,
+        ]
+
     @shown
     def on_open(self, run_id: str, request: gr.Request) -> list[Any]:
-        """Show the card with a name and a draft of the model card."""
+        """Show the dialog with a name and a draft of the model card."""
         caller = self.app.callers.caller(session_of(request))
         run = self._finished(run_id, caller)
+        closed = [gr.update(visible=False), ""]
         if caller.token is None:
             note = show.notice(SIGN_IN, "amber")
-            return [gr.update(visible=True), "", "", "", note, gr.update(visible=False), ""]
+            off = gr.update(interactive=False)
+            return [gr.update(visible=True), "", "", "", note, *closed, "", "", off, ""]
         repo = self.app.publishing.name(run, caller)
         draft = self.app.publishing.draft(run, repo, caller)
-        return [gr.update(visible=True), repo, draft, draft, "", gr.update(visible=False), ""]
+        may = self._may(repo, False, caller)
+        return [gr.update(visible=True), repo, draft, draft, "", *closed, preview(draft), *may, ""]
+
+    def _may(self, repo: str, proposal: bool, caller: Caller) -> list[Any]:
+        """Why this account cannot publish there, and the button as that leaves it."""
+        try:
+            self.app.publishing.check_name(repo, proposal, caller)
+        except Phi3LoraError as error:
+            return [show.notice(str(error), "amber"), gr.update(interactive=False)]
+        return ["", gr.update(interactive=True)]
 
     @shown
     def on_repo(
-        self, run_id: str, repo: str, text: str, draft: str, request: gr.Request
+        self, run_id: str, repo: str, proposal: bool, text: str, draft: str, request: gr.Request
     ) -> list[Any]:
-        """Another name: a card that nobody edited names it, too."""
+        """Another name: whether it may be, and a card that nobody edited names it, too."""
         caller = self.app.callers.caller(session_of(request))
         run = self._finished(run_id, caller)
-        if not repo.strip() or same(text, draft) is False or caller.token is None:
-            return [gr.skip(), gr.skip()]
+        if caller.token is None:
+            return [gr.skip()] * 5
+        may = self._may(repo, bool(proposal), caller)
+        if not repo.strip() or not same(text, draft):
+            return [gr.skip(), gr.skip(), gr.skip(), *may]
         draft = self.app.publishing.draft(run, repo.strip(), caller)
-        return [draft, draft]
+        return [draft, draft, preview(draft), *may]
+
+    @shown
+    def on_edit(self, edit: bool, text: str) -> list[Any]:
+        """Between the card as it is read and its text."""
+        return [gr.update(visible=bool(edit)), gr.update(visible=not edit, value=preview(text))]
 
     @shown
     def on_send(
@@ -125,17 +178,23 @@ class PublishCard:
             put("Writing the card")
             return self.app.publishing.push(run, what, caller, progress=put, tell=put)
 
-        for told in in_thread(work):
-            if isinstance(told, Published):
-                space = gr.update(visible=told.pull_request is None)
-                may = show.notice(self.app.publishing.allowance(caller), "grey")
-                yield [published(told), space, f"{told.repo}-compare", may, ""]
-            else:
-                yield [sending(told), *[gr.skip()] * 4]
+        try:
+            for told in in_thread(work):
+                if isinstance(told, Published):
+                    yield self._sent(told, caller)
+                else:
+                    yield [sending(told), *[gr.skip()] * 5]
+        except Phi3LoraError as error:  # where the bar was: nothing goes on that has ended
+            yield [show.notice(str(error), "red"), *[gr.skip()] * 5]
+
+    def _sent(self, told: Published, caller: Caller) -> list[Any]:
+        space = gr.update(visible=told.pull_request is None)
+        may = show.notice(self.app.publishing.allowance(caller), "grey")
+        return [published(told), space, f"{told.repo}-compare", may, "", told.repo]
 
     @shown
     def on_deploy(self, repo: str, space: str, private: bool, request: gr.Request) -> Iterator[str]:
-        """Make the comparison Space, and say how far it is; then the link."""
+        """Make the comparison Space of what was published, and say how far it is; then the link."""
         caller = self.app.callers.caller(session_of(request))
         wanted = SpaceSettings(private=bool(private))
 
@@ -145,8 +204,11 @@ class PublishCard:
                 space, caller, wanted, compare=repo, progress=put, tell=put
             )
 
-        for told in in_thread(work):
-            yield deployed(told) if isinstance(told, Deployed) else sending(told)
+        try:
+            for told in in_thread(work):
+                yield deployed(told) if isinstance(told, Deployed) else sending(told)
+        except Phi3LoraError as error:
+            yield show.notice(str(error), "red")
 
     def _finished(self, run_id: str, caller: Caller) -> Run:
         """The caller's run, which has something to publish. Raises RunError."""
@@ -161,28 +223,24 @@ class PublishCard:
             "api_visibility": "private",
             "concurrency_limit": None,
         }
-        opened = [
-            self.card,
-            self.repo,
-            self.text,
-            self.draft,
-            self.result,
-            self.deploy_row,
-            self.deployed,
-        ]
-        button.click(self.on_open, self.run_id, opened, **quiet)
+        button.click(self.on_open, self.run_id, self.opened, **quiet).success(
+            None, None, None, js=DIALOG
+        )
         for event in (self.close.click, self.run_id.change):
             event(lambda: gr.update(visible=False), None, self.card, **quiet)
-        named = [self.run_id, self.repo, self.text, self.draft]
-        self.repo.blur(self.on_repo, named, [self.text, self.draft], **quiet)
+        named = [self.run_id, self.repo, self.proposal, self.text, self.draft]
+        changed = [self.text, self.draft, self.preview, self.refusal, self.send]
+        for event in (self.repo.blur, self.repo.submit, self.proposal.input):
+            event(self.on_repo, named, changed, **quiet)
+        self.edit.input(self.on_edit, [self.edit, self.text], [self.editor, self.preview], **quiet)
         self.send.click(
             self.on_send,
             [self.run_id, self.repo, self.private, self.proposal, self.text, self.draft],
-            [self.result, self.deploy_row, self.space, self.allowance, self.deployed],
+            [self.result, self.deploy_row, self.space, self.allowance, self.deployed, self.done],
             **quiet,
         )
         self.deploy.click(
-            self.on_deploy, [self.repo, self.space, self.private], self.deployed, **quiet
+            self.on_deploy, [self.done, self.space, self.private], self.deployed, **quiet
         )
 
 
@@ -192,6 +250,23 @@ def same(text: str, draft: str) -> bool:
 
 
 # ---------------------------------------------------------------------- values into what is shown
+
+
+def preview(card: str) -> str:
+    """A card as the Hub draws it: what its head says to machines, then the text."""
+    try:
+        head = front_matter(card)
+    except ConfigError as error:
+        return show.notice(f"The head of the card cannot be read: {error}", "red")
+    names = {"model_name": "Title", "license": "Licence", "language": "Language"}
+    facts = [(title, shortly(head[name])) for name, title in names.items() if head.get(name)]
+    _, _, body = card.partition("\n---\n") if head else ("", "", card)
+    return f'{show.facts(facts)}<article class="prose-card">{rendered(body, links=True)}</article>'
+
+
+def shortly(value: Any) -> str:
+    """One value, or several of them."""
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def sending(note: str | float) -> str:

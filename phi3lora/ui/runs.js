@@ -211,19 +211,21 @@
     else if (tries) setTimeout(phi3lora.focusWhenThere, 50, block, tries - 1);
   };
 
+  const isDrawn = (element) => Boolean(element?.getClientRects().length);
+
   // A column of Gradio's as a dialog: named, closed by Escape, and the only place Tab goes to.
   phi3lora.dialog = (id, title) => {
     const opener = document.activeElement;
     const ready = () => {
       const card = document.getElementById(id);
-      if (!card || !card.offsetParent) return setTimeout(ready, 50);
+      if (!isDrawn(card)) return setTimeout(ready, 50);
       card.setAttribute("role", "dialog");
       card.setAttribute("aria-modal", "true");
       card.setAttribute("aria-label", title);
       card.querySelector("input:not([type=checkbox]), textarea")?.focus();
       card.onkeydown = (event) => keep(event, card);
       const gone = setInterval(() => {
-        if (document.getElementById(id)?.offsetParent) return;
+        if (isDrawn(document.getElementById(id))) return;
         clearInterval(gone);
         opener?.focus();
       }, 300);
@@ -235,7 +237,7 @@
     if (event.key === "Escape") card.querySelector("#close-publish")?.click();
     if (event.key !== "Tab") return;
     const all = [...card.querySelectorAll("button, input, textarea, a[href], summary")];
-    const open = all.filter((one) => one.offsetParent && !one.disabled);
+    const open = all.filter((one) => isDrawn(one) && !one.disabled);
     const [first, last] = [open[0], open[open.length - 1]];
     const at = document.activeElement;
     if (event.shiftKey ? at !== first : at !== last) return;

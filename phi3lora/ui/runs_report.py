@@ -43,11 +43,11 @@ def verdict_line(report: dict[str, Any]) -> str:
 
 
 def _loss(report: dict[str, Any]) -> str:
-    """`loss 6.84 → 0.03`."""
+    """`loss by token 6.84 → 0.03`."""
     for item in report.get("comparisons", []):
         if item.get("name") == "loss":
             base, tuned = words.figure(item["base"], 2), words.figure(item["tuned"], 2)
-            return f"<span>loss {base} → {tuned}</span>"
+            return f"<span>loss by token {base} → {tuned}</span>"
     return ""
 
 

@@ -258,6 +258,11 @@ def figures(view: RunView, active: bool) -> list[tuple[str, str]]:
         pairs.append(("Loss", words.figure(last(view.losses))))
         if view.evaluated:
             pairs.append((words.HELD_OUT_LOSS, words.figure(view.evaluated.loss)))
+        if step.reward_margin is not None:
+            pairs.append(("Reward margin", words.figure(step.reward_margin)))
+        if view.evaluated and view.evaluated.reward_margin is not None:
+            held_out = words.figure(view.evaluated.reward_margin)
+            pairs.append(("Held-out reward margin", held_out))
         right = step.token_accuracy
         pairs.append(("Correct next tokens", _known(right, lambda share: f"{100 * share:.0f} %")))
         speed = step.tokens_per_second

@@ -201,6 +201,18 @@ class TrainPage:
             note = f"These are the settings of {run.title}. Change what you like, then launch."
             filled = self.fields.fill(config)
             return [form_notes([note]), *filled, *self.data.show_path(config.data.path)]
+        if adapter := request.query_params.get("votes", ""):
+            try:
+                caller = self.app.callers.caller(session_of(request))
+                config = self.app.voting.config(adapter, caller)
+            except Phi3LoraError as error:
+                return [form_notes([str(error)], "amber"), *nothing]
+            note = (
+                f"This run learns from blind votes by {config.method.upper()}, and begins with "
+                "what the compared one has learnt. Look at the pairs, then launch."
+            )
+            filled = self.fields.fill(config)
+            return [form_notes([note]), *filled, *self.data.show_path(config.data.path)]
         kept = read_draft(draft)
         if not kept:
             return [gr.skip(), *nothing]
@@ -241,6 +253,8 @@ class TrainPage:
         everything, by_name = self.fields.components, self.fields.by_name
         last: dict[str, Any] = {**QUIET, "trigger_mode": "always_last"}
         self.recipe = gr.State(self.start)
+        method, sections = by_name["method"], self.amount.methods
+        method.change(self.amount.on_method, method, list(sections.values()), **QUIET)
         checked = {
             "fn": self.on_preflight,
             "inputs": [self.data.source, *everything, *self.place.inputs],

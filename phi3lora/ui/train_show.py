@@ -146,6 +146,7 @@ def data_summary(config: RunConfig, done: Preflight) -> str:
         ("Median length", f"{inspection.median:,.0f} tokens"),
         ("Longest", f"{inspection.longest:,.0f} tokens"),
     ]
+    pairs += answer_facts(inspection.answers)
     found = f"<b>Read as {show.text(inspection.format)}.</b> {show.text(inspection.reason)}"
     unread = f" Columns not read: {show.text(inspection.unread_in_words)}."
     lines = [f'<p class="detected">{found}{unread}{more}</p>']
@@ -214,7 +215,8 @@ def conversations(inspection: Any, limit: int) -> str:
         cut = f"cut here: {limit:,} of {whole:,} tokens are read" if whole > limit else ""
         end = f'<span class="cut">{show.text(cut)}</span>' if cut else ""
         hidden = " hidden" if place else ""
-        cards.append(f'<pre tabindex="0"{hidden}>{"".join(parts)}{end}</pre>')
+        worse = _instead_of(inspection.rejected_preview[place : place + 1])
+        cards.append(f'<pre tabindex="0"{hidden}>{"".join(parts)}{end}{worse}</pre>')
     return (
         f'<figure class="conversation"><figcaption>'
         f'<span class="place" data-words="Conversation {{place}} of {len(cards)}">'
@@ -223,6 +225,25 @@ def conversations(inspection: Any, limit: int) -> str:
         f'<button type="button" data-turn="1" aria-label="Next conversation">›'
         f"</button></span></figcaption>{''.join(cards)}</figure>"
     )
+
+
+def _instead_of(rejected: list[list[Any]]) -> str:
+    """The worse answer of a pair, below the better one; nothing where there is none."""
+    said = [part["text"] for segments in rejected for part in segments if part["supervised"]]
+    return f"\n\ninstead of:\n<mark>{show.text(''.join(said))}</mark>" if said else ""
+
+
+def answer_facts(answers: Any) -> list[tuple[str, str]]:
+    """What there is to compare, where answers are judged."""
+    if answers is None:
+        return []
+    kinds = (("Pairs", answers.pairs), ("Good answers", answers.good), ("Bad ones", answers.bad))
+    found = [(name, f"{number:,}") for name, number in kinds if number]
+    if answers.pairs:
+        longer = 100 * answers.longer / answers.pairs
+        found.append(("Longer one is better", f"{longer:.0f} % of pairs"))
+    lengths = f"{answers.better_tokens:.0f} against {answers.worse_tokens:.0f} tokens"
+    return [*found, ("Better against worse, mean", lengths)]
 
 
 def length_chart(lengths: Any, limit: int) -> str:

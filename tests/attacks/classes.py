@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import itertools
 import os
+import re
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,14 +19,14 @@ from phi3lora.app.callers import Caller
 from phi3lora.app.helper import environment
 from phi3lora.config import RunConfig
 from phi3lora.runs.permission import check_paths
-from phi3lora.ui.compare_page import escaped, plain
+from phi3lora.ui.markdown import rendered
 from tests import stage
 from tests.attacks.exhausting import exhaustion
 from tests.attacks.followed import OWNERS, TOKEN, followed
 from tests.attacks.ground import Ground, Try, faults, refused
 from tests.attacks.pickled import pickles
 from tests.attacks.programs import programs
-from tests.test_ownership import SECRET, anns, arguments, ask, snapshot
+from tests.test_ownership import SECRET, anns, arguments, ask, clicked, snapshot
 
 Attack = Callable[[Ground], Iterator[Try]]
 EVE = Caller("eve")
@@ -37,16 +38,17 @@ VALUES_ALONE = {
     "on_choose",
     "on_clear",
     "on_example",
+    "on_edit",
     "on_fit",
     "on_fix",
     "on_live",
     "on_pick",
     "on_recipe",
     "on_result",
-    "on_retry",
     "on_source",
     "on_strength",
     "on_suggestion",
+    "on_undo",
     "on_yaml",
 }
 # Routes that answer everybody, and what they tell: nothing of anybody.
@@ -122,7 +124,7 @@ def isolation(ground: Ground) -> Iterator[Try]:
     yield Try("there are handlers", len(handlers) > 30)
     for who, fn in itertools.product(("eve", ""), ground.some(handlers, 8)):
         for run in ground.some(runs, 1):
-            event = {"run": run.id, "repo": run.id, "of": run.id}
+            event = clicked(run.id)
             with faults() as failed:
                 said = ask(ground.address, fn, arguments(fn, run), who, event)
             held = SECRET not in said and not failed
@@ -273,9 +275,8 @@ MARKUP = [
 def markup(ground: Ground) -> Iterator[Try]:
     """Texts of strangers as a page shows them: nothing of them becomes an element or a request."""
     for text in MARKUP:
-        messages = [{"role": "assistant", "content": text}]
-        shown = escaped(messages)[0]["content"]
-        yield Try(f"chat {text}", "<" not in shown and plain(escaped(messages)) == messages)
+        tags = set(re.findall(r"<\s*/?\s*([^\s/>]+)", rendered(text)))
+        yield Try(f"chat {text} {tags}", tags <= {"p", "code", "em", "strong"})
     if ground.full:
         yield from in_chromium(ground)
 

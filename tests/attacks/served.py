@@ -33,13 +33,14 @@ class Space:
     """The app from outside.
 
     Attributes:
-        handlers: name → its number, what the page sends at first, and where an element's value is.
+        handlers: name → of each by that name its number, what the page sends at first, and where an
+            element's value is.
     """
 
     home: Path
     port: int
     process: psutil.Process
-    handlers: dict[str, dict[str, Any]]
+    handlers: dict[str, list[dict[str, Any]]]
 
     @property
     def address(self) -> str:
@@ -53,10 +54,11 @@ class Space:
 
     def call(self, name: str, who: str, **values: Any) -> str:
         """Everything that a handler says to a visitor; `values` by element, `-` written as `_`."""
-        handler, session = self.handlers[name], secrets.token_hex(8)
-        data = list(handler["values"])
-        for element, value in values.items():
-            data[handler["places"][element.replace("_", "-")]] = value
+        given = {element.replace("_", "-"): value for element, value in values.items()}
+        handler = next(one for one in self.handlers[name] if given.keys() <= one["places"].keys())
+        data, session = list(handler["values"]), secrets.token_hex(8)
+        for element, value in given.items():
+            data[handler["places"][element]] = value
         body = {"fn_index": handler["number"], "data": data, "session_hash": session}
         said = self._post("/gradio_api/queue/join", who, body)
         stream = urllib.request.Request(
@@ -150,7 +152,7 @@ def main() -> None:
     callers: Any = app.callers
     callers.__class__ = Visited
     demo = pages.serve(pages.build(app), app, "127.0.0.1", None, block=False)
-    handlers: dict[str, Any] = {}
+    handlers: dict[str, list[Any]] = {}
     for number, fn in demo.fns.items():
         values = [
             None if isinstance(c, gr.State) or callable(c.value) else c.value for c in fn.inputs
@@ -158,7 +160,8 @@ def main() -> None:
         ids = [(getattr(c, "elem_id", None) or "").replace("_", "-") for c in fn.inputs]
         places = {one: place for place, one in enumerate(ids)}
         name = getattr(fn.fn, "__name__", "")
-        handlers.setdefault(name, {"number": number, "values": values, "places": places})
+        one = {"number": number, "values": values, "places": places}
+        handlers.setdefault(name, []).append(one)
     whole = json.dumps({"port": demo.server_port, "handlers": handlers}, default=str)
     said.with_suffix(".part").write_text(whole)
     said.with_suffix(".part").rename(said)

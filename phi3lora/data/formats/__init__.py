@@ -6,6 +6,7 @@ A new format is a module with a `FORMAT`, and its line in the table.
 from __future__ import annotations
 
 from phi3lora.data.formats import (
+    comparison,
     conversations,
     instruction,
     messages,
@@ -26,6 +27,7 @@ _MODULES = (
     instruction,
     prompt_completion,
     question_answer,
+    comparison,
     text,
 )
 FORMATS = {module.FORMAT.name: module.FORMAT for module in _MODULES}

@@ -1,6 +1,7 @@
 """A better and a worse answer to one prompt, as UltraFeedback, HH-RLHF and Orca have them.
 
-Training on the better side alone is asked for, not guessed: `data.columns: {messages: chosen}`.
+Learning from both is what `method: dpo`, `orpo` and `kto` do. Training on the better side alone is
+asked for, not guessed: `data.columns: {messages: chosen}`.
 """
 
 from __future__ import annotations
@@ -11,18 +12,22 @@ from typing import Any
 from phi3lora.data.cells import cell, messages_from, role_of, text_of, turns_in
 from phi3lora.data.conversation import Detected, Message, Row, Unusable, Writes
 from phi3lora.data.marks import transcript
-from phi3lora.data.shape import SYSTEM, Columns, Format, Seen, by_name
+from phi3lora.data.shape import SYSTEM, Columns, Format, Seen, Side, by_name
 from phi3lora.errors import DataError
 
-_BETTER, _WORSE = ("chosen", "preferred", "better"), ("rejected", "dispreferred", "worse")
+_BETTER = ("chosen", "preferred", "better", "chosen_response", "response_chosen")
+_WORSE = ("rejected", "dispreferred", "worse", "rejected_response", "response_rejected")
 
 
 def find(seen: Seen) -> Columns | None:
-    """The better side, once it was asked for.
+    """Both sides where they are compared; else the better one, once it was asked for.
 
     Raises:
         DataError: it was not, and no column holds whole conversations either.
     """
+    if seen.judged:
+        found = by_name(FORMAT, seen)
+        return found if "rejected" in found else None
     better, worse = seen.named(*_BETTER), seen.named(*_WORSE)
     if better is None or worse is None:
         return None
@@ -33,7 +38,8 @@ def find(seen: Seen) -> Columns | None:
         return None
     raise DataError(
         f"These rows are preferences: {better!r} is a better and {worse!r} a worse answer to the "
-        "same prompt, and training learns from one answer a row. To train on the better one, set "
+        "same prompt, and training learns from one answer a row. To learn which is better, set "
+        "method to dpo; to train on the better one alone, set "
         f"data.columns to `messages: {better}`."
     )
 
@@ -64,6 +70,11 @@ def read(row: Row, detected: Detected, writes: Writes) -> list[Message]:
     return [{"role": "user", "content": cell(row, columns, "prompt")}, *messages]
 
 
+def sides(row: Row, columns: Columns) -> list[Side]:
+    """Each row has one of either."""
+    return [(columns["messages"], columns["rejected"])]
+
+
 def _side(value: Any, detected: Detected, writes: Writes) -> list[Message]:
     """A list of turns, one turn, a transcript, or the answer alone."""
     if turns_in(value):
@@ -77,13 +88,16 @@ def _side(value: Any, detected: Detected, writes: Writes) -> list[Message]:
 FORMAT = Format(
     name="preference",
     meaning="a better and a worse answer a row, of which the better one is learnt",
-    learns="the better answer, once `data.columns` says `messages: chosen`",
+    learns="which is better, by `method: dpo`; the better one, where `data.columns` says "
+    "`messages: chosen`",
     example=({"prompt": "Who are you?", "chosen": "A pirate, matey!", "rejected": "A robot."},),
     required={"messages": _BETTER},
     optional={
+        "rejected": _WORSE,
         "prompt": ("prompt", "question", "instruction", "input", "conversations", "context"),
         **SYSTEM,
     },
     read=read,
     find=find,
+    sides=sides,
 )

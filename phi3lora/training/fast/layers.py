@@ -92,10 +92,14 @@ def _weight_of(layer: nn.Module) -> Weight | None:
 
 def _lora_forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """PEFT's `lora.Linear`: W x + scaling · B A dropout(x), in one function."""
-    name = self.active_adapters[0]
-    base, dropout = self.get_base_layer(), self.lora_dropout[name]
+    base = self.get_base_layer()
     weight = _weight_of(base)
     assert weight is not None
+    if self.disable_adapters:  # the reference of DPO: the base, in the very same precision
+        dtype = compute_dtype(x)
+        return nn.functional.linear(x.to(dtype), weight(dtype), base.bias)
+    name = self.active_adapters[0]
+    dropout = self.lora_dropout[name]
     rate = dropout.p if self.training and isinstance(dropout, nn.Dropout) else 0.0
     a, b = self.lora_A[name].weight, self.lora_B[name].weight
     return _LoraLinear.apply(x, a, b, weight, base.bias, self.scaling[name], rate)

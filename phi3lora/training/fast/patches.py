@@ -17,12 +17,15 @@ from typing import Any
 
 from accelerate.utils import is_peft_model
 
+from phi3lora.training.fast.answers import answer_head
 from phi3lora.training.fast.attention import packed_attention
 from phi3lora.training.fast.layers import fast_layers
 from phi3lora.training.fast.loss import supervised_head
 
 # Who asks for another implementation gets it, and padded batches with it.
 REPLACED_ATTENTION = {"sdpa"}
+# Arguments of trainers that compare answers, by name: importing ORPO's warns.
+JUDGING = {"DPOConfig", "KTOConfig", "ORPOConfig"}
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ class Patch:
 
     Attributes:
         what: one sentence that says what is computed instead of what.
-        applies: given the base and SFTConfig's arguments, whether it can stand in.
+        applies: given the base and TRL's arguments, whether it can stand in.
         applied: given the base, a context in which it stands in.
     """
 
@@ -52,8 +55,15 @@ PATCHES = (
         "loss",
         "`model(..., supervised_loss=True)` returns sums over supervised tokens, not logits.",
         # Label smoothing needs whole logits, so its loss stays TRL's.
-        lambda base, args: args.label_smoothing_factor == 0,
+        lambda base, args: args.label_smoothing_factor == 0 and not _judges(args),
         supervised_head,
+    ),
+    Patch(
+        "answers",
+        "`model(..., fused_lm_head=True)` reads rows end to end, and the head for answers alone.",
+        # A head that is trained gets its gradient from TRL's own.
+        lambda base, args: _judges(args) and not _is_trained(base),
+        answer_head,
     ),
     Patch(
         "layers",
@@ -123,13 +133,23 @@ def patched(model: Any, args: Any) -> Iterator[list[str]]:
 
     Args:
         model: a Phi-3, or PEFT's model around one; as it was, when the block is left.
-        args: SFTConfig, which decides what can be replaced.
+        args: of TRL's trainer, which decide what can be replaced.
     """
     chosen = patches(model, args)
     with ExitStack() as stack:
         for patch in chosen:
             stack.enter_context(patch.applied(base_of(model)))
         yield [patch.name for patch in chosen]
+
+
+def _judges(args: Any) -> bool:
+    """Whether a trainer compares answers."""
+    return type(args).__name__ in JUDGING
+
+
+def _is_trained(base: Any) -> bool:
+    """Whether the head gets a gradient."""
+    return any(parameter.requires_grad for parameter in base.get_output_embeddings().parameters())
 
 
 def base_of(model: Any) -> Any:

@@ -47,6 +47,7 @@ class Private:
 
 _TRAINER, _SFT = "transformers.trainer:Trainer", "trl.trainer.sft_trainer:SFTTrainer"
 _OURS, _LAYERS = "training/fast/trainer.py", "training/fast/layers.py"
+_PREFERENCES = "training/preferences.py"
 _PHI3 = "transformers.models.phi3.modeling_phi3"
 PRIVATE = (
     Private(f"{_TRAINER}._load_from_checkpoint", _OURS, ("resume_from_checkpoint", "model")),
@@ -61,6 +62,39 @@ PRIVATE = (
     ),
     Private(_SFT, _OURS, source=("self._metrics", "self._total_train_tokens", "self._tokenizer")),
     Private("trl.trainer.base_trainer:_BaseTrainer._send_telemetry", _OURS),
+    *(
+        Private(
+            f"trl.trainer.{name}_trainer:{name.upper()}Trainer",
+            _PREFERENCES,
+            source=(
+                "self._metrics",
+                "self._total_train_tokens",
+                'add_adapter("ref"',
+                "fused_lm_head",
+            ),
+        )
+        for name in ("dpo", "kto")
+    ),
+    Private(
+        "trl.trainer.kto_trainer:KTOTrainer._prepare_dataset",
+        _PREFERENCES,
+        ("dataset", "processing_class", "args", "dataset_name"),
+    ),
+    Private(
+        "trl.experimental.orpo.orpo_trainer:ORPOTrainer.concatenated_forward",
+        "training/orpo.py",
+        ("model", "batch"),
+    ),
+    Private(
+        "trl.experimental.orpo.orpo_trainer:ORPOTrainer",
+        "training/orpo.py",
+        source=("self._stored_metrics", "use_dpo_data_collator", "self.tokenize_row"),
+    ),
+    Private(
+        "trl.trainer.utils:FusedCausalLMOutput",
+        "training/fast/answers.py",
+        source=("log_probs", "entropy", "mean_logits", "is_top1", "label_mask"),
+    ),
     Private("trl.trainer.sft_trainer:DataCollatorForLanguageModeling", _OURS),
     Private("trl.data_utils:pack_dataset", _OURS, ("dataset", "seq_length", "strategy")),
     Private("transformers:AttentionMaskInterface.register", "training/fast/attention.py"),

@@ -3,7 +3,8 @@
     trainer = FastTrainer(model=model, args=SFTConfig(...), train_dataset=rows, fast=True, ...)
 
 Rows have `input_ids` and `labels` (-100 where a token carries no loss). Every option of SFTConfig
-keeps its meaning; `fast=False` computes exactly what TRL computes.
+keeps its meaning; `fast=False` computes exactly what TRL computes. What is ours of any of TRL's
+trainers, whatever it learns from, is in `Resumable`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState, TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
@@ -31,8 +33,10 @@ from phi3lora.training.fast.patches import base_of, patched, patches
 COLUMNS = ["input_ids", "labels"]
 
 
-class FastTrainer(SFTTrainer):
-    """SFTTrainer that trusts its rows, checks its loss, and resumes with everything it counted.
+class Resumable(Trainer):
+    """Ours of any of TRL's trainers: its loss is checked, and it resumes with all it counted.
+
+    It stands before TRL's trainer among the bases of a class, so that `super()` is that trainer.
 
     Args:
         progress: reports and stops; None to train silently.
@@ -43,6 +47,7 @@ class FastTrainer(SFTTrainer):
     """
 
     model: Any
+    _total_train_tokens: Any
 
     def __init__(
         self,
@@ -61,8 +66,6 @@ class FastTrainer(SFTTrainer):
         super().__init__(*args, **kwargs)
         self._replaced = {patch.name for patch in patches(self.model, self.args)} if fast else set()
         self._inside = False
-        if "attention" in self._replaced:
-            self._lay_end_to_end()
         if self.args.fp16:
             # TRL has put a quantized base's adapter into bfloat16, which a GPU without it, and
             # the scaling of float16 gradients, cannot use.
@@ -89,6 +92,12 @@ class FastTrainer(SFTTrainer):
             param_dtype=None if frozen else plugin.mixed_precision_policy.param_dtype,
             reduce_dtype=torch.float32,
         )
+
+    @property
+    def _sums(self) -> dict[str, list[float]]:
+        """What TRL averages at the next log, by name."""
+        sums: dict[str, list[float]] = self._metrics["train"]  # type: ignore[attr-defined]
+        return sums
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train, and evaluate in between, with our parts where `fast` is set."""
@@ -127,6 +136,122 @@ class FastTrainer(SFTTrainer):
         if "attention" in self._replaced:
             return PACKED
         return str(base_of(self.model).config._attn_implementation)
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """As TRL does, or with a faster B where LoRA+ is asked for."""
+        if self._loraplus_lr_ratio is None or self.optimizer is not None:
+            return super().create_optimizer(model)
+        from peft.optimizers import create_loraplus_optimizer
+
+        kind, arguments = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+        self.optimizer = create_loraplus_optimizer(
+            model or self.model,
+            kind,
+            loraplus_lr_ratio=self._loraplus_lr_ratio,
+            loraplus_weight_decay=self.args.weight_decay,
+            **arguments,
+        )
+        return self.optimizer
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """One pass forward and back; a loss that is not finite ends the training here.
+
+        It is asked once an update, before the optimizer: each question waits for a GPU.
+        """
+        loss = super().training_step(*args, **kwargs)
+        self._unchecked = loss if self._unchecked is None else self._unchecked + loss
+        if self.accelerator.sync_gradients and self._bad_loss is not None:
+            if not math.isfinite(value := float(self._unchecked)):
+                raise self._bad_loss(value, self.state.global_step + 1)
+            self._unchecked = None
+        if self.progress is not None:
+            self.progress.tokens = self._tokens_before + int(self._total_train_tokens)
+        return loss
+
+    def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
+        """Also give the callbacks back what the checkpoint kept of them (patience, tokens)."""
+        begun = super()._init_training_state(*args, **kwargs)
+        states: Any = self.state.stateful_callbacks
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, ExportableState):
+                kept = states.get(type(callback).__name__, {})
+                for name, value in kept.get("attributes", {}).items():
+                    setattr(callback, name, value)
+        self._tokens_before = self.progress.tokens if self.progress else 0
+        return begun
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """Go on adding up where the checkpoint stopped, in the middle of two logs."""
+        if self.progress is not None and self.progress.kept:
+            kept, self.progress.kept = self.progress.kept, {}
+            self._tr_loss += kept["loss"]
+            self._total_loss_scalar -= kept["loss"]  # the final mean is of this slice alone
+            self._globalstep_last_logged = kept["last_logged"]
+            for name, values in kept["metrics"].items():
+                self._sums[name] = values
+        super()._run_epoch(*args, **kwargs)
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        """Keep the sums between two logs too, so that a resumed run logs the same figures."""
+        if self.progress is not None:
+            self.progress.kept = {
+                "loss": processes.mean(float(self._tr_loss)),
+                "last_logged": self._globalstep_last_logged,
+                "metrics": {k: list(v) for k, v in self._sums.items()},
+            }
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            super()._save_checkpoint(*args, **kwargs)
+        finally:
+            self.args.save_total_limit = limit
+        self._complete(f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+        if self.progress is not None:
+            self.progress.kept = {}
+
+    def _complete(self, name: str) -> None:
+        """Seal a checkpoint, and only then remove older ones: by step, since a clock may be set.
+
+        Each of several processes writes a part of it, so all parts must have been written.
+        """
+        folder = Path(str(self.args.output_dir))
+        processes.wait()
+        if self.args.should_save:
+            seal(folder / name)
+            rotate_checkpoints(
+                str(folder), self.args.save_total_limit, self.state.best_model_checkpoint
+            )
+        processes.wait()  # or another process might leave, and be taken for lost, meanwhile
+
+    def take_result(self, checkpoint: Path) -> bool:
+        """Take the weights of a training that was over when `checkpoint` was saved.
+
+        False, and nothing is done, where by these arguments there is more to train.
+        """
+        state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+        *_, max_steps = self.set_initial_training_values(self.args, self.get_train_dataloader())
+        if max_steps > state.max_steps:  # the config asks for more than it did
+            return False
+        self.state = state
+        if self.args.load_best_model_at_end and state.best_model_checkpoint is not None:
+            self._load_best_model()
+        else:
+            self._load_from_checkpoint(str(checkpoint))
+        return True
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Checkpoints need no card; the one that is published is written elsewhere."""
+
+    def _send_telemetry(self) -> None:
+        """What people train is nobody else's business."""
+
+
+class FastTrainer(Resumable, SFTTrainer):
+    """SFTTrainer that trusts its rows, with our loss where `fast` is set."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if "attention" in self._replaced:
+            self._lay_end_to_end()
 
     def _lay_end_to_end(self) -> None:
         """Rows of a batch are laid end to end, without padding, and attend within themselves."""
@@ -180,110 +305,3 @@ class FastTrainer(SFTTrainer):
         """Rows come rendered, cut and checked; only packing is left to do."""
         rows = dataset.select_columns(COLUMNS)
         return pack_dataset(rows, args.max_length, args.packing_strategy) if packing else rows
-
-    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """As TRL does, or with a faster B where LoRA+ is asked for."""
-        if self._loraplus_lr_ratio is None or self.optimizer is not None:
-            return super().create_optimizer(model)
-        from peft.optimizers import create_loraplus_optimizer
-
-        kind, arguments = self.get_optimizer_cls_and_kwargs(self.args, self.model)
-        self.optimizer = create_loraplus_optimizer(
-            model or self.model,
-            kind,
-            loraplus_lr_ratio=self._loraplus_lr_ratio,
-            loraplus_weight_decay=self.args.weight_decay,
-            **arguments,
-        )
-        return self.optimizer
-
-    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """One pass forward and back; a loss that is not finite ends the training here.
-
-        It is asked once an update, before the optimizer: each question waits for a GPU.
-        """
-        loss = super().training_step(*args, **kwargs)
-        self._unchecked = loss if self._unchecked is None else self._unchecked + loss
-        if self.accelerator.sync_gradients and self._bad_loss is not None:
-            if not math.isfinite(value := float(self._unchecked)):
-                raise self._bad_loss(value, self.state.global_step + 1)
-            self._unchecked = None
-        if self.progress is not None:
-            self.progress.tokens = self._tokens_before + int(self._total_train_tokens)
-        return loss
-
-    def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
-        """Also give the callbacks back what the checkpoint kept of them (patience, tokens)."""
-        begun = super()._init_training_state(*args, **kwargs)
-        states: Any = self.state.stateful_callbacks
-        for callback in self.callback_handler.callbacks:
-            if isinstance(callback, ExportableState):
-                kept = states.get(type(callback).__name__, {})
-                for name, value in kept.get("attributes", {}).items():
-                    setattr(callback, name, value)
-        self._tokens_before = self.progress.tokens if self.progress else 0
-        return begun
-
-    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        """Go on adding up where the checkpoint stopped, in the middle of two logs."""
-        if self.progress is not None and self.progress.kept:
-            kept, self.progress.kept = self.progress.kept, {}
-            self._tr_loss += kept["loss"]
-            self._total_loss_scalar -= kept["loss"]  # the final mean is of this slice alone
-            self._globalstep_last_logged = kept["last_logged"]
-            for name, values in kept["metrics"].items():
-                self._metrics["train"][name] = values
-        super()._run_epoch(*args, **kwargs)
-
-    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        """Keep the sums between two logs too, so that a resumed run logs the same figures."""
-        if self.progress is not None:
-            self.progress.kept = {
-                "loss": processes.mean(float(self._tr_loss)),
-                "last_logged": self._globalstep_last_logged,
-                "metrics": {k: list(v) for k, v in self._metrics["train"].items()},
-            }
-        limit, self.args.save_total_limit = self.args.save_total_limit, None
-        try:
-            super()._save_checkpoint(*args, **kwargs)
-        finally:
-            self.args.save_total_limit = limit
-        self._complete(f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
-        if self.progress is not None:
-            self.progress.kept = {}
-
-    def _complete(self, name: str) -> None:
-        """Seal a checkpoint, and only then remove older ones: by step, since a clock may be set.
-
-        Each of several processes writes a part of it, so all parts must have been written.
-        """
-        folder = Path(str(self.args.output_dir))
-        processes.wait()
-        if self.args.should_save:
-            seal(folder / name)
-            rotate_checkpoints(
-                str(folder), self.args.save_total_limit, self.state.best_model_checkpoint
-            )
-        processes.wait()  # or another process might leave, and be taken for lost, meanwhile
-
-    def take_result(self, checkpoint: Path) -> bool:
-        """Take the weights of a training that was over when `checkpoint` was saved.
-
-        False, and nothing is done, where by these arguments there is more to train.
-        """
-        state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
-        *_, max_steps = self.set_initial_training_values(self.args, self.get_train_dataloader())
-        if max_steps > state.max_steps:  # the config asks for more than it did
-            return False
-        self.state = state
-        if self.args.load_best_model_at_end and state.best_model_checkpoint is not None:
-            self._load_best_model()
-        else:
-            self._load_from_checkpoint(str(checkpoint))
-        return True
-
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Checkpoints need no card; the one that is published is written elsewhere."""
-
-    def _send_telemetry(self) -> None:
-        """What people train is nobody else's business."""

@@ -31,13 +31,22 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, BitsAndBytesConfig, EarlyStoppingCallback, Phi3ForCausalLM
 from transformers.utils import is_flash_attn_2_available
-from trl import SFTConfig, SFTTrainer
+from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, SFTConfig, SFTTrainer
+from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
 MODEL = "microsoft/Phi-3-mini-4k-instruct"
 # if: revision
 REVISION = None
 # end
+# if: not judged
 TRAIN = "train.jsonl"  # rows to train on, {"messages": [...]} a line
+# end
+# if: paired
+TRAIN = "train.jsonl"  # {"prompt": [...], "chosen": [...], "rejected": [...]} a line
+# end
+# if: kto
+TRAIN = "train.jsonl"  # {"prompt": [...], "completion": [...], "label": true or false} a line
+# end
 # if: held_out
 TEST = "test.jsonl"  # rows that are held out
 # end
@@ -88,7 +97,18 @@ if not installed(TRACKER):
 if not installed("bitsandbytes"):
     training_config["optim"] = "adamw_torch"
 # end
+# if: not judged
 train_conf = SFTConfig(**training_config)
+# end
+# if: dpo
+train_conf = DPOConfig(**training_config)
+# end
+# if: kto
+train_conf = KTOConfig(**training_config)
+# end
+# if: orpo
+train_conf = ORPOConfig(**training_config)
+# end
 # if: peft
 peft_conf = LoraConfig(**peft_config)
 # end
@@ -159,8 +179,10 @@ torch.manual_seed(train_conf.seed)  # initial weights depend on it alone
 # end
 # if: peft
 model = get_peft_model(model, peft_conf)
-# The base's embedding is not saved beside an adapter on it.
-model.save_pretrained = partial(model.save_pretrained, save_embedding_layers=False)
+# The base's embedding is not saved beside an adapter on it, nor a copy that is compared with.
+model.save_pretrained = partial(
+    model.save_pretrained, save_embedding_layers=False, selected_adapters=["default"]
+)
 # end
 # if: slices
 
@@ -328,8 +350,46 @@ def tokenize(messages):
     return {"input_ids": ids[: train_conf.max_length], "labels": labels[: train_conf.max_length]}
 
 
+# if: judged
+
+
+def taken_apart(messages):
+    """Ids of the prompt, and of the answer that is compared: up to the token that ends it."""
+    tokens = tokenize(messages)
+    learnt = [place for place, label in enumerate(tokens["labels"]) if label != -100]
+    return tokens["input_ids"][: learnt[0]], tokens["input_ids"][learnt[0] : learnt[-1] + 1]
+
+
+# end
+# if: paired
+def tokenize_pair(row):
+    """A pair in tokens; both answers follow the same prompt."""
+    prompt, chosen = taken_apart(row["prompt"] + row["chosen"])
+    _, rejected = taken_apart(row["prompt"] + row["rejected"])
+    # if: dpo
+    return {"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected}
+    # end
+    # if: orpo
+    found = {}
+    for side, answer in (("chosen", chosen), ("rejected", rejected)):
+        found[f"{side}_input_ids"] = prompt + answer
+        found[f"{side}_attention_mask"] = [1] * len(prompt + answer)
+        found[f"{side}_labels"] = [-100] * len(prompt) + answer
+    return found
+    # end
+
+
+# end
+# if: kto
+def tokenize_answer(row):
+    """An answer in tokens, and whether it is a good one."""
+    prompt, answer = taken_apart(row["prompt"] + row["completion"])
+    return {"prompt_ids": prompt, "completion_ids": answer, "label": row["label"]}
+
+
+# end
 def read(file):
-    """Tokens of the conversations of a file, without those that leave nothing to learn."""
+    """Tokens of the rows of a file, without those that leave nothing to learn."""
     if not os.path.exists(file):
         raise FileNotFoundError(
             f"{file} is not here. Rows are not published with an adapter: `phi3lora export "
@@ -337,8 +397,18 @@ def read(file):
             'well, a line each: {"messages": [{"role": "user", "content": "..."}, ...]}'
         )
     with open(file, encoding="utf-8") as lines:
+        # if: not judged
         rows = [tokenize(json.loads(line)["messages"]) for line in lines if line.strip()]
+        # end
+        # if: paired
+        return [tokenize_pair(json.loads(line)) for line in lines if line.strip()]
+        # end
+        # if: kto
+        return [tokenize_answer(json.loads(line)) for line in lines if line.strip()]
+        # end
+    # if: not judged
     return [row for row in rows if set(row["labels"]) != {-100}]
+    # end
 
 
 train_rows = read(TRAIN)
@@ -350,10 +420,58 @@ test_rows = read(TEST)
 ############
 # Training #
 ############
+# if: not judged
+Trainer = SFTTrainer
+# end
+# if: dpo
+
+
+class PairTrainer(DPOTrainer):
+    """TRL's, for rows that are tokens already."""
+
+    def _prepare_dataset(self, dataset, *_):
+        return dataset
+
+
+Trainer = PairTrainer
+# end
+# if: kto
+
+
+def with_mismatched(rows):
+    """Beside each prompt the answer of the row before it in its batch, which is not its own."""
+    answers = rows["completion_ids"]
+    return {"KL_completion_ids": answers[-1:] + answers[:-1]}
+
+
+class AnswerTrainer(KTOTrainer):
+    """TRL's, for rows that are tokens already."""
+
+    def _prepare_dataset(self, dataset, *_):
+        if not self.calculate_KL:
+            return dataset
+        size = train_conf.per_device_train_batch_size
+        return dataset.map(with_mismatched, batched=True, batch_size=size)
+
+
+Trainer = AnswerTrainer
+# end
+# if: orpo
+
+
+class OddsTrainer(ORPOTrainer):
+    """TRL's, for rows that are tokens already."""
+
+    def tokenize_row(self, feature, model=None):
+        return feature
+
+
+Trainer = OddsTrainer
+# end
 # if: loraplus
 # LoRA+: B learns faster than A.
 RATIO = 16.0
-optimizer_class, arguments = SFTTrainer.get_optimizer_cls_and_kwargs(train_conf, model)
+optimizer_class, arguments = Trainer.get_optimizer_cls_and_kwargs(train_conf, model)
 optimizer = create_loraplus_optimizer(
     model,
     optimizer_class,
@@ -365,7 +483,7 @@ optimizer = create_loraplus_optimizer(
 # if: patience
 PATIENCE = 3
 # end
-trainer = SFTTrainer(
+trainer = Trainer(
     model=model,
     args=train_conf,
     train_dataset=Dataset.from_list(train_rows),
@@ -380,6 +498,9 @@ trainer = SFTTrainer(
     optimizers=(optimizer, None),
     # end
 )
+# if: from_base
+model.delete_adapter("ref")  # what it is compared with is the base, with the adapter off
+# end
 # if: float16
 if train_conf.fp16:  # the scaling of float16's gradients needs float32 weights
     for parameter in trainer.model.parameters():

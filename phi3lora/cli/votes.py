@@ -1,0 +1,101 @@
+"""`phi3lora votes`: blind votes counted, exported, pushed as a dataset, and trained on."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from phi3lora.cli.root import app
+from phi3lora.cli.shared import AsJson, Changes, here, tell, with_changes
+
+votes = typer.Typer(
+    help="Blind votes: count them, take them as rows, publish them, train on them.",
+    no_args_is_help=True,
+)
+app.add_typer(votes, name="votes")
+Adapter = Annotated[
+    str,
+    typer.Argument(metavar="NAME", help="What was compared with its base: a run's id, or another."),
+]
+
+
+@votes.command(name="show")
+def show_votes(adapter: Adapter, as_json: AsJson = False) -> None:
+    """Show how many votes there are, who won, and whether they suffice to train on."""
+    from phi3lora.cli.terminal import print_json, print_line
+
+    application, caller = here()
+    standing = application.voting.standing(adapter, caller)
+    tally = standing.tally
+    if as_json:
+        found = {"win_rate": tally.win_rate, "interval": tally.interval, "verdict": tally.verdict}
+        print_json({**asdict(standing), **found, "method": standing.method})
+        return
+    counts = f"{tally.tuned} tuned, {tally.base} base, {tally.ties} ties, {tally.both_bad} both bad"
+    print_line(f"{tally.votes} blind votes: {counts}")
+    if tally.win_rate is not None:
+        low, high = tally.interval
+        say = "which cannot tell them apart" if tally.verdict == "cannot tell" else tally.verdict
+        rate = f"tuned wins {tally.win_rate:.0%}"
+        print_line(f"{rate} (95 % interval {low:.0%} to {high:.0%}), {say}")
+    print_line(standing.summary())
+
+
+@votes.command(name="export")
+def export_votes(
+    adapter: Adapter,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The file of JSON lines that is written.")
+    ] = Path("votes.jsonl"),
+) -> None:
+    """Write the votes as JSON lines: both conversations, who won, and how they were sampled."""
+    application, caller = here()
+    number = application.voting.export(adapter, output, caller)
+    tell(f"{output}: {number} votes")
+
+
+@votes.command(name="push")
+def push_votes(
+    adapter: Adapter,
+    repo: Annotated[str, typer.Argument(metavar="REPO", help="The dataset's name, USER/NAME.")],
+    public: Annotated[
+        bool, typer.Option("--public", help="Make a dataset that everybody can read.")
+    ] = False,
+) -> None:
+    """Publish the votes on the Hub, as a dataset with a card."""
+    application, caller = here()
+    tell(application.voting.push(adapter, repo, caller, private=not public))
+
+
+@votes.command(name="train")
+def train_votes(
+    adapter: Adapter,
+    method: Annotated[
+        str | None,
+        typer.Option(help="How to learn from them: dpo from winners, kto from bad answers too."),
+    ] = None,
+    changes: Changes = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--config", help="Write the configuration to this file and train nothing."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train on the votes, from what was compared: DPO, or KTO where many answers are bad."""
+    from phi3lora.cli.training import follow
+
+    application, caller = here(helper=True)
+    config = with_changes(application.voting.config(adapter, caller, method), changes)
+    if output is not None:
+        output.write_text(config.to_yaml(), encoding="utf-8")
+        tell(f"{output}: train it with `phi3lora train {output}`")
+        return
+    try:
+        run = application.launching.launch(config, caller)
+    finally:
+        application.close()
+    tell(f"Run {run.id} in {run.folder.resolve()}")
+    follow(run, 0, as_json)

@@ -1,0 +1,426 @@
+"""The Compare page without a browser: turns, blind rounds, other answers, what a browser kept."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import gradio as gr
+import pytest
+
+from phi3lora.app.callers import Caller
+from phi3lora.app.comparing import BUNDLED, ComparingOne, Sides, Subject, about
+from phi3lora.chat.options import Options
+from phi3lora.chat.votes import Tally
+from phi3lora.config import ModelConfig
+from phi3lora.errors import ModelError
+from phi3lora.hub.card import prompts_of
+from phi3lora.hub.upload import draft_card
+from phi3lora.settings import Settings
+from phi3lora.ui import compare_page
+from phi3lora.ui.asking import WARM, another, from_address
+from phi3lora.ui.markdown import rendered
+from phi3lora.ui.talk import Said, Talk, Turn, read_talk
+from phi3lora.ui.turns import game_line, turn_html
+from tests import stage
+from tests.test_ui import app, page_of, request, visible  # noqa: F401
+
+NAMES = ("message", "past", "now", "talk", "kept", "votes", "round", "about", "status")
+SETTINGS = ("Be brief.", 0.5, 0.9, 64, 7, 50, 0.1, 1.2)
+DEFAULTS = ("", 0.0, 1.0, 256, 0, 0, 0.0, 1.0)
+
+
+def ask(
+    page: Any,
+    adapter: str | None,
+    blind: bool = False,
+    talk: Talk | None = None,
+    session: str = "tab",
+    settings: Any = SETTINGS,
+    question: str = "Who?",
+) -> list[dict[str, Any]]:
+    """Every frame of an answer, by the names of what it changes."""
+    values = (question, talk or Talk(), adapter, blind, *settings)
+    return [
+        dict(zip(NAMES, frame, strict=True)) for frame in page.on_ask(request(session), *values)
+    ]
+
+
+def do(page: Any, what: str, talk: Talk, turn: int, of: str = "left") -> list[dict[str, Any]]:
+    """What a button of a turn comes to."""
+    event = SimpleNamespace(_data={"do": what, "turn": turn, "of": of})
+    values = ("", talk, talk.adapter, False, *DEFAULTS)
+    frames = page.on_turn(request(), event, *values)
+    return [dict(zip(NAMES, frame, strict=True)) for frame in frames]
+
+
+def asked(app: Any, question: str = "Who?", **turn: Any) -> Talk:  # noqa: F811
+    """A conversation of one turn that is over."""
+    base, tuned = (Said("Hello", 2),), (Said("Ahoy", 3),)
+    return Talk("", (Turn(question, Sides("base", "one"), base, tuned, **turn),))
+
+
+# ---------------------------------------------------------------------------------- Asking
+
+
+def test_both_answers_stand_under_one_question_and_end(app: Any) -> None:  # noqa: F811
+    page = page_of(compare_page, app)
+    run = stage.finished(app.launching.store)
+    frames = ask(page, run.id)
+    assert [frame["now"].count("Who?") for frame in frames] == [1] * len(frames)
+    last = frames[-1]
+    turn = last["talk"].last
+    assert (turn.shown("base").text, turn.shown("tuned").text) == ("The end.", "Arr, the end!")
+    assert "3 tokens" in last["now"]
+    assert "5 tokens, cut" in last["now"]
+    assert frames[0]["message"]["stop_btn"] == "Stop"
+    frames[0]["message"].clear()  # as Gradio does with what it is given
+    assert ask(page, run.id)[0]["message"]["value"] == ""
+    assert last["message"]["submit_btn"] == "Ask"
+    assert not last["message"]["stop_btn"]
+    subject, base, tuned, options = app.comparing.asked
+    assert subject.result == run.result.folder
+    assert options == Options("Be brief.", 0.5, 0.9, 64, 7, 50, 0.1, 1.2)
+    assert base == tuned == [{"role": "user", "content": "Who?"}]
+    assert json.loads(last["kept"])["turns"][0]["settings"]["seed"] == 7
+
+
+def test_who_asks_before_the_page_has_loaded_gets_the_adapter_of_the_address(
+    app: Any,  # noqa: F811
+) -> None:
+    page = page_of(compare_page, app)
+    run = stage.finished(app.launching.store)
+    stage.finished(app.launching.store, "Newer")
+    values = ("Who?", Talk(), None, False, *DEFAULTS)
+    list(page.on_ask(request(adapter=run.id), *values))
+    assert app.comparing.asked[0].name == "Pirate"
+    list(page.on_ask(request(), *values))
+    assert app.comparing.asked[0].name == "Newer"
+
+
+def test_each_side_goes_on_from_its_own_answer(app: Any) -> None:  # noqa: F811
+    page = page_of(compare_page, app)
+    run = stage.finished(app.launching.store)
+    ask(page, run.id, talk=asked(app, "Hi"))
+    _, base, tuned, _ = app.comparing.asked
+    assert [turn["content"] for turn in base] == ["Hi", "Hello", "Who?"]
+    assert [turn["content"] for turn in tuned] == ["Hi", "Ahoy", "Who?"]
+
+
+def test_without_an_adapter_the_base_answers_alone(app: Any) -> None:  # noqa: F811
+    last = ask(page_of(compare_page, app), "")[-1]
+    assert last["talk"].last.shown("tuned") is None
+    assert last["now"].count("<section") == 1
+    assert app.comparing.asked[2] == []
+
+
+def test_stop_reaches_this_session_alone(app: Any) -> None:  # noqa: F811
+    page = page_of(compare_page, app)
+    mine, theirs = page.stops.begin("mine"), page.stops.begin("theirs")
+    page.on_stop(request("mine"))
+    assert mine.is_set()
+    assert not theirs.is_set()
+
+
+def test_somebody_elses_adapter_cannot_be_asked(app: Any, settings: Settings) -> None:  # noqa: F811
+    page = page_of(compare_page, app)
+    run = stage.finished(app.launching.store)
+    app.callers.name = "eve"
+    app.comparing.settings = Settings(home=settings.home, space_id="ann/space")
+    for name in (run.id, str(run.result.folder)):
+        assert "one of your finished runs" in ask(page, name)[-1]["status"]
+
+
+def test_a_mistake_gives_the_question_back_and_wipes_nothing(app: Any) -> None:  # noqa: F811
+    page = page_of(compare_page, app)
+    before = asked(app)
+    (failed,) = ask(page, "/nowhere", talk=before, question="And now?")
+    assert failed["message"]["value"] == "And now?"
+    assert failed["message"]["submit_btn"] == "Ask"
+    assert failed["talk"] == before
+    assert "no folder of that name" in failed["status"]
+
+
+def test_a_base_that_fails_while_it_answers_says_so_in_its_place(app: Any) -> None:  # noqa: F811
+    page = page_of(compare_page, app)
+
+    def broken(*_: Any, **__: Any) -> Any:
+        raise ModelError("The base <b>broke</b>.")
+        yield
+
+    app.comparing.reply = broken
+    last = ask(page, "")[-1]
+    assert "The base &lt;b&gt;broke" in last["status"]
+    assert last["message"]["value"] == "Who?"
+
+
+def test_an_empty_question_is_not_asked(app: Any) -> None:  # noqa: F811
+    with pytest.raises(gr.Error, match="Type a question"):
+        ask(page_of(compare_page, app), "", question="  ")
+
+
+# ----------------------------------------------------------------------------- Other answers
+
+
+def test_another_answer_has_a_new_seed_and_the_first_is_kept(app: Any) -> None:  # noqa: F811
+    page = page_of(compare_page, app)
+    talk = asked(app)
+    last = do(page, "again", talk, 0, "right")[-1]
+    options = app.comparing.asked[3]
+    assert (options.seed, options.temperature) == (1, WARM)  # at 0 it would be the same again
+    assert app.comparing.asked[1] == []  # the other side is not asked
+    turn = last["talk"].last
+    assert [said.text for said in turn.tuned] == ["Ahoy", "Arr, the end!"]
+    assert turn.shown("tuned").text == "Arr, the end!"
+    assert turn.shown("base").text == "Hello"
+    assert "2/2" in last["now"]
+    assert "seed 1" in last["now"]
+    back = do(page, "before", last["talk"], 0, "right")[-1]
+    assert back["talk"].last.shown("tuned").text == "Ahoy"
+    assert do(page, "next", back["talk"], 0, "right")[-1]["talk"] == last["talk"]
+
+
+def test_another_answer_at_a_temperature_keeps_it() -> None:
+    warm = Options(temperature=1.5, seed=4)
+    assert another(warm, 2) == (replace(warm, seed=6), "seed 6")
+
+
+def test_the_last_question_is_edited_and_no_other(app: Any) -> None:  # noqa: F811
+    page = page_of(compare_page, app)
+    two = asked(app, "One").plus(asked(app, "Two").turns[0])
+    edited = do(page, "edit", two, 1)[-1]
+    assert edited["message"] == "Two"
+    assert [turn.question for turn in edited["talk"].turns] == ["One"]
+    assert do(page, "edit", two, 0) == []
+    for nonsense in (-1, 7, "0", None):
+        assert do(page, "again", two, nonsense) == []  # type: ignore[arg-type]
+
+
+def test_a_cleared_conversation_comes_back(app: Any) -> None:  # noqa: F811
+    page = page_of(compare_page, app)
+    talk = asked(app)
+    _, now, fresh, kept, *_, before, undo = page.on_clear(talk)
+    assert (now, fresh.turns, kept) == ("", (), "")
+    assert "Undo" in undo
+    assert page.on_undo(before)[2] == talk
+
+
+# --------------------------------------------------------------------------------- Blind
+
+
+def test_blind_hides_the_names_until_the_vote(app: Any, monkeypatch: Any) -> None:  # noqa: F811
+    page = page_of(compare_page, app)
+    run = stage.finished(app.launching.store)
+    monkeypatch.setattr("secrets.choice", lambda sides: "tuned")
+    last = ask(page, run.id, blind=True)[-1]
+    assert "base" not in last["now"].lower()
+    assert "tuned" not in last["now"].lower()
+    assert last["now"].index("Arr, the end!") < last["now"].index("The end.")
+    assert visible(last["votes"])
+    assert "Round 1 of 5" in last["round"]
+    _, now, talk, _, row, tally = page.on_vote("A is better", last["talk"], run.id, request())
+    assert now.index("Tuned") < now.index("Base")
+    assert not visible(row)
+    assert "You preferred <b>tuned</b> 1 of 1" in tally
+    assert "of 1 blind vote." in tally
+    with pytest.raises(gr.Error, match="voted on already"):
+        page.on_vote("Tie", last["talk"], run.id, request())
+    assert talk.votes == ["tuned"]
+
+
+def test_sides_are_drawn_for_each_question(app: Any, monkeypatch: Any) -> None:  # noqa: F811
+    page = page_of(compare_page, app)
+    run = stage.finished(app.launching.store)
+    coin = iter(("tuned", "base", "tuned"))
+    monkeypatch.setattr("secrets.choice", lambda sides: next(coin))
+    talk, lefts = Talk(), []
+    for _ in range(3):
+        talk = ask(page, run.id, blind=True, talk=talk)[-1]["talk"]
+        lefts.append(talk.last.sides.left)  # type: ignore[union-attr]
+    assert lefts == ["tuned", "base", "tuned"]
+    assert len({turn.sides.pair for turn in talk.turns}) == 3
+
+
+def test_blind_keeps_the_conversation_and_means_the_next_question(app: Any) -> None:  # noqa: F811
+    page = page_of(compare_page, app)
+    run = stage.finished(app.launching.store)
+    talk = ask(page, run.id)[-1]["talk"]
+    after = ask(page, run.id, blind=True, talk=talk)[-1]["talk"]
+    assert [turn.hidden for turn in after.turns] == [False, True]
+
+
+def test_all_visitors_are_counted_with_their_interval() -> None:
+    line = game_line(Talk(), Tally(tuned=33, base=13))
+    assert "72 % (57 to 83 %) of 46 blind votes" in line
+    assert "none for one side" in game_line(Talk(), Tally(ties=1))
+    assert game_line(Talk(), Tally()) == ""
+
+
+# ------------------------------------------------------------------------------ Opening
+
+
+def opened(page: Any, browser: str = "", **query: str) -> dict[str, Any]:
+    values = page.on_open(browser, request(**query))
+    names = ("adapter", "chips", "tally", "past", "now", "talk", "kept", "message", "system")
+    return {**dict(zip(names, values, strict=False)), "settings": values[len(names) :]}
+
+
+def test_a_fresh_page_shows_what_the_report_kept_and_asks_nobody(app: Any) -> None:  # noqa: F811
+    page = page_of(compare_page, app)
+    run = stage.finished(app.launching.store)
+    shown = opened(page, adapter=run.id)
+    assert "Name the capital of Ukraine." in shown["now"]
+    assert "Kept with the run" in shown["now"]
+    assert 'class="differs"' in shown["now"]
+    assert 'data-prompt="Say &quot;hi&quot; &lt;now&gt;"' in shown["chips"]
+    assert not hasattr(app.comparing, "asked")
+    talk = ask(page, run.id, talk=shown["talk"])[-1]["talk"]
+    assert [turn.question for turn in talk.turns] == ["Who?"]  # it is no part of the conversation
+
+
+def test_the_adapter_that_comes_along_is_there_for_who_has_no_run(app: Any) -> None:  # noqa: F811
+    shown = opened(page_of(compare_page, app))
+    assert shown["adapter"]["value"] == BUNDLED
+    assert "Kept with the run" in shown["now"]
+    run = stage.finished(app.launching.store)
+    assert opened(page_of(compare_page, app))["adapter"]["value"] == run.id
+
+
+def test_the_address_asks_its_question_with_its_settings(app: Any) -> None:  # noqa: F811
+    page = page_of(compare_page, app)
+    run = stage.finished(app.launching.store)
+    shown = opened(page, adapter=run.id, q=" Who? ", seed="7", temperature="0.5", top_p="nonsense")
+    assert shown["message"] == "Who?"
+    assert shown["now"] == ""
+    assert shown["settings"][0] == 0.5
+    assert shown["settings"][1] == gr.skip()
+    assert from_address({"seed": "-1", "top_k": "1e99", "temperature": "nan"}) == {}
+    values = ("Who?", Talk(run.id), run.id, False, *DEFAULTS)
+    assert list(page.on_first(request(), *values))[-1][3].last.question == "Who?"
+    nothing = ("", Talk(run.id), run.id, False, *DEFAULTS)
+    frames = list(page.on_first(request(), *nothing))
+    assert "LoRA 10 B on pocket" in frames[0][-2]
+    assert "Loading the model" in frames[1][-1]
+
+
+def test_a_conversation_comes_back_to_its_adapter_and_to_no_other(app: Any) -> None:  # noqa: F811
+    page = page_of(compare_page, app)
+    run, other = stage.finished(app.launching.store), stage.finished(app.launching.store)
+    talk = replace(asked(app), adapter=run.id)
+    assert opened(page, talk.to_json(), adapter=run.id)["talk"] == talk
+    assert opened(page, talk.to_json(), adapter=other.id)["talk"] != talk
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[1]",
+        "[" * 100_000,
+        "7" * 1_100_000,
+        '{"turns": []}',
+        '{"turns": [{"question": "?", "at_base": 9, "base": []}]}',
+        '{"turns": [{"question": "?", "sides": {"left": "me"}}]}',
+    ],
+)
+def test_what_a_browser_did_not_write_is_not_read(text: str) -> None:
+    assert read_talk(text) is None
+
+
+def test_a_variant_that_is_not_there_shows_one_that_is() -> None:
+    talk = read_talk('{"turns": [{"question": "?", "at_base": 99, "base": [{"text": "a"}]}]}')
+    assert talk is not None
+    assert talk.turns[0].shown("base") == Said("a")
+
+
+def test_finished_runs_are_offered_without_a_restart(app: Any) -> None:  # noqa: F811
+    page = page_of(compare_page, app)
+    assert [value for _, value in page.on_pulse("", request())[0]["choices"]] == [BUNDLED, ""]
+    run = stage.finished(app.launching.store)
+    choices = page.on_pulse("", request())[0]["choices"]
+    assert [value for _, value in choices] == [run.id, BUNDLED, ""]
+
+
+def test_a_folder_can_be_named_on_ones_own_machine(app: Any) -> None:  # noqa: F811
+    folder = stage.finished(app.launching.store).folder / "adapter"
+    subject = app.comparing.subject(str(folder), Caller())
+    assert subject.base.path == "pocket"
+    assert about(subject)[1] == "better than its base on 40 held-out rows"
+
+
+def test_a_link_to_a_deleted_run_says_that_there_is_none(app: Any) -> None:  # noqa: F811
+    page = page_of(compare_page, app)
+    gone = "20260101-000000-abcdef"
+    frames = list(page.on_first(request(), "", Talk(gone), gone, False, *DEFAULTS))
+    assert f"There is no run &#x27;{gone}&#x27;" in frames[-1][-1]
+
+
+def test_a_space_of_one_adapter_has_nothing_to_choose(app: Any) -> None:  # noqa: F811
+    one = replace(app, comparing=ComparingOne(app.comparing, "ann/pirate"))
+    with gr.Blocks() as demo:
+        page = compare_page.build(one, demo)
+    assert not [one for one in demo.blocks.values() if isinstance(one, gr.Dropdown)]
+    heads = [str(one.value) for one in demo.blocks.values() if isinstance(one, gr.HTML)]
+    head = next(value for value in heads if "<h1>" in value)
+    assert "ann/pirate" in head
+    assert 'href="https://huggingface.co/ann/pirate"' in head
+    assert page.on_open("", request(adapter="eve/other"))[0] == "ann/pirate"
+
+
+def test_the_prompts_of_a_published_card_are_found_again(app: Any, tmp_path: Path) -> None:  # noqa: F811
+    run = stage.finished(app.launching.store)
+    card = draft_card(run.folder, "ann/pirate")
+    assert prompts_of(card) == ["Name the capital of Ukraine."]
+    assert prompts_of("**Prompt**\n\n```text\nno end") == []
+    (tmp_path / "README.md").write_text(card)
+    one = ComparingOne(app.comparing, "ann/pirate")
+    one._subject = Subject(ModelConfig(path="pocket"), tmp_path, "adapter", "ann/pirate")
+    assert one.suggestions("", Caller()) == ["Name the capital of Ukraine."]
+
+
+# ------------------------------------------------------------------------------ Markdown
+
+
+def test_answers_are_read_as_markdown_and_never_as_html() -> None:
+    text = rendered("- **Arr**\n\n```py\nx = '<b>'\n```\n\n<script>1</script> ![x](http://a/b.png)")
+    assert "<li><strong>Arr</strong></li>" in text or "<strong>Arr</strong>" in text
+    assert "<code" in text
+    assert "<script" not in text
+    assert "<img" not in text
+    for link in ("[x](https://example.com)", "<https://example.com>", "[x]\n\n[x]: https://a.b"):
+        assert "<a" not in rendered(link)
+    assert 'rel="noopener noreferrer nofollow"' in rendered("[x](https://a.b)", links=True)
+    assert "<a" not in rendered("[x](javascript:alert(1))", links=True)
+
+
+def test_words_that_differ_are_marked_across_emphasis_and_code_is_left_alone() -> None:
+    marked = rendered("Arr, the capital be **Kyiv**, `matey`!", "The capital is Kyiv.")
+    assert marked.count("<mark") == marked.count("</mark>") > 0
+    assert '<mark class="differs">Arr' in marked
+    assert "<strong>Kyiv</strong>" in marked
+    assert "<code>matey</code>" in marked
+    assert "<mark" not in rendered("Entirely other words", "Nothing alike here at all")
+    assert "<mark" not in rendered("The same.", "The same.")
+
+
+def test_thoughts_are_folded_and_the_conversation_keeps_them(app: Any) -> None:  # noqa: F811
+    said = Said("<think>\nTwo and two.\n</think>\n\nFour.", 9)
+    turn = Turn("2+2?", base=(said,), tuned=(Said("<think>\nStill"),))
+    drawn = turn_html(turn, 0)
+    assert "<summary>Thoughts</summary>" in drawn
+    assert drawn.index("Two and two.") < drawn.index("Four.")
+    assert "<summary>Thinking …</summary>" in drawn
+    talk = Talk("", (turn,)).plus(Turn("And?"))
+    assert talk.messages("base")[1]["content"].startswith("<think>")
+
+
+def test_questions_and_answers_are_escaped_in_every_place() -> None:
+    turn = Turn('<img src=x> "q"', base=(Said('"><script>1</script>'),), tuned=(Said("x"),))
+    drawn = turn_html(turn, 0, last=True)
+    assert "<img" not in drawn
+    assert "<script" not in drawn
+    assert 'data-raw="&quot;&gt;&lt;script&gt;' in drawn

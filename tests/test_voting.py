@@ -1,0 +1,137 @@
+"""Votes become rows, a dataset, and the configuration of a run that learns from them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from phi3lora.app.application import Application
+from phi3lora.app.callers import Caller
+from phi3lora.app.comparing import BUNDLED, Sides
+from phi3lora.app.voting import ENOUGH, dataset_card
+from phi3lora.chat.options import Options
+from phi3lora.chat.votes import Tally
+from phi3lora.errors import AccessError, RunError
+from phi3lora.settings import Settings
+
+ME = Caller("local", None)
+SHORT = Options(max_new_tokens=24)
+
+
+@pytest.fixture
+def app(tmp_path: Path) -> Application:
+    return Application.open(Settings(home=tmp_path / "home"), helper=False)
+
+
+def said(*turns: str) -> list[dict[str, str]]:
+    roles = ("user", "assistant")
+    return [{"role": roles[place % 2], "content": text} for place, text in enumerate(turns)]
+
+
+def cast(app: Application, choice: Any, number: int, caller: Caller = ME, **more: Any) -> None:
+    left, right = said(f"Q{number}", "plain"), said(f"Q{number}", "Arr!")
+    sides = Sides("base", f"pair-{number}")
+    app.voting.cast(BUNDLED, sides, choice, left, right, SHORT, caller, **more)
+
+
+def test_votes_are_rows_of_who_said_what(app: Application, tmp_path: Path) -> None:
+    for number, choice in enumerate(("right", "left", "tie", "both bad")):
+        cast(app, choice, number)
+    file = tmp_path / "out" / "votes.jsonl"
+    assert app.voting.export(BUNDLED, file, ME) == 4
+    rows = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
+    assert [row["winner"] for row in rows] == ["b", "a", "tie", "both bad"]
+    assert rows[0]["conversation_b"] == said("Q0", "Arr!")
+    assert (rows[0]["model_a"], rows[0]["model_b"]) == ("pocket", BUNDLED)
+    assert rows[0]["settings"]["max_new_tokens"] == 24
+    standing = app.voting.standing(BUNDLED, ME)
+    assert (standing.pairs, standing.bad, standing.untold) == (2, 1, 0)
+
+
+def test_a_space_keeps_what_was_said_with_consent_alone(tmp_path: Path) -> None:
+    space = Application.open(replace(Settings(home=tmp_path), space_id="ann/app"), helper=False)
+    ann = Caller("ann", None)
+    cast(space, "left", 1, ann)
+    cast(space, "left", 2, ann, consent=True)
+    standing = space.voting.standing(BUNDLED, ann)
+    assert (standing.tally.votes, standing.pairs, standing.untold) == (2, 1, 1)
+    assert "Q1" not in (tmp_path / "votes.jsonl").read_text("utf-8")
+    with pytest.raises(AccessError, match="for the owner of the run"):
+        space.voting.rows(BUNDLED, ann)
+
+
+def test_too_few_votes_say_how_many_are_missing(app: Application) -> None:
+    cast(app, "left", 1)
+    with pytest.raises(RunError, match=f"1 pairs with a winner.*{ENOUGH} pairs are enough"):
+        app.voting.config(BUNDLED, ME)
+    with pytest.raises(RunError, match="no votes"):
+        app.voting.rows("", ME)
+
+
+def test_a_later_turn_has_two_prompts_and_is_no_pair(app: Application) -> None:
+    left = said("Q", "plain", "And?", "plain")
+    right = said("Q", "Arr!", "And?", "Arr!")
+    app.voting.cast(BUNDLED, Sides("base", "1"), "left", left, right, SHORT, ME)
+    assert app.voting.standing(BUNDLED, ME).pairs == 0
+    assert len(app.voting.rows(BUNDLED, ME)) == 1
+
+
+def test_many_bad_answers_are_for_kto(app: Application) -> None:
+    for number in range(ENOUGH // 2):
+        cast(app, "both bad", number)
+    assert app.voting.standing(BUNDLED, ME).method == "kto"
+
+
+@pytest.mark.parametrize(
+    ("tally", "verdict"),
+    [
+        (Tally(tuned=3, base=1), "cannot tell"),
+        (Tally(tuned=18, base=4), "better"),
+        (Tally(tuned=4, base=18, ties=5), "worse"),
+        (Tally(ties=9), "cannot tell"),
+    ],
+)
+def test_the_tally_says_when_it_cannot_tell(tally: Tally, verdict: str) -> None:
+    assert tally.verdict == verdict
+
+
+def test_wilsons_interval_is_the_published_one() -> None:
+    low, high = Tally(tuned=8, base=2).interval
+    assert (round(low, 4), round(high, 4)) == (0.4902, 0.9433)
+
+
+def test_the_card_is_metadata_and_a_table(app: Application) -> None:
+    from huggingface_hub import DatasetCard
+
+    cast(app, "left", 1)
+    card = DatasetCard(dataset_card("ann/votes", app.voting.rows(BUNDLED, ME), Tally(tuned=1)))
+    assert "preference" in card.data.tags
+    assert "1 blind votes" in card.text
+
+
+def test_the_terminal_counts_exports_and_configures(
+    app: Application, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from typer.testing import CliRunner
+
+    from phi3lora import cli
+
+    monkeypatch.setenv("PHI3LORA_HOME", str(app.settings.home))
+    for number in range(3):
+        cast(app, "right", number)
+
+    def typed(*arguments: str) -> str:
+        result = CliRunner().invoke(cli.app, ["votes", *arguments])
+        return f"{result.exit_code} {result.output}"
+
+    shown = typed("show", BUNDLED)
+    assert shown.startswith("0 3 blind votes: 3 tuned, 0 base")
+    assert "which cannot tell them apart" in shown
+    file = tmp_path / "votes.jsonl"
+    assert typed("export", BUNDLED, "--output", str(file)).startswith("0")
+    assert len(file.read_text("utf-8").splitlines()) == 3
+    assert typed("train", BUNDLED).startswith("2 Error: Not enough votes yet")
