@@ -56,7 +56,7 @@
       const button = event.target.closest("button[data-do]");
       if (!button) return;
       if (button.dataset.do === "copy") return copy(button);
-      const turn = Number(button.closest(".turn")?.dataset.turn ?? -1);
+      const turn = Number(button.closest(".turn")?.dataset.place ?? -1);
       trigger("click", { do: button.dataset.do, of: button.dataset.of || "", turn });
     });
   };

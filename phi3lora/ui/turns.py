@@ -37,7 +37,7 @@ def turn_html(turn: Turn, place: int, *, busy: bool = False, last: bool = False)
         ["turn", *(["demo"] if turn.kept else []), *(["revealed"] if turn.vote else [])]
     )
     return (
-        f'<article class="{kind}" data-turn="{place}"><header><h2>{show.text(turn.question)}</h2>'
+        f'<article class="{kind}" data-place="{place}"><header><h2>{show.text(turn.question)}</h2>'
         f'{edit}{kept}{voted}</header><div class="answers">{columns}</div></article>'
     )
 
