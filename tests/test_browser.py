@@ -140,7 +140,8 @@ def set_yaml(page: Page, **values: str) -> None:
     page.click("#as-yaml > button")
     text = page.input_value("#yaml textarea")
     for name, value in values.items():
-        text, count = re.subn(rf"(?m)^(\s+{name}: ).*$", rf"\g<1>{value}", text, count=1)
+        # The first that has a value: `rows` of the evaluation, not those of the data.
+        text, count = re.subn(rf"(?m)^(\s+{name}: )(?!null$).*$", rf"\g<1>{value}", text, count=1)
         assert count == 1, f"{name} is not in the configuration"
     page.fill("#yaml textarea", text)
     page.click("text=Use this configuration")

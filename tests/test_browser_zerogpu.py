@@ -9,7 +9,9 @@ import pytest
 
 from phi3lora.runs.store import RunStore
 from phi3lora.settings import Settings
+from tests.hub import LoopbackHub
 from tests.test_browser import LONG, browser, set_yaml, wait_for_status  # noqa: F401 - fixtures
+from tests.test_browser_hub import sign_in
 from tests.zerogpu import LoopbackScheduler, space, visitor_header
 
 if TYPE_CHECKING:
@@ -25,29 +27,51 @@ def page_of(browser: Browser, visitor: str) -> Page:  # noqa: F811
     return page
 
 
-def test_a_run_computes_on_its_visitors_quota_and_goes_on_when_there_is_some(
+def launch(page: Page) -> None:
+    """A short run that is backed up."""
+    page.wait_for_selector("#checks .passed")
+    shape = {"max_steps": "4", "rows": "2", "max_new_tokens": "8", "path": "pocket"}
+    set_yaml(page, **shape, backup="true")
+    page.wait_for_selector("#checks:has-text('To a new private repository')", state="attached")
+    page.click("#launch")
+    page.wait_for_url("**/runs?run=*")
+
+
+def test_two_visitors_who_signed_in_compute_each_on_their_own_quota(
     browser: Browser,  # noqa: F811
     tmp_path: Path,
 ) -> None:
-    with LoopbackScheduler() as scheduler, space(scheduler, tmp_path) as address:
-        assert scheduler.started == 1, "else the platform ends the Space"
-        scheduler.quota["ann"] = 5
-        page = page_of(browser, "ann")
-        page.goto(address)
-        page.wait_for_selector("#checks .passed")
-        set_yaml(page, max_steps="4", rows="2", max_new_tokens="8", path="pocket")
-        page.wait_for_selector("#checks .passed")
-        page.click("#launch")
-        page.wait_for_url("**/runs?run=*")
-        wait_for_status(page, "paused")
-        page.wait_for_selector("#run-head:has-text('quota')")
-        assert scheduler.grants == []
-        assert scheduler.refusals == ["ann"]
-        scheduler.quota["ann"] = 10_000
-        page.reload()
-        wait_for_status(page, "finished")
-        assert {grant.visitor for grant in scheduler.grants} == {"ann"}
-        assert len(scheduler.grants) == 2, "one slice, and the proof"
-        run = RunStore(Settings(home=tmp_path)).all()[0]
-        assert run.state.backend == "zerogpu"
-        assert run.result.whole
+    """A Space with OAuth on ZeroGPU: one's quota is spent, then full again; both are backed up."""
+    with LoopbackHub() as hub, LoopbackScheduler() as scheduler:
+        for name in ("ann", "bob"):
+            hub.add_user(name, token=f"hf_{name}")
+        environ = {**hub.space_env(tmp_path / "client"), "HF_HUB_OFFLINE": "0"}
+        with space(scheduler, tmp_path / "app", environ) as address:
+            assert scheduler.started == 1, "else the platform ends the Space"
+            scheduler.quota["ann"] = 5
+            ann, bob = page_of(browser, "ann"), page_of(browser, "bob")
+            for page, name in ((ann, "ann"), (bob, "bob")):
+                page.goto(address)
+                sign_in(page, name)
+            launch(ann)
+            wait_for_status(ann, "paused")
+            ann.wait_for_selector("#run-head:has-text('quota')")
+            assert scheduler.grants == []
+            assert set(scheduler.refusals) == {"ann"}
+            scheduler.quota["ann"] = 10_000
+            launch(bob)
+            ann.reload()
+            for page in (ann, bob):
+                wait_for_status(page, "finished")
+                page.wait_for_selector("#run-head:has-text('of that was loading')")
+            ann.goto(f"{address}/compare")
+            ann.wait_for_selector("text=of your daily quota")
+        visitors = [grant.visitor for grant in scheduler.grants]
+        assert sorted(visitors) == ["ann", "ann", "bob", "bob"], "a slice and a proof each"
+        runs = {run.owner: run for run in RunStore(Settings(home=tmp_path / "app")).all()}
+        assert set(runs) == {"ann", "bob"}
+        for owner, run in runs.items():
+            assert run.state.backend == "zerogpu"
+            kept = hub.files("model", f"{owner}/phi3lora-{run.id}")
+            assert "adapter/adapter_model.safetensors" in kept
+            assert any(name.startswith("checkpoints/checkpoint-4/") for name in kept)
