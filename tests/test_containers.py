@@ -30,6 +30,11 @@ def opened(path: Path, **data: Any) -> Source:
     return open_source(DataConfig(path=str(path), **data))
 
 
+def short(value: str | bytes) -> str:
+    """An id that is the same in each process: packed rows hold the time."""
+    return value if isinstance(value, str) and len(value) < 20 else "rows"
+
+
 def written(path: Path, content: str | bytes) -> Path:
     path.write_bytes(content.encode() if isinstance(content, str) else content)
     return path
@@ -104,6 +109,7 @@ SPLIT = {"columns": ["question", "answer"], "data": [list(r.values()) for r in R
         ("a.json", json.dumps({f"id-{i}": row for i, row in enumerate(ROWS)})),
         ("a.json", json.dumps({str(i): row for i, row in enumerate(ROWS)})),
     ],
+    ids=short,
 )
 def test_the_same_rows_in_every_container(tmp_path: Path, name: str, content: str | bytes) -> None:
     source = opened(written(tmp_path / name, content))
