@@ -204,6 +204,7 @@ def test_what_datasets_saves_to_disk(tmp_path: Path) -> None:
         ("a.jsonl.gz", gzip.compress(b" " * 200 + b"\0" * (1 << 26)), "is no file of rows"),
         ("a.xlsx", SHEET[:-40], "ZIP archive"),
     ],
+    ids=short,
 )
 def test_a_trap_is_refused_in_words(
     tmp_path: Path, name: str, content: str | bytes, words: str
