@@ -195,10 +195,13 @@ class TrainPage:
             try:
                 caller = self.app.callers.caller(session_of(request))
                 run = self.app.launching.run(run_id, caller)
-                config = run.config
+                on = request.query_params.get("further")
+                config = self.app.launching.further(run) if on else run.config
             except Phi3LoraError as error:
                 return [form_notes([str(error)], "amber"), *nothing]
             note = f"These are the settings of {run.title}. Change what you like, then launch."
+            if on:
+                note += " The new run begins with what that one has learnt."
             filled = self.fields.fill(config)
             return [form_notes([note]), *filled, *self.data.show_path(config.data.path)]
         if adapter := request.query_params.get("votes", ""):
