@@ -31,6 +31,7 @@ from phi3lora.chat.requests import Request
 from phi3lora.config import ModelConfig
 from phi3lora.errors import ModelError, Phi3LoraError
 from phi3lora.settings import Settings
+from phi3lora.versions import without_advice
 
 if TYPE_CHECKING:
     from phi3lora.chat.serving import Serving
@@ -147,6 +148,7 @@ class ChatEngine(Answering):
 
     def _serve(self) -> None:
         """While the process lives: a fault that belongs to no one request is told to them all."""
+        without_advice()
         while True:
             try:
                 self._turn()

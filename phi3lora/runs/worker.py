@@ -39,6 +39,7 @@ from phi3lora.runs.renewal import renewable
 from phi3lora.runs.store import Run, RunStore, changed, open_run
 from phi3lora.settings import Settings
 from phi3lora.training.launcher import launched
+from phi3lora.versions import without_advice
 from phi3lora.wording import describe
 
 logger = logging.getLogger("phi3lora.runs.worker")
@@ -376,8 +377,7 @@ def begin_log(level: str) -> None:
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )
     logging.captureWarnings(True)
-    # It looks for a package of CPU kernels that nobody needs, and warns in every log.
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    without_advice()
 
 
 def _step_back() -> None:
