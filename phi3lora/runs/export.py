@@ -81,7 +81,8 @@ def export(
         if config.model.adapter is not None and (run.folder / START).is_dir():
             config = config.with_values({"model.adapter": str(run.folder / START)})
         return export_code(config, kind, output, token=token, portable=portable)
-    _check_new(output)
+    if kind != "merged":  # which may go into an empty folder
+        _check_new(output)
     if kind in ("gguf", "onnx"):
         return _export_whole(run, kind, output, form, token, tell, share)
     adapter = _adapter(run, kind)
