@@ -103,5 +103,5 @@ def test_the_log_is_as_loud_as_asked(
     given: dict[str, Any] = {}
     monkeypatch.setattr(logging, "basicConfig", given.update)
     monkeypatch.setattr(logging, "captureWarnings", lambda on: None)
-    worker._begin_log(RunConfig().with_values({"training_config.log_level": name}))
+    worker.begin_log(name)
     assert logging.getLevelName(given["level"]) in (level, logging.getLevelName(level))

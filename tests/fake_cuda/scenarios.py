@@ -29,6 +29,7 @@ from phi3lora.config import RunConfig
 from phi3lora.lora.adapters import attach_adapter
 from phi3lora.models.hardware import choose_dtype, detect_hardware
 from phi3lora.models.loading import load_tokenizer
+from phi3lora.training import kinds
 from phi3lora.training import trainer as module
 from phi3lora.training.callbacks import Progress
 from phi3lora.training.fast.patches import patched
@@ -301,12 +302,12 @@ def _lay(value: Any) -> Any:
 @contextmanager
 def _collected(gpu: Gpu) -> Iterator[None]:
     """`fit` makes its trainer of this one."""
-    before, module.FastTrainer = module.FastTrainer, _Trainer  # type: ignore[misc]
+    before, kinds.FastTrainer = kinds.FastTrainer, _Trainer  # type: ignore[misc]
     _Trainer.gpu = gpu
     try:
         yield
     finally:
-        module.FastTrainer = before  # type: ignore[misc]
+        kinds.FastTrainer = before  # type: ignore[misc]
 
 
 def _counted(gpu: Gpu) -> dict[str, Any]:
