@@ -262,7 +262,7 @@ def test_a_helper_that_died_is_replaced_once(pool: PreflightPool) -> None:
 @pytest.mark.parametrize("path", ["~nobody_of_that_name/x", "rows\0.jsonl", "/proc/self/mem"])
 def test_an_odd_path_gets_words(path: str, tmp_path: Path) -> None:
     config = RunConfig().with_values({"data.path": path})
-    assert preflights._data_key(config, None, False) == preflights._data_key(config, None, False)
+    assert preflights._data_key(config, None, None) == preflights._data_key(config, None, None)
 
 
 def test_a_real_preflight(pool: PreflightPool) -> None:
