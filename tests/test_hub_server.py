@@ -707,6 +707,7 @@ def test_jobs(hub: LoopbackHub, ann: Any) -> None:
         job.log("training")
         job.end("COMPLETED")
 
+    hub.store.users["ann"].pays = True
     hub.jobs.runner = run
     spec = {"image": "python:3.12", "command": ["train"], "flavor": "t4-small"}
     job = ann.run_job(**spec, secrets={"HF_TOKEN": "hf_hidden"}, timeout="2h", labels={"a": "b"})

@@ -397,11 +397,13 @@ def test_training_arguments_hold_no_token_and_make_no_space(tmp_path: Path) -> N
     """They end up in a pickle beside each checkpoint."""
     from trl import SFTConfig
 
-    from phi3lora.config import TrainingConfig
+    from phi3lora.config import RunConfig, TrainingConfig
     from phi3lora.training.trainer import _arguments
 
     assert not {name for name in TrainingConfig.model_fields if "hub" in name}
-    arguments = SFTConfig(str(tmp_path), use_cpu=True, **_arguments(TrainingConfig(), None))
+    arguments = SFTConfig(
+        str(tmp_path), use_cpu=True, **_arguments(RunConfig(), TrainingConfig(), None)
+    )
     assert (arguments.hub_token, arguments.push_to_hub) == (None, False)
     assert arguments.trackio_static_space_id is False
 
