@@ -68,7 +68,7 @@ class ColumnChoice:
             return [*hidden[:-1], field]
         return [*shown_columns(found), field]
 
-    def on_choose(self, question: str | None, answer: str | None, found: Columns | None) -> Any:
+    def on_choose(self, question: str | None, answer: str | None, found: Any) -> Any:
         """`data.columns` for the chosen columns; one that was emptied is found by itself again."""
         return written(found.mapping(question, answer)) if found else gr.skip()
 
