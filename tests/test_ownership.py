@@ -52,6 +52,9 @@ class NoPreflights:
     def parts(self, *_: Any) -> tuple[list[str], list[str]]:
         return [], ["train"]
 
+    def findings(self, *_: Any, **__: Any) -> list[Any]:
+        return []
+
     def hardware(self) -> Hardware:
         return Hardware("cpu", "CPU, 2 cores", 8 * GIB, 8 * GIB, True, 2)
 

@@ -171,7 +171,8 @@ class TrainPage:
     @shown
     def on_fix(self, event: gr.EventData) -> list[Any]:
         """Apply what a button of a check says; anything that is no option of the form is not."""
-        values = getattr(event, "values", None)
+        sent = event._data  # whatever a program wrote there
+        values = sent.get("values") if isinstance(sent, dict) else None
         if not isinstance(values, dict) or not set(values) <= set(self.fields.by_name):
             raise Phi3LoraError("This remedy is none of this page's; reload the page.")
         return self._set(values)
