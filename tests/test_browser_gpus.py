@@ -73,4 +73,4 @@ def test_four_l4_train_one_run(browser: Browser, tmp_path: Path) -> None:  # noq
         page.press("#field-devices input", "Tab")
         page.wait_for_selector("#checks li.red:has-text('the machine has 4')", state="detached")
         page.wait_for_selector("#checks li.green >> nth=3", state="attached")
-        page.wait_for_selector("#derived:has-text('× 4 devices)')")
+        page.wait_for_selector("#derived:has-text('× 4 devices)')", state="attached")

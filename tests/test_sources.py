@@ -204,7 +204,8 @@ def test_examples_are_the_same_rows_in_four_shapes() -> None:
         rows = open_source(DataConfig(path=f"example:{name}")).rows()
         return [json.dumps(row, ensure_ascii=False) for row in rows]
 
-    assert {name: len(questions(name)) for name in EXAMPLES} == dict.fromkeys(EXAMPLES, 400)
+    pirates = [name for name in EXAMPLES if name.startswith("pirate")]
+    assert {name: len(questions(name)) for name in pirates} == dict.fromkeys(pirates, 400)
     with pytest.raises(DataError, match="no example 'parrot'; there are pirate, pirate_sharegpt"):
         open_source(DataConfig(path="example:parrot"))
     assert is_local("example:pirate")
