@@ -206,7 +206,7 @@ def test_examples_are_the_same_rows_in_four_shapes() -> None:
 
     pirates = [name for name in EXAMPLES if name.startswith("pirate")]
     assert {name: len(questions(name)) for name in pirates} == dict.fromkeys(pirates, 400)
-    with pytest.raises(DataError, match="no example 'parrot'; there are pirate, pirate_sharegpt"):
+    with pytest.raises(DataError, match="no example 'parrot'; there are pirate, orders"):
         open_source(DataConfig(path="example:parrot"))
     assert is_local("example:pirate")
     assert not is_local("user/name")

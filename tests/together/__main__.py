@@ -16,8 +16,7 @@ from typing import Any
 from transformers import training_args
 
 from phi3lora.config import RunConfig
-from phi3lora.training import processes
-from phi3lora.training import trainer as module
+from phi3lora.training import kinds, processes
 from phi3lora.training.trainer import train
 
 
@@ -81,8 +80,8 @@ def _pretend() -> None:
     PartialState._prepare_backend = lambda *_, **__: ("gloo", DistributedType.MULTI_GPU)
     training_args.is_torch_bf16_gpu_available = lambda: True
     processes.join = lambda cpu: PartialState(timeout=processes.PATIENCE)
-    made = module.SFTConfig
-    module.SFTConfig = lambda *args, use_cpu, **rest: made(*args, **rest)  # type: ignore[assignment,misc]
+    made = kinds.SFTConfig
+    kinds.SFTConfig = lambda *args, use_cpu, **rest: made(*args, **rest)  # type: ignore[assignment,misc]
 
 
 main()
