@@ -258,7 +258,7 @@ def test_another_configuration_brings_its_splits_and_one_that_exists_stays(app: 
 
 def test_a_remedy_sets_its_options_and_nothing_else(app: Any) -> None:
     page = page_of(train_page, app)
-    mended = page.on_fix(SimpleNamespace(values={"training_config.max_length": 512}))
+    mended = page.on_fix(gr.EventData(None, {"values": {"training_config.max_length": 512}}))
     found = dict(zip(page.fields.by_name, mended, strict=True))
     assert found["training_config.max_length"] == "512"
     assert [name for name, value in found.items() if value != gr.skip()] == [
@@ -266,7 +266,9 @@ def test_a_remedy_sets_its_options_and_nothing_else(app: Any) -> None:
     ]
     for hostile in (None, [], {"launched": "x"}, {"data": {"path": "/etc"}}, "r"):
         with pytest.raises(gr.Error, match="none of this page"):
-            page.on_fix(SimpleNamespace(values=hostile))
+            page.on_fix(gr.EventData(None, {"values": hostile}))
+    with pytest.raises(gr.Error, match="none of this page"):
+        page.on_fix(gr.EventData(None, None))
 
 
 def test_addresses_on_the_hub_are_links_and_what_failed_can_be_tried_again(app: Any) -> None:
