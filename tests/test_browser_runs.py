@@ -243,4 +243,5 @@ def test_train_again_and_further_open_the_form_with_the_run(place: Place) -> Non
     page.wait_for_url(f"**/?from={run.id}*")
     page.wait_for_selector("text=These are the settings of Rank of three")
     assert "has learnt" in page.inner_text("body")
-    assert os.path.basename(page.input_value("#field-title :is(input, textarea)")) == "Rank of three, further"
+    title = page.input_value("#field-title :is(input, textarea)")
+    assert os.path.basename(title) == "Rank of three, further"
