@@ -8,7 +8,6 @@ for pair in comparing.reply(subject, base, tuned, options, caller=caller): ...
 
 from __future__ import annotations
 
-import json
 import secrets
 import threading
 import time
@@ -21,7 +20,7 @@ from phi3lora import words
 from phi3lora.app.callers import Caller, Callers
 from phi3lora.app.views import Follower
 from phi3lora.app.working import Put, in_thread
-from phi3lora.chat.options import Options, Pair, Side
+from phi3lora.chat.options import BOTH, Options, Pair, Side
 from phi3lora.chat.requests import check_lengths
 from phi3lora.chat.votes import Tally, Vote, VoteBook
 from phi3lora.config import POCKET, ModelConfig, RunConfig
@@ -39,6 +38,7 @@ from phi3lora.errors import (
 from phi3lora.hub.access import stored_token
 from phi3lora.hub.adapters import fetch_adapter
 from phi3lora.hub.client import is_hub_id
+from phi3lora.hub.facts import read_report
 from phi3lora.lora.folder import read_adapter_config
 from phi3lora.lora.result import result_in
 from phi3lora.models import pocket
@@ -53,7 +53,6 @@ Kind = Literal["base", "adapter", "loralib", "model"]
 ANSWER_FRAME = 0.08  # seconds between two frames of a growing answer
 FEW = 3  # prompts of a report, below which the pocket model's are suggested too
 LONGEST_PROMPT = 160
-BOTH: tuple[Side, ...] = ("base", "tuned")
 CONFIG_FILE = "config.yaml"
 SETTLED = 3  # steps after which a run takes no more memory
 
@@ -176,18 +175,21 @@ class Comparing:
 
     def suggestions(self, name: str, caller: Caller) -> list[str]:
         """Prompts to try: held-out ones of the run's report, else of the pocket world."""
-        run = self._own(name, caller)
-        folder = pocket.PIRATE if name == BUNDLED else run.folder if run else None
-        prompts = held_out_prompts(folder / "report.json") if folder else []
+        folder = self._reported(name, caller)
+        prompts = held_out_prompts(folder) if folder else []
         if len(prompts) < FEW:
             prompts += pocket.prompts()
         return prompts
 
     def kept_answers(self, name: str, caller: Caller) -> Sample | None:
         """A held-out prompt with what both said to it, from the run's report; None without one."""
+        folder = self._reported(name, caller)
+        return best_sample(folder) if folder else None
+
+    def _reported(self, name: str, caller: Caller) -> Path | None:
+        """The folder of what is compared here and now, which may hold a report."""
         run = self._own(name, caller)
-        folder = pocket.PIRATE if name == BUNDLED else run.folder if run else None
-        return best_sample(folder / "report.json") if folder else None
+        return pocket.PIRATE if name == BUNDLED else run.folder if run else None
 
     # Answers
 
@@ -196,7 +198,7 @@ class Comparing:
 
         Raises Phi3LoraError: whatever stops the loading is told.
         """
-        self._callers.check_base(subject.base, caller)
+        self._check(subject, caller)
 
         def work(put: Put) -> list[str]:
             engine = self.engine()
@@ -217,7 +219,7 @@ class Comparing:
         sides: tuple[Side, ...] = BOTH,
     ) -> Iterator[Pair]:
         """The answers as they grow, a dozen times a second at most. Raises Phi3LoraError."""
-        self._callers.check_base(subject.base, caller)
+        self._check(subject, caller)
         if self.settings.on_space:
             check_lengths([*base, *tuned, options.first()])
         pairs = self.engine().reply(
@@ -235,6 +237,10 @@ class Comparing:
             if pair.done or time.monotonic() - last > ANSWER_FRAME:
                 last = time.monotonic()
                 yield pair
+
+    def _check(self, subject: Subject, caller: Caller) -> None:
+        """Whether this caller may have the base loaded, or answer here. Raises Phi3LoraError."""
+        self._callers.check_base(subject.base, caller)
 
     def engine(self) -> Answering:
         """The chat, shared by everybody; it loads nothing before it is asked."""
@@ -420,18 +426,9 @@ def _base_on_card(folder: Path) -> str:
     return str(named)
 
 
-def read_report(report: Path) -> dict[str, Any]:
-    """A report's values; nothing where there is none that can be read."""
-    try:
-        values = json.loads(report.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return values if isinstance(values, dict) else {}
-
-
-def best_sample(report: Path) -> Sample | None:
+def best_sample(folder: Path) -> Sample | None:
     """The short held-out prompt on which tuned gained most; None where it gained nothing."""
-    for row in read_report(report).get("gained") or []:
+    for row in read_report(folder).get("gained") or []:
         sample = Sample(*(str(row.get(name, "")) for name in ("prompt", "base", "tuned")))
         if 0 < len(sample.prompt) <= LONGEST_PROMPT and sample.base and sample.tuned:
             return sample
@@ -448,7 +445,7 @@ def about(subject: Subject) -> list[str]:
     kinds = {"adapter": f"LoRA {size} on {base}", "loralib": f"loralib {size} on {base}"}
     found = [kinds.get(subject.kind, f"{size}, trained from {base}")]
     for folder in (subject.result, subject.result.parent):
-        report = read_report(folder / "report.json")
+        report = read_report(folder)
         if verdict := VERDICTS.get(str(report.get("verdict"))):
             found.append(f"{verdict} on {words.counted(report.get('rows', 0), 'held-out row')}")
             break
@@ -462,9 +459,9 @@ VERDICTS = {
 }
 
 
-def held_out_prompts(report: Path) -> list[str]:
+def held_out_prompts(folder: Path) -> list[str]:
     """Prompts of a report's samples, short ones of one turn."""
-    values = read_report(report)
+    values = read_report(folder)
     samples = [*values.get("gained", []), *values.get("lost", [])]
     prompts = [str(sample.get("prompt", "")) for sample in samples]
     return [prompt for prompt in dict.fromkeys(prompts) if 0 < len(prompt) <= LONGEST_PROMPT]

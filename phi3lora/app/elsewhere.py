@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 from phi3lora.app.callers import Caller, Callers
-from phi3lora.app.comparing import BOTH, Comparing, Subject
+from phi3lora.app.comparing import Comparing, Subject
 from phi3lora.app.views import Follower
-from phi3lora.chat.options import Options, Pair, Side
+from phi3lora.chat.answering import Answering
 from phi3lora.chat.remote import RemoteChat, Server
-from phi3lora.chat.requests import check_lengths
 from phi3lora.config import ModelConfig
 from phi3lora.errors import ConfigError, Problem
 from phi3lora.runs.store import RunStore
@@ -46,7 +43,6 @@ class ComparingElsewhere(Comparing):
     ) -> None:
         super().__init__(settings, store, views, callers)
         self._server = server
-        self._remote = RemoteChat(server, os.environ.get(KEY))
         self.settled = server.tuned or server.base
 
     def subject(self, name: str, caller: Caller, revision: str | None = None) -> Subject:
@@ -56,30 +52,8 @@ class ComparingElsewhere(Comparing):
             return Subject(ModelConfig(path=server.base), name=server.base)
         return Subject(ModelConfig(path=server.base), Path(server.tuned), "model", server.tuned)
 
-    def load(self, subject: Subject, caller: Caller) -> Iterator[str]:
-        """Ask the server whether it is there; says what the columns mean. Raises ModelError."""
-        yield from self._remote.load(subject.base, subject.result)
+    def _new_engine(self) -> Answering:
+        return RemoteChat(self._server, os.environ.get(KEY))
 
-    def reply(
-        self,
-        subject: Subject,
-        base: list[Any],
-        tuned: list[Any],
-        options: Options,
-        should_stop: Callable[[], bool] = lambda: False,
-        *,
-        caller: Caller,
-        sides: tuple[Side, ...] = BOTH,
-    ) -> Iterator[Pair]:
-        """The answers as they grow. Raises Phi3LoraError."""
-        if self.settings.on_space:
-            check_lengths([*base, *tuned, options.first()])
-        yield from self._remote.reply(
-            base,
-            tuned,
-            options,
-            should_stop,
-            base=subject.base,
-            adapter=subject.result,
-            sides=sides,
-        )
+    def _check(self, subject: Subject, caller: Caller) -> None:
+        """Who may ask is the server's to say, of the key that its owner gave."""

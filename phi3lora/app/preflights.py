@@ -32,10 +32,8 @@ from phi3lora.training.offers import Offer, hardware_of, offers
 from phi3lora.training.preflight import PREVIEW_ROWS, Elsewhere, Preflight, preflight
 
 if TYPE_CHECKING:
-    from phi3lora.data.findings import Finding
-
-if TYPE_CHECKING:
     from phi3lora.data.columns import Columns
+    from phi3lora.data.findings import Finding
 
 WORKERS = 2  # a long preflight of one visitor leaves room for another's
 CACHED = 32

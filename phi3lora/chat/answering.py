@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from phi3lora.chat.options import Options, Pair, Side
+from phi3lora.chat.options import BOTH, Options, Pair, Side
 from phi3lora.chat.requests import Request, never
 from phi3lora.config import ModelConfig
 
@@ -66,7 +66,7 @@ class Answering(ABC):
         *,
         base: ModelConfig | str | None = None,
         adapter: Path | None = None,
-        sides: tuple[Side, ...] = ("base", "tuned"),
+        sides: tuple[Side, ...] = BOTH,
         token: str | None = None,
     ) -> Iterator[Pair]:
         """Both answers as they grow; the last Pair is complete.

@@ -17,6 +17,7 @@ from phi3lora.data.rendering import SystemMessages
 from phi3lora.errors import ConfigError, Problem
 
 Side = Literal["base", "tuned"]
+BOTH: tuple[Side, Side] = ("base", "tuned")
 
 
 @dataclass(frozen=True)

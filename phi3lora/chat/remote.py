@@ -82,7 +82,7 @@ class RemoteChat(Answering):
 
         Raises ModelError where nobody answers, or not us.
         """
-        import httpx
+        from huggingface_hub.utils import httpx
 
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
         try:
@@ -231,6 +231,6 @@ def _reason(error: Exception) -> str:
     try:
         told = response.json()["error"]
         said = told.get("message", told) if isinstance(told, dict) else told
-    except Exception:  # noqa: BLE001 - a stream that was not read, or no JSON
+    except (ValueError, KeyError, TypeError, RuntimeError):  # no JSON, or a stream not read
         said = ""
     return redact(f"HTTP {response.status_code}. {said}".strip())[:300]

@@ -261,7 +261,7 @@ def _together(config: RunConfig, tokenizer: Any, looks: list[_Look], findings: b
     """What was read of all sources, without the rows that are left out."""
     import numpy as np
 
-    first, tallies = looks[0], [look.tally for look in looks]
+    first, tallies = looks[0].recipe.detected, [look.tally for look in looks]
     whole, cut, supervised = (
         np.concatenate([np.asarray(column) for column in columns])
         for columns in (
@@ -286,8 +286,8 @@ def _together(config: RunConfig, tokenizer: Any, looks: list[_Look], findings: b
     shares = _shares(looks, np.split(used, np.cumsum([len(look.rows) for look in looks])[:-1]), cut)
     complete, kept, tokens = all(look.complete for look in looks), int(used.sum()), cut[used]
     return Inspection(
-        format=first.recipe.detected.format,
-        columns=first.recipe.detected.columns,
+        format=first.format,
+        columns=first.columns,
         rows=sum(tally.rows for tally in tallies),
         kept=kept,
         dropped=dict(dropped.most_common()),
@@ -300,23 +300,11 @@ def _together(config: RunConfig, tokenizer: Any, looks: list[_Look], findings: b
             for look in looks
             for kept in look.shown
         ],
-        reason=first.recipe.detected.reason,
+        reason=first.reason,
         changes=dict(changes),
-        unread=[
-            f"{look.source.label}: {name}" if looks[1:] else name
-            for look in looks
-            for name in look.recipe.detected.unread
-        ],
-        notices=[
-            notice
-            for look in looks
-            for notice in (
-                *look.source.notices,
-                *look.recipe.detected.notices,
-                *not_applicable(look.part),
-            )
-        ],
-        detected=first.recipe.detected,
+        unread=_unread(looks),
+        notices=[notice for look in looks for notice in _notices(look)],
+        detected=first,
         lengths=array("I", whole[used].tolist()),
         complete=complete,
         expected=_expected(looks),
@@ -334,6 +322,21 @@ def _together(config: RunConfig, tokenizer: Any, looks: list[_Look], findings: b
         ],
         answers=answers_of(tallies),
     )
+
+
+def _unread(looks: list[_Look]) -> list[str]:
+    """Columns that were not read; of which source, where there are several."""
+    return [
+        f"{look.source.label}: {name}" if looks[1:] else name
+        for look in looks
+        for name in look.recipe.detected.unread
+    ]
+
+
+def _notices(look: _Look) -> tuple[str, ...]:
+    """What to know of one source."""
+    detected = look.recipe.detected
+    return (*look.source.notices, *detected.notices, *not_applicable(look.part))
 
 
 def _rejected(tokenizer: Any, kept: Kept) -> list[Segment]:

@@ -209,6 +209,13 @@ class Run:
         return find_result(self.folder, self.config)
 
     @property
+    def report(self) -> dict[str, Any]:
+        """Its proof, as plain values; empty where nothing was proved yet."""
+        from phi3lora.hub.facts import read_report
+
+        return read_report(self.folder)
+
+    @property
     def has_result(self) -> bool:
         """Whether something whole is there to chat with, publish or download."""
         try:

@@ -17,7 +17,7 @@ import gradio as gr
 from phi3lora.app.application import Application
 from phi3lora.app.callers import Caller
 from phi3lora.app.comparing import Subject, about, draw_sides
-from phi3lora.chat.options import Options, Pair, Side
+from phi3lora.chat.options import BOTH, Options, Pair, Side
 from phi3lora.errors import DataError, Phi3LoraError
 from phi3lora.ui import show
 from phi3lora.ui.asking import LONGEST_IN_ADDRESS, Ask, Stops, another, from_address, unusual
@@ -36,7 +36,6 @@ from phi3lora.ui.talk import Said, Talk, Turn, answer_of, read_talk
 from phi3lora.ui.turns import game_line, round_line, turn_html, turns_html
 from phi3lora.ui.widgets import message_of, shown, told
 
-BOTH: tuple[Side, Side] = ("base", "tuned")
 REMEMBER = "(adapter) => { window.phi3lora.remember('adapter', adapter); return adapter; }"
 READ = "() => [window.phi3lora.talks.newest()]"
 

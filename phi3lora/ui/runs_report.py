@@ -2,22 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from phi3lora import words
-from phi3lora.runs.store import Run
 from phi3lora.ui import show
-
-
-def read_report(run: Run) -> dict[str, Any] | None:
-    """`report.json` as plain values; None where there is none yet."""
-    try:
-        report = json.loads((run.folder / "report.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return report if isinstance(report, dict) else None
-
 
 VERDICTS = {
     "better": ("green", "Better than its base"),

@@ -17,7 +17,7 @@ from phi3lora.runs.store import ACTIVE, RESUMABLE, Run
 from phi3lora.ui import show
 from phi3lora.ui.curves import last, loss_curves, rate_curves
 from phi3lora.ui.downloads import menu
-from phi3lora.ui.runs_report import evidence, read_report, verdict_line, verdict_words
+from phi3lora.ui.runs_report import evidence, verdict_line, verdict_words
 
 LOG_LINES = 2000
 ETA_AFTER = 10  # steps before which a remaining time would be a guess
@@ -86,7 +86,7 @@ def nothing_chosen(runs: list[Run], run_id: str, reason: str) -> str:
 
 def show_run(run: Run, view: RunView, position: int | None, on_space: bool) -> dict[str, Any]:
     """Values for every part of the page that depends on the run."""
-    status, report = run.status, read_report(run)
+    status, report = run.status, run.report or None
     usable = run.has_result and status not in ACTIVE
     resumable = status in RESUMABLE
     log = run.log_tail(LOG_LINES) or "The log is empty so far."
