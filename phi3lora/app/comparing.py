@@ -11,8 +11,9 @@ from __future__ import annotations
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -125,6 +126,21 @@ def draw_sides(*, blind: bool) -> Sides:
     """Sides for a new pair of answers: the base is left, unless nobody shall know."""
     left: Side = secrets.choice(("base", "tuned")) if blind else "base"
     return Sides(left, secrets.token_hex(8))
+
+
+def draw_two(names: Sequence[str]) -> tuple[str, str]:
+    """Two of several names that meet in a round; the base, an empty one, stands second."""
+    first, second = secrets.SystemRandom().sample(list(dict.fromkeys(names)), 2)
+    return (first, second) if first else (second, first)
+
+
+@dataclass(frozen=True)
+class Place:
+    """How one of several stands in a tournament: rounds won, of those that had a winner."""
+
+    name: str
+    won: int = 0
+    decided: int = 0
 
 
 class Comparing:
@@ -341,6 +357,19 @@ class Comparing:
     def tally(self, adapter: str, against: str = "") -> Tally:
         """Blind votes on an adapter beside its base, or beside something else."""
         return self._book.tally(adapter, against)
+
+    def tournament(self, names: Sequence[str]) -> list[Place]:
+        """How several stand by the votes on every two of them, the best first; "" is the base."""
+        won, decided = dict.fromkeys(names, 0), dict.fromkeys(names, 0)
+        for one, other in combinations(dict.fromkeys(names), 2):
+            name, against = (one, other) if one else (other, one)
+            tally = self.tally(name, against)
+            won[name] += tally.tuned
+            won[against] += tally.base
+            for each in (name, against):
+                decided[each] += tally.tuned + tally.base
+        places = [Place(name, won[name], decided[name]) for name in won]
+        return sorted(places, key=lambda one: -one.won / max(one.decided, 1))
 
     def votes(self, adapter: str) -> list[Vote]:
         """The votes themselves; who may see what was said is `app.voting`'s to decide."""

@@ -137,6 +137,14 @@ class Voting:
             )
         return found
 
+    def refusal(self, adapter: str, caller: Caller) -> str:
+        """Why this caller may not see what was said; empty where they may. Raises as `subject`."""
+        try:
+            self._check_owner(adapter, caller)
+        except AccessError as error:
+            return str(error)
+        return ""
+
     def _check_owner(self, adapter: str, caller: Caller) -> Subject:
         """On a Space others' words are for the owner of the compared run alone."""
         subject = self._comparing.subject(adapter, caller)

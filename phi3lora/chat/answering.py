@@ -49,15 +49,14 @@ class Answering(ABC):
         against: Path | None = None,
         against_base: ModelConfig | None = None,
     ) -> list[str]:
-        """Load a base, and an adapter or two beside it; later replies use them unless they name others.
+        """Load a base, and an adapter or two beside it; later replies use the base and `adapter`
+        unless they name others.
 
         Blocks; `progress` hears what is being done. Returns notices: what fell back, what to know.
         Raises BusyError, ModelError, AdapterError or HubError.
         """
         base = _model(base)
-        wanted = Request(
-            base, adapter, token=token, against=against, against_base=against_base
-        )
+        wanted = Request(base, adapter, token=token, against=against, against_base=against_base)
         notices = self._load(wanted, progress)
         self._default = (base, adapter)
         return notices

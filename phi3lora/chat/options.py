@@ -117,7 +117,7 @@ class Options:
     )
     against_strength: float = _setting(
         1.0,
-        "Strength of the other adapter",
+        "Other's strength",
         "The same for the adapter that stands in the base's place, where one is named.",
         "from 0 to 1.5",
         lambda value: 0 <= value <= 1.5,
