@@ -17,10 +17,10 @@ from typer.testing import CliRunner
 
 import phi3lora
 from phi3lora import cli
+from phi3lora.app.export_page import export_page
 from phi3lora.app.preflights import PreflightPool
 from phi3lora.chat.options import Pair
 from phi3lora.checks import Check
-from phi3lora.cli.export_page import export_page
 from phi3lora.cli.reference import command_page, option_page
 from phi3lora.config import RunConfig
 from phi3lora.errors import TrainingError

@@ -32,7 +32,7 @@ def open_app(
 @app.command(hidden=True)
 def docs(folder: Annotated[Path, typer.Argument()] = Path("docs")) -> None:
     """Write the generated pages of the documentation again."""
-    from phi3lora.cli.export_page import export_page
+    from phi3lora.app.export_page import export_page
     from phi3lora.cli.reference import command_page, option_page
     from phi3lora.serve.reference import api_page
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import get_args
 
-from phi3lora.cli.reference import NOTE
 from phi3lora.hub import engines
 from phi3lora.lora import gguf, onnx, smaller
 from phi3lora.runs.export import BASE_FILE
@@ -15,7 +14,7 @@ from phi3lora.runs.forms import FORMS
 
 PAGE = """# Take it with you
 
-NOTE
+<!-- Written by `make docs`; change the code instead. -->
 
 What a run becomes for other people's programs. `RUN` is a run's id or its folder; every command below is run by `tests/test_export.py`, and what it writes is opened by the program it is meant for. Nothing is overwritten, what is written appears whole or not at all, and a form that cannot be had is refused before anything heavy is done.
 
@@ -100,7 +99,6 @@ phi3lora export RUN --to notebook --output notebook/train.ipynb
 def export_page() -> str:
     """Markdown: each form with what opens it, its commands, and the lines for servers."""
     values = {
-        "NOTE": NOTE,
         "ROWS": "\n".join(_rows()),
         "LARGE": _listed(get_args(gguf.Precision)),
         "SMALL": _listed(get_args(smaller.Small)),
