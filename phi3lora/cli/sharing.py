@@ -24,9 +24,8 @@ from phi3lora.cli.shared import (
 )
 from phi3lora.errors import ConfigError, Problem
 from phi3lora.models.phi3 import QKV
-from phi3lora.runs import forms
 from phi3lora.runs.export import Form, Precision
-from phi3lora.runs.forms import Kind
+from phi3lora.runs.forms import FORMS_TOLD, Kind
 
 
 @app.command()
@@ -40,7 +39,7 @@ def export(
     ],
     to: Annotated[
         Kind,
-        typer.Option(help=f"Make this of it. {forms.sentence()}"),
+        typer.Option(help=f"Make this of it. {FORMS_TOLD}"),
     ],
     output: Annotated[
         Path | None,

@@ -75,7 +75,4 @@ FORMS: dict[Kind, Described] = {
     "notebook": Described("Notebook", "the same, in cells", "Jupyter, with the same libraries"),
 }
 
-
-def sentence() -> str:
-    """All of them, as a command's help names them."""
-    return "; ".join(f"`{kind}`: {form.what}" for kind, form in FORMS.items()) + "."
+FORMS_TOLD = "; ".join(f"`{kind}`: {form.what}" for kind, form in FORMS.items()) + "."
