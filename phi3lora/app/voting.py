@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from phi3lora.app.callers import SIGN_IN, Caller
-from phi3lora.app.comparing import Comparing, Sides, Subject
+from phi3lora.app.comparing import Comparing, Sides, Subject, named_for_votes
 from phi3lora.app.datasets import Datasets
 from phi3lora.app.launching import LONGEST_TITLE, Launching
 from phi3lora.chat.options import SETTINGS, Options
@@ -72,13 +72,16 @@ class Voting:
         self.settings = settings
         self._comparing, self._datasets, self._launching = comparing, datasets, launching
 
-    def standing(self, adapter: str, caller: Caller) -> Standing:
-        """Counts alone, which whoever may compare the adapter may see."""
-        self._comparing.subject(adapter, caller)
+    def standing(self, adapter: str, caller: Caller, against: str = "") -> Standing:
+        """Counts alone, which whoever may compare the adapter may see.
+
+        The tally is of the votes beside `against`, or the base; the rest of all votes on it.
+        """
+        self._comparing.opposed(adapter, against, caller)
         votes = self._comparing.votes(adapter)
         usable = [vote for vote in votes if _is_usable(vote)]
         return Standing(
-            self._comparing.tally(adapter),
+            self._comparing.tally(adapter, against),
             pairs=sum(vote.winner is not None for vote in usable),
             bad=sum(vote.choice == "both bad" for vote in usable),
             untold=sum(vote.row() is None for vote in votes),
@@ -95,18 +98,21 @@ class Voting:
         caller: Caller,
         *,
         consent: bool = False,
+        against: str = "",
     ) -> Vote:
         """Write a vote down, with what was said where it may be kept.
 
         Args:
             left, right: the conversation with each, the answer that is voted on last.
             consent: whether the voter agreed; at one's own machine nobody has to.
+            against: what stood in the base's place; empty for the base.
 
         Raises RunError if this pair of answers has a vote, and what `Comparing.subject` does.
         """
-        subject = self._comparing.subject(adapter, caller)
+        subject = self._comparing.opposed(adapter, against, caller)
+        named, other = named_for_votes(adapter, against, options)
         questions = [turn["content"] for turn in left if turn["role"] == "user"]
-        vote = Vote(adapter, sides.pair, choice, sides.left)
+        vote = Vote(named, sides.pair, choice, sides.left, against=other)
         if consent or not self.settings.on_space:
             system = [{"role": "system", "content": options.system}] if options.system else []
             vote = replace(
@@ -117,7 +123,7 @@ class Voting:
                 settings={name: getattr(options, name) for name in SETTINGS},
                 model=subject.base.path,
             )
-        self._comparing.vote(vote, caller)
+        self._comparing.vote(vote)
         return vote
 
     def rows(self, adapter: str, caller: Caller) -> list[dict[str, Any]]:
@@ -130,6 +136,14 @@ class Voting:
                 "blind first: on the page, or with `phi3lora chat --blind`."
             )
         return found
+
+    def refusal(self, adapter: str, caller: Caller) -> str:
+        """Why this caller may not see what was said; empty where they may. Raises as `subject`."""
+        try:
+            self._check_owner(adapter, caller)
+        except AccessError as error:
+            return str(error)
+        return ""
 
     def _check_owner(self, adapter: str, caller: Caller) -> Subject:
         """On a Space others' words are for the owner of the compared run alone."""

@@ -23,18 +23,27 @@ Adapter = Annotated[
 
 
 @votes.command(name="show")
-def show_votes(adapter: Adapter, as_json: AsJson = False) -> None:
+def show_votes(
+    adapter: Adapter,
+    against: Annotated[
+        str, typer.Option(metavar="NAME", help="Count the votes beside this one, not the base.")
+    ] = "",
+    as_json: AsJson = False,
+) -> None:
     """Show how many votes there are, who won, and whether they suffice to train on."""
     from phi3lora.cli.terminal import print_json, print_line
 
     application, caller = here()
-    standing = application.voting.standing(adapter, caller)
+    standing = application.voting.standing(adapter, caller, against)
     tally = standing.tally
     if as_json:
         found = {"win_rate": tally.win_rate, "interval": tally.interval, "verdict": tally.verdict}
         print_json({**asdict(standing), **found, "method": standing.method})
         return
-    counts = f"{tally.tuned} tuned, {tally.base} base, {tally.ties} ties, {tally.both_bad} both bad"
+    other = against or "base"
+    counts = (
+        f"{tally.tuned} tuned, {tally.base} {other}, {tally.ties} ties, {tally.both_bad} both bad"
+    )
     print_line(f"{tally.votes} blind votes: {counts}")
     if tally.win_rate is not None:
         low, high = tally.interval

@@ -11,6 +11,7 @@ from __future__ import annotations
 import html
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -58,8 +59,9 @@ a { color: #125f5b; }
 class Frame:
     """Rewrites the head of our pages, and says in words that a page does not exist."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
+    def __init__(self, app: ASGIApp, opened: Callable[[], None] = lambda: None) -> None:
+        """`opened` is told of each first page that is asked for, before it is answered."""
+        self.app, self._opened = app, opened
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on; an answer to a browser's look at a page comes back framed."""
@@ -67,6 +69,8 @@ class Frame:
         if scope.get("method") != "GET" or "text/html" not in headers.get("accept", ""):
             await self.app(scope, receive, send)
             return
+        if scope["path"] == "/":
+            self._opened()
         language = language_of(headers.get("cookie", ""), headers.get("accept-language", ""))
         answer = _Answer(scope["path"], language, send)
         await self.app(scope, receive, answer.take)

@@ -283,10 +283,16 @@ def sender(connection: HTTPConnection) -> str:
     return visitor_of(connection) or forwarded or client
 
 
-def beside(pulse: Pulse, callers: Callers, more: Sequence[Route] = ()) -> dict[str, Any]:
+def beside(
+    pulse: Pulse,
+    callers: Callers,
+    more: Sequence[Route] = (),
+    opened: Callable[[], None] = lambda: None,
+) -> dict[str, Any]:
     """Arguments of the FastAPI app: who asks, the route that idle pages ask, and `more` routes.
 
-    On one's own machine each browser gets a name, by which its token is found.
+    On one's own machine each browser gets a name, by which its token is found. `opened` is told
+    of each first page.
     """
     answers: dict[tuple[str, str], tuple[float, str]] = {}
 
@@ -304,8 +310,9 @@ def beside(pulse: Pulse, callers: Callers, more: Sequence[Route] = ()) -> dict[s
             )
         return PlainTextResponse(kept[1], headers={"Cache-Control": "no-store"})
 
+    frame = Middleware(Frame, opened=opened)
     cookies = [] if callers.settings.on_space else [Middleware(BrowserCookie)]
     return {
-        "middleware": [*cookies, Middleware(Visits, callers=callers), Middleware(Frame)],
+        "middleware": [*cookies, Middleware(Visits, callers=callers), frame],
         "routes": [Route("/pulse", answer), *more],
     }
