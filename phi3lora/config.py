@@ -36,6 +36,7 @@ from phi3lora.methods import (
     BY_METHOD,
     MEASURED,
     DPOSection,
+    GRPOSection,
     KTOSection,
     Method,
     ORPOSection,
@@ -764,6 +765,7 @@ class RunConfig(Section):
     dpo_config: DPOSection = Field(default_factory=DPOSection, title="DPO")
     kto_config: KTOSection = Field(default_factory=KTOSection, title="KTO")
     orpo_config: ORPOSection = Field(default_factory=ORPOSection, title="ORPO")
+    grpo_config: GRPOSection = Field(default_factory=GRPOSection, title="GRPO")
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig, title="Evaluation")
     hub: HubConfig = Field(default_factory=HubConfig, title="Hub")
 
@@ -835,6 +837,22 @@ class RunConfig(Section):
         training = self.training_config
         rows = training.per_device_train_batch_size * training.gradient_accumulation_steps
         return rows * self.devices
+
+    @property
+    def rows_of_update(self) -> int:
+        """Rows of the data behind one update, on all devices: GRPO answers each several times."""
+        groups = self.grpo_config.num_generations if self.method == "grpo" else 1
+        return self.effective_batch // groups
+
+    @property
+    def rows_of_pass(self) -> int:
+        """Rows without which nothing can be trained: of one pass of all devices.
+
+        GRPO has all answers of an update before it, so it takes the rows of an update.
+        """
+        if self.method == "grpo":
+            return self.rows_of_update
+        return self.training_config.per_device_train_batch_size * self.devices
 
     @property
     def lora_scaling(self) -> float:

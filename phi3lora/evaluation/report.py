@@ -37,11 +37,12 @@ from phi3lora.files import write_whole
 from phi3lora.inputs import accepted_changes
 from phi3lora.lora.adapters import load_adapter
 from phi3lora.lora.result import find_result
-from phi3lora.methods import JUDGED
+from phi3lora.methods import JUDGED, REWARDED
 from phi3lora.models.base import resolve_path
 from phi3lora.models.hardware import detect_hardware, free_memory
 from phi3lora.models.loading import load_model, load_tokenizer
 from phi3lora.training.failures import is_out_of_memory
+from phi3lora.training.rewards import Answer, Reward, earned, rewards_of
 
 SAMPLES = 3
 SCORING = 1  # raise it when the same answers would score otherwise
@@ -111,6 +112,9 @@ class Report:
         if (rate := by_name.get("win_rate")) is not None:
             say = f"the better answer is the likelier one in {rate.tuned:.0%} of the pairs instead "
             return rate, f"{say}of {rate.base:.0%}"
+        if (reward := by_name.get("earned")) is not None:
+            say = f"its answers earn a reward of {reward.tuned:.3f} instead of {reward.base:.3f}"
+            return reward, say
         if (margin := by_name.get("reward_margin")) is not None:
             return margin, f"good answers gained {margin.tuned:.3f} more reward than bad ones"
         loss = by_name["loss"]
@@ -161,11 +165,26 @@ def evaluate(
     tuned = score(model, "the tuned model answers")
     if config.method in JUDGED:
         tuned = rewarded(base, tuned, config.beta)
+    if config.method in REWARDED:
+        rewards = rewards_of(config.grpo_config)
+        base, tuned = (_earning(rewards, held_out, scores) for scores in (base, tuned))
 
     report = _report(held_out, base, tuned, len(prepared.test), prepared.leaked)
     report = replace(report, changed=accepted_changes(folder))
     report.write(folder)
     return report
+
+
+def _earning(
+    rewards: Sequence[Reward], rows: Sequence[HeldOutRow], scores: Sequence[RowScore]
+) -> list[RowScore]:
+    """The scores with what each answer earns."""
+    return [
+        replace(
+            score, earned=earned(rewards, Answer(row.messages[:-1], score.answer, row.reference))
+        )
+        for row, score in zip(rows, scores, strict=True)
+    ]
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ METRICS = {
     "rougeL": "rougeL",
 }
 # What the Hub lists models under, by how they were trained.
-METHOD_TAGS = {method: ("trl", method) for method in ("dpo", "kto", "orpo")}
+METHOD_TAGS = {method: ("trl", method) for method in ("dpo", "kto", "orpo", "grpo")}
 METHODS = {
     "dpo": "direct preference optimization (DPO, [Rafailov et al. 2023](https://arxiv.org/abs/2305."
     "18290))",
@@ -44,6 +44,8 @@ METHODS = {
     "2402.01306))",
     "orpo": "odds ratio preference optimization (ORPO, [Hong et al. 2024](https://arxiv.org/abs/"
     "2403.07691))",
+    "grpo": "group relative policy optimization (GRPO, [Shao et al. 2024](https://arxiv.org/abs/"
+    "2402.03300))",
 }
 VERDICTS = {
     "better": "On held-out rows the tuned model is **better** than its base.",

@@ -286,7 +286,7 @@ def _too_few_rows(config: RunConfig, inspection: Any) -> Check | None:
     """Red where not even one pass can be filled; amber where one update cannot."""
     from phi3lora.data.plan import held_out_number
 
-    batch, training = config.effective_batch, config.training_config
+    batch, training = config.rows_of_update, config.training_config
     kept = inspection.kept
     held = held_out_number(kept, config.data.test_size) if inspection.held_out == "rows" else 0
     rows = round(max(kept - held, 0) * inspection.drawn)
@@ -296,14 +296,14 @@ def _too_few_rows(config: RunConfig, inspection: Any) -> Check | None:
         return None
     left = f"{kept:,} rows, of which {held:,} are held out" if held else f"{kept:,} rows"
     left += f"; packed, they make {rows:,}" if training.packing else ""
-    at_once = training.per_device_train_batch_size * config.devices
+    at_once = config.rows_of_pass
     if rows >= at_once:
         say = f"{left}. That is less than one batch of {batch}."
         lower = Fix("Accumulate less", {f"{TRAINING}.gradient_accumulation_steps": 1})
         return Check(
             "Data", "amber", say, "Lower batch size or accumulation, or add rows.", (lower,)
         )
-    size = max(rows // config.devices, 1)
+    size = max(training.per_device_train_batch_size * rows // at_once, 1)
     lower = Fix(f"Use a batch size of {size}", {f"{TRAINING}.per_device_train_batch_size": size})
     return Check(
         "Data",
