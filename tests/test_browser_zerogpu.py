@@ -17,7 +17,7 @@ from tests.zerogpu import LoopbackScheduler, space, visitor_header
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.xdist_group("browser")]
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 
 def page_of(browser: Browser, visitor: str) -> Page:  # noqa: F811

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 import phi3lora
 from phi3lora import cli
+from phi3lora.app.export_page import export_page
 from phi3lora.app.preflights import PreflightPool
 from phi3lora.chat.options import Pair
 from phi3lora.checks import Check
@@ -440,6 +441,7 @@ def test_the_pages_of_the_docs_are_as_the_code() -> None:
     assert (DOCS / "cli.md").read_text(encoding="utf-8") == commands, "run `make docs`"
     assert (DOCS / "config.md").read_text(encoding="utf-8") == option_page(), "run `make docs`"
     assert (DOCS / "api.md").read_text(encoding="utf-8") == api_page(), "run `make docs`"
+    assert (DOCS / "export.md").read_text(encoding="utf-8") == export_page(), "run `make docs`"
 
 
 def test_docs_are_written(tmp_path: Path) -> None:

@@ -27,11 +27,11 @@ from phi3lora.runs.export import (
     CODE,
     PLAIN,
     Form,
-    Kind,
     default_output,
     export,
     export_code,
 )
+from phi3lora.runs.forms import Kind
 from phi3lora.runs.permission import check_paths
 from phi3lora.runs.store import ACTIVE, Run
 from phi3lora.settings import Settings

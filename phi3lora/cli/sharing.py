@@ -25,6 +25,7 @@ from phi3lora.cli.shared import (
 from phi3lora.errors import ConfigError, Problem
 from phi3lora.models.phi3 import QKV
 from phi3lora.runs.export import Form, Precision
+from phi3lora.runs.forms import FORMS_TOLD, Kind
 
 
 @app.command()
@@ -37,14 +38,8 @@ def export(
         ),
     ],
     to: Annotated[
-        Literal["loralib", "merged", "gguf", "gguf-adapter", "onnx", "script", "notebook"],
-        typer.Option(
-            help="`loralib`: its checkpoint; `merged`: the base with the adapter in its weights; "
-            "`gguf`: that as one file for llama.cpp and Ollama; `gguf-adapter`: the adapter alone, "
-            "for a base's GGUF file; `onnx`: the merged model for onnxruntime-genai; "
-            "`script`, `notebook`: what trains the same on transformers, peft and trl alone, with "
-            "its rows beside it, as JSONL."
-        ),
+        Kind,
+        typer.Option(help=f"Make this of it. {FORMS_TOLD}"),
     ],
     output: Annotated[
         Path | None,
