@@ -21,7 +21,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, NonNegativeInt, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
 from phi3lora.arguments import (
@@ -214,6 +214,14 @@ class SourceConfig(Section):
         list,
         "Rows left out",
         "Numbers of rows that are not used, counted from 0, such as `[3, 17]`.",
+    )
+    edits: dict[NonNegativeInt, dict[str, str]] = option(
+        dict,
+        "Edited rows",
+        "What some cells hold instead, by the number of the row from 0 and the column, such as "
+        "`{3: {answer: Better words.}}`. The source stays as it is.",
+        examples=[{3: {"completion": "Better words."}}],
+        max_length=10_000,
     )
     format: FormatName = option(
         "auto",

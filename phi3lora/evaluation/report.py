@@ -19,6 +19,8 @@ from typing import Any
 
 from phi3lora import words
 from phi3lora.config import RunConfig
+from phi3lora.data.mixing import chosen_reasons
+from phi3lora.data.plan import parts_of
 from phi3lora.data.preparation import prepare
 from phi3lora.errors import DataError, RunError
 from phi3lora.evaluation.metrics import (
@@ -71,6 +73,8 @@ class Report:
     gained: list[Sample]  # what tuned answers better, the most first
     lost: list[Sample]  # what it answers worse; empty where it lost nothing
     changed: list[str] = field(default_factory=list)  # inputs that differed between two starts
+    left_out: dict[str, int] = field(default_factory=dict)  # reason that the config gives → rows
+    edited: int = 0  # rows of which the config replaces something
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, with each figure's own verdict beside it."""
@@ -170,7 +174,13 @@ def evaluate(
         base, tuned = (_earning(rewards, held_out, scores) for scores in (base, tuned))
 
     report = _report(held_out, base, tuned, len(prepared.test), prepared.leaked)
-    report = replace(report, changed=accepted_changes(folder))
+    edited = sum(len(part.edits) for part in parts_of(config.data))
+    report = replace(
+        report,
+        changed=accepted_changes(folder),
+        left_out=chosen_reasons(prepared.dropped),
+        edited=edited,
+    )
     report.write(folder)
     return report
 
