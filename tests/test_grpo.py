@@ -32,6 +32,7 @@ QUICK: dict[str, Any] = {
     "data.max_rows": 14,
     "data.test_size": 2,
     "peft_config.r": 4,
+    "peft_config.lora_dropout": 0.0,
     "training_config.num_train_epochs": 2,
     "training_config.per_device_train_batch_size": 4,
     "training_config.gradient_accumulation_steps": 2,

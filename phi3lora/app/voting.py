@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from phi3lora.app.callers import SIGN_IN, Caller
-from phi3lora.app.comparing import Comparing, Sides, Subject, draw_sides
+from phi3lora.app.comparing import Comparing, Sides, Subject, draw_sides, named_for_votes
 from phi3lora.app.datasets import Datasets
 from phi3lora.app.launching import LONGEST_TITLE, Launching
 from phi3lora.chat.options import SETTINGS, Options
@@ -78,13 +78,16 @@ class Voting:
         self.settings = settings
         self._comparing, self._datasets, self._launching = comparing, datasets, launching
 
-    def standing(self, adapter: str, caller: Caller) -> Standing:
-        """Counts alone, which whoever may compare the adapter may see."""
-        self._comparing.subject(adapter, caller)
+    def standing(self, adapter: str, caller: Caller, against: str = "") -> Standing:
+        """Counts alone, which whoever may compare the adapter may see.
+
+        The tally is of the votes beside `against`, or the base; the rest of all votes on it.
+        """
+        self._comparing.opposed(adapter, against, caller)
         votes = self._comparing.votes(adapter)
         usable = [vote for vote in votes if _is_usable(vote)]
         return Standing(
-            self._comparing.tally(adapter),
+            self._comparing.tally(adapter, against),
             pairs=sum(vote.winner is not None for vote in usable),
             bad=sum(vote.choice == "both bad" for vote in usable),
             untold=sum(vote.row() is None for vote in votes),
@@ -101,18 +104,21 @@ class Voting:
         caller: Caller,
         *,
         consent: bool = False,
+        against: str = "",
     ) -> Vote:
         """Write a vote down, with what was said where it may be kept.
 
         Args:
             left, right: the conversation with each, the answer that is voted on last.
             consent: whether the voter agreed; at one's own machine nobody has to.
+            against: what stood in the base's place; empty for the base.
 
         Raises RunError if this pair of answers has a vote, and what `Comparing.subject` does.
         """
-        subject = self._comparing.subject(adapter, caller)
+        subject = self._comparing.opposed(adapter, against, caller)
+        named, other = named_for_votes(adapter, against, options)
         questions = [turn["content"] for turn in left if turn["role"] == "user"]
-        vote = Vote(adapter, sides.pair, choice, sides.left)
+        vote = Vote(named, sides.pair, choice, sides.left, against=other)
         if consent or not self.settings.on_space:
             system = [{"role": "system", "content": options.system}] if options.system else []
             vote = replace(
@@ -123,7 +129,7 @@ class Voting:
                 settings={name: getattr(options, name) for name in SETTINGS},
                 model=subject.base.path,
             )
-        self._comparing.vote(vote, caller)
+        self._comparing.vote(vote)
         return vote
 
     def judge(
@@ -133,6 +139,7 @@ class Voting:
         rule: GRPOSection,
         options: Options,
         caller: Caller,
+        against: str = "",
     ) -> Iterator[Vote]:
         """Ask both each question, and vote for the answer that earns more by a rule.
 
@@ -147,7 +154,7 @@ class Voting:
         if not rewards:
             message = "expected a pattern, a length, JSON or a function to judge by."
             raise ConfigError([Problem("rule", message)])
-        subject = self._comparing.subject(adapter, caller)
+        subject = self._comparing.opposed(adapter, against, caller)
         for question in questions:
             asked: list[Any] = [{"role": "user", "content": question}]
             *_, pair = self._comparing.reply(subject, asked, asked, options, caller=caller)
@@ -156,7 +163,7 @@ class Voting:
             left, right = ([*asked, {"role": "assistant", "content": text}] for text in said)
             scores = [earned(rewards, Answer(asked, text, "")) for text in said]
             choice = _judged(*scores)
-            yield self.cast(adapter, sides, choice, left, right, options, caller)
+            yield self.cast(adapter, sides, choice, left, right, options, caller, against=against)
 
     def rows(self, adapter: str, caller: Caller) -> list[dict[str, Any]]:
         """Rows of the format `comparison`, ties too. Raises AccessError, RunError for none."""
@@ -168,6 +175,14 @@ class Voting:
                 "blind first: on the page, or with `phi3lora chat --blind`."
             )
         return found
+
+    def refusal(self, adapter: str, caller: Caller) -> str:
+        """Why this caller may not see what was said; empty where they may. Raises as `subject`."""
+        try:
+            self._check_owner(adapter, caller)
+        except AccessError as error:
+            return str(error)
+        return ""
 
     def _check_owner(self, adapter: str, caller: Caller) -> Subject:
         """On a Space others' words are for the owner of the compared run alone."""

@@ -27,18 +27,27 @@ Adapter = Annotated[
 
 
 @votes.command(name="show")
-def show_votes(adapter: Adapter, as_json: AsJson = False) -> None:
+def show_votes(
+    adapter: Adapter,
+    against: Annotated[
+        str, typer.Option(metavar="NAME", help="Count the votes beside this one, not the base.")
+    ] = "",
+    as_json: AsJson = False,
+) -> None:
     """Show how many votes there are, who won, and whether they suffice to train on."""
     from phi3lora.cli.terminal import print_json, print_line
 
     application, caller = here()
-    standing = application.voting.standing(adapter, caller)
+    standing = application.voting.standing(adapter, caller, against)
     tally = standing.tally
     if as_json:
         found = {"win_rate": tally.win_rate, "interval": tally.interval, "verdict": tally.verdict}
         print_json({**asdict(standing), **found, "method": standing.method})
         return
-    counts = f"{tally.tuned} tuned, {tally.base} base, {tally.ties} ties, {tally.both_bad} both bad"
+    other = against or "base"
+    counts = (
+        f"{tally.tuned} tuned, {tally.base} {other}, {tally.ties} ties, {tally.both_bad} both bad"
+    )
     print_line(f"{tally.votes} blind votes: {counts}")
     if tally.win_rate is not None:
         low, high = tally.interval
@@ -71,6 +80,10 @@ def judge_answers(
             "prompt, the answer and an empty reference.",
         ),
     ] = None,
+    against: Annotated[
+        str,
+        typer.Option(metavar="NAME", help="Compare with this run or adapter, not with the base."),
+    ] = "",
     max_new_tokens: Annotated[
         int, typer.Option(help="Longest answer, in tokens.")
     ] = Options.max_new_tokens,
@@ -81,10 +94,10 @@ def judge_answers(
     application, caller = here()
     rule = rule_of(pattern, length, json_answers, function)
     options = Options(temperature=0, max_new_tokens=max_new_tokens)
-    votes = application.voting.judge(adapter, _lines(questions), rule, options, caller)
+    votes = application.voting.judge(adapter, _lines(questions), rule, options, caller, against)
     for number, vote in enumerate(votes, 1):
         print_line(f"{number}: {vote.winner or vote.choice}")
-    show_votes(adapter)
+    show_votes(adapter, against)
 
 
 def rule_of(

@@ -207,6 +207,7 @@ def answer(question: dict[str, Any]) -> Iterator[dict[str, Any]]:
     lend(None)
     _engine = _engine or Chat(Settings.from_environment())
     adapter, said = question["adapter"], question["conversations"]
+    against, against_base = question["against"], question["against_base"]
     for pair in _engine.reply(
         said.get("base", []),
         said.get("tuned"),
@@ -215,6 +216,8 @@ def answer(question: dict[str, Any]) -> Iterator[dict[str, Any]]:
         base=ModelConfig(**question["base"]),
         adapter=Path(adapter) if adapter else None,
         sides=tuple(said),
+        against=Path(against) if against else None,
+        against_base=ModelConfig(**against_base) if against_base else None,
     ):
         yield asdict(pair)
 
@@ -412,22 +415,30 @@ class LentChat(Answering):
         if progress is not None:
             progress("fetching the model")
         self._folder(request.base, request.token)
+        if request.against_base:
+            self._folder(request.against_base, request.token)
         return [asks(Options())]
 
     def _answer(self, request: Request) -> Iterator[Pair]:
         """Raises QuotaError, when the answer is read, where no device is lent."""
-        folder = str(self._folder(request.base, request.token))
-        own = request.base.model_copy(update={"path": folder, "revision": None})
+        other = request.against_base
         with tempfile.TemporaryDirectory(prefix="phi3lora-") as place:
             stop = Path(place) / "stop"
             question = {
                 "conversations": request.conversations,
                 "options": asdict(request.options),
-                "base": own.model_dump(),
+                "base": self._fetched_as(request.base, request.token),
                 "adapter": str(request.adapter) if request.adapter else None,
+                "against": str(request.against) if request.against else None,
+                "against_base": self._fetched_as(other, request.token) if other else None,
                 "stop": str(stop),
             }
             yield from _streamed(question, stop, request.should_stop)
+
+    def _fetched_as(self, base: ModelConfig, token: str | None) -> dict[str, Any]:
+        """A base as a fork loads it, from its files here."""
+        folder = str(self._folder(base, token))
+        return base.model_copy(update={"path": folder, "revision": None}).model_dump()
 
     def _folder(self, base: ModelConfig, token: str | None) -> Path:
         """The base's files on this machine, fetched if need be."""
