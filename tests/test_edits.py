@@ -107,7 +107,13 @@ def test_the_terminal_edits(rows: Path, tmp_path: Path, monkeypatch: pytest.Monk
 def test_the_card_says_what_was_left_out_and_edited() -> None:
     dropped = {"named in data.leave_out_rows": 2, "duplicates (data.leave_out)": 5, "no answer": 1}
     counts = Prepared(
-        train_rows=9, test_rows=1, dropped=dropped, train_tokens=9, supervised_tokens=9
+        train_rows=9,
+        test_rows=1,
+        dropped=dropped,
+        train_tokens=9,
+        supervised_tokens=9,
+        truncated=0,
+        leaked=0,
     )
     card = write_card(
         Facts("", Origin("pocket"), Origin("rows.jsonl"), "peft", [], prepared=counts, edited=3),

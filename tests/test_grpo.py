@@ -96,9 +96,9 @@ def test_a_pattern_that_is_none_is_named(pattern: str) -> None:
 
 def test_what_cannot_be_is_named_with_its_field() -> None:
     assert wrong({"grpo_config.pattern": "a" * 301}) == {"grpo_config.pattern"}
-    assert wrong({"grpo_config.pattern": "", "grpo_config.exact_reward": 0}) == {
-        "grpo_config.exact_reward"
-    }
+    nothing = {"pattern": "", "exact_reward": 0, "length": None}
+    found = wrong({f"grpo_config.{name}": value for name, value in nothing.items()})
+    assert found == {"grpo_config.exact_reward"}
     assert wrong({"grpo_config.num_generations": 3}) == {"grpo_config.num_generations"}
     assert wrong({"grpo_config.function": "score"}) == {"grpo_config.function"}
     assert wrong({"training_config.packing": True}) == {"training_config.packing"}
