@@ -158,6 +158,18 @@ def test_no_function_runs_on_a_space(function: str, settings: Settings, tmp_path
     assert not (tmp_path / "ran").exists()
 
 
+def test_a_look_says_where_the_function_will_not_be(function: str, tmp_path: Path) -> None:
+    from phi3lora.models.hardware import Hardware
+    from phi3lora.training.preflight import Elsewhere, _function_checks
+
+    rented = Elsewhere(Hardware("cuda", "a GPU", 1, 1, True, 1))
+    chosen = config({"grpo_config.function": function})
+    gone = config({"grpo_config.function": "none.py:score"})
+    found = [_function_checks(*asked) for asked in ((chosen, None), (chosen, rented), (gone, None))]
+    assert [check.level for (check,) in found] == ["green", "red", "red"]
+    assert not (tmp_path / "ran").exists()
+
+
 def test_a_function_among_the_runs_is_nobodys_own(settings: Settings) -> None:
     """A run that comes back from the Hub may bring files along; they are no code of yours."""
     inside = settings.runs_folder / "20260101-000000-abcdef" / "rules.py"

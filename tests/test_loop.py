@@ -6,12 +6,16 @@ import json
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
 from phi3lora import cli
 from phi3lora.app.application import Application
+from phi3lora.app.callers import Caller
+from phi3lora.app.comparing import Sides
+from phi3lora.chat.options import Options
 from phi3lora.config import RunConfig
 from phi3lora.recipes import load_recipe
 from phi3lora.runs.store import Run, RunStore, changed
@@ -66,9 +70,25 @@ def test_training_on_votes_wins_more_votes(
     start = {"model.adapter": str(first.folder)}
     tuned = finished(settings, config.with_values({**QUICK, **start}))
     typed(second.replace("SECOND", tuned.id))
-    book = Application.open(settings, helper=False).comparing
-    before, after = book.tally(first.id), book.tally(tuned.id)
+    app = Application.open(settings, helper=False)
+    before, after = app.comparing.tally(first.id), app.comparing.tally(tuned.id)
     assert before.votes == after.votes == QUESTIONS
     assert before.win_rate is not None
     assert after.win_rate is not None
     assert after.win_rate > before.win_rate
+    learn_from_bad_answers(app, first)
+
+
+def learn_from_bad_answers(app: Application, first: Run) -> None:
+    """Two bad answers teach KTO what neither should have been."""
+    me, said = Caller("local", None), [{"role": "user", "content": "Who are you?"}]
+    left, right = ([*said, {"role": "assistant", "content": text}] for text in ("dear!", "Arr Arr"))
+    app.voting.cast(first.id, Sides("base", "bad"), "both bad", left, right, Options(), me)
+    config = app.voting.config(first.id, me, "kto").with_values(
+        {**QUICK, "model.adapter": str(first.folder), "training_config.max_steps": 2}
+    )
+    events: list[Any] = []
+    assert train(config, first.folder.with_name("kto"), events.append) == "finished"
+    (counted,) = [event for event in events if event.kind == "prepared"]
+    standing = app.voting.standing(first.id, me)
+    assert counted.train_rows + counted.test_rows == standing.pairs + 2 * standing.bad

@@ -25,6 +25,7 @@ from phi3lora.config import RunConfig
 from phi3lora.data.plan import check_held_out
 from phi3lora.errors import AdapterError, ConfigError, Phi3LoraError
 from phi3lora.hub.preflight import check_hub
+from phi3lora.methods import REWARDED
 from phi3lora.models.hardware import Hardware
 from phi3lora.settings import Settings
 
@@ -111,6 +112,7 @@ def preflight(
             lambda: _estimate(config, base, hardware, inspection, tokens_per_second, start),
         )
     checks += [*_data_checks(config, inspection), *_model_checks(config, base, hardware)]
+    checks += _function_checks(config, elsewhere)
     checks += _settings_checks(config, estimate)
     checks += _memory_checks(config, base, hardware, inspection, estimate)
     seconds = estimate.seconds if estimate else None
@@ -241,6 +243,22 @@ def _data_checks(config: RunConfig, inspection: Any) -> list[Check]:
     cut = few or _cut_rows(config, inspection, found)
     check = cut or odd or _left_out(config, inspection, found)
     return [replace(check, found=f"{check.found} Columns not read: {inspection.unread_in_words}.")]
+
+
+def _function_checks(config: RunConfig, elsewhere: Elsewhere | None) -> list[Check]:
+    """Whether a function of one's own is where it will be called; it is not run here."""
+    named = config.grpo_config.function
+    if config.method not in REWARDED or named is None:
+        return []
+    without = (Fix("Reward without it", {"grpo_config.function": None}),)
+    if elsewhere is not None:
+        say = "A function of your own runs on this machine alone, and not on a rented one."
+        return [Check("Settings", "red", say, "Train here, or reward without it.", without)]
+    file = Path(named.rpartition(":")[0]).expanduser()
+    if not file.is_file():
+        say = f"There is no file {file}, whose function is to reward answers."
+        return [Check("Settings", "red", say, "Name it as FILE.py:NAME, from the root.", without)]
+    return [Check("Settings", "green", f"Python code of {file} runs in this training.")]
 
 
 def _odd_answers(config: RunConfig, answers: Any, found: str) -> Check | None:
