@@ -743,7 +743,7 @@ class RunConfig(Section):
         "sft",
         "Method",
         "What is learnt: `sft` learns answers; `dpo`, `orpo` and `kto` learn which answers are "
-        "better than others.",
+        "better than others; `grpo` learns from rewards of the model's own answers.",
     )
     adapter: Literal["peft", "loralib", "none"] = option(
         "peft",

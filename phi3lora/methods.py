@@ -296,8 +296,8 @@ class GRPOSection(Section):
     scale_rewards: Literal["group", "batch", "none"] = option(
         "group",
         "GRPO scale",
-        "By what differences of reward are divided: their spread among the answers to one prompt, "
-        "in the whole batch, or not at all.",
+        "Differences of reward are divided by their spread among the answers to one prompt "
+        "(`group`), in the whole batch (`batch`), or not at all (`none`).",
     )
     mask_truncated_completions: bool = option(
         False,

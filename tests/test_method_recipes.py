@@ -35,6 +35,7 @@ def proof(folder: Path, method: str, changes: dict[str, Any] | None = None) -> R
 def test_the_reward_rises_with_an_interval_above_zero(tmp_path: Path) -> None:
     """Pocket learns to answer sums in a given form, from rewards of its own answers alone."""
     asked = {"data.max_rows": None, "data.test_size": 48, "evaluation.max_new_tokens": 16}
+    asked["training_config.per_device_train_batch_size"] = 32
     report = proof(tmp_path, "grpo", asked)
     (reward,) = [item for item in report.comparisons if item.name == "earned"]
     assert reward.low > 0
