@@ -90,8 +90,8 @@ class PublishCard:
                 buttons=["copy"],
             )
         self.draft = gr.State("")
-        with gr.Row(elem_classes="along"):
-            gr.HTML("<h3>Beside it</h3>")
+        gr.HTML('<h3 class="along">Also for llama.cpp and Ollama</h3>')
+        with gr.Row():
             self.along = AlongFields()
 
     def _deploying(self) -> None:

@@ -18,8 +18,8 @@ from phi3lora.errors import ConfigError
 from phi3lora.ui.widgets import text_of
 
 TITLES: dict[Also, str] = {
-    "gguf-adapter": "Adapter for llama.cpp and Ollama (GGUF)",
-    "gguf": "Merged model for llama.cpp and Ollama (GGUF)",
+    "gguf-adapter": "GGUF adapter",
+    "gguf": "Merged GGUF",
 }
 
 
