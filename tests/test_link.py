@@ -34,7 +34,7 @@ HTML = {"accept": "text/html"}
 
 def client(app: Any) -> TestClient:  # noqa: F811
     """The layers round a page, without Gradio."""
-    made = beside(lambda _: "", app.callers, (), lambda visit: preview(app, visit))
+    made = beside(lambda _: "", app.callers, preview=lambda visit: preview(app, visit))
     page = Route("/compare", lambda _: HTMLResponse(PAGE))
     return TestClient(Starlette(routes=[page, *made["routes"]], middleware=made["middleware"]))
 

@@ -7,6 +7,9 @@ launch(settings, host="127.0.0.1", port=7860)
 from __future__ import annotations
 
 import sys
+import threading
+from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 
 import gradio as gr
@@ -132,6 +135,25 @@ def asking(app: Application, request: Request) -> Caller:
     return app.callers.caller(session_of(request))
 
 
+def awake(app: Application) -> Callable[[], None]:
+    """Once: let the helper import what a preflight needs, while the browser still draws the page.
+
+    What goes wrong with it is said by the preflight.
+    """
+    asked = threading.Event()
+
+    def ask() -> None:
+        with suppress(Phi3LoraError):
+            app.preflights.hardware()
+
+    def opened() -> None:
+        if not asked.is_set():
+            asked.set()
+            threading.Thread(target=ask, daemon=True).start()
+
+    return opened
+
+
 def serve(demo: gr.Blocks, app: Application, host: str, port: int | None, block: bool) -> gr.Blocks:
     """Serve pages that were built, with everything that keeps them safe and looking alike."""
     demo.queue(default_concurrency_limit=16, max_size=WAITING, api_open=False)
@@ -165,6 +187,7 @@ def serve(demo: gr.Blocks, app: Application, host: str, port: int | None, block:
             partial(pulse, app),
             app.callers,
             routes(app, partial(asking, app)),
+            awake(app),
             partial(preview, app),
         ),
     )

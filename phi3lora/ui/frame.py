@@ -64,8 +64,15 @@ a { color: #125f5b; }
 class Frame:
     """Rewrites the head of our pages, and says in words that a page does not exist."""
 
-    def __init__(self, app: ASGIApp, preview: Preview = lambda request: None) -> None:
-        self.app, self._preview = app, preview
+    def __init__(
+        self,
+        app: ASGIApp,
+        opened: Callable[[], None] = lambda: None,
+        preview: Preview = lambda request: None,
+    ) -> None:
+        """`opened` is told of each first page that is asked for, before it is answered; `preview`
+        knows what a link to a comparison shows."""
+        self.app, self._opened, self._preview = app, opened, preview
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on; an answer to a browser's look at a page comes back framed."""
@@ -73,6 +80,8 @@ class Frame:
         if scope.get("method") != "GET" or "text/html" not in headers.get("accept", ""):
             await self.app(scope, receive, send)
             return
+        if scope["path"] == "/":
+            self._opened()
         language = language_of(headers.get("cookie", ""), headers.get("accept-language", ""))
         answer = _Answer(scope["path"], language, send)
         if scope["path"].rstrip("/").endswith("/compare"):

@@ -300,13 +300,14 @@ def beside(
     pulse: Pulse,
     callers: Callers,
     more: Sequence[Route] = (),
+    opened: Callable[[], None] = lambda: None,
     preview: Preview = lambda request: None,
 ) -> dict[str, Any]:
     """Arguments of the FastAPI app: who asks, the route that idle pages ask, and `more` routes.
 
-    What `preview` says of a link to a comparison stands in its page's head, and in its picture.
-
-    On one's own machine each browser gets a name, by which its token is found.
+    On one's own machine each browser gets a name, by which its token is found. `opened` is told
+    of each first page. What `preview` says of a link to a comparison stands in its page's head, and
+    in its picture.
     """
     answers: dict[tuple[str, str], tuple[float, str]] = {}
 
@@ -324,12 +325,9 @@ def beside(
             )
         return PlainTextResponse(kept[1], headers={"Cache-Control": "no-store"})
 
+    frame = Middleware(Frame, opened=opened, preview=preview)
     cookies = [] if callers.settings.on_space else [Middleware(BrowserCookie)]
     return {
-        "middleware": [
-            *cookies,
-            Middleware(Visits, callers=callers),
-            Middleware(Frame, preview=preview),
-        ],
+        "middleware": [*cookies, Middleware(Visits, callers=callers), frame],
         "routes": [Route("/pulse", answer), Route(PICTURE, partial(_picture, preview)), *more],
     }
