@@ -49,6 +49,8 @@ class NoPreflights:
     def preflight(self, *_: Any) -> Preflight:
         return Preflight([])
 
+    def inspection(self, *_: Any) -> None: ...
+
     def parts(self, *_: Any) -> tuple[list[str], list[str]]:
         return [], ["train"]
 

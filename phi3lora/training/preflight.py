@@ -128,6 +128,12 @@ def preflight(
     )
 
 
+def inspection(config: RunConfig, settings: Settings, token: str | None = None) -> Any:
+    """The data of a preflight alone. Raises what reading the base's settings or the data does."""
+    base = _base(config, _hardware(config), settings, token)
+    return _inspect(config, base, token)
+
+
 def blocking(found: Preflight) -> list[str]:
     """What stands in the way of a launch, a line each; empty when nothing does."""
     return [
