@@ -54,8 +54,8 @@ def inspect(
     method: Annotated[
         str | None,
         typer.Option(
-            help="What would be learnt: sft for answers; dpo, orpo or kto to compare them; grpo for "
-            "prompts that the model answers itself."
+            help="What would be learnt: sft for answers; dpo, orpo or kto to compare them; grpo "
+            "for prompts that the model answers itself."
         ),
     ] = None,
     model: Annotated[
