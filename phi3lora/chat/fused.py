@@ -25,7 +25,8 @@ def fuse(model: PreTrainedModel) -> None:
     """Replace the forward of norms, attention and angles, on this model alone."""
     rotary: Any = model.model.rotary_emb
     rotary.forward = partial(_angles, rotary.forward)
-    for module in model.modules():
+    layers: Any = model.modules()
+    for module in layers:
         if isinstance(module, Phi3RMSNorm):
             module.forward = _norm.__get__(module)
         elif isinstance(module, Phi3Attention):
