@@ -25,12 +25,12 @@ def fuse(model: PreTrainedModel) -> None:
     """Replace the forward of norms, attention and angles, on this model alone."""
     rotary: Any = model.model.rotary_emb
     rotary.forward = partial(_angles, rotary.forward)
-    layers: Any = model.modules()
-    for module in layers:
+    for module in model.modules():
+        layer: Any = module
         if isinstance(module, Phi3RMSNorm):
-            module.forward = _norm.__get__(module)
+            layer.forward = _norm.__get__(module)
         elif isinstance(module, Phi3Attention):
-            module.forward = _attend.__get__(module)
+            layer.forward = _attend.__get__(module)
 
 
 def _norm(self: Any, hidden_states: torch.Tensor) -> torch.Tensor:
