@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import logging
 import re
 import sys
 import traceback
@@ -15,6 +16,7 @@ from typing import Any
 import gradio as gr
 import pytest
 
+from phi3lora.app import working
 from phi3lora.app.application import Application
 from phi3lora.app.callers import Session
 from phi3lora.errors import Phi3LoraError
@@ -111,16 +113,24 @@ def faults() -> Iterator[list[str]]:
     """Where code of ours failed meanwhile with anything but an error in words."""
     found: list[str] = []
 
-    def note(*_: Any, **__: Any) -> None:
-        error = sys.exc_info()[1]
+    def note(error: BaseException | None) -> None:
         frames = traceback.extract_tb(error.__traceback__) if error is not None else []
         ours = [frame for frame in frames if Path(frame.filename).is_relative_to(PACKAGE)]
         if ours and not isinstance(error, gr.Error):
             found.append(f"{Path(ours[-1].filename).name}:{ours[-1].lineno} {error!r}")
 
+    def logged(record: logging.LogRecord) -> bool:
+        note(record.exc_info[1] if record.exc_info else None)
+        return False  # told in the table, and not in the log besides
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(traceback, "print_exc", note)  # by which Gradio tells of it
-        yield found
+        # By which Gradio tells of it.
+        patch.setattr(traceback, "print_exc", lambda *_, **__: note(sys.exc_info()[1]))
+        working.logger.addFilter(logged)  # what was not foreseen, and put into words
+        try:
+            yield found
+        finally:
+            working.logger.removeFilter(logged)
 
 
 def refused(attempt: Callable[[], Any]) -> bool:
