@@ -15,7 +15,7 @@ import json
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware import Middleware
 from starlette.requests import HTTPConnection, Request
-from starlette.responses import PlainTextResponse
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -35,6 +35,7 @@ from phi3lora.ui.guard import UPLOAD, read_body, refuse, replay
 from phi3lora.ui.sessions import BROWSER, page_account, page_token, session_of, session_token
 
 Pulse = Callable[[Request], str]
+UnderWay = Callable[[], Iterable[HTTPConnection]]
 FRESH = 0.8  # seconds for which an answer serves everybody who asks the same
 KEPT = 1024
 CALLS = "/gradio_api/"
@@ -43,6 +44,7 @@ HOUR = 3600.0
 HOURLY_BYTES = 4 * 2**30  # that one visitor of a Space may upload within an hour
 LONG = ("/v1/", "/gradio_api/mcp")  # answers to programs
 AT_ONCE = 4  # requests of one sender that are worked on
+MOST_CALLS = 32  # of one sender on a Space that are worked on or wait; a page makes a few
 REMEMBERED = 10_000  # uploads whose owner is known
 
 
@@ -147,10 +149,14 @@ class Turns:
 
 
 class Visits:
-    """What depends on who asks: signing out, uploads and their files, and turns."""
+    """What depends on who asks: signing out, uploads and their files, and turns.
 
-    def __init__(self, app: ASGIApp, callers: Callers) -> None:
-        self.app, self.callers = app, callers
+    Args:
+        under_way: requests whose calls have not ended.
+    """
+
+    def __init__(self, app: ASGIApp, callers: Callers, under_way: UnderWay = tuple) -> None:
+        self.app, self.callers, self._under_way = app, callers, under_way
         self._turns = Turns()
         self._owners: OrderedDict[str, set[str]] = OrderedDict()  # of an upload, by its path
         self._sizes: dict[str, list[tuple[float, int]]] = {}  # (when, bytes) by visitor
@@ -217,7 +223,7 @@ class Visits:
         finally:
             self._coming -= size or 0
 
-    def _refused_upload(self, who: str, size: int | None) -> PlainTextResponse | None:
+    def _refused_upload(self, who: str, size: int | None) -> Response | None:
         """What a visitor of a Space is told whose file is not taken; None where it is."""
         if not who:
             return refuse("Sign in first; files are uploaded to train on.", 401)
@@ -238,8 +244,15 @@ class Visits:
             answer = refuse("A file is named that was not uploaded in this session; drop it again.")
             await answer(connection.scope, receive, send)
             return
+        if self.callers.settings.on_space and self._calls_of(sender(connection)) >= MOST_CALLS:
+            told = f"{MOST_CALLS} calls of yours have not ended; wait for one, or close a page."
+            await JSONResponse({"detail": told}, 503)(connection.scope, receive, send)
+            return
         again = receive if body is None else replay(body, receive)
         await self._in_turn(connection, again, send)
+
+    def _calls_of(self, who: str) -> int:
+        return sum(sender(request) == who for request in self._under_way())
 
     def _within_quota(self, who: str, size: int) -> bool:
         now = time.monotonic()
@@ -318,7 +331,9 @@ def sender(connection: HTTPConnection) -> str:
     return visitor_of(connection) or forwarded or client
 
 
-def beside(pulse: Pulse, callers: Callers, more: Sequence[Route] = ()) -> dict[str, Any]:
+def beside(
+    pulse: Pulse, callers: Callers, more: Sequence[Route] = (), under_way: UnderWay = tuple
+) -> dict[str, Any]:
     """Arguments of the FastAPI app: who asks, the route that idle pages ask, and `more` routes.
 
     On one's own machine each browser gets a name, by which its token is found.

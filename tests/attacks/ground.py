@@ -143,12 +143,17 @@ def refused(attempt: Callable[[], Any]) -> bool:
 
 
 @contextmanager
-def ground(folder: Path, full: bool) -> Iterator[Ground]:
-    """The app twice: as a Space, and on one's own machine."""
+def ground(folder: Path, full: bool, trains: bool = False) -> Iterator[Ground]:
+    """The app twice: as a Space, and on one's own machine.
+
+    Args:
+        trains: what is launched is really trained.
+    """
     with ExitStack() as stack:
         patch = stack.enter_context(pytest.MonkeyPatch.context())
         known_by_header(patch)
-        space = visited(Settings(folder / "space", space_id="ann/space", who_may_train="signed-in"))
+        settings = Settings(folder / "space", space_id="ann/space", who_may_train="signed-in")
+        space = visited(settings, trains)
         demo = serve(build(space), space, "127.0.0.1", None, block=False)
         stack.callback(space.close)
         stack.callback(demo.close)
