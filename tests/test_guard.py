@@ -7,6 +7,7 @@ import http.client
 import json
 import re
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -332,6 +333,27 @@ def test_uploads_leave_room_on_the_disk(
         uploads.keep(tmp_path / "rows.jsonl", "eve", settings, set())
     disk.free = 1_100
     assert uploads.keep(tmp_path / "rows.jsonl", "eve", settings, set()).exists()
+
+
+def test_one_visitor_does_not_fill_the_queue(
+    signed_in: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on = threading.Event()
+    launching = signed_in.application.launching
+    monkeypatch.setattr(launching, "runs", lambda caller: [][: go_on.wait(60)])
+    monkeypatch.setattr(watch, "MOST_CALLS", 2)
+
+    def call(who: str) -> Answer:
+        sent = {"content_type": "application/json", "x_token": who}
+        return signed_in.ask("POST", "/gradio_api/call/list_runs", b'{"data": []}', **sent)
+
+    answers = [call("eve") for _ in range(3)]
+    assert [one.status for one in answers] == [200, 200, 503]
+    assert b"2 calls of yours have not ended" in answers[-1].body
+    assert call("ann").status == 200
+    go_on.set()
+    while call("eve").status != 200:
+        time.sleep(0.05)
 
 
 def test_kept_uploads_have_a_quota_and_an_expiry(

@@ -44,7 +44,7 @@ HOUR = 3600.0
 HOURLY_BYTES = 4 * 2**30  # that one visitor of a Space may upload within an hour
 LONG = ("/v1/", "/gradio_api/mcp")  # answers to programs
 AT_ONCE = 4  # requests of one sender that are worked on
-MOST_CALLS = 32  # of one sender on a Space that are worked on or wait; a page makes a few
+MOST_CALLS = 16  # of one sender on a Space that are worked on or wait; a page makes a few
 REMEMBERED = 10_000  # uploads whose owner is known
 
 
@@ -336,6 +336,9 @@ def beside(
 ) -> dict[str, Any]:
     """Arguments of the FastAPI app: who asks, the route that idle pages ask, and `more` routes.
 
+    Args:
+        under_way: requests whose calls have not ended.
+
     On one's own machine each browser gets a name, by which its token is found.
     """
     answers: dict[tuple[str, str], tuple[float, str]] = {}
@@ -358,7 +361,7 @@ def beside(
     return {
         "middleware": [
             Middleware(browsers),
-            Middleware(Visits, callers=callers),
+            Middleware(Visits, callers=callers, under_way=under_way),
             Middleware(Frame),
         ],
         "routes": [Route("/pulse", answer), *more],
