@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PORT ?= 7860
+# A file's tests stay together, since they share an app or a model; slow files come first.
+PYTEST := -m pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 .PHONY: faults run test test-lowest test-space gpu fake-gpu lint docs screenshots hub-demo hub-conformance browser clean
 
@@ -9,7 +11,7 @@ run: .venv/installed  ## set up and open the app
 	$(BIN)/python app.py --port $(PORT)
 
 test: .venv/installed browser  ## set up and run every test
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python $(PYTEST)
 
 gpu: .venv/installed  ## on a machine with a GPU: its tests, and the table of benchmarks
 	$(BIN)/python -m benchmarks.on_gpu
@@ -46,13 +48,13 @@ test-space: .venv/installed  ## what depends on pydantic, with the version that 
 
 # A venv of its own: torch's lowest version brings its CUDA libraries, some 5 GB.
 test-lowest: build/lowest/installed browser  ## every test with the lowest versions that are admitted
-	build/lowest/bin/python -m pytest -n 2 --dist loadgroup
+	build/lowest/bin/python $(PYTEST)
 
 build/lowest/installed: requirements.txt pyproject.toml
 	test -x build/lowest/bin/python || $(PYTHON) -m venv build/lowest
 	sed -E '/^#/d; s/>=([^,]+).*/==\1/' requirements.txt > build/lowest/requirements.txt
 	build/lowest/bin/pip install --quiet -r build/lowest/requirements.txt \
-	  "pytest>=8" "pytest-xdist>=3.6" "playwright>=1.50" "nbformat>=5"
+	  "pytest>=8" "pytest-xdist>=3.8" "playwright>=1.50" "nbformat>=5"
 	touch $@
 
 browser:  ## Debian's Chromium where no browser is found and this user may install one

@@ -109,12 +109,7 @@ def in_a_process(name: str, file: Path, cache: Path) -> tuple[dict[str, float], 
         "--cache",
         str(cache),
     ]
-    environment = {
-        **os.environ,
-        "HF_DATASETS_CACHE": str(cache),
-        "HF_HUB_OFFLINE": "1",
-        "TOKENIZERS_PARALLELISM": "true",
-    }
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "true"}
     with tempfile.TemporaryFile("w+") as complaints:
         child = subprocess.Popen(
             command,
@@ -124,8 +119,8 @@ def in_a_process(name: str, file: Path, cache: Path) -> tuple[dict[str, float], 
             stdout=subprocess.PIPE,
             stderr=complaints,
         )
-        peak = Peak(child.pid)
-        out, _ = child.communicate()
+        with Peak(child.pid) as peak:
+            out, _ = child.communicate()
         if child.returncode:
             complaints.seek(0)
             raise RuntimeError(f"{name} failed:\n{complaints.read()[-2000:]}")
@@ -138,13 +133,22 @@ class Peak:
 
     def __init__(self, pid: int) -> None:
         self.most = 0
-        threading.Thread(target=self._watch, args=(psutil.Process(pid),), daemon=True).start()
+        self._ended = threading.Event()
+        self._watching = threading.Thread(target=self._watch, args=(psutil.Process(pid),))
+
+    def __enter__(self) -> Peak:
+        self._watching.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._watching.join()
 
     def _watch(self, process: psutil.Process) -> None:
         with suppress(psutil.Error):
-            while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+            while not self._ended.is_set() and process.status() != psutil.STATUS_ZOMBIE:
                 self.most = max(self.most, held(process))
-                time.sleep(LOOK)
+                self._ended.wait(LOOK)
 
 
 def held(process: psutil.Process) -> int:
@@ -208,22 +212,19 @@ def _ours(file: Path, cache: Path) -> Callable[[], Any]:
 
 
 def _map(file: Path, cache: Path) -> Callable[[], Any]:
-    from datasets import load_dataset
-
     tokenizer = _tokenizer()
 
     def render(rows: dict[str, list[Any]]) -> dict[str, Any]:
         return {"input_ids": tokenizer.apply_chat_template(rows["messages"])["input_ids"]}
 
     def work() -> Any:
-        table: Any = load_dataset("json", data_files=str(file), split="train")
+        table: Any = _loaded(file, cache)
         return table.map(render, batched=True, num_proc=os.cpu_count())
 
     return work
 
 
 def _trl(file: Path, cache: Path) -> Callable[[], Any]:
-    from datasets import load_dataset
     from transformers import AutoModelForCausalLM
     from trl import SFTConfig, SFTTrainer
 
@@ -242,11 +243,18 @@ def _trl(file: Path, cache: Path) -> Callable[[], Any]:
     )
 
     def work() -> Any:
-        table: Any = load_dataset("json", data_files=str(file), split="train")
+        table: Any = _loaded(file, cache)
         trainer = SFTTrainer(model, args, train_dataset=table, processing_class=tokenizer)
         return trainer.train_dataset
 
     return work
+
+
+def _loaded(file: Path, cache: Path) -> Any:
+    """The rows, with nothing kept outside of this contestant's folder."""
+    from datasets import load_dataset
+
+    return load_dataset("json", data_files=str(file), split="train", cache_dir=str(cache))
 
 
 CONTESTANTS = {OURS: _ours, MAP: _map, TRL: _trl}

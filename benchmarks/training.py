@@ -60,9 +60,9 @@ FULL = {
 SMALL = {**FULL, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Measure and publish; or, as a process of its own, one contestant's memory."""
-    arguments = _arguments()
+    arguments = _arguments(argv)
     if arguments.clock == "cpu":
         torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
@@ -72,7 +72,7 @@ def main() -> None:
     return publish(report, arguments.out)
 
 
-def _arguments() -> argparse.Namespace:
+def _arguments(argv: list[str] | None) -> argparse.Namespace:
     made = parser(__doc__, rounds=5)
     made.add_argument("--steps", type=int, default=2, help="steps of a turn")
     made.add_argument("--clock", choices=["wall", "cpu"], default="wall")
@@ -85,7 +85,8 @@ def _arguments() -> argparse.Namespace:
     )
     made.add_argument("--llamafactory", metavar="PYTHON", help="an interpreter that has it")
     made.add_argument("--alone", choices=[TRL, OURS], help="the peak memory of one contestant")
-    return made.parse_args()
+    made.set_defaults(given=sys.argv[1:] if argv is None else argv)
+    return made.parse_args(argv)
 
 
 def measure(arguments: argparse.Namespace, folder: Path) -> Report:
@@ -102,7 +103,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> Report:
     with _factory(arguments, base, folder) as peers:
         turns |= {name: peer.step for name, peer in peers.items()}
         taken = take_turns(turns, arguments.rounds)
-    peaks = {name: _peak(name) for name in trainers}
+    peaks = {name: _peak(name, arguments.given) for name in trainers}
     peaks |= {name: float(peer.facts["peak"]) for name, peer in peers.items()}
     return _report(arguments, taken, peaks, tokens, {n: p.facts for n, p in peers.items()})
 
@@ -170,7 +171,7 @@ def _report(
         name=name,
         title=title,
         about=" ".join((__doc__ or "").split("\n\n")[2].split()),
-        command=command_line("benchmarks.training", sys.argv[1:]),
+        command=command_line("benchmarks.training", arguments.given),
         tables=[
             Table(
                 "One step", ["", "time", "tokens/s", "against TRL", "peak"], rows, " ".join(notes)
@@ -194,6 +195,7 @@ def config(arguments: argparse.Namespace, base: Path) -> RunConfig:
             "model.quantization": arguments.quantization,
             "data.path": str(DATA / "alpaca_en_demo.json"),
             "data.test_size": 0,
+            "data.max_rows": 60 if arguments.small else None,
             "peft_config.lora_dropout": arguments.dropout,
             "training_config.packing": True,
             "training_config.gradient_checkpointing": arguments.checkpointing,
@@ -324,9 +326,9 @@ def alone(name: str, arguments: argparse.Namespace, folder: Path) -> dict[str, f
     return {"peak": float(peak_memory())}
 
 
-def _peak(name: str) -> float:
-    """The same, in a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.training", *sys.argv[1:], "--alone", name]
+def _peak(name: str, given: list[str]) -> float:
+    """The same, in a process of its own that is given the same arguments."""
+    command = [sys.executable, "-m", "benchmarks.training", *given, "--alone", name]
     ended = subprocess.run(command, capture_output=True, text=True, check=True)
     return float(json.loads(ended.stdout.strip().splitlines()[-1])["peak"])
 

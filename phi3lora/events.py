@@ -93,6 +93,7 @@ class Step(Event):
     token_accuracy: float | None = None
     reward_margin: float | None = None  # better less worse answers, where these are compared
     reward_accuracy: float | None = None  # pairs whose better answer has the higher reward
+    reward: float | None = None  # mean of what the model's own answers earned
     tokens: int = 0  # trained so far
     tokens_per_second: float | None = None
     seconds_left: float | None = None
@@ -108,6 +109,7 @@ class Evaluated(Event):
     token_accuracy: float | None = None
     reward_margin: float | None = None
     reward_accuracy: float | None = None
+    reward: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,10 +142,24 @@ class Ended(Event):
 
 
 Emit = Callable[[Event], None]
+PREPARING = "preparing the data"  # the name of a stage
 KINDS: dict[str, type[Event]] = {
     kind.kind: kind
     for kind in (Stage, Notice, Prepared, Loaded, Step, Evaluated, Saved, Resumed, Ended)
 }
+
+
+def by_share(emit: Emit, stage: str) -> Callable[[float], None]:
+    """Progress of a stage as events, one for each twentieth at most."""
+    told = 0.0
+
+    def tell(fraction: float) -> None:
+        nonlocal told
+        if fraction >= min(told + 0.05, 1.0) > told:
+            told = fraction
+            emit(Stage(name=stage, fraction=fraction))
+
+    return tell
 
 
 class EventLog:

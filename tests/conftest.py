@@ -25,6 +25,12 @@ REPOSITORY = Path(__file__).parent.parent
 VOCABULARY = "phi-3-mini-4k-instruct"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests first, so that no process is left with a long one at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 def _shared_data() -> Path:
     """Where the real vocabulary and rows lie: named, beside this clone, or beside its origin."""
     if named := os.environ.get("PHI3LORA_TEST_DATA"):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-import os
+import subprocess
 import time
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ def empty_result(run: Run) -> Result:
 
 
 def running(store: RunStore, title: str = "Pirate, rank 32") -> Run:
-    """A run in the middle; the process that computes it is this one."""
+    """A run in the middle, which another process holds."""
     run = store.create(config(title, **{"peft_config.r": 32}))
     _train(run, 80)
     hold(run)
@@ -79,11 +80,20 @@ def interrupted(store: RunStore, title: str = "Lost in a restart") -> Run:
 
 
 def hold(run: Run) -> int:
-    """Be the run's worker as long as this process lives, or until what is returned is closed."""
+    """Be the run's worker until what is returned is closed, signed by a process that waits.
+
+    Signed by ours, a run that somebody stops would end the tests by force ten minutes later.
+    """
     lock = life.take(run.folder)
     assert lock is not None
-    life.sign(lock, os.getpid())
+    life.sign(lock, waiting().pid)
     return lock
+
+
+@cache
+def waiting() -> subprocess.Popen[bytes]:
+    """A process that waits for the end of this one."""
+    return subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
 
 
 def _train(run: Run, steps: int) -> None:

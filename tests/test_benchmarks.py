@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import os
 import subprocess
-import sys
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -111,6 +116,37 @@ def test_the_page_names_every_benchmark() -> None:
         assert f"`python -m benchmarks.{name}" in text
 
 
+def in_this_process(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+    """What `python -m module …` would print, without importing everything once more."""
+    said = StringIO()
+    with redirect_stdout(said):
+        importlib.import_module(command[2]).main(command[3:])
+    return subprocess.CompletedProcess(command, 0, said.getvalue(), "")
+
+
+class Child:
+    """`Popen` of such a command: it has run when it is asked for what it said."""
+
+    returncode = 0
+
+    def __init__(self, command: list[str], **_: Any) -> None:
+        self.command, self.pid = command, os.getpid()
+
+    def communicate(self) -> tuple[str, str]:
+        return in_this_process(self.command).stdout, ""
+
+
+@pytest.fixture
+def one_process(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
+    """Lets a benchmark's commands run here: what they are told and what they answer is theirs."""
+    here = SimpleNamespace(run=in_this_process, Popen=Child, PIPE=subprocess.PIPE)
+
+    def use(module: Any) -> None:
+        monkeypatch.setattr(module, "subprocess", here)
+
+    return use
+
+
 @SLOW
 def test_chat(tmp_path: Path) -> None:
     from benchmarks import chat
@@ -122,12 +158,20 @@ def test_chat(tmp_path: Path) -> None:
 
 
 @SLOW
-def test_training(tmp_path: Path, real_vocabulary: Path, alpaca_rows: Path) -> None:
-    command = [sys.executable, "-m", "benchmarks.training", "--small", "--rounds", "1"]
-    subprocess.run([*command, "--out", str(tmp_path)], cwd=REPOSITORY, check=True)
+def test_training(
+    tmp_path: Path,
+    real_vocabulary: Path,
+    alpaca_rows: Path,
+    one_process: Callable[[Any], None],
+) -> None:
+    from benchmarks import training
+
+    one_process(training)
+    training.main(["--small", "--rounds", "1", "--out", str(tmp_path)])
     kept = figures(tmp_path, "training")
     assert set(kept["taken"]) >= {"plain TRL", "phi3lora"}
     assert kept["faster"] > 0
+    assert set(kept["peaks"]) == {"plain TRL", "phi3lora"}
 
 
 @SLOW
@@ -142,9 +186,10 @@ def test_startup(tmp_path: Path) -> None:
 
 
 @SLOW
-def test_data(tmp_path: Path) -> None:
+def test_data(tmp_path: Path, one_process: Callable[[Any], None]) -> None:
     from benchmarks import data
 
+    one_process(data)
     data.main(["--small", "--out", str(tmp_path)])
     kept = figures(tmp_path, "data")
     assert set(kept["first"]) == {"phi3lora", "datasets.map", "TRL"}
@@ -153,9 +198,10 @@ def test_data(tmp_path: Path) -> None:
 
 
 @SLOW
-def test_gpu_at_toy_size(tmp_path: Path) -> None:
+def test_gpu_at_toy_size(tmp_path: Path, one_process: Callable[[Any], None]) -> None:
     from benchmarks import gpu
 
+    one_process(gpu)
     gpu.main(["--small", "--method", "qlora", "--out", str(tmp_path)])
     kept = figures(tmp_path, "gpu-qlora")
     ours, theirs = (kept["turns"][name][0] for name in ("phi3lora", "TRL + PEFT"))

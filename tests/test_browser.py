@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -18,22 +19,29 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from phi3lora.runs.store import RunStore
+from phi3lora.events import Step, read_events
+from phi3lora.runs.store import Run, RunStore, open_run
 from phi3lora.settings import Settings
-from tests.fake_training import kill_all
+from tests.fake_training import kill_all, pid_of
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 REPOSITORY = Path(__file__).parent.parent
 LONG = 300_000  # ms; a busy machine is slow, and a test of the page is no test of the clock
-pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.xdist_group("browser")]
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
-def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the app keeps its runs."""
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def app(home: Path) -> Iterator[str]:
     """`python app.py` with a home of its own; its address."""
-    with serving(tmp_path_factory.mktemp("home")) as address:
+    with serving(home) as address:
         yield address
 
 
@@ -158,16 +166,43 @@ def drop_and_launch(page: Page, file: Path) -> None:
     page.wait_for_selector("#checks .passed")
     set_yaml(
         page,
-        max_steps="400",
+        max_steps="60",
         per_device_train_batch_size="2",
         logging_steps="1",
         rows="8",
         max_new_tokens="24",
     )
-    page.wait_for_selector("#step-amount-line >> text=400 updates")
+    page.wait_for_selector("#step-amount-line >> text=60 updates")
     page.fill("#field-title input", "By browser")
     page.click("#launch")
     page.wait_for_url("**/runs?run=*")
+
+
+class held:
+    """A run's worker stands still, but for the steps that it is let do."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+
+    def __enter__(self) -> held:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        os.kill(pid_of(self._run), signal.SIGCONT)
+
+    def go_on_to(self, least: int) -> None:
+        """Let it work until it has told of this step."""
+        if self._step():
+            os.kill(pid_of(self._run), signal.SIGCONT)
+        deadline = time.monotonic() + LONG / 1000
+        while self._step() < least:
+            assert time.monotonic() < deadline, "the run does not go on"
+            time.sleep(0.01)
+        os.kill(pid_of(self._run), signal.SIGSTOP)
+
+    def _step(self) -> int:
+        events, _ = read_events(self._run.folder / "events.jsonl")
+        return max((event.step for event in events if isinstance(event, Step)), default=0)
 
 
 def open_every_fold(page: Page) -> None:
@@ -214,20 +249,25 @@ def test_switch_tabs_then_launch(app: str, browser: Browser, dropped: Path) -> N
     assert wrong == []
 
 
-def test_the_whole_way(app: str, browser: Browser, dropped: Path) -> None:
+def test_the_whole_way(app: str, home: Path, browser: Browser, dropped: Path) -> None:
     page, wrong = open_page(browser, app)
     drop_and_launch(page, dropped)
 
-    first = wait_for_step(page, 3)
-    page.wait_for_selector("#loss-chart svg .curve")
-    assert wait_for_step(page, first + 2) > first
+    run = open_run(home / "runs" / page.url.partition("run=")[2])
+    with held(run) as worker:  # a run of a second would be over before a page is looked at
+        worker.go_on_to(3)
+        first = wait_for_step(page, 3)
+        page.wait_for_selector("#loss-chart svg .curve")
+        worker.go_on_to(first + 2)
+        assert wait_for_step(page, first + 2) > first
 
-    page.reload()
-    assert wait_for_step(page, first) >= first
-    other, other_wrong = open_page(browser, page.url)
-    other.wait_for_selector("#run-head >> text=By browser")
+        page.reload()
+        assert wait_for_step(page, first) >= first
+        other, other_wrong = open_page(browser, page.url)
+        other.wait_for_selector("#run-head >> text=By browser")
 
-    page.click("#stop")
+        page.click("#stop")
+        wait_for_status(page, "stopping")
     wait_for_status(page, "stopped")
     wait_for_status(other, "stopped")
     assert wait_for_step(other, first) >= first

@@ -1,8 +1,8 @@
 """Spaces with GPUs in a real Chromium: what a T4 is told, and the choice that four L4 have.
 
-The fake part is the hardware: the app's processes are told which GPUs this machine has. What is
-computed on such cards is tried in `test_fake_cuda.py`, what several do together in
-`test_together.py`.
+The fake part is the hardware: the app, which is served by the test's own process and checks there,
+is told which GPUs this machine has. What is computed on such cards is tried in `test_fake_cuda.py`,
+what several do together in `test_together.py`.
 """
 
 from __future__ import annotations
@@ -16,13 +16,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from phi3lora.app.application import Application
 from phi3lora.models.hardware import AMPERE, GIB, LENT, Hardware
-from tests.test_browser import LONG, browser, serving, set_yaml  # noqa: F401 - fixtures
+from phi3lora.settings import Settings
+from phi3lora.ui.app import build, serve
+from tests.test_browser import LONG, browser, set_yaml  # noqa: F401 - fixtures
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.xdist_group("browser")]
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 
 @contextmanager
@@ -39,8 +42,13 @@ def machine_with(
     with pytest.MonkeyPatch.context() as patch:
         for variable, value in told.items():
             patch.setenv(variable, value)
-        with serving(folder) as address:
-            yield address
+        app = Application.open(Settings(home=folder), helper=False)
+        pages = serve(build(app), app, "127.0.0.1", None, block=False)
+        try:
+            yield pages.local_url
+        finally:
+            pages.close(verbose=False)
+            app.close()
 
 
 def opened(browser: Browser, address: str) -> Page:  # noqa: F811
@@ -73,4 +81,5 @@ def test_four_l4_train_one_run(browser: Browser, tmp_path: Path) -> None:  # noq
         page.press("#field-devices input", "Tab")
         page.wait_for_selector("#checks li.red:has-text('the machine has 4')", state="detached")
         page.wait_for_selector("#checks li.green >> nth=3", state="attached")
-        page.wait_for_selector("#derived:has-text('× 4 devices)')", state="attached")
+        page.click("#numbers > button")
+        page.wait_for_selector("#derived:has-text('× 4 devices)')")

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 REPOSITORY = Path(__file__).parent.parent
 COMPARISON = "ann/by-ann-compare"
-pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.xdist_group("browser")]
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 
 class Place(NamedTuple):

@@ -19,7 +19,7 @@ from tests.test_browser import browser, open_page, serving, wait_for_status  # n
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.xdist_group("browser")]
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
 HELD_OUT = "held out, mean of batches"
 HIDE = "Object.defineProperty(document, 'hidden', {get: () => window.away})"
 
@@ -70,6 +70,7 @@ def test_the_bin_takes_the_run_of_the_menu_and_gives_it_back(place: Place) -> No
     page.wait_for_selector("#undo-line >> text=Kept is in the bin for 30 days.")
     assert [run.title for run in place.store.list("local")] == ["Asked about"]
     page.click("#undo")
+    page.wait_for_selector("#undo", state="detached")
     page.wait_for_selector(f"#run-head .run-title[data-run='{kept.id}']")
     assert len(place.store.list("local")) == 2
 

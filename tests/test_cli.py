@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 import phi3lora
 from phi3lora import cli
+from phi3lora.app.export_page import export_page
 from phi3lora.app.preflights import PreflightPool
 from phi3lora.chat.options import Pair
 from phi3lora.checks import Check
@@ -305,6 +306,39 @@ def test_a_blind_vote_at_the_terminal(
     assert "name an --adapter" in call("chat", "--blind", status=2).stderr
 
 
+def test_two_runs_and_a_tournament_at_the_terminal(
+    home: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[dict[str, Any]] = []
+
+    class Made:
+        def load(self, *_: Any, **__: Any) -> list[str]:
+            return []
+
+        def reply(self, *given: Any, **named: Any) -> Any:
+            talk, _, options, *_ = given
+            asked.append({**named, "talk": list(talk), "strength": options.strength})
+            yield Pair("two", "one", True, True)
+
+    monkeypatch.setattr("phi3lora.app.comparing.Comparing.engine", lambda self: Made())
+    one, two = (stage.finished(RunStore(home), title) for title in ("Pirate", "Poet"))
+    pair = ["chat", "--adapter", one.id, "--against", two.id]
+    shown = call(*pair, "--prompt", "Hello", "--strength", "0.5").stdout
+    assert shown.split() == ["Poet:", "two", "Pirate", "×", "0.5:", "one"]
+    assert asked[0]["against"] == two.result.folder
+    assert asked[0]["strength"] == 0.5
+    said = json.loads(call(*pair, "--prompt", "Hello", "--json").stdout)
+    assert (said["base"], said["tuned"], said["against"]) == ("two", "one", two.id)
+    three = [*pair, "--against", "base", "--blind"]
+    result = CliRunner().invoke(cli.app, three, input="Hello\na\nAgain\nb\n\n")
+    assert result.exit_code == 0, result.output
+    assert [len(one["talk"]) for one in asked[-2:]] == [1, 1]  # a vote ends a conversation
+    votes = [json.loads(line) for line in (home.home / "votes.jsonl").read_text().splitlines()]
+    assert all(vote["adapter"] in (one.id, two.id) for vote in votes)
+    assert "stands beside an --adapter" in call("chat", "--against", one.id, status=2).stderr
+    assert "--blind tournament" in call(*pair, "--against", "base", status=2).stderr
+
+
 def test_an_adapter_on_the_hub_is_known_by_its_name(home: Settings) -> None:
     said = call("chat", "--adapter", "ann/pirate", "--prompt", "Hello", status=2).stderr
     assert "ann/pirate" in said
@@ -440,6 +474,7 @@ def test_the_pages_of_the_docs_are_as_the_code() -> None:
     assert (DOCS / "cli.md").read_text(encoding="utf-8") == commands, "run `make docs`"
     assert (DOCS / "config.md").read_text(encoding="utf-8") == option_page(), "run `make docs`"
     assert (DOCS / "api.md").read_text(encoding="utf-8") == api_page(), "run `make docs`"
+    assert (DOCS / "export.md").read_text(encoding="utf-8") == export_page(), "run `make docs`"
 
 
 def test_docs_are_written(tmp_path: Path) -> None:

@@ -29,8 +29,8 @@ from tests import stage
 from tests.test_ui import app, page_of, request, visible  # noqa: F401
 
 NAMES = ("message", "past", "now", "talk", "kept", "votes", "round", "about", "status")
-SETTINGS = ("Be brief.", 0.5, 0.9, 64, 7, 50, 0.1, 1.2)
-DEFAULTS = ("", 0.0, 1.0, 256, 0, 0, 0.0, 1.0)
+SETTINGS = ("", "", "Be brief.", 0.5, 0.9, 64, 7, 50, 0.1, 1.2, 1.0, 1.0)  # no other subjects
+DEFAULTS = ("", "", "", 0.0, 1.0, 256, 0, 0, 0.0, 1.0, 1.0, 1.0)
 
 
 def ask(
@@ -221,14 +221,195 @@ def test_blind_hides_the_names_until_the_vote(app: Any, monkeypatch: Any) -> Non
     assert last["now"].index("Arr, the end!") < last["now"].index("The end.")
     assert visible(last["votes"])
     assert "Round 1 of 5" in last["round"]
-    _, now, talk, _, row, tally = page.on_vote("A is better", last["talk"], run.id, request())
+    _, now, talk, _, row, tally = page.on_vote(
+        "A is better", last["talk"], run.id, False, request()
+    )
     assert now.index("Tuned") < now.index("Base")
     assert not visible(row)
     assert "You preferred <b>tuned</b> 1 of 1" in tally
     assert "of 1 blind vote." in tally
     with pytest.raises(gr.Error, match="voted on already"):
-        page.on_vote("Tie", last["talk"], run.id, request())
+        page.on_vote("Tie", last["talk"], run.id, False, request())
     assert talk.votes == ["tuned"]
+
+
+def test_a_vote_ends_the_conversation_so_that_the_next_pair_has_one_history(
+    app: Any,  # noqa: F811
+) -> None:
+    page = page_of(compare_page, app)
+    run = stage.finished(app.launching.store)
+    talk = ask(page, run.id, blind=True)[-1]["talk"]
+    talk = page.on_vote("Both bad", talk, run.id, False, request())[2]
+    ask(page, run.id, blind=True, talk=talk, question="And now?")
+    _, base, tuned, _ = app.comparing.asked
+    assert base == tuned == [{"role": "user", "content": "And now?"}]
+    assert app.voting.standing(run.id, Caller()).bad == 1
+
+
+@pytest.mark.parametrize(("ticked", "kept"), [(False, 0), ("yes", 0), (True, 1)])
+def test_a_space_keeps_what_was_said_of_who_ticked_the_box(
+    app: Any,  # noqa: F811
+    settings: Settings,
+    ticked: Any,
+    kept: int,
+) -> None:
+    space = Settings(home=settings.home, space_id="ann/space")
+    app = replace(app, settings=space)
+    app.comparing.settings = space
+    page = page_of(compare_page, app)
+    assert page.consent.visible
+    assert page.consent.value is False
+    run = stage.finished(app.launching.store)
+    talk = ask(page, run.id, blind=True)[-1]["talk"]
+    page.on_vote("A is better", talk, run.id, ticked, request())
+    standing = app.voting.standing(run.id, Caller())
+    assert (standing.tally.votes, standing.pairs, standing.untold) == (1, kept, 1 - kept)
+
+
+def test_what_votes_are_good_for_is_said_with_the_number(app: Any) -> None:  # noqa: F811
+    page = page_of(compare_page, app)
+    run = stage.finished(app.launching.store)
+    panel = page.votes
+
+    def panelled() -> dict[str, Any]:
+        names = ("text", "actions", "train", "why_not", "told", "file")
+        return dict(zip(names, panel.on_show(run.id, "", request()), strict=True))
+
+    assert "No votes yet" in panelled()["text"]
+    assert not visible(panelled()["actions"])
+    vote(app, run.id, 3)
+    early = panelled()
+    assert "Cannot tell yet" in early["text"]
+    assert "Tuned wins 100 % (95 % interval 44 to 100 %)" in early["text"]
+    assert visible(early["actions"])
+    assert early["train"]["interactive"] is False
+    assert "3 pairs with a winner" in early["why_not"]
+    vote(app, run.id, 20, 3)
+    enough = panelled()
+    assert "Tuned is preferred" in enough["text"]
+    assert enough["train"]["value"] == "Train on these votes (DPO, 23 pairs)"
+    assert enough["train"]["interactive"] is True
+    told, file = panel.on_export(run.id, "", request())
+    assert "23 votes" in told
+    assert len(Path(file["value"]).read_text().splitlines()) == 23
+    assert "Sign in" in list(panel.on_push(run.id, "", "ann/votes", True, request()))[-1]
+
+
+def vote(app: Any, adapter: str, number: int, first: int = 0) -> None:  # noqa: F811
+    """Votes for the tuned side."""
+    for place in range(first, first + number):
+        said = [{"role": "user", "content": f"Q{place}"}, {"role": "assistant", "content": "A"}]
+        sides = Sides("tuned", f"pair-{place}")
+        app.voting.cast(adapter, sides, "left", said, said, Options(), Caller())
+
+
+def test_somebody_elses_votes_are_counted_and_not_shown(
+    app: Any,  # noqa: F811
+    settings: Settings,
+) -> None:
+    page = page_of(compare_page, app)
+    vote(app, BUNDLED, 2)
+    space = Settings(home=settings.home, space_id="ann/space")
+    app.comparing.settings = space
+    panel = page_of(compare_page, replace(app, settings=space)).votes
+    text, actions, *_ = panel.on_show(BUNDLED, "", request())
+    assert "for the owner" in text
+    assert not visible(actions)
+    assert "for the owner" in panel.on_export(BUNDLED, "", request())[0]
+    text, actions, *_ = page.votes.on_show("/nowhere", "", request())
+    assert "folders cannot be named here" in text
+    assert "Choose an adapter" in page.votes.on_show("", "", request())[0]
+
+
+# ---------------------------------------------------------------- Two adapters, three, strengths
+
+
+def of_two(page: Any, one: Any, two: Any, third: str = "", **named: Any) -> list[dict[str, Any]]:
+    settings = named.pop("settings", DEFAULTS[2:])
+    return ask(page, one.id, settings=(two.id, third, *settings), **named)
+
+
+def test_two_runs_stand_beside_each_other_by_their_names(app: Any) -> None:  # noqa: F811
+    page = page_of(compare_page, app)
+    one, two = (stage.finished(app.launching.store, title) for title in ("Pirate", "<Poet>"))
+    weak = (*DEFAULTS[2:-2], 0.5, 1.0)
+    last = of_two(page, one, two, settings=weak)[-1]
+    assert app.comparing.asked[0].against.result == two.result.folder
+    assert "<h3>&lt;Poet&gt;</h3>" in last["now"]
+    assert "<h3>Pirate × 0.5</h3>" in last["now"]
+    assert "adapter off" not in last["now"]
+    kept = read_talk(last["kept"])
+    assert kept is not None
+    assert kept.names == [one.id, two.id]
+    shown = opened(page, last["kept"], adapter=one.id, against=two.id)
+    assert shown["against"]["value"] == two.id
+    assert shown["talk"].turns
+    assert opened(page, last["kept"], adapter=one.id)["talk"].against == ""
+    same = of_two(page, one, stage.finished(app.launching.store, "Pirate"))[-1]
+    assert "Pirate (1)" in same["now"]
+    assert "Pirate (2)" in same["now"]
+
+
+def test_a_vote_on_two_runs_counts_for_both_whatever_their_places(
+    app: Any,  # noqa: F811
+    monkeypatch: Any,
+) -> None:
+    page = page_of(compare_page, app)
+    one, two = (stage.finished(app.launching.store, title) for title in ("Pirate", "Poet"))
+    monkeypatch.setattr("secrets.choice", lambda sides: "tuned")
+    last = of_two(page, one, two, blind=True)[-1]
+    assert "Pirate" not in last["now"]
+    *_, tally = page.on_vote("A is better", last["talk"], one.id, False, request())
+    assert "You preferred <b>Pirate</b> 1 of 1" in tally
+    assert app.comparing.tally(one.id, two.id) == Tally(tuned=1)
+    assert app.comparing.tally(two.id, one.id) == Tally(base=1)
+    assert app.comparing.tally(one.id) == Tally()
+    rows = app.voting.rows(two.id, Caller())
+    assert (rows[0]["model_a"], rows[0]["model_b"], rows[0]["winner"]) == (one.id, two.id, "a")
+
+
+def test_another_strength_is_another_thing_to_vote_on(app: Any) -> None:  # noqa: F811
+    page = page_of(compare_page, app)
+    run = stage.finished(app.launching.store)
+    weak = (*DEFAULTS[:-2], 0.5, 1.0)
+    last = ask(page, run.id, blind=True, settings=weak)[-1]
+    *_, tally = page.on_vote("Tie", last["talk"], run.id, False, request())
+    assert "All visitors: 1 blind vote" in tally
+    assert app.comparing.tally(run.id) == Tally()
+    assert app.comparing.tally(f"{run.id} × 0.5") == Tally(ties=1)
+
+
+def test_three_meet_two_at_a_time(app: Any, monkeypatch: Any) -> None:  # noqa: F811
+    page = page_of(compare_page, app)
+    one, two = (stage.finished(app.launching.store, title) for title in ("Pirate", "Poet"))
+    talk, met = Talk(), set()
+    for _ in range(12):
+        talk = of_two(page, one, two, "base", blind=True, talk=talk)[-1]["talk"]
+        turn = talk.last
+        assert turn is not None
+        met.add(frozenset((turn.adapter, turn.against)))
+        again = of_two(page, one, two, "base", blind=True, talk=talk)[-1]["talk"].last
+        assert (again.adapter, again.against) == (turn.adapter, turn.against)  # not voted on yet
+        label = "A is better" if turn.sides.order[0] == "tuned" else "B is better"
+        _, _, talk, _, _, tally = page.on_vote(label, talk, one.id, False, request())
+    assert len(met) == 3
+    assert "All visitors, rounds won: <b>" in tally
+    places = app.comparing.tournament([one.id, two.id, ""])
+    assert sum(place.decided for place in places) == 24
+    assert sum(place.won for place in places) == 12
+    assert places[-1].name == ""  # the base stood against tuned alone, which won
+
+
+def test_the_ring_has_a_fifth_for_each_round() -> None:
+    votes = ["tuned", "base", "tie", "both bad", "tuned", "base"]
+    turns = tuple(Turn("?", vote=vote) for vote in votes)
+    full = game_line(Talk("", turns[:5]))
+    assert 'class="ring done"' in full
+    assert full.count('class="tuned"') == 2
+    assert 'class="both-bad"' in full
+    assert "5/5" in full
+    assert "1/5" in game_line(Talk("", turns))
+    assert "You preferred <b>tuned</b> 2 of 6" in game_line(Talk("", turns))
 
 
 def test_sides_are_drawn_for_each_question(app: Any, monkeypatch: Any) -> None:  # noqa: F811
@@ -264,7 +445,8 @@ def test_all_visitors_are_counted_with_their_interval() -> None:
 
 def opened(page: Any, browser: str = "", **query: str) -> dict[str, Any]:
     values = page.on_open(browser, request(**query))
-    names = ("adapter", "chips", "tally", "past", "now", "talk", "kept", "message", "system")
+    subjects = ("adapter", "against", "third")
+    names = (*subjects, "chips", "tally", "past", "now", "talk", "kept", "message", "system")
     return {**dict(zip(names, values, strict=False)), "settings": values[len(names) :]}
 
 
@@ -405,6 +587,12 @@ def test_words_that_differ_are_marked_across_emphasis_and_code_is_left_alone() -
     assert "<code>matey</code>" in marked
     assert "<mark" not in rendered("Entirely other words", "Nothing alike here at all")
     assert "<mark" not in rendered("The same.", "The same.")
+
+
+def test_an_empty_head_of_a_table_is_no_heading() -> None:
+    table = rendered("| | base |\n| --- | ---: |\n| Loss | 3 |")
+    assert table.count("<th") - table.count("<thead") == 1
+    assert "<td></td>" in table
 
 
 def test_thoughts_are_folded_and_the_conversation_keeps_them(app: Any) -> None:  # noqa: F811

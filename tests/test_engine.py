@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import json
+import shutil
 import subprocess
 import sys
 import threading
@@ -424,7 +426,7 @@ def test_the_repetition_penalty_also_shapes_greedy_answers(
 
 
 def test_options_out_of_bounds_are_named() -> None:
-    wrong = Options("", float("nan"), 2, 0, -1, 0.5, 7, 0)  # type: ignore[arg-type]
+    wrong = Options("", float("nan"), 2, 0, -1, 0.5, 7, 0, -1, 2)  # type: ignore[arg-type]
     with pytest.raises(ConfigError) as caught:
         wrong.check()
     assert [problem.field for problem in caught.value.problems] == list(SETTINGS)
@@ -765,6 +767,91 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model.save_pretrained(folder)
     load_tokenizer("pocket").save_pretrained(folder)
     return folder
+
+
+def logits_of(serving: Serving, used: Any) -> torch.Tensor:
+    """What comes after a question, with an adapter or without."""
+    row = serving.start(LONG, used, GREEDY).row
+    return advance(serving.model, serving.router, [Row(list(row.tokens), used)])[1]
+
+
+@pytest.mark.parametrize("kind", ["all-linear", "bias of B", "DoRA", "embedding", "whole head"])
+def test_a_strength_of_one_is_the_adapter_and_none_the_base_to_the_bit(
+    kind: str, adapters: dict[str, Path], serving: Serving
+) -> None:
+    adapter = serving.adapter(adapters[kind])
+    assert adapter.at(1) is adapter
+    assert adapter.at(0.0) is None
+    base, full = logits_of(serving, None), logits_of(serving, adapter)
+    half = logits_of(serving, adapter.at(0.5))
+    assert not torch.equal(half, base)
+    assert not torch.equal(half, full)
+    assert torch.equal(full, logits_of(serving, adapter))  # the other strength changed nothing
+    assert adapter.at(0.5) is adapter.at(0.5)
+
+
+@pytest.mark.parametrize("strength", [0.5, 1.5])
+def test_a_strength_is_that_of_another_alpha(
+    strength: float, adapters: dict[str, Path], serving: Serving, tmp_path: Path
+) -> None:
+    scaled = shutil.copytree(adapters["all-linear"], tmp_path / "scaled")
+    settings = json.loads((scaled / "adapter_config.json").read_text())
+    settings["lora_alpha"] *= strength
+    (scaled / "adapter_config.json").write_text(json.dumps(settings))
+    found = logits_of(serving, serving.adapter(adapters["all-linear"]).at(strength))
+    torch.testing.assert_close(found, logits_of(serving, serving.adapter(scaled)))
+
+
+def test_many_strengths_are_not_all_kept(adapters: dict[str, Path], serving: Serving) -> None:
+    adapter = serving.adapter(adapters["some layers"])
+    kept = [adapter.at(0.01 * step) for step in range(1, 60)]
+    assert adapter.owns(kept[-1])
+    assert not adapter.owns(kept[0])
+    assert not adapter.owns(None)
+
+
+def test_two_adapters_stand_beside_each_other_in_the_same_passes(
+    engine: ChatEngine,
+    adapters: dict[str, Path],
+    tokenizer: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    widths: set[int] = set()
+    step = Serving.step
+    monkeypatch.setattr(
+        Serving, "step", lambda self, open_: (widths.add(len(open_)), step(self, open_))[1]
+    )
+    one, two = adapters["all-linear"], adapters["DoRA"]
+    found = answer(engine, LONG, options=GREEDY, base=POCKET, adapter=one, against=two)
+    said = [plain(tuned_model(folder), tokenizer, LONG) for folder in (two, one)]
+    assert [found.base, found.tuned] == [
+        tokenizer.decode(tokens, skip_special_tokens=True) for tokens in said
+    ]
+    assert max(widths) == 2
+    weak = Options(max_new_tokens=24, against_strength=0.0)
+    again = answer(engine, LONG, options=weak, base=POCKET, adapter=one, against=two)
+    base = plain(load_model(POCKET, for_training=False), tokenizer, LONG)
+    assert again.base == tokenizer.decode(base, skip_special_tokens=True)
+    assert again.tuned == found.tuned
+
+
+def test_adapters_of_two_bases_are_answered_by_two_engines(
+    adapters: dict[str, Path], tmp_path: Path, tokenizer: Any, whole: Path
+) -> None:
+    chat = Chat(Settings(home=tmp_path))
+    other, folder = ModelConfig(path=str(whole), dtype="float32"), adapters["one target"]
+    named: dict[str, Any] = {"against": folder, "against_base": other}
+    chat.load(POCKET, adapters["all-linear"], **named)
+    options = {"options": GREEDY, "base": POCKET, "adapter": adapters["all-linear"]}
+    last = answer(chat, LONG, **options, **named)
+    models = tuned_model(folder, other), tuned_model(adapters["all-linear"])
+    said = [plain(model, tokenizer, LONG) for model in models]
+    assert [last.base, last.tuned] == [
+        tokenizer.decode(tokens, skip_special_tokens=True) for tokens in said
+    ]
+    with pytest.raises(ConfigError, match="strength"):
+        answer(chat, LONG, options=Options(strength=0.5), base=POCKET, adapter=whole)
+    chat.release()
 
 
 @pytest.mark.parametrize("room", ["for both", "for one"])

@@ -5,21 +5,25 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
 import nbformat
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from phi3lora.cli.training import end_as
 from phi3lora.config import RunConfig
+from phi3lora.lora import smaller
 from phi3lora.lora.adapters import attach_adapter, load_adapter, save_adapter
 from phi3lora.models.loading import load_model, load_tokenizer
 from phi3lora.runs.backends.local import devices
-from phi3lora.runs.export import Kind, default_output
+from phi3lora.runs.export import default_output
+from phi3lora.runs.forms import Kind
 from phi3lora.runs.store import Run, RunStore, changed
 from phi3lora.runs.worker import lock_one
 from phi3lora.settings import Settings
@@ -342,6 +346,24 @@ def test_a_smaller_gguf_is_llama_cpps_own_work(
     call(*wanted)
     assert Path("q4.gguf").read_bytes() == b"GGUF"
     assert not [path for path in Path().iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.skipif(shutil.which("llama-quantize") is None, reason="llama-quantize is absent")
+@pytest.mark.parametrize("kind", smaller.SMALL)
+def test_llama_quantize_itself_keeps_every_tensor(exported: tuple[Run, Path], kind: str) -> None:
+    import gguf
+
+    run, folder = exported
+    call("export", run.id, "--to", "gguf", "--precision", kind, "--output", folder / f"{kind}.gguf")
+    whole, small = (
+        {one.name: one for one in gguf.GGUFReader(folder / name).tensors}
+        for name in ("pirate.gguf", f"{kind}.gguf")
+    )
+    assert whole.keys() == small.keys()
+    assert sum(one.n_bytes for one in small.values()) < sum(one.n_bytes for one in whole.values())
+    for name, tensor in whole.items():
+        values, kept = (gguf.dequantize(t.data, t.tensor_type) for t in (tensor, small[name]))
+        assert np.linalg.norm(values - kept) < 0.4 * np.linalg.norm(values), name
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from phi3lora.app import preflights
-from phi3lora.app.helper import Helper, HelperDied, Limits, environment
+from phi3lora.app.helper import Helper, HelperDied, Limits, _is_over, environment
 from phi3lora.app.preflights import PreflightPool
 from phi3lora.config import RunConfig
 from phi3lora.errors import ConfigError, DataError, Phi3LoraError, Problem
@@ -271,3 +271,12 @@ def test_a_real_preflight(pool: PreflightPool) -> None:
     assert look.inspection.kept == 400
     again = pool.preflight(config, person="ann")
     assert again.inspection.kept == 400
+
+
+@pytest.mark.parametrize(
+    ("waited", "computed", "over"),
+    [(59, 59, False), (61, 61, True), (61, 20, False), (179, 20, False), (181, 0, True)],
+)
+def test_who_is_left_no_processor_is_waited_for(waited: float, computed: float, over: bool) -> None:
+    assert _is_over(Limits(seconds=60), waited, computed) is over
+    assert not _is_over(Limits(), waited, computed)

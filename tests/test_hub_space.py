@@ -328,7 +328,6 @@ def ask(page: Any, question: str) -> tuple[str, str]:
 
 @pytest.mark.browser
 @pytest.mark.slow
-@pytest.mark.xdist_group("browser")
 def test_a_comparison_space_starts_and_answers(ann: LoopbackHub, tmp_path: Path, page: Any) -> None:
     deploy_comparison(ADAPTER, PAGE, "hf_ann")
     with running(ann, PAGE, tmp_path) as address:
@@ -344,7 +343,6 @@ def test_a_comparison_space_starts_and_answers(ann: LoopbackHub, tmp_path: Path,
 
 @pytest.mark.browser
 @pytest.mark.slow
-@pytest.mark.xdist_group("browser")
 def test_the_deployed_application_starts_and_compares_an_adapter_of_the_hub(
     ann: LoopbackHub, tmp_path: Path, page: Any
 ) -> None:

@@ -60,6 +60,8 @@ class NoPreflights:
         self.asked.append(str(asked))
         return Preflight([])
 
+    def inspection(self, *_: Any) -> None: ...
+
     def columns(self, *asked: Any) -> Columns:
         self.asked.append(str(asked))
         return Columns([], [])

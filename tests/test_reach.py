@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 WAIT = 180_000  # ms
-in_browser = [pytest.mark.browser, pytest.mark.slow, pytest.mark.xdist_group("browser")]
+in_browser = [pytest.mark.browser, pytest.mark.slow]
 # Where a page is there to be looked at.
 THERE = {"": "#data-summary .conversation", "runs": "#run-head h1", "compare": ".chip"}
 OTHERS = sorted(set(LANGUAGES) - {"en"})

@@ -29,8 +29,6 @@ from tests import fake_training
 from tests.fake_training import kill_all, pid_of, wait, wait_for
 from tests.together import ROOT, Scenario, trained
 
-pytestmark = pytest.mark.xdist_group("together")  # each launch takes both cores
-
 BASE: dict[str, Any] = {
     "model.path": POCKET,
     "model.device": "cpu",

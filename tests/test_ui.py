@@ -90,6 +90,10 @@ class FakePreflights:
     """Finds what the test puts here."""
 
     found = GREEN
+    first: Any = None  # what is known of the data before anything is checked
+
+    def inspection(self, *_: Any) -> Any:
+        return self.first
 
     def preflight(self, *_: Any) -> Preflight:
         return self.found
@@ -198,6 +202,18 @@ def test_look_says_that_it_reads_then_shows(app: Any) -> None:
     assert "3 rows." in seen["checks"]
     assert seen["estimate"] == ""
     assert "pirate · 3 conversations · 25 % learnt" in seen["line"]
+
+
+def test_the_preview_is_there_before_the_checks_and_stays(app: Any) -> None:
+    page = page_of(train_page, app)
+    app.preflights.first = INSPECTION
+    _, early, last = page.on_preflight("Example", request(), *form_values(page))
+    early, last = found_by(page, early), found_by(page, last)
+    assert "pirate · 3 conversations" in early["line"]
+    assert "Arr" in early["summary"]
+    assert "Checking" in early["checks"]
+    assert [last["summary"], last["line"]] == [gr.skip(), gr.skip()]  # whoever turned pages stays
+    assert "1 check passed" in last["checks"]
 
 
 def test_more_rows_than_were_read_are_not_counted_as_all(app: Any) -> None:
@@ -570,6 +586,8 @@ def test_on_a_space_only_uploads_can_be_named(tmp_path: Path) -> None:
         config = RunConfig().with_values({field: str(secret)})
         with pytest.raises(AccessError, match=field):
             app.launching.preflight(config, Caller("bob"))
+        with pytest.raises(AccessError, match=field):
+            app.launching.inspection(config, Caller("bob"))
     (tmp_path / "chat.jsonl").write_text("{}")
     kept = app.datasets.keep_upload(tmp_path / "chat.jsonl", Caller("bob"))
     config = RunConfig().with_values({"data.path": str(kept)})

@@ -11,13 +11,15 @@ from __future__ import annotations
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from phi3lora import words
 from phi3lora.app.callers import Caller, Callers
+from phi3lora.app.shared import Asked, Recent, Shared
 from phi3lora.app.views import Follower
 from phi3lora.app.working import Put, in_thread
 from phi3lora.chat.options import BOTH, Options, Pair, Side
@@ -67,6 +69,7 @@ class Subject:
         kind: what the result is.
         name: what to call it.
         system_messages: what its training did with them where the base's template has no place.
+        against: what answers in the base's place; None for the base itself.
     """
 
     base: ModelConfig
@@ -74,6 +77,17 @@ class Subject:
     kind: Kind = "base"
     name: str = "base"
     system_messages: SystemMessages = "merge"
+    against: Subject | None = None
+
+    @property
+    def other_base(self) -> ModelConfig | None:
+        """The base of what it stands against, where that is another one.
+
+        The same weights are loaded once, as this subject wants them.
+        """
+        other = self.against.base if self.against else self.base
+        kind = (self.base.path, self.base.revision, self.base.quantization)
+        return None if kind == (other.path, other.revision, other.quantization) else other
 
 
 @dataclass(frozen=True)
@@ -115,6 +129,21 @@ def draw_sides(*, blind: bool) -> Sides:
     return Sides(left, secrets.token_hex(8))
 
 
+def draw_two(names: Sequence[str]) -> tuple[str, str]:
+    """Two of several names that meet in a round; the base, an empty one, stands second."""
+    first, second = secrets.SystemRandom().sample(list(dict.fromkeys(names)), 2)
+    return (first, second) if first else (second, first)
+
+
+@dataclass(frozen=True)
+class Place:
+    """How one of several stands in a tournament: rounds won, of those that had a winner."""
+
+    name: str
+    won: int = 0
+    decided: int = 0
+
+
 class Comparing:
     """Names into subjects, subjects into answers, answers into votes.
 
@@ -130,6 +159,7 @@ class Comparing:
         self.settings = settings
         self._store, self._views, self._callers = store, views, callers
         self._book = VoteBook(settings.home / "votes.jsonl")
+        self._recent = Recent()
         self._engine: Answering | None = None
         self._lock = threading.Lock()
 
@@ -166,6 +196,16 @@ class Comparing:
             "cannot be named here."
         )
 
+    def opposed(self, name: str, against: str, caller: Caller) -> Subject:
+        """What is meant by a name, beside something else than its base.
+
+        An empty `against` is the base, and so is everything where there is nothing to choose.
+        Raises what `subject` does.
+        """
+        if self.settled or not (name and against):
+            return self.subject(name or against, caller)
+        return replace(self.subject(name, caller), against=self.subject(against, caller))
+
     def _own(self, run_id: str, caller: Caller) -> Run | None:
         return next((run for run in self._store.list(caller.name) if run.id == run_id), None)
 
@@ -201,8 +241,15 @@ class Comparing:
         self._check(subject, caller)
 
         def work(put: Put) -> list[str]:
-            engine = self.engine()
-            return engine.load(subject.base, subject.result, token=caller.token, progress=put)
+            engine, other = self.engine(), subject.against
+            return engine.load(
+                subject.base,
+                subject.result,
+                token=caller.token,
+                progress=put,
+                against=other.result if other else None,
+                against_base=subject.other_base,
+            )
 
         for told in in_thread(work, ANSWER_FRAME):
             yield from told if isinstance(told, list) else [told]
@@ -231,6 +278,8 @@ class Comparing:
             adapter=subject.result,
             token=caller.token,
             sides=sides,
+            against=subject.against.result if subject.against else None,
+            against_base=subject.other_base,
         )
         last = 0.0
         for pair in pairs:
@@ -241,6 +290,8 @@ class Comparing:
     def _check(self, subject: Subject, caller: Caller) -> None:
         """Whether this caller may have the base loaded, or answer here. Raises Phi3LoraError."""
         self._callers.check_base(subject.base, caller)
+        if subject.other_base:
+            self._callers.check_base(subject.other_base, caller)
 
     def engine(self) -> Answering:
         """The chat, shared by everybody; it loads nothing before it is asked."""
@@ -296,19 +347,52 @@ class Comparing:
                 continue  # the run itself will say so
         return needs
 
+    # Links
+
+    def share(self, asked: Asked, shared: Shared, caller: Caller) -> None:
+        """Remember an answer for links to it, where whoever has the link may see it.
+
+        On a Space that is what somebody who is not signed in was answered.
+        """
+        if not self.settings.on_space or caller.anonymous:
+            self._recent.put(asked, shared)
+
+    def shared(self, asked: Asked, caller: Caller) -> Shared | None:
+        """What is known of a link without asking anybody: answered lately, or in the report."""
+        if found := self._recent.get(asked):
+            return found
+        if asked.against or asked.settings:
+            return None
+        sample = self.kept_answers(asked.adapter, caller)
+        if sample is None or asked.question not in ("", sample.prompt.strip()):
+            return None
+        return Shared(sample.prompt, ("Base", "Tuned"), (sample.base, sample.tuned))
+
     # Votes
 
-    def vote(self, vote: Vote, caller: Caller) -> None:
+    def vote(self, vote: Vote) -> None:
         """Write a blind vote down. RunError if this pair of answers has one.
 
-        Only on what the caller may compare: raises what `subject` does.
+        Who may compare what it is about is for `app.voting` to find out first.
         """
-        self.subject(vote.adapter, caller)
         self._book.record(vote)
 
-    def tally(self, adapter: str) -> Tally:
-        """Blind votes on an adapter."""
-        return self._book.tally(adapter)
+    def tally(self, adapter: str, against: str = "") -> Tally:
+        """Blind votes on an adapter beside its base, or beside something else."""
+        return self._book.tally(adapter, against)
+
+    def tournament(self, names: Sequence[str]) -> list[Place]:
+        """How several stand by the votes on every two of them, the best first; "" is the base."""
+        won, decided = dict.fromkeys(names, 0), dict.fromkeys(names, 0)
+        for one, other in combinations(dict.fromkeys(names), 2):
+            name, against = (one, other) if one else (other, one)
+            tally = self.tally(name, against)
+            won[name] += tally.tuned
+            won[against] += tally.base
+            for each in (name, against):
+                decided[each] += tally.tuned + tally.base
+        places = [Place(name, won[name], decided[name]) for name in won]
+        return sorted(places, key=lambda one: -one.won / max(one.decided, 1))
 
     def votes(self, adapter: str) -> list[Vote]:
         """The votes themselves; who may see what was said is `app.voting`'s to decide."""
@@ -435,8 +519,33 @@ def best_sample(folder: Path) -> Sample | None:
     return None
 
 
+def titles(subject: Subject, options: Options) -> tuple[str, str]:
+    """What to call the columns of base and tuned: names where two adapters stand there."""
+    if subject.against is None:
+        return "Base", _scaled_name("Tuned", options.strength)
+    other = _scaled_name(subject.against.name, options.against_strength)
+    own = _scaled_name(subject.name, options.strength)
+    return (other, own) if other != own else (f"{other} (1)", f"{own} (2)")
+
+
+def _scaled_name(name: str, strength: float) -> str:
+    """`Pirate`, or `Pirate × 0.5`: what has another strength is another thing to vote on."""
+    return name if strength == 1 else f"{name} × {strength:g}"
+
+
+def named_for_votes(adapter: str, against: str, options: Options) -> tuple[str, str]:
+    """The names under which a pair's votes are counted; an empty one is the base."""
+    if not adapter:
+        return _scaled_name(against, options.strength), ""
+    other = _scaled_name(against, options.against_strength) if against else ""
+    return _scaled_name(adapter, options.strength), other
+
+
 def about(subject: Subject) -> list[str]:
     """What is compared, in a few words: size, base, and the report's verdict."""
+    if subject.against is not None:
+        own, other = (" · ".join(about(replace(one, against=None))) for one in _both(subject))
+        return [f"{subject.name}: {own}", f"beside {subject.against.name}: {other}"]
     if subject.result is None:
         return []
     base = subject.base.path
@@ -450,6 +559,10 @@ def about(subject: Subject) -> list[str]:
             found.append(f"{verdict} on {words.counted(report.get('rows', 0), 'held-out row')}")
             break
     return found
+
+
+def _both(subject: Subject) -> tuple[Subject, Subject]:
+    return subject, subject.against or BASE_ALONE
 
 
 VERDICTS = {

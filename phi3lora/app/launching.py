@@ -112,6 +112,15 @@ class Launching:
         """How many GPUs of this machine may train a run together; 0 where it has none."""
         return 1 if self.settings.zero_gpu else len(visible_gpus())
 
+    def inspection(self, config: RunConfig, caller: Caller) -> Any:
+        """The data that a preflight is about, as soon as it is read; None where it cannot be.
+
+        Raises AccessError, as the preflight does.
+        """
+        check_may_look(config, caller, self.settings)
+        check_paths(config, caller.name, self.settings)
+        return self._preflights.inspection(config, caller.token, caller.name)
+
     def preflight(
         self, config: RunConfig, caller: Caller, job: JobRequest | None = None
     ) -> Preflight:

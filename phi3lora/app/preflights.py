@@ -29,7 +29,13 @@ from phi3lora.models.hardware import Hardware, detect_hardware
 from phi3lora.runs.store import LOCAL
 from phi3lora.settings import Settings
 from phi3lora.training.offers import Offer, hardware_of, offers
-from phi3lora.training.preflight import PREVIEW_ROWS, Elsewhere, Preflight, preflight
+from phi3lora.training.preflight import (
+    PREVIEW_ROWS,
+    Elsewhere,
+    Preflight,
+    inspection,
+    preflight,
+)
 
 if TYPE_CHECKING:
     from phi3lora.data.columns import Columns
@@ -55,6 +61,19 @@ class Preflights:
         self._cache: OrderedDict[str, Any] = OrderedDict()
         self._keeping = threading.Lock()
         self._hardware: Hardware | None = None
+        self._asking = threading.Lock()
+
+    def inspection(self, config: RunConfig, token: str | None = None, person: str = "") -> Any:
+        """The data alone, which is known sooner than the rest; None where it cannot be read.
+
+        Why not is said by the preflight that follows, which does not read the data again.
+        """
+        key = _data_key(config, token, None)
+        if (found := self._cache.get(key)) is None:
+            found = self._call(person, _inspection, config, self._settings, token)
+            if found is not None:
+                self._keep(key, found)
+        return found
 
     def preflight(
         self,
@@ -126,9 +145,10 @@ class Preflights:
 
     def hardware(self) -> Hardware:
         """The device on which a run would compute, if it says nothing else; asked once."""
-        if self._hardware is None:
-            self._hardware = self._call("", detect_hardware)
-        return self._hardware
+        with self._asking:
+            if self._hardware is None:
+                self._hardware = self._call("", detect_hardware)
+            return self._hardware
 
     def close(self) -> None:
         """End what was started for it; nothing was."""
@@ -263,6 +283,14 @@ def _preflight(
         lambda name: find(name, person or LOCAL, settings, token),
         elsewhere,
     )
+
+
+def _inspection(config: RunConfig, settings: Settings, token: str | None) -> Any:
+    """In the helper: the data of a preflight, before the libraries of a training are imported."""
+    try:
+        return inspection(config, settings, token)
+    except Phi3LoraError:
+        return None
 
 
 def _columns(data: DataConfig, token: str | None) -> Columns:

@@ -14,6 +14,7 @@ layout of the batch is fixed before a pass, so a layer has nothing to find out f
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from copy import copy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 # Takes what a module was given and what the base made of it, for some tokens: changes the latter.
 Patch = Callable[[torch.Tensor, torch.Tensor], None]
+MOST_STRENGTHS = 16  # of one adapter that are kept
 KEY = "default"  # PEFT's name for the one adapter of a folder
 
 
@@ -41,6 +43,27 @@ class Adapter:
     folder: Path
     patches: dict[str, Patch]
     notices: list[str] = field(default_factory=list)
+    _scaled: dict[float, Adapter] = field(default_factory=dict)  # newest use last
+
+    def at(self, strength: float) -> Adapter | None:
+        """The adapter with its change scaled; itself at 1, and None, which is the base, at 0.
+
+        The tensors are shared, so that a strength costs nothing to keep.
+        """
+        if strength in (0, 1):
+            return self if strength else None
+        scaled = self._scaled.pop(strength, None)
+        if scaled is None:
+            patches = {name: _scaled(patch, strength) for name, patch in self.patches.items()}
+            scaled = Adapter(self.folder, patches)
+        self._scaled[strength] = scaled
+        while len(self._scaled) > MOST_STRENGTHS:
+            self._scaled.pop(next(iter(self._scaled)))
+        return scaled
+
+    def owns(self, other: Adapter | None) -> bool:
+        """Whether that is this adapter, at some strength."""
+        return other is self or any(other is scaled for scaled in self._scaled.values())
 
 
 class LowRank:
@@ -67,16 +90,19 @@ class LowRank:
         self.up = (up if gain is None else up * gain[:, None]).T.contiguous()  # (rank, out)
         self.bias = bias if gain is None or bias is None else bias * gain
         self.gain, self.round_first = gain, round_first
+        self.strength = 1.0
 
     def __call__(self, x: torch.Tensor, y: torch.Tensor) -> None:
         """`x` is (tokens, in), `y` (tokens, out) and changed in place."""
         low = torch.mm(x.to(self.down.dtype), self.down)  # (tokens, rank)
         if y.dtype == low.dtype and self.bias is None and self.gain is None:
-            y.addmm_(low, self.up)
+            y.addmm_(low, self.up, alpha=self.strength)
             return
         delta = torch.mm(low, self.up)  # (tokens, out)
         if self.bias is not None:
             delta += self.bias
+        if self.strength != 1:
+            delta *= self.strength
         if self.gain is not None:
             delta += y * (self.gain - 1)
         y += delta.to(y.dtype) if self.round_first else delta
@@ -90,6 +116,27 @@ class Through:
 
     def __call__(self, x: torch.Tensor, y: torch.Tensor) -> None:
         y.copy_(self.layer(x[None])[0])
+
+
+class Partly:
+    """Any patch, of which a part is taken: `y += strength (patched y - y)`."""
+
+    def __init__(self, patch: Patch, strength: float) -> None:
+        self.patch, self.strength = patch, strength
+
+    def __call__(self, x: torch.Tensor, y: torch.Tensor) -> None:
+        base = y.clone()
+        self.patch(x, y)
+        y.copy_(torch.lerp(base.float(), y.float(), self.strength))
+
+
+def _scaled(patch: Patch, strength: float) -> Patch:
+    """A low rank update is scaled as it is added; of anything else the difference is."""
+    if not isinstance(patch, LowRank) or patch.gain is not None:
+        return Partly(patch, strength)
+    scaled = copy(patch)
+    scaled.strength = strength
+    return scaled
 
 
 class Router:
@@ -106,11 +153,12 @@ class Router:
         Raises AdapterError when it is broken, of another kind, or made for another base.
         """
         notices: list[str] = []
+        return self.add(load_adapter(twin(self._model), folder, notices), folder, notices)
+
+    def add(self, tuned: nn.Module, folder: Path, notices: list[str]) -> Adapter:
+        """What PEFT put into a twin of the model, as patches beside the model itself."""
         modules = dict(self._model.named_modules())
-        patches = {
-            name: _patch(name, added, modules[name])
-            for name, added in _added(load_adapter(twin(self._model), folder, notices))
-        }
+        patches = {name: _patch(name, added, modules[name]) for name, added in _added(tuned)}
         for name in patches.keys() - self._hooked:
             modules[name].register_forward_hook(self._hook(name))
             self._hooked.add(name)

@@ -46,14 +46,18 @@ class Answering(ABC):
         *,
         token: str | None = None,
         progress: Tell | None = None,
+        against: Path | None = None,
+        against_base: ModelConfig | None = None,
     ) -> list[str]:
-        """Load a base, and an adapter beside it; later replies use them unless they name others.
+        """Load a base, and an adapter or two beside it; later replies use the base and `adapter`
+        unless they name others.
 
         Blocks; `progress` hears what is being done. Returns notices: what fell back, what to know.
         Raises BusyError, ModelError, AdapterError or HubError.
         """
         base = _model(base)
-        notices = self._load(Request(base, adapter, token=token), progress)
+        wanted = Request(base, adapter, token=token, against=against, against_base=against_base)
+        notices = self._load(wanted, progress)
         self._default = (base, adapter)
         return notices
 
@@ -68,6 +72,8 @@ class Answering(ABC):
         adapter: Path | None = None,
         sides: tuple[Side, ...] = BOTH,
         token: str | None = None,
+        against: Path | None = None,
+        against_base: ModelConfig | None = None,
     ) -> Iterator[Pair]:
         """Both answers as they grow; the last Pair is complete.
 
@@ -80,6 +86,8 @@ class Answering(ABC):
                 adapter only the base answers.
             sides: which columns to fill.
             token: the visitor's, for a base that the Hub gives to some only.
+            against, against_base: what the base's column answers with instead of the untouched
+                base: another adapter, on the same base or on one of its own.
 
         A reader that is slower than the model gets fewer, longer steps. Closing the iterator
         cancels. Raises BusyError and ConfigError at once, ModelError, AdapterError and HubError
@@ -93,7 +101,17 @@ class Answering(ABC):
             conversations["base"] = messages
         if "tuned" in sides and adapter is not None:
             conversations["tuned"] = messages if messages_tuned is None else messages_tuned
-        return self._answer(Request(model, adapter, conversations, options, should_stop, token))
+        request = Request(
+            model,
+            adapter,
+            conversations,
+            options,
+            should_stop,
+            token,
+            against=against,
+            against_base=against_base,
+        )
+        return self._answer(request)
 
     @abstractmethod
     def fits(self, base: ModelConfig | str | None = None, token: str | None = None) -> Room:

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 
 from phi3lora import words
 from phi3lora.chat.answering import Answering, Room, Tell
-from phi3lora.chat.options import Pair
+from phi3lora.chat.options import Pair, Side
 from phi3lora.chat.requests import Request
 from phi3lora.config import ModelConfig
 from phi3lora.errors import ModelError, Phi3LoraError
@@ -35,6 +35,7 @@ from phi3lora.settings import Settings
 from phi3lora.versions import without_advice
 
 if TYPE_CHECKING:
+    from phi3lora.chat.adapters import Adapter
     from phi3lora.chat.serving import Serving
 
 MOST_ACTIVE = 8  # requests that are answered together
@@ -281,14 +282,15 @@ class ChatEngine(Answering):
 
     def _begin(self, request: Request, serving: Serving) -> None:
         """The request's answers, or what was said of them before its base was released."""
-        adapter = None
-        if request.adapter is not None:
+        adapters: dict[Side, Adapter | None] = {}
+        for side, folder in request.adapters.items():
             self._say(request, "loading the adapter")
-            adapter = serving.adapter(request.adapter)
+            adapter = serving.adapter(folder)
             request.notices += adapter.notices
+            adapters[side] = adapter.at(request.options.strength_of(side))
         request.notices += serving.notices
         for side, messages in request.conversations.items():
-            used = adapter if side == "tuned" else None
+            used = adapters.get(side)
             if side in request.columns:
                 request.columns[side].row.adapter = used
             else:

@@ -107,6 +107,22 @@ class Options:
         lambda value: 0 < value <= 100,
         slider=(1, 2, 0.05),
     )
+    strength: float = _setting(
+        1.0,
+        "Adapter strength",
+        "How much of the adapter's change is added: 0 is the base, 1 as it was trained, 1.5 more.",
+        "from 0 to 1.5",
+        lambda value: 0 <= value <= 1.5,
+        slider=(0, 1.5, 0.05),
+    )
+    against_strength: float = _setting(
+        1.0,
+        "Other's strength",
+        "The same for the adapter that stands in the base's place, where one is named.",
+        "from 0 to 1.5",
+        lambda value: 0 <= value <= 1.5,
+        slider=(0, 1.5, 0.05),
+    )
 
     tools: str = ""  # what may be called, as JSON; it stands at the system message
     system_messages: SystemMessages = "merge"  # where the template has no place for `system`
@@ -114,6 +130,10 @@ class Options:
     def first(self) -> dict[str, str]:
         """What stands before every conversation; tools are told in a form, and not counted."""
         return {"role": "system", "content": self.system}
+
+    def strength_of(self, side: Side) -> float:
+        """How much of a column's adapter is added, where it has one."""
+        return self.strength if side == "tuned" else self.against_strength
 
     @property
     def filters(self) -> bool:

@@ -20,7 +20,7 @@ from phi3lora.chat.answering import Answering, Room, Tell
 from phi3lora.chat.options import Options, Pair, Side
 from phi3lora.chat.requests import Request
 from phi3lora.config import ModelConfig
-from phi3lora.errors import ModelError
+from phi3lora.errors import ConfigError, ModelError, Problem
 from phi3lora.redaction import redact
 
 SILENCE = 120.0  # seconds without a token, after which a server is given up
@@ -108,6 +108,12 @@ class RemoteChat(Answering):
         return self.server.url.rstrip("/")
 
     def _answer(self, request: Request) -> Iterator[Pair]:
+        if request.options.strength != 1:
+            message = f"{self.server.host} answers at full strength. Set it to 1."
+            raise ConfigError([Problem("strength", message)])
+        return self._asked(request)
+
+    def _asked(self, request: Request) -> Iterator[Pair]:
         names: dict[Side, str] = {"base": self.server.base, "tuned": self.server.tuned}
         asked = {side: talk for side, talk in request.conversations.items() if names[side]}
         pieces: queue.Queue[_Piece] = queue.Queue()

@@ -43,6 +43,8 @@ class Request:
 
     Attributes:
         base, adapter: what to answer with.
+        against, against_base: what the base's column answers with, where that is another adapter
+            than none, and the base of that one where it is another.
         conversations: for each side the messages to answer; empty for loading only.
         options: how to sample.
         should_stop: asked between tokens.
@@ -62,6 +64,8 @@ class Request:
     options: Options = field(default_factory=Options)
     should_stop: Callable[[], bool] = never
     token: str | None = None
+    against: Path | None = None
+    against_base: ModelConfig | None = None
     columns: dict[Side, Column] = field(default_factory=dict)
     serving: Serving | None = None
     notes: list[str] = field(default_factory=list)
@@ -71,6 +75,12 @@ class Request:
     cancelled: bool = False
     finished: bool = False
     error: BaseException | None = None
+
+    @property
+    def adapters(self) -> dict[Side, Path]:
+        """The adapter of each column that has one."""
+        both: dict[Side, Path | None] = {"base": self.against, "tuned": self.adapter}
+        return {side: folder for side, folder in both.items() if folder is not None}
 
     @property
     def open_columns(self) -> list[Column]:

@@ -139,7 +139,7 @@ class Serving:
         self._adapters[key] = adapter
         while len(self._adapters) > MOST_ADAPTERS:
             oldest = self._adapters.pop(next(iter(self._adapters)))
-            self._idle = [row for row in self._idle if row.adapter is not oldest]
+            self._idle = [row for row in self._idle if not oldest.owns(row.adapter)]
         return adapter
 
     def start(self, messages: list[Message], adapter: Adapter | None, options: Options) -> Column:

@@ -41,6 +41,7 @@ class Vote:
             was voted on; empty where the voter did not agree to have it kept.
         settings: how both were sampled.
         model: the base that both stand on.
+        against: what stood in the base's place; empty for the base itself.
     """
 
     adapter: str
@@ -53,6 +54,7 @@ class Vote:
     right_said: list[dict[str, str]] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)
     model: str = ""
+    against: str = ""
 
     @property
     def winner(self) -> Side | None:
@@ -71,7 +73,7 @@ class Vote:
         """The vote as a row of the format `comparison`; None where what was said was not kept."""
         if not self.left_said or not self.right_said:
             return None
-        names = {"base": self.model or "base", "tuned": self.adapter}
+        names = {"base": self.against or self.model or "base", "tuned": self.adapter}
         return {
             "conversation_a": self.left_said,
             "conversation_b": self.right_said,
@@ -85,12 +87,21 @@ class Vote:
 
 @dataclass(frozen=True)
 class Tally:
-    """The votes about one adapter, counted."""
+    """The votes about one adapter, counted; `base` is whatever stood in the base's place."""
 
     tuned: int = 0
     base: int = 0
     ties: int = 0
     both_bad: int = 0
+
+    def with_turned(self, other: Tally) -> Tally:
+        """Both together, where the other one has the two the other way round."""
+        return Tally(
+            self.tuned + other.base,
+            self.base + other.tuned,
+            self.ties + other.ties,
+            self.both_bad + other.both_bad,
+        )
 
     def plus(self, vote: Vote) -> Tally:
         """The tally with this vote counted in."""
@@ -135,7 +146,7 @@ class VoteBook:
         self._path = path
         self._lock = threading.Lock()
         self._read = 0  # bytes of the file that are counted, whole lines
-        self._counted: dict[str, Tally] = {}
+        self._counted: dict[tuple[str, str], Tally] = {}  # by adapter, and what it stood against
         self._pairs: set[tuple[str, str]] = set()  # (adapter, pair)
 
     def record(self, vote: Vote) -> None:
@@ -158,7 +169,7 @@ class VoteBook:
             file.write(line if _ends_whole(file.tell(), self._path) else b"\n" + line)
 
     def votes(self, adapter: str) -> list[Vote]:
-        """All votes on an adapter, in order, one for each pair of answers."""
+        """All votes an adapter took part in, in order, one for each pair of answers."""
         try:
             lines = self._path.read_bytes().splitlines()
         except FileNotFoundError:
@@ -166,15 +177,18 @@ class VoteBook:
         found: dict[str, Vote] = {}
         for line in lines:
             vote = _parse(line)
-            if vote is not None and vote.adapter == adapter:
+            if vote is not None and adapter in filter(None, (vote.adapter, vote.against)):
                 found.setdefault(vote.pair, vote)
         return list(found.values())
 
-    def tally(self, adapter: str) -> Tally:
-        """What people thought of an adapter."""
+    def tally(self, adapter: str, against: str = "") -> Tally:
+        """What people thought of an adapter beside its base, or beside another adapter."""
         with self._lock:
             self._catch_up()
-            return self._counted.get(adapter, Tally())
+            found = self._counted.get((adapter, against), Tally())
+            if against in ("", adapter):
+                return found
+            return found.with_turned(self._counted.get((against, adapter), Tally()))
 
     def _catch_up(self) -> None:
         """Count what was written since; lines that cannot be read are passed over."""
@@ -192,7 +206,8 @@ class VoteBook:
             vote = _parse(line)
             if vote is not None and (vote.adapter, vote.pair) not in self._pairs:
                 self._pairs.add((vote.adapter, vote.pair))
-                self._counted[vote.adapter] = self._counted.get(vote.adapter, Tally()).plus(vote)
+                names = (vote.adapter, vote.against)
+                self._counted[names] = self._counted.get(names, Tally()).plus(vote)
 
 
 def _parse(line: bytes) -> Vote | None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from phi3lora.chat.options import SETTINGS, Options
+from phi3lora.chat.options import BOTH, SETTINGS, Options
 from phi3lora.cli.root import app
 from phi3lora.cli.shared import AsJson, here, tell
 from phi3lora.config import ModelConfig
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from phi3lora.app.comparing import Subject
     from phi3lora.chat.options import Pair, Side
 
+BASE = "base"  # the base itself as one of three
 RESULT = "/tool "  # how a line begins that is what a tool answered
 VOTES = {"a": "left", "b": "right", "t": "tie", "n": "both bad"}
 
@@ -41,6 +42,14 @@ def chat(
             "Hub, USER/NAME; without it the base answers alone.",
         ),
     ] = "",
+    against: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Let this one answer in the base's place; it is named as --adapter is. Given "
+            "twice, with --blind, each question draws two of the three; `base` is the base itself.",
+        ),
+    ] = None,
     model: Annotated[
         str | None, typer.Option(help="The base that answers where no adapter is named.")
     ] = None,
@@ -71,9 +80,11 @@ def chat(
     ] = Options.repetition_penalty,
     max_new_tokens: Annotated[int, _sampling("max_new_tokens")] = Options.max_new_tokens,
     seed: Annotated[int, _sampling("seed")] = Options.seed,
+    strength: Annotated[float, _sampling("strength")] = Options.strength,
+    against_strength: Annotated[float, _sampling("against_strength")] = Options.against_strength,
     as_json: AsJson = False,
 ) -> None:
-    """Ask base and tuned the same, side by side."""
+    """Ask base and tuned the same, or two adapters, side by side."""
     options = Options(
         system=system,
         temperature=temperature,
@@ -83,24 +94,33 @@ def chat(
         repetition_penalty=repetition_penalty,
         max_new_tokens=max_new_tokens,
         seed=seed,
+        strength=strength,
+        against_strength=against_strength,
         tools=_text_or_file(tools),
     )
-    _check(adapter, model, prompt, blind, as_json)
+    names = [adapter, *("" if name == BASE else name for name in against or [""])]
+    _check(names, model, prompt, blind, as_json)
     application, caller = here()
-    subject = application.comparing.subject(adapter, caller)
+    subject = application.comparing.opposed(adapter, names[1], caller)
     if model:
         subject = replace(subject, base=ModelConfig(path=model))
     for note in application.comparing.load(subject, caller):
         tell(note)
-    talk = Talk(application, caller, subject, adapter, options, blind)
+    talk = Talk(application, caller, subject, names, options, blind)
     if prompt is None:
         talk.converse()
     else:
         talk.ask_once(prompt, as_json)
 
 
-def _check(adapter: str, model: str | None, prompt: str | None, blind: bool, as_json: bool) -> None:
-    wrong = []
+def _check(
+    names: list[str], model: str | None, prompt: str | None, blind: bool, as_json: bool
+) -> None:
+    wrong, adapter = [], names[0]
+    if any(names[1:]) and not adapter:
+        wrong.append(Problem("--against", "stands beside an --adapter; name one."))
+    if len(names) > 2 and (not blind or len(names) > 3):
+        wrong.append(Problem("--against", "is given once, or twice for a --blind tournament."))
     if as_json and prompt is None:
         wrong.append(Problem("--json", "answers one question; give it with --prompt."))
     if blind and not adapter:
@@ -131,13 +151,15 @@ class Talk:
         application: Application,
         caller: Caller,
         subject: Subject,
-        name: str,
+        names: list[str],
         options: Options,
         blind: bool,
     ) -> None:
         self._comparing, self._caller, self._subject = application.comparing, caller, subject
         self._voting = application.voting
-        self._name, self._options, self._blind = name, options, blind
+        self._names, self._options, self._blind = names, options, blind
+        self._meeting = (names[0], names[1])  # who answers
+        self._voted = False
         self._base: list[dict[str, str]] = []
         self._tuned: list[dict[str, str]] = []
 
@@ -162,7 +184,9 @@ class Talk:
             return
         *_, last = self._answers(prompt)
         names = ("base", "tuned", "stopped_base", "stopped_tuned", "tokens_base", "tokens_tuned")
-        print_json({name: getattr(last, name) for name in names})
+        found = {name: getattr(last, name) for name in names}
+        against = {"against": self._names[1]} if self._names[1] else {}
+        print_json({**found, **against})
 
     def converse(self) -> None:
         """Ask and answer until an empty line or the end of the input."""
@@ -172,39 +196,57 @@ class Talk:
             self._tuned.append({"role": "assistant", "content": last.tuned})
 
     def _show(self, prompt: str) -> Pair:
-        from phi3lora.app.comparing import draw_sides
+        from phi3lora.app.comparing import draw_sides, titles
         from phi3lora.cli.terminal import print_pair
 
+        if self._voted:  # a vote ends a conversation: the next two answers have one history
+            self._base, self._tuned, self._voted = [], [], False
+        if len(self._names) > 2:
+            self._draw()
         both = self._subject.result is not None
         sides = draw_sides(blind=self._blind)
         order: tuple[Side, ...] = sides.order if both else ("base",)
-        titles = ("A", "B") if self._blind else order
-        last = print_pair(self._answers(prompt), order, titles)
+        called = dict(zip(BOTH, titles(self._subject, self._options), strict=True))
+        if self._subject.against is None:
+            called = {side: called[side].lower() for side in BOTH}
+        last = print_pair(
+            self._answers(prompt), order, ("A", "B") if self._blind else [called[s] for s in order]
+        )
         if self._blind:
-            self._vote(sides, last)
+            self._vote(sides, last, [called[side] for side in order])
         return last
 
-    def _vote(self, sides: Any, last: Pair) -> None:
+    def _draw(self) -> None:
+        """Two of the three for the next question, which begins a conversation of its own."""
+        from phi3lora.app.comparing import draw_two
+
+        self._meeting = draw_two(self._names)
+        self._subject = self._comparing.opposed(*self._meeting, self._caller)
+        self._base, self._tuned = [], []
+
+    def _vote(self, sides: Any, last: Pair, called: list[str]) -> None:
         """Ask which answer is better, count it, and say whose they were."""
         from phi3lora.cli.terminal import print_line
 
         said = _read_line("better: a, b, t (tie), n (neither), or Enter to skip: ").lower()
         if choice := VOTES.get(said[:1]):
+            self._voted = True
             asked = {"base": self._base, "tuned": self._tuned}
             left, right = (
                 [*asked[side], {"role": "assistant", "content": getattr(last, side)}]
                 for side in sides.order
             )
             self._voting.cast(
-                self._name,
+                self._meeting[0],
                 sides,
                 choice,  # type: ignore[arg-type]
                 left,
                 right,
                 self._options,
                 self._caller,
+                against=self._meeting[1],
             )
-        print_line(f"A was {sides.order[0]}, B was {sides.order[1]}.\n")
+        print_line(f"A was {called[0]}, B was {called[1]}.\n")
 
 
 def _read_line(question: str) -> str:

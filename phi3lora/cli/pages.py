@@ -32,10 +32,16 @@ def open_app(
 @app.command(hidden=True)
 def docs(folder: Annotated[Path, typer.Argument()] = Path("docs")) -> None:
     """Write the generated pages of the documentation again."""
+    from phi3lora.app.export_page import export_page
     from phi3lora.cli.reference import command_page, option_page
     from phi3lora.serve.reference import api_page
 
+    pages = {
+        "cli": command_page(typer.main.get_command(app)),
+        "config": option_page(),
+        "api": api_page(),
+        "export": export_page(),
+    }
     folder.mkdir(exist_ok=True)
-    (folder / "cli.md").write_text(command_page(typer.main.get_command(app)), encoding="utf-8")
-    (folder / "config.md").write_text(option_page(), encoding="utf-8")
-    (folder / "api.md").write_text(api_page(), encoding="utf-8")
+    for name, text in pages.items():
+        (folder / f"{name}.md").write_text(text, encoding="utf-8")

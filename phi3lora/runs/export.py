@@ -19,9 +19,9 @@ from phi3lora.errors import ConfigError, Problem, RunError
 from phi3lora.lora import gguf, smaller
 from phi3lora.lora.onnx import Provider, check_onnx, write_onnx
 from phi3lora.lora.starting import START
+from phi3lora.runs.forms import Kind
 from phi3lora.runs.store import Run
 
-Kind = Literal["loralib", "merged", "gguf", "gguf-adapter", "onnx", "script", "notebook"]
 Precision = Literal[gguf.Precision, smaller.Small, "f32", "int8", "int4"]
 Tell = Callable[[str], None]
 Share = Callable[[float], None]

@@ -7,6 +7,9 @@ launch(settings, host="127.0.0.1", port=7860)
 from __future__ import annotations
 
 import sys
+import threading
+from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 
 import gradio as gr
@@ -16,11 +19,15 @@ from starlette.requests import Request
 
 from phi3lora.app.application import Application
 from phi3lora.app.callers import Caller
-from phi3lora.errors import HubError
+from phi3lora.app.comparing import BUNDLED
+from phi3lora.app.shared import Shared, asked_of
+from phi3lora.chat.options import Options
+from phi3lora.errors import HubError, Phi3LoraError
 from phi3lora.isolation import hide_process
 from phi3lora.serve.openai import routes
 from phi3lora.settings import Settings
 from phi3lora.ui import account, compare_page, endpoints, runs_page, train_page
+from phi3lora.ui.asking import LONGEST_IN_ADDRESS, from_address, unusual
 from phi3lora.ui.frame import FAVICON, NAME
 from phi3lora.ui.guard import guarded, rules_for
 from phi3lora.ui.languages import LANGUAGES
@@ -111,9 +118,42 @@ def pulse(app: Application, request: Request) -> str:
     return app.views.pulse(owner, request.query_params.get("run", ""))
 
 
+def preview(app: Application, request: Request) -> Shared | None:
+    """What a link to a comparison shows before it is opened; None where nothing is known of it."""
+    query = request.query_params
+    question = query.get("q", "")[:LONGEST_IN_ADDRESS]
+    try:
+        settings = unusual(Options(**from_address(query)))
+        caller = app.callers.caller(session_of(request))
+        adapter = query.get("adapter", "") or BUNDLED
+        link = asked_of(adapter, query.get("against", ""), question, settings)
+        return app.comparing.shared(link, caller)
+    except Phi3LoraError:
+        return None
+
+
 def asking(app: Application, request: Request) -> Caller:
     """Who sent a request of another protocol."""
     return app.callers.caller(session_of(request))
+
+
+def awake(app: Application) -> Callable[[], None]:
+    """Once: let the helper import what a preflight needs, while the browser still draws the page.
+
+    What goes wrong with it is said by the preflight.
+    """
+    asked = threading.Event()
+
+    def ask() -> None:
+        with suppress(Phi3LoraError):
+            app.preflights.hardware()
+
+    def opened() -> None:
+        if not asked.is_set():
+            asked.set()
+            threading.Thread(target=ask, daemon=True).start()
+
+    return opened
 
 
 def serve(demo: gr.Blocks, app: Application, host: str, port: int | None, block: bool) -> gr.Blocks:
@@ -149,6 +189,8 @@ def serve(demo: gr.Blocks, app: Application, host: str, port: int | None, block:
             partial(pulse, app),
             app.callers,
             routes(app, partial(asking, app)),
+            awake(app),
+            partial(preview, app),
             lambda: [event.request for event in demo._queue.event_ids_to_events.copy().values()],
         ),
     )

@@ -24,20 +24,24 @@ class Ask:
     talk: Talk
     adapter: str | None
     blind: bool
+    against: str
+    third: str
     system: str
     sampling: dict[str, Any]
 
     @classmethod
     def sent(cls, values: Sequence[Any], sampling: Iterable[str]) -> Ask:
         """As a page, or a program in its name, sent it. Raises DataError where a text is none."""
-        message, talk, adapter, blind, system = values[:5]
+        message, talk, adapter, blind, against, third, system = values[:7]
         return cls(
             text_of(message),
             talk,
             None if adapter is None else text_of(adapter),
             bool(blind),
+            text_of(against),
+            text_of(third),
             text_of(system),
-            dict(zip(sampling, values[5:], strict=True)),
+            dict(zip(sampling, values[7:], strict=True)),
         )
 
     def options(self) -> Options:

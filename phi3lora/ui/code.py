@@ -15,7 +15,8 @@ import gradio as gr
 
 from phi3lora.app.application import Application
 from phi3lora.config import RunConfig
-from phi3lora.runs.export import ARCHIVE, Kind
+from phi3lora.runs.export import ARCHIVE
+from phi3lora.runs.forms import Kind
 from phi3lora.ui.sessions import session_of
 from phi3lora.ui.widgets import shown
 

@@ -3,6 +3,7 @@
 (() => {
   const phi3lora = window.phi3lora;
   const KEY = "phi3lora-talks";
+  const SUBJECTS = ["adapter", "against", "third"]; // of an address, and of a conversation
   const MOST = 12; // conversations that are kept
   const LONGEST = 1_000_000; // characters of one
 
@@ -31,10 +32,12 @@
         // full, or forbidden: the conversation lives in the page alone
       }
     },
-    // The newest one of the adapter that the address names, or of any.
+    // The newest one of what the address names, or of any.
     newest() {
-      const wanted = new URL(window.location.href).searchParams.get("adapter");
-      const fits = (talk) => talk && (wanted === null || talk.adapter === wanted);
+      const wanted = new URL(window.location.href).searchParams;
+      const same = (talk, name) => (talk[name] || "") === (wanted.get(name) || "");
+      const fits = (talk) => talk
+        && (!wanted.has("adapter") || SUBJECTS.every((name) => same(talk, name)));
       return this.all().find((text) => fits(this.read(text))) || "";
     },
     write(text) {
@@ -43,6 +46,8 @@
       if (!talk || text.length > LONGEST) return;
       const others = this.all().filter((other) => this.read(other)?.id !== talk.id);
       this.keep([text, ...others]);
+      const last = () => document.querySelector("#now .turn")?.scrollIntoView({ block: "nearest" });
+      setTimeout(last, 100);  // the bar at the bottom would lie over a long conversation's end
     },
     watch(props, watch) {
       watch("value", () => this.write(props.value || ""));
@@ -81,8 +86,10 @@
     const here = new URL(window.location.href);
     const talk = phi3lora.talks.read(phi3lora.talks.current);
     const address = new URL(here.pathname, here.origin);
-    const adapter = here.searchParams.get("adapter") ?? talk?.adapter;
-    if (adapter) address.searchParams.set("adapter", adapter);
+    for (const name of SUBJECTS) {
+      const value = here.searchParams.get(name) ?? talk?.[name];
+      if (value) address.searchParams.set(name, value);
+    }
     const last = talk?.turns.at(-1);
     const question = last?.question || turnsNow().at(-1)?.question;
     if (question) address.searchParams.set("q", question);
@@ -235,7 +242,8 @@
     phi3lora.talks.keep([text, ...all.filter((one) => one !== text)]);
     const address = new URL(window.location.href);
     address.search = "";
-    address.searchParams.set("adapter", phi3lora.talks.read(text).adapter);
+    const talk = phi3lora.talks.read(text);
+    for (const name of SUBJECTS) if (talk[name]) address.searchParams.set(name, talk[name]);
     window.location.href = address.href;
   }
 })();

@@ -15,32 +15,28 @@ from typing import Any
 import gradio as gr
 
 from phi3lora.app.application import Application
-from phi3lora.app.callers import Caller
-from phi3lora.app.comparing import Subject, about, draw_sides
+from phi3lora.app.comparing import Subject, draw_sides, draw_two, titles
+from phi3lora.app.shared import Shared, asked_of
 from phi3lora.chat.options import BOTH, Options, Pair, Side
 from phi3lora.errors import DataError, Phi3LoraError
-from phi3lora.ui import show
-from phi3lora.ui.asking import LONGEST_IN_ADDRESS, Ask, Stops, another, from_address, unusual
-from phi3lora.ui.compare_parts import ASKING, RESTING, VOTES, CompareParts
-from phi3lora.ui.compare_show import (
-    about_line,
-    adapter_choices,
-    first_choice,
-    prompt_chips,
-    status_line,
-    undo_line,
-)
+from phi3lora.ui.asking import Ask, Stops, another, unusual
+from phi3lora.ui.compare_opening import CompareOpening, drawn
+from phi3lora.ui.compare_parts import ASKING, RESTING, VOTES
+from phi3lora.ui.compare_show import status_line, undo_line
 from phi3lora.ui.runs_page import PULSE
 from phi3lora.ui.sessions import session_of
-from phi3lora.ui.talk import Said, Talk, Turn, answer_of, read_talk
-from phi3lora.ui.turns import game_line, round_line, turn_html, turns_html
+from phi3lora.ui.talk import Said, Talk, Turn, answer_of
+from phi3lora.ui.turns import round_line, turn_html, turns_html
 from phi3lora.ui.widgets import message_of, shown, told
 
-REMEMBER = "(adapter) => { window.phi3lora.remember('adapter', adapter); return adapter; }"
+REMEMBER = """(...names) => {
+  ['adapter', 'against', 'third'].forEach((name, at) => window.phi3lora.remember(name, names[at]));
+  return names;
+}"""
 READ = "() => [window.phi3lora.talks.newest()]"
 
 
-class ComparePage(CompareParts):
+class ComparePage(CompareOpening):
     """The page: its components, and what happens to them."""
 
     def __init__(self, app: Application) -> None:
@@ -50,98 +46,13 @@ class ComparePage(CompareParts):
     # ------------------------------------------------------------------ what happens
 
     @shown
-    def on_open(self, browser: str, request: gr.Request) -> list[Any]:
-        """What the address says: an adapter, a question, settings; or what this browser kept."""
-        caller = self.app.callers.caller(session_of(request))
-        choices = self.choices(caller)
-        chosen = self.app.comparing.settled or first_choice(
-            request.query_params.get("adapter"), choices
-        )
-        question = request.query_params.get("q", "")[:LONGEST_IN_ADDRESS].strip()
-        kept = read_talk(browser)
-        talk = Talk(chosen)
-        if kept and kept.adapter == chosen and not question:
-            talk = kept
-        elif not question:
-            talk = self._first(chosen, caller)
-        named = from_address(request.query_params)
-        fields = [named.get(name, gr.skip()) for name in ("system", *self.sampling)]
-        facts = self._about(chosen, talk, caller)
-        return [
-            self._offered(choices, chosen),
-            *facts,
-            *drawn(talk),
-            question or gr.skip(),
-            *fields,
-        ]
-
-    def _offered(self, choices: list[tuple[str, str]], chosen: str) -> Any:
-        """The field of the adapter, with what it offers; the one that is settled stays."""
-        settled = self.app.comparing.settled
-        return settled or gr.update(choices=choices, value=chosen)
-
-    def _first(self, chosen: str, caller: Caller) -> Talk:
-        """What both said to a held-out prompt, as the report has it: nobody needs to wait."""
-        sample = self.app.comparing.kept_answers(chosen, caller)
-        if sample is None:
-            return Talk(chosen)
-        base, tuned = (Said(sample.base),), (Said(sample.tuned),)
-        return Talk(chosen, (Turn(sample.prompt, base=base, tuned=tuned, kept=True),))
-
-    @shown
     def on_first(self, request: gr.Request, *values: Any) -> Iterator[list[Any]]:
         """Once the page is there: ask what its address asks, or load what will be asked."""
         ask = Ask.sent(values, self.sampling)
         if ask.message.strip():
             yield from self.on_ask(request, *values)
         else:
-            yield from self._loading(ask.adapter, request)
-
-    @shown
-    def on_adapter(self, chosen: str, request: gr.Request) -> list[Any]:
-        """Another adapter: a conversation of its own; the one before stays among the earlier."""
-        caller = self.app.callers.caller(session_of(request))
-        talk = self._first(chosen, caller)
-        return [*self._about(chosen, talk, caller), *drawn(talk)]
-
-    @shown
-    def on_load(self, chosen: str, request: gr.Request) -> Iterator[list[Any]]:
-        """Load what was chosen, saying so."""
-        yield from self._loading(chosen, request)
-
-    def _about(self, chosen: str, talk: Talk, caller: Caller) -> list[Any]:
-        """Suggested prompts and the votes on an adapter."""
-        comparing = self.app.comparing
-        prompts = comparing.suggestions(chosen, caller)
-        return [prompt_chips(prompts), game_line(talk, comparing.tally(chosen))]
-
-    def _loading(self, chosen: str | None, request: gr.Request) -> Iterator[list[Any]]:
-        """What is being loaded, as it goes; a mistake is said in its place."""
-        nothing = [gr.skip()] * (len(self.answering) - 2)
-        try:
-            caller = self.app.callers.caller(session_of(request))
-            subject = self.app.comparing.subject(self._chosen(chosen, request), caller)
-            yield [*nothing, about_line(about(subject)), gr.skip()]
-            for note in self.app.comparing.load(subject, caller):
-                yield [*nothing, gr.skip(), status_line(note)]
-            quota = self.app.comparing.quota_message()
-            yield [*nothing, gr.skip(), show.notice(quota, "grey") if quota else ""]
-        except Phi3LoraError as error:
-            yield [*nothing, "", show.notice(str(error))]
-
-    @shown
-    def on_pulse(self, chosen: str | None, request: gr.Request) -> list[Any]:
-        """Runs that have finished since are in the list; memory may be short or free again."""
-        caller = self.app.callers.caller(session_of(request))
-        choices = self.choices(caller)
-        room = self.app.comparing.room_message()
-        offered = gr.skip() if self.app.comparing.settled else gr.update(choices=choices)
-        return [offered, show.notice(room) if room else ""]
-
-    def choices(self, caller: Caller) -> list[tuple[str, str]]:
-        """What the list of adapters offers to this caller."""
-        settled = self.app.comparing.settled
-        return [(settled, settled)] if settled else adapter_choices(self.app.comparing.runs(caller))
+            yield from self._loading(ask.adapter, ask.against, request)
 
     @shown
     def on_ask(self, request: gr.Request, *values: Any) -> Iterator[list[Any]]:
@@ -151,23 +62,38 @@ class ComparePage(CompareParts):
             raise DataError("Type a question first.")
         try:
             caller = self.app.callers.caller(session_of(request))
-            chosen = self._chosen(ask.adapter, request)
-            subject = self.app.comparing.subject(chosen, caller)
-            blind = bool(ask.blind) and subject.result is not None
-            turn = Turn(ask.message, draw_sides(blind=blind), hidden=blind)
-            turn = replace(turn, settings=unusual(ask.options()))
-            talk = replace(ask.talk, adapter=chosen).plus(turn)
+            chosen, against, third = self._chosen(ask.adapter, ask.against, ask.third, request)
+            talk = replace(ask.talk, adapter=chosen, against=against, third=third)
+            name, other = self._meeting(talk, ask.blind)
+            subject = self.app.comparing.opposed(name, other, caller)
+            blind = ask.blind and subject.result is not None
+            turn = Turn(
+                ask.message,
+                draw_sides(blind=blind),
+                hidden=blind,
+                settings=unusual(ask.options()),
+                adapter=name,
+                against=other,
+                titles=titles(subject, ask.options()),
+            )
+            talk = talk.plus(turn)
             sides = BOTH if subject.result else BOTH[:1]
             yield from self._answered(talk, sides, subject, ask.options(), "", request)
         except Phi3LoraError as error:
             yield self._failed(ask.talk, ask.message, error)
 
-    def _chosen(self, chosen: str | None, request: gr.Request) -> str:
-        """The chosen adapter; of a page that has not finished loading, what it will choose."""
-        if chosen is not None:
-            return chosen
-        choices = self.choices(self.app.callers.caller(session_of(request)))
-        return first_choice(request.query_params.get("adapter"), choices)
+    def _meeting(self, talk: Talk, blind: bool) -> tuple[str, str]:
+        """Who answers the next question: of three in a blind tournament two, till somebody voted.
+
+        Without a tournament these are the two that were chosen.
+        """
+        names = talk.names
+        if not blind or len(names) < 3:
+            return talk.adapter, talk.against
+        last = talk.last
+        if last and last.hidden and last.adapter in names and last.against in names:
+            return last.adapter, last.against
+        return draw_two(names)
 
     def _answered(
         self,
@@ -190,7 +116,20 @@ class ComparePage(CompareParts):
                 said = answer_of(pair, side, time.monotonic() - began if began else 0.0, how)
                 turn = turn.heard(side, said, places[side])
             yield self._frame(talk, turn, pair, "answering")
+        self._remember(talk.with_last(turn), options, request)
         yield self._frame(talk.with_last(turn), turn, Pair(), "done")
+
+    def _remember(self, talk: Talk, options: Options, request: gr.Request) -> None:
+        """For the picture of a link that asks the same: a first question, in the open."""
+        turn = talk.turns[-1]
+        base, tuned = turn.shown("base"), turn.shown("tuned")
+        first = len(talk.messages("base")) == 1 and not turn.hidden
+        if not first or base is None or tuned is None or base.how or tuned.how:
+            return
+        asked = asked_of(turn.adapter, turn.against, turn.question, unusual(options))
+        shared = Shared(turn.question, turn.titles, (base.text, tuned.text))
+        caller = self.app.callers.caller(session_of(request))
+        self.app.comparing.share(asked, shared, caller)
 
     def _pairs(
         self,
@@ -261,40 +200,50 @@ class ComparePage(CompareParts):
         """One more answer of a side to the last question, with a seed that it had not."""
         try:
             caller = self.app.callers.caller(session_of(request))
-            chosen = self._chosen(ask.adapter, request)
-            subject = self.app.comparing.subject(chosen, caller)
-            options, how = another(ask.options(), len(ask.talk.turns[-1].variants(side)))
+            last = ask.talk.turns[-1]
+            chosen, against, _ = self._chosen(ask.adapter, ask.against, ask.third, request)
+            name, other = (last.adapter, last.against) if last.adapter else (chosen, against)
+            subject = self.app.comparing.opposed(name, other, caller)
+            options, how = another(ask.options(), len(last.variants(side)))
             yield from self._answered(ask.talk, (side,), subject, options, how, request)
         except Phi3LoraError as error:
             yield self._failed(ask.talk, "", error)
 
     def on_clear(self, talk: Talk) -> list[Any]:
         """A fresh conversation; the one before comes back with Undo."""
-        fresh = Talk(talk.adapter)
-        votes = game_line(fresh, self.app.comparing.tally(talk.adapter))
+        fresh = Talk(talk.adapter, against=talk.against, third=talk.third)
         hide = gr.update(visible=False)
-        return [*drawn(fresh), hide, votes, talk, undo_line("A new conversation.")]
+        line = undo_line("A new conversation.")
+        return [*drawn(fresh), hide, self.standing_line(fresh), talk, line]
 
     def on_undo(self, before: Talk) -> list[Any]:
         """The conversation that was cleared."""
         hidden = bool(before.last and before.last.hidden)
-        votes = game_line(before, self.app.comparing.tally(before.adapter))
-        return [*drawn(before), gr.update(visible=hidden), votes, ""]
+        return [*drawn(before), gr.update(visible=hidden), self.standing_line(before), ""]
 
     @shown
-    def on_vote(self, label: str, talk: Talk, chosen: str, request: gr.Request) -> list[Any]:
+    def on_vote(
+        self, label: str, talk: Talk, chosen: str, consent: Any, request: gr.Request
+    ) -> list[Any]:
         """Count a vote and show which was which."""
         turn = talk.last
         if turn is None or not turn.sides.pair or label not in VOTES:
             raise DataError("Ask both something first.")
-        caller = self.app.callers.caller(session_of(request))
         left, right = (_talked(talk, side) for side in turn.sides.order)
-        options = Options(**turn.settings)
-        vote = self.app.voting.cast(chosen, turn.sides, VOTES[label], left, right, options, caller)
+        vote = self.app.voting.cast(
+            turn.adapter or chosen,
+            turn.sides,
+            VOTES[label],
+            left,
+            right,
+            Options(**turn.settings),
+            self.app.callers.caller(session_of(request)),
+            consent=consent is True,
+            against=turn.against,
+        )
         said = vote.winner or ("tie" if vote.choice == "tie" else "both bad")
         talk = talk.with_last(replace(turn, hidden=False, vote=said))
-        tally = game_line(talk, self.app.comparing.tally(chosen))
-        return [*drawn(talk), gr.update(visible=False), tally]
+        return [*drawn(talk), gr.update(visible=False), self.standing_line(talk)]
 
     def wire(self, demo: gr.Blocks) -> None:
         """Connect components and handlers."""
@@ -304,26 +253,34 @@ class ComparePage(CompareParts):
             "concurrency_limit": None,
         }
         settings = [self.system, *self.sampling.values()]
-        inputs = [self.message, self.talk, self.adapter, self.blind, *settings]
+        subjects = [self.adapter, self.against, self.third]
+        inputs = [self.message, self.talk, self.adapter, self.blind, *subjects[1:], *settings]
         facts = [self.suggestions, self.tally]
         opened = demo.load(
             self.on_open,
             self.browser,
-            [self.adapter, *facts, *self.conversation, self.message, *settings],
+            [*subjects, *facts, *self.conversation, self.message, *settings],
             js=READ,
             **quiet,
         )
         opened.success(self.on_first, inputs, self.answering, **quiet)
-        changed = self.adapter.input(
-            self.on_adapter, self.adapter, [*facts, *self.conversation], **quiet
+        self.votes.wire(subjects)
+        changed = gr.on(
+            [subject.input for subject in subjects],
+            self.on_adapter,
+            subjects,
+            [*facts, *self.conversation],
+            **quiet,
         )
-        changed.then(None, self.adapter, self.adapter, js=REMEMBER)
+        changed.then(None, subjects, subjects, js=REMEMBER)
         changed.success(lambda: gr.update(visible=False), None, self.vote_row, **quiet)
-        changed.success(self.on_load, self.adapter, self.answering, **quiet)
+        other = self.sampling["against_strength"]
+        changed.success(lambda name: gr.update(visible=bool(name)), self.against, other, **quiet)
+        changed.success(self.on_load, subjects[:2], self.answering, **quiet)
         self.timer.tick(
             None, [self.pulse, self.nothing], self.pulse, js=PULSE, show_progress="hidden"
         )
-        self.pulse.change(self.on_pulse, self.adapter, [self.adapter, self.status], **quiet)
+        self.pulse.change(self.on_pulse, self.adapter, [*subjects, self.status], **quiet)
         self.message.submit(self.on_ask, inputs, self.answering, **quiet)
         self.message.stop(self.on_stop, None, None, queue=False, **quiet)
         self.suggestions.click(on_suggestion, None, self.message, **quiet).then(
@@ -335,7 +292,11 @@ class ComparePage(CompareParts):
         self.clear.click(self.on_clear, self.talk, [*cleared, self.before, self.undo], **quiet)
         self.undo.click(self.on_undo, self.before, [*cleared, self.undo], **quiet)
         for button in self.vote_buttons:
-            button.click(self.on_vote, [button, self.talk, self.adapter], cleared, **quiet)
+            voted = button.click(
+                self.on_vote, [button, self.talk, self.adapter, self.consent], cleared, **quiet
+            )
+            voted.success(**self.votes.again)
+        changed.success(**self.votes.again)
 
 
 def _talked(talk: Talk, side: Side) -> list[dict[str, Any]]:
@@ -343,12 +304,6 @@ def _talked(talk: Talk, side: Side) -> list[dict[str, Any]]:
     answer = talk.last.shown(side) if talk.last else None
     said = [{"role": "assistant", "content": answer.text}] if answer else []
     return [*talk.messages(side), *said]
-
-
-def drawn(talk: Talk) -> list[Any]:
-    """A conversation at rest, in the order of `conversation`."""
-    last = turn_html(talk.last, len(talk.turns) - 1, last=True) if talk.last else ""
-    return [turns_html(talk.turns[:-1]), last, talk, talk.to_json()]
 
 
 def build(app: Application, demo: gr.Blocks) -> ComparePage:

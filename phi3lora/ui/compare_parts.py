@@ -9,9 +9,18 @@ import gradio as gr
 from phi3lora.app.application import Application
 from phi3lora.chat.options import SETTINGS
 from phi3lora.chat.votes import Choice
-from phi3lora.ui.compare_show import BASE_ONLY, SHARE, sampling_field, settled_head
+from phi3lora.ui.compare_show import (
+    BASE_ONLY,
+    SHARE,
+    against_choices,
+    sampling_field,
+    settled_head,
+    subject_field,
+    third_choices,
+)
 from phi3lora.ui.runs_page import EVERY
 from phi3lora.ui.talk import Talk
+from phi3lora.ui.votes_panel import VotesPanel
 
 VOTES: dict[str, Choice] = {
     "A is better": "left",
@@ -19,6 +28,11 @@ VOTES: dict[str, Choice] = {
     "Tie": "tie",
     "Both bad": "both bad",
 }
+CONSENT = (
+    "They may be trained on and published by whoever owns the run, without your name. Without this "
+    "only your choice is counted."
+)
+STRENGTHS = ("strength", "against_strength")  # beside what they are the strengths of
 ASK = """
 element.addEventListener('click', (event) => {
   const chip = event.target.closest('button[data-prompt]');
@@ -38,6 +52,8 @@ class CompareParts:
     """The components, in their places."""
 
     adapter: gr.Dropdown | gr.Textbox
+    against: gr.Dropdown | gr.Textbox
+    third: gr.Dropdown | gr.Textbox
 
     def __init__(self, app: Application) -> None:
         self.app = app
@@ -57,6 +73,9 @@ class CompareParts:
         with gr.Row(elem_classes="compare-top"):
             with gr.Column(elem_classes="compare-what", min_width=260):
                 self._subject()
+                with gr.Row(elem_classes="subjects strengths"):
+                    self.strengths = {name: sampling_field(name, brief=True) for name in STRENGTHS}
+                    self.strengths["against_strength"].visible = False
                 self.about = gr.HTML(elem_id="about", apply_default_css=False)
             self.blind = gr.Checkbox(label="Blind", elem_id="blind", container=False)
             self.share = gr.HTML(
@@ -67,23 +86,31 @@ class CompareParts:
             )
             self.clear = gr.Button("New", size="md", elem_id="clear")
         self._settings()
+        self.votes = VotesPanel(self.app)
 
     def _subject(self) -> None:
         if settled := self.app.comparing.settled:
             gr.HTML(settled_head(settled, self.app.settings.space_id), apply_default_css=False)
             self.adapter = gr.Textbox(settled, visible="hidden", elem_id="adapter")
+            self.against = gr.Textbox("", visible="hidden")
             return
         gr.HTML("<h1>Base and tuned, side by side</h1>", apply_default_css=False)
-        self.adapter = gr.Dropdown(
-            [("No adapter: the base alone", BASE_ONLY)],
-            value=None,
-            label="Adapter",
-            elem_id="adapter",
-            filterable=True,
-            allow_custom_value=True,
-            info="A finished run, or an adapter on the Hub: USER/NAME"
-            + ("" if self.app.settings.on_space else ", or a folder's path"),
-        )
+        with gr.Row(elem_classes="subjects"):
+            self.adapter = subject_field(
+                "Adapter",
+                "adapter",
+                "A finished run, or an adapter on the Hub: USER/NAME"
+                + ("" if self.app.settings.on_space else ", or a folder's path"),
+                [("No adapter: the base alone", BASE_ONLY)],
+                None,
+            )
+            self.against = subject_field(
+                "Beside",
+                "against",
+                "Its untouched base, or another adapter",
+                against_choices([]),
+                BASE_ONLY,
+            )
 
     def _conversation(self) -> None:
         turns = "window.phi3lora.turns(element, trigger)"
@@ -123,6 +150,14 @@ class CompareParts:
                 gr.Button(label, size="md", elem_id=f"vote-{vote.split()[0]}")
                 for label, vote in VOTES.items()
             ]
+            self.consent = gr.Checkbox(
+                False,
+                label="Keep my question and both answers",
+                info=CONSENT,
+                visible=self.app.settings.on_space,
+                elem_id="consent",
+                container=False,
+            )
         self.tally = gr.HTML(elem_id="tally", apply_default_css=False)
 
     def _settings(self) -> None:
@@ -130,11 +165,27 @@ class CompareParts:
             self.system = gr.Textbox(
                 label="System prompt", lines=2, elem_id="system", placeholder="Empty for none"
             )
-            names, self.sampling = list(SETTINGS), dict[str, Any]()
+            self._third()
+            names = [name for name in SETTINGS if name not in STRENGTHS]
+            made = dict[str, Any]()
             for first in range(0, len(names), 2):
                 with gr.Row():
                     for name in names[first : first + 2]:
-                        self.sampling[name] = sampling_field(name)
+                        made[name] = sampling_field(name)
+        made |= self.strengths
+        self.sampling = {name: made[name] for name in SETTINGS}
+
+    def _third(self) -> None:
+        if self.app.comparing.settled:
+            self.third = gr.Textbox("", visible="hidden")
+            return
+        self.third = subject_field(
+            "Third in a tournament",
+            "third",
+            "With one, each blind round draws two of the three",
+            third_choices([]),
+            "",
+        )
 
     @property
     def conversation(self) -> list[Any]:

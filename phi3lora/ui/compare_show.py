@@ -10,9 +10,12 @@ from phi3lora.app.comparing import BUNDLED, PIRATE
 from phi3lora.chat.options import SETTINGS, Options
 from phi3lora.runs.store import Run
 from phi3lora.ui import show
+from phi3lora.ui.talk import BASE
 
 BASE_ONLY = ""
 SUGGESTIONS = 6
+# Ids of the page that another page has for something else.
+PLACES = {"strength": "adapter-strength", "against_strength": "other-strength"}
 SHARE = """
 <details class="menu share"><summary>Share</summary><div>
 <button type="button" data-share="link">Copy link</button>
@@ -32,18 +35,44 @@ def adapter_choices(runs: list[Run]) -> list[tuple[str, str]]:
     return [*found, bundled, ("No adapter: the base alone", BASE_ONLY)]
 
 
+def against_choices(choices: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """What may stand in the base's place: whatever is offered, and the base itself first."""
+    return [("Its base", BASE_ONLY), *(one for one in choices if one[1] != BASE_ONLY)]
+
+
+def third_choices(choices: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Who may be the third of a tournament: nobody, the base, or whatever is offered."""
+    others = [one for one in choices if one[1] != BASE_ONLY]
+    return [("Nobody", ""), ("The base", BASE), *others]
+
+
 def first_choice(wanted: str | None, choices: list[tuple[str, str]]) -> str:
     """What the address names, else the newest finished run, else what comes along."""
     return wanted if wanted is not None else choices[0][1]
 
 
-def sampling_field(name: str) -> Any:
-    """A slider, or a number field, for an option of the answer."""
+def subject_field(
+    label: str, name: str, info: str, choices: list[tuple[str, str]], value: str | None
+) -> gr.Dropdown:
+    """A list of what can be compared, where something else may be typed."""
+    return gr.Dropdown(
+        choices,
+        value=value,
+        label=label,
+        elem_id=name,
+        filterable=True,
+        allow_custom_value=True,
+        info=info,
+    )
+
+
+def sampling_field(name: str, *, brief: bool = False) -> Any:
+    """A slider, or a number field, for an option of the answer; a brief one has no help line."""
     setting, value = SETTINGS[name], getattr(Options, name)
     common: dict[str, Any] = {
         "label": setting.title,
-        "info": setting.help,
-        "elem_id": name.replace("_", "-"),
+        "info": None if brief else setting.help,
+        "elem_id": PLACES.get(name, name.replace("_", "-")),
     }
     if setting.slider is None:
         return gr.Number(value=value, precision=0, **common)

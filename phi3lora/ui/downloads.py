@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import gradio as gr
 
@@ -17,41 +17,41 @@ from phi3lora.app.application import Application
 from phi3lora.app.publishing import Take
 from phi3lora.app.working import in_thread
 from phi3lora.errors import Phi3LoraError
+from phi3lora.runs.forms import FORMS, Kind
 from phi3lora.runs.store import Run
 from phi3lora.ui import show
 from phi3lora.ui.sessions import session_of
 from phi3lora.ui.widgets import shown, told
 
-# What the menu offers, in words: after training, and of any run.
-RESULTS: dict[Take, str] = {
-    "adapter": "Adapter, for PEFT (.zip)",
-    "gguf-adapter": "Adapter, for llama.cpp (.zip)",
-}
-HERE: dict[Take, str] = {
-    "merged": "Merged model (.zip)",
-    "gguf": "GGUF, for llama.cpp and Ollama (.zip)",
-    "onnx": "ONNX, for onnxruntime-genai (.zip)",
-}
-ALWAYS: dict[Take, str] = {
-    "script": "Python script (.zip)",
-    "notebook": "Notebook (.zip)",
-    "log": "Log (.txt)",
-}
+# What the menu offers: after training, on one's own machine, and of any run.
+RESULTS: tuple[Take, ...] = ("adapter", "gguf-adapter")
+HERE: tuple[Take, ...] = ("merged", "gguf", "onnx")
+ALWAYS: tuple[Take, ...] = ("script", "notebook", "log")
+OTHERS = {"adapter": "Adapter, for PEFT (.zip)", "log": "Log (.txt)"}  # no form of an export
 SAVE = "() => setTimeout(() => document.querySelector('#download')?.click(), 300)"
 
 
 def menu(run: Run, usable: bool, on_space: bool) -> str:
-    """What this run offers. Merging takes the memory of a whole base: on one's own machine only."""
-    offered = {**(RESULTS if usable else {}), **ALWAYS}
-    if usable and not on_space and run.result.kind != "model":
-        offered = {**RESULTS, **HERE, **ALWAYS}
-    if usable and run.result.kind == "model":
-        offered.pop("gguf-adapter", None)
+    """What this run offers."""
     items = "".join(
-        f'<button type="button" data-take="{kind}">{show.text(label)}</button>'
-        for kind, label in offered.items()
+        f'<button type="button" data-take="{kind}">{show.text(label_of(kind))}</button>'
+        for kind in offered(run, usable, on_space)
     )
     return f"<summary>Download</summary><div>{items}</div>"
+
+
+def offered(run: Run, usable: bool, on_space: bool) -> tuple[Take, ...]:
+    """What there is. Merging takes the memory of a whole base: on one's own machine only."""
+    if not usable:
+        return ALWAYS
+    if run.result.kind == "model":
+        return ("adapter", *ALWAYS)
+    return (*RESULTS, *(() if on_space else HERE), *ALWAYS)
+
+
+def label_of(kind: Take) -> str:
+    """What the menu calls it, with the kind of file."""
+    return OTHERS.get(kind) or f"{FORMS[cast(Kind, kind)].title} (.zip)"
 
 
 class Downloads:

@@ -24,6 +24,7 @@ from phi3lora.ui.widgets import element_id
 UNKNOWN_TIME = "known after your first run here"
 AGAIN = {"Data", "Model", "Token", "Access"}  # what somebody else may have mended meanwhile
 READING = '<div class="reading"><b></b>Checking …</div>'
+CHECKING = READING.replace('"reading"', '"reading later"')  # the preview is of this data
 
 
 class Panel(NamedTuple):
@@ -47,6 +48,11 @@ class Panel(NamedTuple):
 def waiting() -> Panel:
     """While the helper reads; figures of before stay, dimmed."""
     return Panel(bar_line("grey", "Checking …"), READING, gr.skip(), gr.skip(), gr.skip())
+
+
+def checking() -> Panel:
+    """While the checks are made of data that is shown already."""
+    return Panel(gr.skip(), CHECKING, gr.skip(), gr.skip(), gr.skip())
 
 
 def nothing_yet(step: str) -> Panel:

@@ -22,6 +22,7 @@ from phi3lora.chat.options import Pair, Side
 LONGEST = 1_000_000  # characters of a conversation that a browser sends back
 MOST_TURNS = 200
 ROUNDS = 5  # of a blind game
+BASE = "base"  # the base as the third of a tournament
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,8 @@ class Turn:
         kept: whether these answers were kept with the run, and nobody was asked now.
         vote: whose answer was liked better, `tie` or `both bad`; empty before.
         settings: how it was asked, where that differs from the defaults.
+        adapter, against: the names of what was asked; those of the conversation where empty.
+        titles: what to call base and tuned, or what stands in their places.
     """
 
     question: str
@@ -63,6 +66,13 @@ class Turn:
     kept: bool = False
     vote: str = ""
     settings: dict[str, Any] = field(default_factory=dict)
+    adapter: str = ""
+    against: str = ""
+    titles: tuple[str, str] = ("Base", "Tuned")
+
+    def title(self, side: Side) -> str:
+        """What to call a side."""
+        return self.titles[0 if side == "base" else 1]
 
     def variants(self, side: Side) -> tuple[Said, ...]:
         """All answers of a side."""
@@ -88,11 +98,19 @@ class Turn:
 
 @dataclass(frozen=True)
 class Talk:
-    """A conversation about one adapter."""
+    """A conversation about one adapter and its base, or what else it is compared with."""
 
     adapter: str = ""
     turns: tuple[Turn, ...] = ()
     id: str = field(default_factory=lambda: secrets.token_hex(6))
+    against: str = ""
+    third: str = ""
+
+    @property
+    def names(self) -> list[str]:
+        """What takes part: two, or the three of a tournament; an empty one is the base."""
+        third = [] if not self.third else ["" if self.third == BASE else self.third]
+        return list(dict.fromkeys([self.adapter, self.against, *third]))
 
     def plus(self, turn: Turn) -> Talk:
         """One more turn; an answer that was kept with the run is no part of a conversation."""
@@ -108,9 +126,14 @@ class Talk:
         return self.turns[-1] if self.turns else None
 
     def messages(self, side: Side) -> list[dict[str, Any]]:
-        """The conversation as one side had it, to its last question."""
+        """The conversation as one side had it, to its last question.
+
+        A vote ends a conversation: the next question begins another, with the same history of none
+        for both, so that what is voted on differs in the answer alone.
+        """
         said: list[dict[str, Any]] = []
-        for turn in self.turns:
+        voted = [place for place, turn in enumerate(self.turns[:-1]) if turn.vote]
+        for turn in self.turns[voted[-1] + 1 if voted else 0 :]:
             said.append({"role": "user", "content": turn.question})
             if turn is not self.last and (answer := turn.shown(side)):
                 said.append({"role": "assistant", "content": answer.text})

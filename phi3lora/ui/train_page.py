@@ -94,10 +94,33 @@ class TrainPage:
         session = str(request.session_hash)
         self._latest[session] = this
         yield [gr.skip(), gr.skip(), *launch_show.waiting(), gr.skip()]
+        first = self._first(request, shown_values)
+        if first and self._latest.get(session) is this:
+            yield [*first, *launch_show.checking(), gr.skip()]
         found = self._preflight(source, request, shown_values)
         if self._latest.get(session) is this:
             del self._latest[session]
-            yield found
+            # What stands there already is left as it is, on the page that was turned to.
+            same = [
+                gr.skip() if old == new else new for old, new in zip(first, found, strict=False)
+            ]
+            yield [*same, *found[len(same) :]]
+
+    def _first(self, request: gr.Request, values: tuple[Any, ...]) -> list[Any]:
+        """The preview and its line, before anything is checked; empty where that takes a reason."""
+        shown_values = self.place.form(values)
+        if not self._path(shown_values):
+            return []
+        try:
+            config, _ = self.fields.config(shown_values)
+            caller = self.app.callers.caller(session_of(request))
+            inspection = self.app.launching.inspection(config, caller)
+        except Phi3LoraError:  # said by the preflight
+            return []
+        if inspection is None:
+            return []
+        done = Preflight([], inspection)
+        return [data_summary(config, done), data_line(config, done)]
 
     def _preflight(self, source: str, request: gr.Request, values: tuple[Any, ...]) -> list[Any]:
         """What the form asks for, as it is shown; the place stands behind the form's values."""

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from phi3lora import words
-from phi3lora.chat.options import Side
+from phi3lora.app.comparing import Place
+from phi3lora.chat.options import BOTH, Side
 from phi3lora.chat.votes import Tally
 from phi3lora.thoughts import split_thoughts
 from phi3lora.ui import show
 from phi3lora.ui.markdown import rendered
 from phi3lora.ui.talk import ROUNDS, Said, Talk, Turn
 
-TITLES: dict[Side, str] = {"base": "Base", "tuned": "Tuned"}
 HIDDEN = ("Answer A", "Answer B")
-VOTED = {"tuned": "You preferred tuned", "base": "You preferred base", "tie": "A tie"}
 
 
 def turns_html(turns: Sequence[Turn], first: int = 0) -> str:
@@ -31,8 +31,7 @@ def turn_html(turn: Turn, place: int, *, busy: bool = False, last: bool = False)
     )
     edit = _button("edit", "Edit the question", "✎") if last and not (busy or turn.kept) else ""
     kept = '<small class="kept-note">Kept with the run</small>' if turn.kept else ""
-    vote = VOTED.get(turn.vote, "Both bad" if turn.vote else "")
-    voted = f'<small class="kept-note">{show.text(vote)}</small>' if vote else ""
+    voted = f'<small class="kept-note">{show.text(vote_line(turn))}</small>' if turn.vote else ""
     kind = " ".join(
         ["turn", *(["demo"] if turn.kept else []), *(["revealed"] if turn.vote else [])]
     )
@@ -42,9 +41,22 @@ def turn_html(turn: Turn, place: int, *, busy: bool = False, last: bool = False)
     )
 
 
+def vote_line(turn: Turn) -> str:
+    """`You preferred Tuned`, `A tie`, `Both bad`."""
+    if turn.vote in BOTH:
+        return f"You preferred {preferred(turn)}"
+    return {"tie": "A tie"}.get(turn.vote, "Both bad")
+
+
+def preferred(turn: Turn) -> str:
+    """The title of whom a vote was for; base and tuned are words, and no names."""
+    title = turn.title("tuned" if turn.vote == "tuned" else "base")
+    return title.lower() if title in ("Base", "Tuned") else title
+
+
 def _names(turn: Turn) -> tuple[str, str]:
     left, right = turn.sides.order
-    return HIDDEN if turn.hidden else (TITLES[left], TITLES[right])
+    return HIDDEN if turn.hidden else (turn.title(left), turn.title(right))
 
 
 def _column(turn: Turn, side: Side, name: str, at: int, *, busy: bool, last: bool) -> str:
@@ -52,10 +64,11 @@ def _column(turn: Turn, side: Side, name: str, at: int, *, busy: bool, last: boo
     other = turn.shown("tuned" if side == "base" else "base")
     kind = f"said {'left' if at == 0 else 'right'}" + ("" if turn.hidden else f" {side}")
     tools = "" if busy else _tools(turn, side, last=last)
-    lock = LOCK if side == "base" and not turn.hidden else ""
+    is_base = side == "base" and not turn.against
+    lock = LOCK if is_base and not turn.hidden else ""
     return (
-        f'<section class="{kind}" data-raw="{show.text(said.text)}" aria-label="{name}">'
-        f"<h3>{name}{lock}</h3>{_prose(said, other, busy=busy)}"
+        f'<section class="{kind}" data-raw="{show.text(said.text)}" aria-label="{show.text(name)}">'
+        f"<h3>{show.text(name)}{lock}</h3>{_prose(said, other, busy=busy)}"
         f'<div class="answer-facts"><span>{_facts(said, busy=busy)}</span>{tools}</div>'
         "</section>"
     )
@@ -120,28 +133,72 @@ def _button(do: str, title: str, mark: str, side: str = "") -> str:
     )
 
 
-def game_line(talk: Talk, tally: Tally) -> str:
-    """What was voted here, then what all visitors voted; empty before the first vote."""
-    parts = []
-    if votes := talk.votes:
-        dots = "".join(f'<i class="{vote.replace(" ", "-")}"></i>' for vote in votes)
-        parts.append(
-            f'<span class="dots" aria-hidden="true">{dots}</span>You preferred <b>tuned</b> '
-            f"{votes.count('tuned')} of {len(votes)}."
-        )
-    if tally.votes:
-        parts.append(all_visitors(tally))
+def game_line(
+    talk: Talk, tally: Tally | None = None, places: Sequence[tuple[str, Place]] = ()
+) -> str:
+    """The ring and what was voted here, then what all visitors voted; empty before a vote.
+
+    Args:
+        tally: of all visitors, on two.
+        places: of three, with what to call each.
+    """
+    parts, voted = [], [turn for turn in talk.turns if turn.vote]
+    if voted:
+        parts.append(f"{ring(talk)} {mine(voted)}")
+    if tally is not None and tally.votes:
+        parts.append(all_visitors(tally, talk.last.titles[1] if talk.last else "Tuned"))
+    if any(place.decided for _, place in places):
+        parts.append(standings(places))
     return f'<p class="tally">{" ".join(parts)}</p>' if parts else ""
 
 
-def all_visitors(tally: Tally) -> str:
-    """`All visitors: 71 % (58 to 82 %) of 46 blind votes.`"""
+def mine(voted: Sequence[Turn]) -> str:
+    """`You preferred tuned 4 of 5.`, or of a tournament how often each one."""
+    liked = [preferred(turn) for turn in voted if turn.vote in BOTH]
+    if {turn.titles for turn in voted} == {voted[0].titles}:
+        names = [preferred(replace(voted[0], vote="tuned"))]
+    else:
+        names = sorted(set(liked), key=lambda name: -liked.count(name)) or [voted[0].titles[1]]
+    counts = ", ".join(f"<b>{show.text(name)}</b> {liked.count(name)}" for name in names)
+    return f"You preferred {counts} of {len(voted)}."
+
+
+def ring(talk: Talk) -> str:
+    """The rounds of this game as a ring: a fifth for each, in the colour of its vote."""
+    votes = talk.votes[-((len(talk.votes) - 1) % ROUNDS + 1) :] if talk.votes else []
+    slots = [vote.replace(" ", "-") for vote in votes] + ["open"] * (ROUNDS - len(votes))
+    length, gap = 100 / ROUNDS, 3
+    arcs = "".join(
+        f'<circle class="{kind}" cx="18" cy="18" r="15.9155" pathLength="100" '
+        f'stroke-dasharray="{length - gap} {100 - length + gap}" '
+        f'stroke-dashoffset="{25 - place * length - gap / 2}"/>'
+        for place, kind in enumerate(slots)
+    )
+    kind = "ring done" if len(votes) == ROUNDS else "ring"
+    return (
+        f'<svg class="{kind}" viewBox="0 0 36 36" width="34" height="34" aria-hidden="true">{arcs}'
+        f'<text x="18" y="22">{len(votes)}/{ROUNDS}</text></svg>'
+    )
+
+
+def all_visitors(tally: Tally, tuned: str = "Tuned") -> str:
+    """`All visitors preferred tuned in 71 % (58 to 82 %) of 46 blind votes.`"""
     votes = words.counted(tally.votes, "blind vote")
     if tally.win_rate is None:
         return f"All visitors: {votes}, none for one side."
     low, high = tally.interval
+    name = "tuned" if tuned == "Tuned" else show.text(tuned)
     rate = f"{100 * tally.win_rate:.0f} % ({100 * low:.0f} to {100 * high:.0f} %)"
-    return f"All visitors preferred tuned in {rate} of {votes}."
+    unsure = " That cannot tell them apart yet." if tally.verdict == "cannot tell" else ""
+    return f"All visitors preferred {name} in {rate} of {votes}.{unsure}"
+
+
+def standings(places: Sequence[tuple[str, Place]]) -> str:
+    """Who leads a tournament: rounds won, of those with a winner."""
+    lines = ", ".join(
+        f"<b>{show.text(called)}</b> {place.won} of {place.decided}" for called, place in places
+    )
+    return f"All visitors, rounds won: {lines}."
 
 
 def round_line(talk: Talk) -> str:

@@ -16,6 +16,7 @@ import secrets
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from phi3lora.app.callers import Callers
 from phi3lora.app.uploads import NO_ROOM, has_room
-from phi3lora.ui.frame import Frame
+from phi3lora.ui.frame import PICTURE, Frame, Preview
 from phi3lora.ui.guard import UPLOAD, read_body, refuse, replay
+from phi3lora.ui.picture import picture
 from phi3lora.ui.sessions import BROWSER, page_account, page_token, session_of, session_token
 
 Pulse = Callable[[Request], str]
@@ -331,15 +333,30 @@ def sender(connection: HTTPConnection) -> str:
     return visitor_of(connection) or forwarded or client
 
 
+async def _picture(preview: Preview, request: Request) -> Response:
+    """The picture of a link to a comparison."""
+    shared = await run_in_threadpool(preview, request)
+    if shared is None:
+        return PlainTextResponse("There is no picture of this.", status_code=404)
+    drawn = await run_in_threadpool(picture, shared)
+    return Response(
+        drawn, media_type="image/png", headers={"Cache-Control": "private, max-age=600"}
+    )
+
+
 def beside(
-    pulse: Pulse, callers: Callers, more: Sequence[Route] = (), under_way: UnderWay = tuple
+    pulse: Pulse,
+    callers: Callers,
+    more: Sequence[Route] = (),
+    opened: Callable[[], None] = lambda: None,
+    preview: Preview = lambda request: None,
+    under_way: UnderWay = tuple,
 ) -> dict[str, Any]:
     """Arguments of the FastAPI app: who asks, the route that idle pages ask, and `more` routes.
 
-    Args:
-        under_way: requests whose calls have not ended.
-
-    On one's own machine each browser gets a name, by which its token is found.
+    On one's own machine each browser gets a name, by which its token is found. `opened` is told
+    of each first page. What `preview` says of a link to a comparison stands in its page's head, and
+    in its picture. `under_way` are the requests whose calls have not ended.
     """
     answers: dict[tuple[str, str], tuple[float, str]] = {}
 
@@ -357,12 +374,10 @@ def beside(
             )
         return PlainTextResponse(kept[1], headers={"Cache-Control": "no-store"})
 
+    frame = Middleware(Frame, opened=opened, preview=preview)
     browsers = NoBrowserCookie if callers.settings.on_space else BrowserCookie
+    visits = Middleware(Visits, callers=callers, under_way=under_way)
     return {
-        "middleware": [
-            Middleware(browsers),
-            Middleware(Visits, callers=callers, under_way=under_way),
-            Middleware(Frame),
-        ],
-        "routes": [Route("/pulse", answer), *more],
+        "middleware": [Middleware(browsers), visits, frame],
+        "routes": [Route("/pulse", answer), Route(PICTURE, partial(_picture, preview)), *more],
     }

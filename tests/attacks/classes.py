@@ -64,6 +64,8 @@ OPEN_ROUTES = {
     "/compare": "the pages",
     "/config": "components, without values of visitors",
     "/pulse": "a fingerprint of the caller's own runs",
+    "/compare.png": "answers that whoever has the link may see",
+    "/compare.png": "a comparison of what its caller may read",
     "/assets/{path:path}": "scripts",
     "/static/{path:path}": "pictures",
     "/favicon.ico": "a picture",
@@ -192,7 +194,7 @@ def value_of(component: Any) -> Any:
 
 
 def _routes(ground: Ground, runs: list[Any]) -> Iterator[Try]:
-    secret = str(runs[0].folder / "log.txt")
+    secret, run = str(runs[0].folder / "log.txt"), runs[2].id
     for path, methods in dict(routes(ground.demo.app)).items():
         known = path.removeprefix("/gradio_api").rstrip("/") or "/"
         filled = path
@@ -201,7 +203,10 @@ def _routes(ground: Ground, runs: list[Any]) -> Iterator[Try]:
         filled = filled.replace("{page}", "runs").replace("{", "").replace("}", "")
         endless = "heartbeat" in path or path.endswith("/queue/data")
         for method in sorted(methods & {"GET", "POST"}) if not endless else []:
-            status, _, body = ground.ask(method, filled, b"{}" if method == "POST" else None)
+            asked = (
+                f"{filled}?run={run}&adapter={run}&against={run}&q=x" if method == "GET" else filled
+            )
+            status, _, body = ground.ask(method, asked, b"{}" if method == "POST" else None)
             told = SECRET.encode() in body
             yield Try(f"{method} {path} tells nothing", not told and status != 500)
             listed = known in OPEN_ROUTES or path in OPEN_ROUTES or status == 404
