@@ -65,7 +65,6 @@ OPEN_ROUTES = {
     "/config": "components, without values of visitors",
     "/pulse": "a fingerprint of the caller's own runs",
     "/compare.png": "answers that whoever has the link may see",
-    "/compare.png": "a comparison of what its caller may read",
     "/assets/{path:path}": "scripts",
     "/static/{path:path}": "pictures",
     "/favicon.ico": "a picture",
