@@ -476,10 +476,15 @@ def write_state(folder: Path, state: RunState) -> None:
 
 
 def changed(run: Run, **changes: object) -> Run:
-    """Write a state with these changes, and return the run that has it."""
+    """Write a state with these changes, and return the run that has it.
+
+    A config that was read stays as it was read: what was checked is what is computed.
+    """
     state = run.state.model_copy(update=changes)
     write_state(run.folder, state)
-    return replace(run, state=state, damaged=False)
+    found = replace(run, state=state, damaged=False)
+    vars(found).update({name: value for name, value in vars(run).items() if name == "config"})
+    return found
 
 
 def _with_whole_path(source: SourceConfig) -> dict[str, Any]:
