@@ -503,6 +503,9 @@ def with_whole_paths(config: RunConfig) -> RunConfig:
         changes["model.path"] = str(Path(config.model.path).expanduser().resolve())
     if config.model.adapter and Path(config.model.adapter).expanduser().exists():
         changes["model.adapter"] = str(Path(config.model.adapter).expanduser().resolve())
+    file, _, name = (config.grpo_config.function or "").rpartition(":")
+    if file and Path(file).expanduser().is_file():
+        changes["grpo_config.function"] = f"{Path(file).expanduser().resolve()}:{name}"
     return config.with_values(changes) if changes else config
 
 
