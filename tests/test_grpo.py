@@ -323,3 +323,19 @@ def test_the_proof_is_the_reward_with_an_interval() -> None:
     assert found[0].low > 0
     assert verdict(found, 20) == "better", "though the data's own words are less likely"
     assert gains(base, tuned)[0] == 1.0
+
+
+def test_a_published_run_names_no_folder_of_this_machine(function: str, tmp_path: Path) -> None:
+    from phi3lora.hub.facts import collect
+    from phi3lora.hub.upload import portable_config
+    from phi3lora.runs.store import with_whole_paths
+
+    chosen = config({"grpo_config.function": function})
+    assert with_whole_paths(chosen).grpo_config.function == function
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.yaml").write_text(chosen.to_yaml(), encoding="utf-8")
+    facts = collect(run)
+    shown = {name: value for name, _, value in facts.options}
+    assert shown["grpo_config.function"] == "rules.py:score"
+    assert str(tmp_path) not in portable_config(run, facts)

@@ -12,7 +12,7 @@ import pytest
 from phi3lora.app.application import Application
 from phi3lora.app.callers import Caller
 from phi3lora.app.comparing import BUNDLED, Sides
-from phi3lora.app.voting import ENOUGH, dataset_card
+from phi3lora.app.voting import ENOUGH, _judged, dataset_card
 from phi3lora.chat.options import Options
 from phi3lora.chat.votes import Tally
 from phi3lora.errors import AccessError, HubError, RunError
@@ -193,3 +193,33 @@ def test_the_terminal_counts_exports_and_configures(
     assert typed("export", BUNDLED, "--output", str(file)).startswith("0")
     assert len(file.read_text("utf-8").splitlines()) == 3
     assert typed("train", BUNDLED).startswith("2 Error: Not enough votes yet")
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "choice"),
+    [(2.0, 1.0, "left"), (0.0, 1.0, "right"), (1.0, 1.0, "tie"), (0.0, 0.0, "both bad")],
+)
+def test_a_rule_that_gives_numbers_chooses(left: float, right: float, choice: str) -> None:
+    assert _judged(left, right) == choice
+
+
+def test_a_rule_that_cannot_be_is_named(app: Application, tmp_path: Path, monkeypatch: Any) -> None:
+    from typer.testing import CliRunner
+
+    from phi3lora import cli
+
+    monkeypatch.setenv("PHI3LORA_HOME", str(app.settings.home))
+    (tmp_path / "asked.txt").write_text("Who are you?\n", encoding="utf-8")
+    for typed, said in {
+        ("asked.txt",): "expected a pattern, a length, JSON or a function",
+        ("asked.txt", "--pattern", "("): "grpo_config.pattern",
+        ("asked.txt", "--function", "none.py:score"): "there is no file",
+        ("none.txt", "--length", "9"): "cannot be read",
+    }.items():
+        file, *options = typed
+        done = CliRunner().invoke(
+            cli.app, ["votes", "judge", BUNDLED, str(tmp_path / file), *options]
+        )
+        assert done.exit_code == 2, done.output
+        assert said in done.output
+    assert app.comparing.tally(BUNDLED).votes == 0

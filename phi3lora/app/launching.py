@@ -251,7 +251,12 @@ class Launching:
 
         Without a launcher the config as it is.
         """
-        return as_launched(config) if launched() else config
+        if not launched():
+            return config
+        from phi3lora.isolation import end_with_parent
+
+        end_with_parent()  # each of the launcher's processes, the first one with its worker too
+        return as_launched(config)
 
     def takes_part(self) -> bool:
         """Whether this process trains what another one launches, and has nothing to decide."""
@@ -259,10 +264,8 @@ class Launching:
 
     def take_part(self, config: RunConfig, caller: Caller) -> None:
         """Train what the first process launches, to its end. Raises what the training raises."""
-        from phi3lora.isolation import end_with_parent
         from phi3lora.runs.member import take_part
 
-        end_with_parent()
         take_part(config.model.device == "cpu", self.settings, caller.token)
 
     # What is done to a run

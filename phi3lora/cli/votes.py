@@ -104,6 +104,9 @@ def rule_of(
     pattern: str, length: int | None, json_answers: bool, function: str | None
 ) -> GRPOSection:
     """What is rewarded, checked as the options of `method: grpo` are. Raises ConfigError."""
+    if not (pattern or length or json_answers or function):
+        message = "expected a pattern, a length, JSON or a function to judge by."
+        raise ConfigError([Problem("", message)])
     changes = {
         "grpo_config.exact_reward": 0.0,
         "grpo_config.pattern": pattern,

@@ -182,6 +182,9 @@ def _options(config: RunConfig) -> list[tuple[str, str, str]]:
         section, _, key = name.partition(".")
         if name == "method":
             rows.append((name, str(option.title), config.method))
+        elif name == "grpo_config.function" and config.method == "grpo":
+            file = Path(config.grpo_config.function or "").name
+            rows.append((name, str(option.title), _words(file)))
         elif section in shown and name != "model.path":
             rows.append((name, str(option.title), _words(values[section][key])))
     return rows
