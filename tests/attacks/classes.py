@@ -22,7 +22,7 @@ from phi3lora.config import RunConfig
 from phi3lora.runs.permission import check_paths
 from phi3lora.ui.markdown import rendered
 from tests import stage
-from tests.attacks.exhausting import exhaustion
+from tests.attacks.exhausting import bombs, crowds, launches, uploads
 from tests.attacks.followed import OWNERS, TOKEN, followed
 from tests.attacks.ground import Ground, Try, faults, refused
 from tests.attacks.pickled import pickles
@@ -464,8 +464,13 @@ CLASSES: dict[str, Attack] = {
     "markup": markup,
     "origin": origin,
     "secrets": secrets,
-    "exhaustion": exhaustion,
+    "bombs": bombs,
+    "crowds": crowds,
+    "launches": launches,
+    "uploads": uploads,
     "pickles": pickles,
     "programs": programs,
     "dependencies": dependencies,
 }
+LONG = {"launches", "uploads"}  # of which there is no short selection
+MEASURED = {"bombs", "crowds", *LONG}  # against another visitor's patience

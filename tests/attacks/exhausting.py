@@ -43,14 +43,31 @@ Attack = Callable[[Space, threading.Event], str]  # what is wrong afterwards; ""
 ANSWERED = 'data-do=\\"again'  # stands under an answer that has ended
 
 
-def exhaustion(ground: Ground) -> Iterator[Try]:
-    """Bodies, bombs, crowds, launches, uploads: others wait 3 s at most, memory is bounded."""
+def bombs(ground: Ground) -> Iterator[Try]:
+    """Bodies, questions, and files that are small until they are unpacked: memory is bounded."""
     yield from _bodies(ground)
     yield from _talk()
     yield from _bombs(ground)
+    if ground.full:
+        yield from _beside_another(LOOKING)
+
+
+def crowds(ground: Ground) -> Iterator[Try]:
+    """Slow senders and readers, a full queue, left streams, long chats: others wait 3 s at most."""
     yield from _crowd(ground, 30)
     if ground.full:
-        yield from _beside_another()
+        yield from _beside_another(CROWDS)
+
+
+def launches(ground: Ground) -> Iterator[Try]:
+    """A thousand launches by one visitor: a few runs, and others wait 3 s at most."""
+    yield from _beside_another(LAUNCHING)
+
+
+def uploads(ground: Ground) -> Iterator[Try]:
+    """Uploads up to the quota, on a small disk, and on a full one: others are served."""
+    yield from _beside_another(UPLOADING)
+    yield from _small_disk()
 
 
 def _bodies(ground: Ground) -> Iterator[Try]:
@@ -216,15 +233,14 @@ def slow_reader(port: int, stack: ExitStack) -> None:
 # Beside another visitor: the app in a process of its own, and a clock
 
 
-def _beside_another() -> Iterator[Try]:
+def _beside_another(attacks: dict[str, Attack]) -> Iterator[Try]:
     """Each attack on an app of its own."""
-    for name, attack in ATTACKS.items():
+    for name, attack in attacks.items():
         with (
             tempfile.TemporaryDirectory(prefix="attacks-") as folder,
             served(Path(folder), PHI3LORA_ATTACKED="1") as space,
         ):
             yield from _measured(space, name, attack)
-    yield from _small_disk()
 
 
 def _measured(space: Space, name: str, attack: Attack) -> Iterator[Try]:
@@ -413,16 +429,16 @@ def upload(port: int, number: int, size: int) -> int:
     return 413
 
 
-ATTACKS: dict[str, Attack] = {
+CROWDS: dict[str, Attack] = {
     f"{CROWD} slow senders": lambda space, over: _hold(space, over, slow_sender),
     f"{CROWD} slow readers": lambda space, over: _hold(space, over, slow_reader),
     "a full queue": _full_queue,
     f"{STREAMS} streams that are left": _left_streams,
-    f"{LOOKS} previews of bombs": _looks,
     f"{CHATS} endless chats": _chats,
-    f"{LAUNCHES} launches": _launches,
-    "uploads up to the quota": _uploads,
 }
+LOOKING: dict[str, Attack] = {f"{LOOKS} previews of bombs": _looks}
+LAUNCHING: dict[str, Attack] = {f"{LAUNCHES} launches": _launches}
+UPLOADING: dict[str, Attack] = {"uploads up to the quota": _uploads}
 
 
 # A small disk
