@@ -67,6 +67,7 @@ INSPECTION = SimpleNamespace(
     lengths=array("I", [20, 24, 300]),
     answers=None,
     rejected_preview=[],
+    preview_tokens=[[{"text": "<|user|>\n", "supervised": False}]],
     preview=[
         [
             {"text": "<|user|>\n<script>alert(1)</script>", "supervised": False},
