@@ -140,10 +140,24 @@ class Ended(Event):
 
 
 Emit = Callable[[Event], None]
+PREPARING = "preparing the data"  # the name of a stage
 KINDS: dict[str, type[Event]] = {
     kind.kind: kind
     for kind in (Stage, Notice, Prepared, Loaded, Step, Evaluated, Saved, Resumed, Ended)
 }
+
+
+def by_share(emit: Emit, stage: str) -> Callable[[float], None]:
+    """Progress of a stage as events, one for each twentieth at most."""
+    told = 0.0
+
+    def tell(fraction: float) -> None:
+        nonlocal told
+        if fraction >= min(told + 0.05, 1.0) > told:
+            told = fraction
+            emit(Stage(name=stage, fraction=fraction))
+
+    return tell
 
 
 class EventLog:

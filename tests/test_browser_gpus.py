@@ -1,8 +1,8 @@
 """Spaces with GPUs in a real Chromium: what a T4 is told, and the choice that four L4 have.
 
-The fake part is the hardware: the app's processes are told which GPUs this machine has. What is
-computed on such cards is tried in `test_fake_cuda.py`, what several do together in
-`test_together.py`.
+The fake part is the hardware: the app, which is served by the test's own process and checks there,
+is told which GPUs this machine has. What is computed on such cards is tried in `test_fake_cuda.py`,
+what several do together in `test_together.py`.
 """
 
 from __future__ import annotations
@@ -16,8 +16,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from phi3lora.app.application import Application
 from phi3lora.models.hardware import AMPERE, GIB, LENT, Hardware
-from tests.test_browser import LONG, browser, serving, set_yaml  # noqa: F401 - fixtures
+from phi3lora.settings import Settings
+from phi3lora.ui.app import build, serve
+from tests.test_browser import LONG, browser, set_yaml  # noqa: F401 - fixtures
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -39,8 +42,13 @@ def machine_with(
     with pytest.MonkeyPatch.context() as patch:
         for variable, value in told.items():
             patch.setenv(variable, value)
-        with serving(folder) as address:
-            yield address
+        app = Application.open(Settings(home=folder), helper=False)
+        pages = serve(build(app), app, "127.0.0.1", None, block=False)
+        try:
+            yield pages.local_url
+        finally:
+            pages.close(verbose=False)
+            app.close()
 
 
 def opened(browser: Browser, address: str) -> Page:  # noqa: F811

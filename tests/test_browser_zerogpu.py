@@ -21,7 +21,9 @@ pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 
 def page_of(browser: Browser, visitor: str) -> Page:  # noqa: F811
-    context = browser.new_context(extra_http_headers=visitor_header(visitor))
+    context = browser.new_context(
+        extra_http_headers=visitor_header(visitor), reduced_motion="reduce"
+    )
     page = context.new_page()
     page.set_default_timeout(LONG)
     return page

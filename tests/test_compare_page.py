@@ -589,6 +589,12 @@ def test_words_that_differ_are_marked_across_emphasis_and_code_is_left_alone() -
     assert "<mark" not in rendered("The same.", "The same.")
 
 
+def test_an_empty_head_of_a_table_is_no_heading() -> None:
+    table = rendered("| | base |\n| --- | ---: |\n| Loss | 3 |")
+    assert table.count("<th") - table.count("<thead") == 1
+    assert "<td></td>" in table
+
+
 def test_thoughts_are_folded_and_the_conversation_keeps_them(app: Any) -> None:  # noqa: F811
     said = Said("<think>\nTwo and two.\n</think>\n\nFour.", 9)
     turn = Turn("2+2?", base=(said,), tuned=(Said("<think>\nStill"),))

@@ -56,6 +56,19 @@ def test_push_lays_exports_beside_the_adapter(ann: LoopbackHub, run: Path) -> No
     assert "adapter_model.safetensors" in files
 
 
+def test_push_heads_the_card_as_told(ann: LoopbackHub, run: Path) -> None:
+    head = ["--title", "Ahoy", "--licence", "apache-2.0", "--language", "en", "--language", "uk"]
+    call("push", RUN, "--repo", "ann/pirate", *head)
+    card = ann.files("model", "ann/pirate")["README.md"].decode()
+    assert "\n# Ahoy\n" in card
+    assert "license: apache-2.0" in card
+    assert "language:\n- en\n- uk" in card
+    assert (
+        "expected gguf-adapter or gguf"
+        in call("push", RUN, "--repo", "ann/x", "--also", "onnx", status=2).output
+    )
+
+
 def test_push_prints_the_address_and_how_to_load_it(ann: LoopbackHub, run: Path) -> None:
     result = call("push", RUN, "--repo", "pirate", "--private")
     assert result.stdout.startswith(f"{ann.url}/ann/pirate\n\nfrom peft import PeftModel")

@@ -13,6 +13,7 @@ import pytest
 
 from phi3lora.app.application import Application
 from phi3lora.app.callers import ANONYMOUS, Caller
+from phi3lora.app.card_head import CardHead, head_of, with_head
 from phi3lora.config import RunConfig
 from phi3lora.errors import AccessError, HubError
 from phi3lora.hub import access, sending
@@ -145,6 +146,56 @@ def test_publishing_says_how_far_it_is_and_what_came_of_it(
     assert last[-1] == "ann/parrot"
     assert b"Mine." in ann.files("model", "ann/parrot")["README.md"]
     assert ann.repo("model", "ann/parrot").private
+
+
+def test_title_licence_and_languages_are_fields_of_the_card(
+    ann: LoopbackHub, space: Application
+) -> None:
+    card, run = card_of(space), put(space, "ann")
+    opened = card.on_open(run.id, visit("hf_ann"))
+    draft, (title, licence, languages, adapter, merged) = opened[2], opened[11:]
+    assert (title, licence, languages) == (head_of(draft).title, head_of(draft).licence or None, "")
+    assert adapter["interactive"] is True
+    assert "about" in adapter["label"]
+    assert merged["interactive"] is False
+    assert "not on a Space" in merged["info"]
+    me = visit("hf_ann")
+    text, preview, nothing = card.on_head("Cap'n: Ahoy", "apache-2.0", "en, uk", draft, me)
+    assert nothing == ""
+    assert "Apache" in preview or "apache-2.0" in preview
+    assert head_of(text) == CardHead("Cap'n: Ahoy", "apache-2.0", "en, uk")
+    assert text.split("\n## ", 1)[1] == draft.split("\n## ", 1)[1]
+    for wrong, said in (
+        (("", "MIT License", ""), "identifier"),
+        (("", "", "English"), "code"),
+        (("x" * 300, "", ""), "200"),
+    ):
+        assert said in card.on_head(*wrong, draft, me)[2]
+    fields = ("Cap'n: Ahoy", "apache-2.0", "en, uk")
+    renamed = card.on_repo(run.id, "ann/parrot", False, text, draft, me, *fields)[0]
+    assert "ann/parrot" in renamed
+    assert head_of(renamed).title == "Cap'n: Ahoy"
+    edited = renamed.replace("apache-2.0", "cc-by-4.0")
+    assert card.on_text(edited, me)[1] == "cc-by-4.0"
+    # The button before the fields have reached the text: they are in it all the same.
+    frames = card.on_send(run.id, "ann/x", False, False, draft, draft, me, *fields, True, False)
+    assert "Published as" in list(frames)[-1][0]
+    files = ann.files("model", "ann/x")
+    assert head_of(files["README.md"].decode()) == CardHead(*fields)
+    assert files["x-adapter.gguf"].startswith(b"GGUF")
+    frames = card.on_send(run.id, "ann/y", False, False, edited, draft, me, *fields, False, True)
+    assert "not on a Space" in list(frames)[-1][0]
+    sent = card.on_send(run.id, "ann/y", False, False, edited, draft, me, *fields, False, False)
+    assert "Published as" in list(sent)[-1][0]
+    assert head_of(ann.files("model", "ann/y")["README.md"].decode()).licence == "cc-by-4.0"
+
+
+def test_a_card_whose_head_stays_is_as_it_was_to_the_letter() -> None:
+    card = "---\nlicense: mit  # kept\nlanguage:\n- en\n---\n\n# One\n\nText\n"
+    assert with_head(card, CardHead()) == with_head(card, head_of(card)) == card
+    assert with_head("Text", CardHead("T")) == "\n# T\n\nText"
+    with pytest.raises(HubError, match="identifier"):
+        with_head(card, CardHead(licence="../x"))
 
 
 def test_publishing_is_for_owners_who_signed_in(ann: LoopbackHub, space: Application) -> None:

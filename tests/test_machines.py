@@ -221,6 +221,20 @@ def test_a_cap_that_is_too_small_for_the_run_is_said(
     assert "It has 4 GPUs; the run uses one." in cost.found
 
 
+@pytest.mark.parametrize(
+    ("devices", "level", "said"),
+    [(1, "amber", "the run uses one."), (2, "amber", "uses 2 of them."), (4, "green", "")],
+)
+def test_idle_gpus_of_a_machine_are_paid_for_and_said(
+    ann: LoopbackHub, app: Application, devices: int, level: str, said: str
+) -> None:
+    config = pocket(devices=devices, **{"training_config.max_steps": 1})
+    done = app.launching.preflight(config, Caller("local", TOKEN), JobRequest("l4x4", 5.0))
+    [cost] = [check for check in done.checks if check.name == "Cost"]
+    assert cost.level == level
+    assert cost.found.endswith(said or "at most.")
+
+
 def call(*arguments: object, status: int = 0) -> Any:
     result = CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
     assert result.exit_code == status, result.output + repr(result.exception)

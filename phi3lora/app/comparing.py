@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from phi3lora import words
 from phi3lora.app.callers import Caller, Callers
+from phi3lora.app.shared import Asked, Recent, Shared
 from phi3lora.app.views import Follower
 from phi3lora.app.working import Put, in_thread
 from phi3lora.chat.options import BOTH, Options, Pair, Side
@@ -158,6 +159,7 @@ class Comparing:
         self.settings = settings
         self._store, self._views, self._callers = store, views, callers
         self._book = VoteBook(settings.home / "votes.jsonl")
+        self._recent = Recent()
         self._engine: Answering | None = None
         self._lock = threading.Lock()
 
@@ -344,6 +346,27 @@ class Comparing:
             except Phi3LoraError:
                 continue  # the run itself will say so
         return needs
+
+    # Links
+
+    def share(self, asked: Asked, shared: Shared, caller: Caller) -> None:
+        """Remember an answer for links to it, where whoever has the link may see it.
+
+        On a Space that is what somebody who is not signed in was answered.
+        """
+        if not self.settings.on_space or caller.anonymous:
+            self._recent.put(asked, shared)
+
+    def shared(self, asked: Asked, caller: Caller) -> Shared | None:
+        """What is known of a link without asking anybody: answered lately, or in the report."""
+        if found := self._recent.get(asked):
+            return found
+        if asked.against or asked.settings:
+            return None
+        sample = self.kept_answers(asked.adapter, caller)
+        if sample is None or asked.question not in ("", sample.prompt.strip()):
+            return None
+        return Shared(sample.prompt, ("Base", "Tuned"), (sample.base, sample.tuned))
 
     # Votes
 

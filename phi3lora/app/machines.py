@@ -75,7 +75,8 @@ class Machines:
         found = self._preflights.preflight(kept, token, measured, caller.name, place)
         checks = [*found.checks, *self._may_leave(config, who, caller.name, token)]
         if found.base and found.estimate:
-            checks.append(_price(job, offer_of(config, flavor, found.base, found.estimate), who))
+            offer = offer_of(config, flavor, found.base, found.estimate)
+            checks.append(_price(job, offer, who, config.devices))
         return replace(found, checks=checks)
 
     def _may_leave(self, config: RunConfig, who: Identity, owner: str, token: str) -> list[Check]:
@@ -99,8 +100,12 @@ def _expense(offer: Offer) -> tuple[bool, float]:
     return not known, offer.dollars if offer.dollars is not None else offer.flavor.dollars(3600)
 
 
-def _price(job: JobRequest, offer: Offer, who: Identity) -> Check:
-    """What it costs, beside the cap; red where the cap buys next to nothing."""
+def _price(job: JobRequest, offer: Offer, who: Identity, devices: int) -> Check:
+    """What it costs, beside the cap; red where the cap buys next to nothing.
+
+    Args:
+        devices: that the run uses; those of the machine are all paid for.
+    """
     flavor = offer.flavor
     hourly = f"${flavor.dollars(3600):.2f} an hour, paid by {who.name}"
     try:
@@ -108,7 +113,8 @@ def _price(job: JobRequest, offer: Offer, who: Identity) -> Check:
     except HubError as error:
         return Check("Cost", "red", str(error))
     cap = f"It is ended after {words.duration(limit)}, which costs ${flavor.dollars(limit):.2f}"
-    idle = f" It has {flavor.cards} GPUs; the run uses one." if flavor.cards > 1 else ""
+    used = "one" if devices == 1 else f"{devices} of them"
+    idle = f" It has {flavor.cards} GPUs; the run uses {used}." if devices < flavor.cards else ""
     if offer.seconds is None or offer.dollars is None:
         return Check("Cost", "amber", f"{hourly}. How long it takes is not known. {cap}.{idle}")
     about = f"About ${offer.dollars:.2f} for {words.duration(offer.seconds)} ({hourly})."

@@ -13,15 +13,17 @@ import shutil
 import tempfile
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast, get_args
 
 from phi3lora import words
 from phi3lora.app.callers import SIGN_IN, Caller, check_may_train
+from phi3lora.app.card_head import CardHead, with_head
 from phi3lora.config import RunConfig
 from phi3lora.errors import ConfigError, HubError, Phi3LoraError, Problem, RunError
 from phi3lora.events import Loaded
+from phi3lora.lora.folder import read_adapter_config
 from phi3lora.runs.export import (
     ARCHIVE,
     CODE,
@@ -31,7 +33,7 @@ from phi3lora.runs.export import (
     export,
     export_code,
 )
-from phi3lora.runs.forms import Kind
+from phi3lora.runs.forms import FORMS, Kind
 from phi3lora.runs.permission import check_paths
 from phi3lora.runs.store import ACTIVE, Run
 from phi3lora.settings import Settings
@@ -45,6 +47,8 @@ Progress = Callable[[float], None]
 Take = Literal[
     "adapter", "merged", "gguf", "gguf-adapter", "onnx", "script", "notebook", "log"
 ]  # one file each
+Also = Literal["gguf-adapter", "gguf"]
+ELSEWHERE = "A whole model is merged on one's own machine, not on a Space."
 LARGEST_DOWNLOAD = 2 * 2**30  # bytes of weights that pass through a browser
 LONGEST_NAME = 60
 TERMINAL_SIGN_IN = (
@@ -62,7 +66,8 @@ class Publication:
         pull_request: propose it instead of committing it.
         merged: the whole model, base and update in one.
         card: the card as it was edited; None to write it.
-        also: an export that lies beside it, with its Modelfile.
+        also: exports that lie beside it, with their Modelfiles.
+        head: title, licence and languages, where the card shall say others.
     """
 
     repo: str
@@ -70,7 +75,22 @@ class Publication:
     pull_request: bool = False
     merged: bool = False
     card: str | None = None
-    also: Literal["gguf-adapter", "gguf"] | None = None
+    also: tuple[Also, ...] = ()
+    head: CardHead = field(default_factory=CardHead)
+
+
+@dataclass(frozen=True)
+class Along:
+    """An export that may go along with what is published.
+
+    Attributes:
+        size: about how many bytes it will have; 0 where nobody knows.
+        refusal: why it cannot be had of this run; empty where it can.
+    """
+
+    kind: Also
+    size: int
+    refusal: str = ""
 
 
 class Publishing:
@@ -123,6 +143,10 @@ class Publishing:
         token = caller.needed_token(SIGN_IN)
         if not what.repo.strip():
             raise HubError("Name the repository first: USER/NAME.")
+        card = what.card
+        if what.head != CardHead():
+            whole = what.card or self.draft(run, what.repo.strip(), caller, what.merged)
+            card = with_head(whole, what.head)
         with tempfile.TemporaryDirectory(prefix="phi3lora-") as folder:
             return push(
                 run.folder,
@@ -131,7 +155,7 @@ class Publishing:
                 private=what.private,
                 pull_request=what.pull_request,
                 merged=what.merged,
-                card=what.card,
+                card=card,
                 script=_training_script(run, token, tell),
                 beside=self._beside(run, what, Path(folder), caller, tell),
                 progress=progress,
@@ -141,14 +165,25 @@ class Publishing:
     def _beside(
         self, run: Run, what: Publication, folder: Path, caller: Caller, tell: Tell
     ) -> dict[str, Path]:
-        """The export that goes along, under the repository's name."""
-        if what.also is None:
-            return {}
-        if what.also == "gguf" and self.settings.on_space:
-            raise RunError("A whole model is merged on one's own machine, not on a Space.")
-        name = default_output(what.also, slug(what.repo.rpartition("/")[2]))
-        self.export(run, what.also, folder / name, caller, tell=tell)
+        """The exports that go along, under the repository's name."""
+        refused = {offer.kind: offer.refusal for offer in self.alongside(run)}
+        for kind in dict.fromkeys(what.also):
+            if refused[kind]:
+                raise RunError(refused[kind])
+            tell(f"Writing the {FORMS[kind].title}")
+            name = default_output(kind, slug(what.repo.rpartition("/")[2]))
+            self.export(run, kind, folder / name, caller, tell=tell)
         return {path.name: path for path in sorted(folder.iterdir())}
+
+    def alongside(self, run: Run) -> list[Along]:
+        """What may lie beside a published result, about how large, or why it may not."""
+        result, whole = run.result.ready(), run.result.kind == "model"
+        weights = sum(file.stat().st_size for file in result.glob("*.safetensors"))
+        merged = weights if whole else 2 * _parameters(run)
+        return [
+            Along("gguf-adapter", 0 if whole else weights, _adapter_refusal(run, result)),
+            Along("gguf", merged, ELSEWHERE if self.settings.on_space else ""),
+        ]
 
     def allowance(self, caller: Caller) -> str:
         """What the caller's account may have on the Hub, before a Space is asked for. HubError."""
@@ -254,9 +289,8 @@ class Publishing:
     def _check_small(self, run: Run, kind: str) -> None:
         """Whether a whole model can be merged here and go through a browser. Raises RunError."""
         if self.settings.on_space:
-            raise RunError("A whole model is merged on one's own machine, not on a Space.")
-        sizes = [e.total_parameters for e in run.events()[0] if isinstance(e, Loaded)]
-        parameters = sizes[-1] if sizes else 0
+            raise RunError(ELSEWHERE)
+        parameters = _parameters(run)
         if 2 * parameters > LARGEST_DOWNLOAD:
             raise RunError(
                 f"The {kind} model has about {words.size(2 * parameters)}, too much for a browser; "
@@ -302,6 +336,25 @@ class Publishing:
         for notice in import_loralib(file, folder, info, alpha=alpha, enable_lora=enable_lora):
             tell(notice)
         return folder
+
+
+def _parameters(run: Run) -> int:
+    """Parameters of the whole model; 0 where the run did not say."""
+    sizes = [e.total_parameters for e in run.events()[0] if isinstance(e, Loaded)]
+    return sizes[-1] if sizes else 0
+
+
+def _adapter_refusal(run: Run, result: Path) -> str:
+    """Why llama.cpp cannot have the adapter alone; empty where it can."""
+    from phi3lora.lora.gguf import check_adapter
+
+    if run.result.kind == "model":
+        return "This run trained every weight: there is no adapter."
+    try:
+        check_adapter(read_adapter_config(result))
+    except Phi3LoraError as error:
+        return str(error)
+    return ""
 
 
 def check_publishable(run: Run) -> Path:

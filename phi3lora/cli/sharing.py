@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Literal, cast, get_args
 
 import typer
 
@@ -26,6 +26,9 @@ from phi3lora.errors import ConfigError, Problem
 from phi3lora.models.phi3 import QKV
 from phi3lora.runs.export import Form, Precision
 from phi3lora.runs.forms import FORMS_TOLD, Kind
+
+if TYPE_CHECKING:
+    from phi3lora.app.publishing import Also
 
 
 @app.command()
@@ -145,8 +148,22 @@ def push(
         bool, typer.Option("--merged", help="Publish the whole model, base and update in one.")
     ] = False,
     also: Annotated[
-        Literal["gguf-adapter", "gguf"] | None,
-        typer.Option(help="Lay this export beside it, for llama.cpp and Ollama."),
+        list[str] | None,
+        typer.Option(
+            metavar="[gguf-adapter|gguf]",
+            help="Lay this export beside it, for llama.cpp and Ollama; may be repeated.",
+        ),
+    ] = None,
+    title: Annotated[str, typer.Option(help="Head the model card with this title.")] = "",
+    licence: Annotated[
+        str,
+        typer.Option(
+            help="Name this licence on the card, such as mit; the base's own if left out."
+        ),
+    ] = "",
+    language: Annotated[
+        list[str] | None,
+        typer.Option(metavar="CODE", help="Name this language, such as en; may be repeated."),
     ] = None,
     card: Annotated[
         Path | None,
@@ -158,22 +175,34 @@ def push(
     as_json: AsJson = False,
 ) -> None:
     """Publish a run on the Hub: its adapter, its config and its evidence."""
+    from phi3lora.app.card_head import CardHead, with_head
     from phi3lora.app.publishing import TERMINAL_SIGN_IN, Publication
     from phi3lora.cli.terminal import print_json, print_line
 
     application, caller = here()
     found = find_run(run)
+    head = CardHead(title, licence, ", ".join(language or []))
     if draft:
-        print_line(application.publishing.draft(found, repo, caller, merged))
+        print_line(with_head(application.publishing.draft(found, repo, caller, merged), head))
         return
     caller.needed_token(TERMINAL_SIGN_IN)
-    what = Publication(repo, private, pull_request, merged, _text(card), also)
+    what = Publication(repo, private, pull_request, merged, _text(card), _exports(also or []), head)
     with sending(as_json) as progress:
         done = application.publishing.push(found, what, caller, progress=progress, tell=tell)
     if as_json:
         print_json(asdict(done))
         return
     print_line(f"{done.pull_request or done.url}\n\n{done.snippet}")
+
+
+def _exports(named: list[str]) -> tuple[Also, ...]:
+    """Exports by their names. Raises ConfigError for one that there is not."""
+    from phi3lora.app.publishing import Also
+
+    known: tuple[Also, ...] = get_args(Also)
+    if wrong := [name for name in named if name not in known]:
+        raise ConfigError([Problem("--also", f"expected {' or '.join(known)}, got {wrong[0]!r}.")])
+    return tuple(kind for kind in known if kind in named)
 
 
 def _text(path: Path | None) -> str | None:

@@ -67,7 +67,7 @@ def write_adapter(adapter: Path, target: Path) -> Path:
     import gguf
 
     settings = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
-    _check_adapter(settings, adapter)
+    check_adapter(settings)
     alpha = float(settings["lora_alpha"])
     with _written_whole(target) as beside:
         writer = gguf.GGUFWriter(beside, "phi3")
@@ -345,7 +345,7 @@ def _name(name: str, names: Any) -> str:
 # An adapter alone
 
 
-def _check_adapter(settings: dict[str, Any], adapter: Path) -> None:
+def check_adapter(settings: dict[str, Any]) -> None:
     """AdapterError for what a GGUF adapter cannot say; merging it says everything."""
     refused = {
         "DoRA": settings.get("use_dora"),
@@ -356,8 +356,8 @@ def _check_adapter(settings: dict[str, Any], adapter: Path) -> None:
     found = [name for name, used in refused.items() if used]
     if found:
         raise AdapterError(
-            f"{adapter}: a GGUF adapter has no place for {' and '.join(found)}. Write the merged "
-            "model instead (--to gguf)."
+            f"A GGUF adapter has no place for {' and '.join(found)}. Write the merged model "
+            "instead (--to gguf)."
         )
 
 

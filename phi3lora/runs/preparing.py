@@ -15,8 +15,9 @@ import time
 from pathlib import Path
 from typing import TextIO, cast
 
+from phi3lora.config import RunConfig
 from phi3lora.errors import Phi3LoraError, RunError
-from phi3lora.events import EventLog
+from phi3lora.events import PREPARING, Emit, EventLog, Stage, by_share
 from phi3lora.isolation import hide_process, receive_token, send_token
 from phi3lora.runs.backends.local import worker_environment
 from phi3lora.runs.redaction import RedactedStream
@@ -71,16 +72,30 @@ def main() -> int:
     token = receive_token()
     sys.stdout = cast(TextIO, RedactedStream(sys.stdout, token))
     sys.stderr = cast(TextIO, RedactedStream(sys.stderr, token))
-    from phi3lora.training.trainer import get_ready as ready
-
     run = open_run(Path(sys.argv[1]))
     with EventLog(run.folder / "events.jsonl") as log:
         try:
-            ready(run.config, Reporter(log, token), token, settings.cache_folder / run.owner)
+            _prepare(run.config, Reporter(log, token), token, settings.cache_folder / run.owner)
         except Phi3LoraError as error:
             os.write(int(sys.argv[2]), str(error).encode())
             return 2
     return 0
+
+
+def _prepare(config: RunConfig, emit: Emit, token: str | None, cache_folder: Path) -> None:
+    """Fetch the base and prepare the rows, so that a training finds both. Takes no device."""
+    # Nothing that trains is imported: that would take longer than many a preparation.
+    from phi3lora.data.preparation import prepare
+    from phi3lora.models.base import check_base, fetch, resolve_path
+    from phi3lora.models.hardware import detect_hardware
+    from phi3lora.models.loading import load_tokenizer
+
+    path = resolve_path(config.model.path, detect_hardware(config.model.device))
+    emit(Stage(name="fetching the model"))
+    fetch(check_base(path, config.model.revision, token), token)
+    tokenizer = load_tokenizer(path, config.model.revision, token)
+    progress = by_share(emit, PREPARING)
+    prepare(config, tokenizer, token=token, cache_folder=cache_folder, progress=progress)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,17 @@ from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase
 from phi3lora.config import RunConfig, TrainingConfig
 from phi3lora.data.preparation import prepare
 from phi3lora.errors import DataError, Phi3LoraError
-from phi3lora.events import Emit, Ended, Loaded, Notice, Prepared, Resumed, Stage
+from phi3lora.events import (
+    PREPARING,
+    Emit,
+    Ended,
+    Loaded,
+    Notice,
+    Prepared,
+    Resumed,
+    Stage,
+    by_share,
+)
 from phi3lora.files import sync
 from phi3lora.inputs import check_inputs, fingerprint
 from phi3lora.lora.adapters import attach_adapter, save_adapter
@@ -53,7 +63,6 @@ from phi3lora.training.kinds import kind_of
 from phi3lora.versions import library_versions
 
 logger = logging.getLogger(__name__)
-PREPARING = "preparing the data"
 
 
 def train(
@@ -102,21 +111,6 @@ def train(
     return outcome
 
 
-def get_ready(
-    config: RunConfig, emit: Emit, token: str | None = None, cache_folder: Path | None = None
-) -> None:
-    """Fetch the base and prepare the rows, so that a training finds both on the disk.
-
-    Takes no device. Arguments and errors are those of `train`.
-    """
-    path = resolve_path(config.model.path, detect_hardware(config.model.device))
-    emit(Stage(name="fetching the model"))
-    fetch(check_base(path, config.model.revision, token), token)
-    tokenizer = load_tokenizer(path, config.model.revision, token)
-    progress = _share(emit, PREPARING)
-    prepare(config, tokenizer, token=token, cache_folder=cache_folder, progress=progress)
-
-
 def _train(
     config: RunConfig,
     folder: Path,
@@ -139,7 +133,7 @@ def _train(
             tokenizer,
             token=token,
             cache_folder=cache_folder,
-            progress=_share(emit, PREPARING),
+            progress=by_share(emit, PREPARING),
         )
         emit(_counted(data))
         emit(Stage(name="loading the model"))
@@ -378,19 +372,6 @@ def _silent(event: Any) -> None:
 def _commit(folder: Path) -> str:
     """The commit that a base's files belong to: the Hub's cache names their folder by it."""
     return folder.name if folder.parent.name == "snapshots" else ""
-
-
-def _share(emit: Emit, stage: str) -> Callable[[float], None]:
-    """Progress of a stage as events, one for each twentieth at most."""
-    told = 0.0
-
-    def tell(fraction: float) -> None:
-        nonlocal told
-        if fraction >= min(told + 0.05, 1.0) > told:
-            told = fraction
-            emit(Stage(name=stage, fraction=fraction))
-
-    return tell
 
 
 def _end(

@@ -18,11 +18,15 @@ from starlette.requests import Request
 
 from phi3lora.app.application import Application
 from phi3lora.app.callers import Caller
+from phi3lora.app.comparing import BUNDLED
+from phi3lora.app.shared import Shared, asked_of
+from phi3lora.chat.options import Options
 from phi3lora.errors import HubError, Phi3LoraError
 from phi3lora.isolation import hide_process
 from phi3lora.serve.openai import routes
 from phi3lora.settings import Settings
 from phi3lora.ui import account, compare_page, endpoints, runs_page, train_page
+from phi3lora.ui.asking import LONGEST_IN_ADDRESS, from_address, unusual
 from phi3lora.ui.frame import FAVICON, NAME
 from phi3lora.ui.guard import guarded, rules_for
 from phi3lora.ui.languages import LANGUAGES
@@ -112,6 +116,20 @@ def pulse(app: Application, request: Request) -> str:
     return app.views.pulse(owner, request.query_params.get("run", ""))
 
 
+def preview(app: Application, request: Request) -> Shared | None:
+    """What a link to a comparison shows before it is opened; None where nothing is known of it."""
+    query = request.query_params
+    question = query.get("q", "")[:LONGEST_IN_ADDRESS]
+    try:
+        settings = unusual(Options(**from_address(query)))
+        caller = app.callers.caller(session_of(request))
+        adapter = query.get("adapter", "") or BUNDLED
+        link = asked_of(adapter, query.get("against", ""), question, settings)
+        return app.comparing.shared(link, caller)
+    except Phi3LoraError:
+        return None
+
+
 def asking(app: Application, request: Request) -> Caller:
     """Who sent a request of another protocol."""
     return app.callers.caller(session_of(request))
@@ -166,7 +184,11 @@ def serve(demo: gr.Blocks, app: Application, host: str, port: int | None, block:
         enable_monitoring=False,
         mcp_server=endpoints.has_mcp(),
         app_kwargs=beside(
-            partial(pulse, app), app.callers, routes(app, partial(asking, app)), awake(app)
+            partial(pulse, app),
+            app.callers,
+            routes(app, partial(asking, app)),
+            awake(app),
+            partial(preview, app),
         ),
     )
     endpoints.fit_mcp(demo, rules.key)

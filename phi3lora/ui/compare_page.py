@@ -16,6 +16,7 @@ import gradio as gr
 
 from phi3lora.app.application import Application
 from phi3lora.app.comparing import Subject, draw_sides, draw_two, titles
+from phi3lora.app.shared import Shared, asked_of
 from phi3lora.chat.options import BOTH, Options, Pair, Side
 from phi3lora.errors import DataError, Phi3LoraError
 from phi3lora.ui.asking import Ask, Stops, another, unusual
@@ -115,7 +116,20 @@ class ComparePage(CompareOpening):
                 said = answer_of(pair, side, time.monotonic() - began if began else 0.0, how)
                 turn = turn.heard(side, said, places[side])
             yield self._frame(talk, turn, pair, "answering")
+        self._remember(talk.with_last(turn), options, request)
         yield self._frame(talk.with_last(turn), turn, Pair(), "done")
+
+    def _remember(self, talk: Talk, options: Options, request: gr.Request) -> None:
+        """For the picture of a link that asks the same: a first question, in the open."""
+        turn = talk.turns[-1]
+        base, tuned = turn.shown("base"), turn.shown("tuned")
+        first = len(talk.messages("base")) == 1 and not turn.hidden
+        if not first or base is None or tuned is None or base.how or tuned.how:
+            return
+        asked = asked_of(turn.adapter, turn.against, turn.question, unusual(options))
+        shared = Shared(turn.question, turn.titles, (base.text, tuned.text))
+        caller = self.app.callers.caller(session_of(request))
+        self.app.comparing.share(asked, shared, caller)
 
     def _pairs(
         self,

@@ -14,11 +14,16 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from phi3lora.app.shared import Shared
 from phi3lora.ui.languages import language_of, words_of
 
+Preview = Callable[[Request], Shared | None]
+PICTURE = "/compare.png"
 NAME = "phi3lora"
 FAVICON = Path(__file__).with_name("favicon.svg")
 SAYS = "Fine-tune Phi-3 with LoRA, prove that it got better, and compare it with its base."
@@ -59,9 +64,15 @@ a { color: #125f5b; }
 class Frame:
     """Rewrites the head of our pages, and says in words that a page does not exist."""
 
-    def __init__(self, app: ASGIApp, opened: Callable[[], None] = lambda: None) -> None:
-        """`opened` is told of each first page that is asked for, before it is answered."""
-        self.app, self._opened = app, opened
+    def __init__(
+        self,
+        app: ASGIApp,
+        opened: Callable[[], None] = lambda: None,
+        preview: Preview = lambda request: None,
+    ) -> None:
+        """`opened` is told of each first page that is asked for, before it is answered; `preview`
+        knows what a link to a comparison shows."""
+        self.app, self._opened, self._preview = app, opened, preview
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on; an answer to a browser's look at a page comes back framed."""
@@ -73,6 +84,10 @@ class Frame:
             self._opened()
         language = language_of(headers.get("cookie", ""), headers.get("accept-language", ""))
         answer = _Answer(scope["path"], language, send)
+        if scope["path"].rstrip("/").endswith("/compare"):
+            request = Request(scope)
+            shared = await run_in_threadpool(self._preview, request)
+            answer.link = link_tags(shared, address_of(request)) if shared else ""
         await self.app(scope, receive, answer.take)
 
 
@@ -81,6 +96,7 @@ class _Answer:
 
     def __init__(self, path: str, language: str, send: Send) -> None:
         self._path, self._language, self._send = path, language, send
+        self.link = ""  # what a link to this very page says of it
         self._start: Message = {}
         self._body = b""
         self._kept = False
@@ -99,7 +115,9 @@ class _Answer:
     async def _finish(self) -> None:
         missing = self._start["status"] == 404
         page = (
-            missing_at(self._path) if missing else head_of(self._body, self._path, self._language)
+            missing_at(self._path)
+            if missing
+            else head_of(self._body, self._path, self._language, self.link)
         )
         headers = MutableHeaders(raw=list(self._start["headers"]))
         headers["content-length"] = str(len(page))
@@ -123,26 +141,62 @@ def missing_at(path: str) -> bytes:
     return MISSING.replace(b'href="./', b'href="./' + up)
 
 
-def head_of(page: bytes, path: str, language: str = "en") -> bytes:
-    """A page with our title, description and words in place of Gradio's."""
+def head_of(page: bytes, path: str, language: str = "en", link: str = "") -> bytes:
+    """A page with our title, description and words in place of Gradio's.
+
+    Args:
+        link: tags of what the address shows, in place of the ones that every page has.
+    """
     named, found = TITLES.get(path.rstrip("/") or "/"), OWN_TITLE.search(page)
     if named is None or found is None or b"</head>" not in page:
         return page
     theirs = found[1].decode("utf-8", "replace").strip()  # of a Space for one adapter, its own
     title = html.escape(f"{named} · {NAME}" if theirs == NAME else theirs)
+    plain = (
+        f'<meta name="description" content="{SAYS}"><meta property="og:title" content="{title}">'
+        f'<meta property="og:description" content="{SAYS}">'
+        '<meta name="twitter:card" content="summary">'
+    )
     ours = "".join(
         (
             f"<title>{title}</title>",
-            f'<meta name="description" content="{SAYS}">',
-            f'<meta property="og:title" content="{title}">',
-            f'<meta property="og:description" content="{SAYS}">',
+            link or plain,
             '<meta property="og:type" content="website">',
-            '<meta name="twitter:card" content="summary">',
             BOOT,
             words_script(language),
         )
     )
     return THEIRS.sub(b"", page).replace(b"</head>", ours.encode() + b"</head>", 1)
+
+
+def address_of(request: Request) -> str:
+    """Where the picture of this very link is, as its reader reaches it."""
+    scheme = request.headers.get("x-forwarded-proto", request.url.scheme)
+    scheme = scheme if scheme in ("http", "https") else request.url.scheme
+    place = request.url.path.rstrip("/").removesuffix("/compare")
+    return f"{scheme}://{request.url.netloc}{place}{PICTURE}?{request.url.query}"
+
+
+def link_tags(shared: Shared, picture: str) -> str:
+    """How a link to a comparison looks elsewhere: the question, both answers, and a picture."""
+    title = html.escape(f"{_short(shared.question, 90)} · {NAME}")
+    said = zip(shared.titles, shared.answers, strict=True)
+    words = html.escape("  ".join(f"{name}: {_short(text, 140)}" for name, text in said))
+    image = html.escape(picture)
+    return (
+        f'<meta name="description" content="{words}"><meta property="og:title" content="{title}">'
+        f'<meta property="og:description" content="{words}">'
+        f'<meta property="og:image" content="{image}">'
+        f'<meta property="og:image:width" content="1200"><meta property="og:image:height" '
+        f'content="630"><meta property="og:image:alt" content="{words}">'
+        f'<meta name="twitter:card" content="summary_large_image">'
+    )
+
+
+def _short(text: str, most: int) -> str:
+    """One line, cut where it is long."""
+    line = " ".join(text.split())
+    return line if len(line) <= most else f"{line[: most - 1]}…"
 
 
 def words_script(language: str) -> str:

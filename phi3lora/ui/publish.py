@@ -15,6 +15,7 @@ import gradio as gr
 
 from phi3lora.app.application import Application
 from phi3lora.app.callers import SIGN_IN, Caller
+from phi3lora.app.card_head import CardHead, wanted, with_head
 from phi3lora.app.publishing import Publication, check_publishable
 from phi3lora.app.working import Put, in_thread
 from phi3lora.errors import ConfigError, Phi3LoraError
@@ -24,6 +25,14 @@ from phi3lora.runs.store import Run
 from phi3lora.strict_yaml import front_matter
 from phi3lora.ui import show
 from phi3lora.ui.markdown import rendered
+from phi3lora.ui.publish_fields import (
+    AlongFields,
+    HeadFields,
+    along_values,
+    chosen,
+    head_from,
+    head_values,
+)
 from phi3lora.ui.sessions import session_of
 from phi3lora.ui.widgets import shown
 
@@ -69,6 +78,7 @@ class PublishCard:
         with gr.Row(elem_classes="card-switch"):
             gr.HTML("<h3>Model card</h3>")
             self.edit = gr.Checkbox(label="Edit", elem_id="edit-card", container=False)
+        self.head = HeadFields()
         self.preview = gr.HTML(elem_id="card-preview", apply_default_css=False)
         with gr.Column(visible=False) as self.editor:
             self.text = gr.Textbox(
@@ -80,6 +90,9 @@ class PublishCard:
                 buttons=["copy"],
             )
         self.draft = gr.State("")
+        gr.HTML('<h3 class="along">Also for llama.cpp and Ollama</h3>')
+        with gr.Row():
+            self.along = AlongFields()
 
     def _deploying(self) -> None:
         with gr.Column(visible=False, elem_id="deploy-row") as self.deploy_row:
@@ -112,6 +125,8 @@ class PublishCard:
             self.refusal,
             self.send,
             self.done,
+            *self.head.all,
+            *self.along.all,
         ]
 
     @shown
@@ -123,11 +138,14 @@ class PublishCard:
         if caller.token is None:
             note = show.notice(SIGN_IN, "amber")
             off = gr.update(interactive=False)
-            return [gr.update(visible=True), "", "", "", note, *closed, "", "", off, ""]
+            empty = [*head_values(""), *along_values([])]
+            return [gr.update(visible=True), "", "", "", note, *closed, "", "", off, "", *empty]
         repo = self.app.publishing.name(run, caller)
         draft = self.app.publishing.draft(run, repo, caller)
         may = self._may(repo, False, caller)
-        return [gr.update(visible=True), repo, draft, draft, "", *closed, preview(draft), *may, ""]
+        fields = [*head_values(draft), *along_values(self.app.publishing.alongside(run))]
+        shown = [gr.update(visible=True), repo, draft, draft, "", *closed, preview(draft)]
+        return [*shown, *may, "", *fields]
 
     def _may(self, repo: str, proposal: bool, caller: Caller) -> list[Any]:
         """Why this account cannot publish there, and the button as that leaves it."""
@@ -139,18 +157,45 @@ class PublishCard:
 
     @shown
     def on_repo(
-        self, run_id: str, repo: str, proposal: bool, text: str, draft: str, request: gr.Request
+        self,
+        run_id: str,
+        repo: str,
+        proposal: bool,
+        text: str,
+        draft: str,
+        request: gr.Request,
+        *fields: Any,
     ) -> list[Any]:
         """Another name: whether it may be, and a card that nobody edited names it, too."""
+        head = head_from(fields) if fields else CardHead()
         caller = self.app.callers.caller(session_of(request))
         run = self._finished(run_id, caller)
         if caller.token is None:
             return [gr.skip()] * 5
         may = self._may(repo, bool(proposal), caller)
-        if not repo.strip() or not same(text, draft):
+        if not repo.strip() or not same(text, with_head(draft, head)):
             return [gr.skip(), gr.skip(), gr.skip(), *may]
         draft = self.app.publishing.draft(run, repo.strip(), caller)
-        return [draft, draft, preview(draft), *may]
+        text = with_head(draft, head)
+        return [text, draft, preview(text), *may]
+
+    @shown
+    def on_head(
+        self, title: str, licence: str, languages: str, text: str, request: gr.Request
+    ) -> list[Any]:
+        """The card with another title, licence or languages; what they cannot be is said."""
+        self.app.callers.caller(session_of(request))
+        try:
+            text = with_head(text, CardHead(title, licence, languages))
+        except Phi3LoraError as error:
+            return [gr.skip(), gr.skip(), show.notice(str(error), "amber")]
+        return [text, preview(text), ""]
+
+    @shown
+    def on_text(self, text: str, request: gr.Request) -> list[Any]:
+        """The fields follow a card that was edited."""
+        self.app.callers.caller(session_of(request))
+        return head_values(text)
 
     @shown
     def on_edit(self, edit: bool, text: str) -> list[Any]:
@@ -167,12 +212,16 @@ class PublishCard:
         text: str,
         draft: str,
         request: gr.Request,
+        *fields: Any,
     ) -> Iterator[list[Any]]:
         """Publish, and say how far it is; then the link, the snippet, and what comes next."""
         caller = self.app.callers.caller(session_of(request))
         run = self._finished(run_id, caller)
         card = None if same(text, draft) else text
-        what = Publication(repo, bool(private), bool(proposal), card=card)
+        head, also = CardHead(), chosen(fields[3:]) if fields else ()
+        if fields:
+            head = wanted(draft, text, head_from(fields[:3]))
+        what = Publication(repo, bool(private), bool(proposal), card=card, also=also, head=head)
 
         def work(put: Put) -> Published:
             put("Writing the card")
@@ -228,14 +277,26 @@ class PublishCard:
         )
         for event in (self.close.click, self.run_id.change):
             event(lambda: gr.update(visible=False), None, self.card, **quiet)
-        named = [self.run_id, self.repo, self.proposal, self.text, self.draft]
+        named = [self.run_id, self.repo, self.proposal, self.text, self.draft, *self.head.all]
         changed = [self.text, self.draft, self.preview, self.refusal, self.send]
         for event in (self.repo.blur, self.repo.submit, self.proposal.input):
             event(self.on_repo, named, changed, **quiet)
+        for field in (self.head.title.blur, self.head.licence.input, self.head.languages.blur):
+            field(
+                self.on_head,
+                [*self.head.all, self.text],
+                [self.text, self.preview, self.refusal],
+                **quiet,
+            )
+        self.text.blur(self.on_text, self.text, self.head.all, **quiet)
         self.edit.input(self.on_edit, [self.edit, self.text], [self.editor, self.preview], **quiet)
         self.send.click(
             self.on_send,
-            [self.run_id, self.repo, self.private, self.proposal, self.text, self.draft],
+            [
+                *(self.run_id, self.repo, self.private, self.proposal, self.text, self.draft),
+                *self.head.all,
+                *self.along.all,
+            ],
             [self.result, self.deploy_row, self.space, self.allowance, self.deployed, self.done],
             **quiet,
         )

@@ -16,6 +16,7 @@ import secrets
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,14 @@ from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware import Middleware
 from starlette.requests import HTTPConnection, Request
-from starlette.responses import PlainTextResponse
+from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from phi3lora.app.callers import Callers
-from phi3lora.ui.frame import Frame
+from phi3lora.ui.frame import PICTURE, Frame, Preview
 from phi3lora.ui.guard import UPLOAD, read_body, refuse, replay
+from phi3lora.ui.picture import picture
 from phi3lora.ui.sessions import BROWSER, page_token, session_of, session_token
 
 Pulse = Callable[[Request], str]
@@ -283,16 +285,29 @@ def sender(connection: HTTPConnection) -> str:
     return visitor_of(connection) or forwarded or client
 
 
+async def _picture(preview: Preview, request: Request) -> Response:
+    """The picture of a link to a comparison."""
+    shared = await run_in_threadpool(preview, request)
+    if shared is None:
+        return PlainTextResponse("There is no picture of this.", status_code=404)
+    drawn = await run_in_threadpool(picture, shared)
+    return Response(
+        drawn, media_type="image/png", headers={"Cache-Control": "private, max-age=600"}
+    )
+
+
 def beside(
     pulse: Pulse,
     callers: Callers,
     more: Sequence[Route] = (),
     opened: Callable[[], None] = lambda: None,
+    preview: Preview = lambda request: None,
 ) -> dict[str, Any]:
     """Arguments of the FastAPI app: who asks, the route that idle pages ask, and `more` routes.
 
     On one's own machine each browser gets a name, by which its token is found. `opened` is told
-    of each first page.
+    of each first page. What `preview` says of a link to a comparison stands in its page's head, and
+    in its picture.
     """
     answers: dict[tuple[str, str], tuple[float, str]] = {}
 
@@ -310,9 +325,9 @@ def beside(
             )
         return PlainTextResponse(kept[1], headers={"Cache-Control": "no-store"})
 
-    frame = Middleware(Frame, opened=opened)
+    frame = Middleware(Frame, opened=opened, preview=preview)
     cookies = [] if callers.settings.on_space else [Middleware(BrowserCookie)]
     return {
         "middleware": [*cookies, Middleware(Visits, callers=callers), frame],
-        "routes": [Route("/pulse", answer), *more],
+        "routes": [Route("/pulse", answer), Route(PICTURE, partial(_picture, preview)), *more],
     }

@@ -62,6 +62,7 @@ OPEN_ROUTES = {
     "/compare": "the pages",
     "/config": "components, without values of visitors",
     "/pulse": "a fingerprint of the caller's own runs",
+    "/compare.png": "answers that whoever has the link may see",
     "/assets/{path:path}": "scripts",
     "/static/{path:path}": "pictures",
     "/favicon.ico": "a picture",

@@ -15,6 +15,7 @@ def is_in_bad_fork() -> bool:
 
 def pretend() -> None:
     """Import `spaces` in ZeroGPU mode where there is no CUDA."""
+    import bitsandbytes  # noqa: F401 - of a CPU build, as long as this one is not denied
     import torch
 
     anything: Any = torch

@@ -8,8 +8,10 @@ the visitor whose page made the call: a thread without a browser's request behin
 with the page closed, or the quota spent, a run is paused, and goes on with the next event. A slice
 ends in a whole checkpoint before its time is over; the next continues from it to the bit.
 
-Nothing here starts CUDA in the app's own process. Arguments and results, which are pickled, are
-paths and numbers; a token reaches the fork through a named pipe, which lives in memory alone.
+Nothing here starts CUDA in the app's own process. It imports what computes, though: a fork finds
+that, and no seconds of anybody's quota go into importing it. Arguments and results, which are
+pickled, are paths and numbers; a token reaches the fork through a named pipe, which lives in memory
+alone.
 """
 
 from __future__ import annotations
@@ -37,6 +39,7 @@ from phi3lora.chat.whole import Chat
 from phi3lora.config import ModelConfig, RunConfig
 from phi3lora.data.plan import holds_out
 from phi3lora.errors import AccessError, Phi3LoraError, RunError
+from phi3lora.evaluation.report import evaluate
 from phi3lora.events import Ended, Event, EventLog, Notice, Resumed, Step
 from phi3lora.models.base import check_base, fetch, resolve_path
 from phi3lora.models.hardware import Hardware, lend
@@ -54,10 +57,12 @@ from phi3lora.runs.backends.quota import (
 )
 from phi3lora.runs.copies import Copy, copied
 from phi3lora.runs.preparing import get_ready
+from phi3lora.runs.starting import with_start
 from phi3lora.runs.store import Run, changed, open_run
 from phi3lora.runs.worker import Reporter, end, explain
 from phi3lora.settings import Settings
 from phi3lora.training.checkpoints import newest_whole
+from phi3lora.training.trainer import train
 
 NAME = "zerogpu"
 ANSWER = 30.0  # seconds asked for beside those of the answer's tokens
@@ -133,9 +138,6 @@ def train_slice(folder: str, pipe: str, seconds: float) -> dict[str, Any]:
         pipe: named, from which the owner's token is read.
         seconds: after which the device is taken away.
     """
-    from phi3lora.runs.starting import with_start
-    from phi3lora.training.trainer import train
-
     began = time.monotonic()
     seen: dict[str, float] = {"step": 0, "total": 0, "resumed": 0}
 
@@ -174,8 +176,6 @@ def train_slice(folder: str, pipe: str, seconds: float) -> dict[str, Any]:
 @spaces.GPU(duration=_seconds)
 def prove_slice(folder: str, pipe: str, seconds: float) -> tuple[str, float]:
     """Score base and tuned on the held-out rows; the report's summary, and the seconds it took."""
-    from phi3lora.evaluation.report import evaluate
-
     began = time.monotonic()
     with _reporting(folder, pipe) as (run, emit, token, cache):
         report = evaluate(run.config, run.folder, emit=emit, cache_folder=cache, token=token)
