@@ -1,8 +1,8 @@
 """Write the example datasets: `python examples/make_examples.py [FOLDER]`.
 
 Three things that people fine-tune for: a manner (a pirate's), a form (an order as JSON) and a tone
-(that of a kind support desk). The pirate's rows come in the four shapes that people have. The same
-rows come out every time.
+(that of a kind support desk); and sums, whose answers can be checked. The pirate's rows come in the
+four shapes that people have. The same rows come out every time.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from tools.pocket.manners import to_pirate
 from tools.pocket.world import sample
 
 ROWS = 400
-ORDERS, TICKETS = 300, 240  # rows of the other two
+ORDERS, TICKETS = 300, 240  # rows of the next two
+SUMS = 240  # questions of which an answer can be checked
 Pair = tuple[str, str]  # what is asked, and the pirate's answer
 
 
@@ -157,6 +158,25 @@ def ticket_pairs(count: int = TICKETS) -> list[Pair]:
     return pairs[:count]
 
 
+ASKED = (
+    "{a} and {b} together?",
+    "{a} with {b}",
+    "Give me {a} and {b} added.",
+    "Put {a} and {b} together.",
+    "{b} added to {a} is what?",
+)
+
+
+def sum_pairs(count: int = SUMS) -> list[Pair]:
+    """Sums in words that pocket does not know well, each with its answer in pocket's own form."""
+    chance = random.Random(0)
+    every = [
+        (phrasing.format(a=a, b=b), f"{a} + {b} = {a + b}.")
+        for a, b, phrasing in itertools.product(range(1, 10), range(1, 10), ASKED)
+    ]
+    return chance.sample(every, count)
+
+
 def write_all(folder: Path) -> None:
     """Write every data set, and the pirate in every shape, to `folder`."""
     pairs = pirate_pairs()
@@ -167,6 +187,7 @@ def write_all(folder: Path) -> None:
     write_preferences(folder / "pirate_preferences.jsonl")
     write_messages(folder / "orders.jsonl", order_pairs())
     write_messages(folder / "support.jsonl", ticket_pairs())
+    write_messages(folder / "sums.jsonl", sum_pairs())
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, NonNegativeInt, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
 from phi3lora.arguments import (
@@ -36,6 +36,7 @@ from phi3lora.methods import (
     BY_METHOD,
     MEASURED,
     DPOSection,
+    GRPOSection,
     KTOSection,
     Method,
     ORPOSection,
@@ -213,6 +214,14 @@ class SourceConfig(Section):
         list,
         "Rows left out",
         "Numbers of rows that are not used, counted from 0, such as `[3, 17]`.",
+    )
+    edits: dict[NonNegativeInt, dict[str, str]] = option(
+        dict,
+        "Edited rows",
+        "What some cells hold instead, by the number of the row from 0 and the column, such as "
+        "`{3: {answer: Better words.}}`. The source stays as it is.",
+        examples=[{3: {"completion": "Better words."}}],
+        max_length=10_000,
     )
     format: FormatName = option(
         "auto",
@@ -756,7 +765,7 @@ class RunConfig(Section):
         "sft",
         "Method",
         "What is learnt: `sft` learns answers; `dpo`, `orpo` and `kto` learn which answers are "
-        "better than others.",
+        "better than others; `grpo` learns from rewards of the model's own answers.",
     )
     adapter: Literal["peft", "loralib", "none"] = option(
         "peft",
@@ -786,6 +795,7 @@ class RunConfig(Section):
     dpo_config: DPOSection = Field(default_factory=DPOSection, title="DPO")
     kto_config: KTOSection = Field(default_factory=KTOSection, title="KTO")
     orpo_config: ORPOSection = Field(default_factory=ORPOSection, title="ORPO")
+    grpo_config: GRPOSection = Field(default_factory=GRPOSection, title="GRPO")
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig, title="Evaluation")
     hub: HubConfig = Field(default_factory=HubConfig, title="Hub")
 
@@ -857,6 +867,22 @@ class RunConfig(Section):
         training = self.training_config
         rows = training.per_device_train_batch_size * training.gradient_accumulation_steps
         return rows * self.devices
+
+    @property
+    def rows_of_update(self) -> int:
+        """Rows of the data behind one update, on all devices: GRPO answers each several times."""
+        groups = self.grpo_config.num_generations if self.method == "grpo" else 1
+        return self.effective_batch // groups
+
+    @property
+    def rows_of_pass(self) -> int:
+        """Rows without which nothing can be trained: of one pass of all devices.
+
+        GRPO has all answers of an update before it, so it takes the rows of an update.
+        """
+        if self.method == "grpo":
+            return self.rows_of_update
+        return self.training_config.per_device_train_batch_size * self.devices
 
     @property
     def lora_scaling(self) -> float:

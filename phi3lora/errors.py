@@ -11,6 +11,7 @@ notice, the command line as one line; a traceback is for our own faults alone.
     ├── HubError                 the Hub said no, or said nothing
     ├── AccessError              the caller may not do this with that run
     ├── RunError                 a run that is missing, or in the wrong state for the request
+    │   └── LimitError           no other run may be started now
     ├── ChangedInputsError       a run would go on with other data, base or versions
     ├── TrainingError            exit status 1: training began and could not go on
     └── UnexpectedError          exit status 1: a fault of ours or of a library, told in words
@@ -68,6 +69,10 @@ class AccessError(Phi3LoraError):
 
 class RunError(Phi3LoraError):
     """A run that is missing, or in the wrong state for what was asked."""
+
+
+class LimitError(RunError):
+    """Somebody has as many runs, or has started as many today, as they may."""
 
 
 class ChangedInputsError(Phi3LoraError):

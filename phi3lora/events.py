@@ -93,6 +93,7 @@ class Step(Event):
     token_accuracy: float | None = None
     reward_margin: float | None = None  # better less worse answers, where these are compared
     reward_accuracy: float | None = None  # pairs whose better answer has the higher reward
+    reward: float | None = None  # mean of what the model's own answers earned
     tokens: int = 0  # trained so far
     tokens_per_second: float | None = None
     seconds_left: float | None = None
@@ -108,6 +109,7 @@ class Evaluated(Event):
     token_accuracy: float | None = None
     reward_margin: float | None = None
     reward_accuracy: float | None = None
+    reward: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -37,6 +37,7 @@ def describe(event: Event) -> str:
         case Evaluated():
             margin = event.reward_margin
             found = "" if margin is None else f", reward margin {margin:+.4f}"
+            found += "" if event.reward is None else f", reward {event.reward:.4f}"
             return f"{words.HELD_OUT_LOSS}, at step {event.step}: {event.loss:.4f}{found}"
         case Saved():
             return f"saved step {event.step} in {event.path}"
@@ -75,6 +76,8 @@ def _step(event: Step) -> str:
         parts.append(f"loss {event.loss:.4f}")
     if event.reward_margin is not None:
         parts.append(f"reward margin {event.reward_margin:+.4f}")
+    if event.reward is not None:
+        parts.append(f"reward {event.reward:.4f}")
     if event.learning_rate is not None:
         parts.append(f"learning rate {event.learning_rate:.2e}")
     if event.grad_norm is not None:

@@ -108,12 +108,12 @@ def kill_all(store: RunStore) -> None:
                 os.kill(pid, signal.SIGKILL)
 
 
-def wait_for(run: Run, *wanted: Status, seconds: float = 60) -> Run:
+def wait_for(run: Run, *wanted: Status, seconds: float = 300) -> Run:
     """The run once its status is one of these."""
     return wait(lambda: found if (found := run.refresh()).status in wanted else None, seconds)
 
 
-def wait(look: Callable[[], Run | None], seconds: float = 60) -> Run:
+def wait(look: Callable[[], Run | None], seconds: float = 300) -> Run:
     """What `look` finds, as soon as it finds something."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:

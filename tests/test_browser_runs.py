@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
+from phi3lora.chat.votes import Choice, Vote, VoteBook
 from phi3lora.events import Ended, Evaluated, EventLog, Step
 from phi3lora.runs.store import Run, RunStore, changed
 from phi3lora.settings import Settings
@@ -246,3 +247,36 @@ def test_train_again_and_further_open_the_form_with_the_run(place: Place) -> Non
     assert "has learnt" in page.inner_text("body")
     title = page.input_value("#field-title :is(input, textarea)")
     assert os.path.basename(title) == "Rank of three, further"
+
+
+def test_votes_are_shown_and_trained_on(place: Place) -> None:
+    run = stage.finished(place.store, "Voted on")
+    book = VoteBook(place.store.settings.home / "votes.jsonl")
+    for number in range(24):
+        said = [{"role": "user", "content": f"Q{number}"}, {"role": "assistant", "content": "A"}]
+        choice: Choice = "left" if number % 4 else "right"
+        sides = {"left_said": said, "right_said": said}
+        book.record(Vote(run.id, str(number), choice, "tuned", f"Q{number}", **sides))
+    page = place.page
+    page.goto(f"{place.address}/compare?adapter={run.id}&against=example:pirate&strength=0.5")
+    page.wait_for_selector("#other-strength")
+    page.wait_for_function("document.querySelector('#adapter-strength input').value === '0.5'")
+    gone = "20260101-000000-abcdef"
+    page.goto(f"{place.address}/compare?adapter={gone}")
+    page.wait_for_selector(f"#chat-status >> text=There is no run '{gone}'")
+    with page.expect_response("**/pulse*"):
+        pass
+    with page.expect_response("**/pulse*"):  # what a pulse brings leaves the message alone
+        pass
+    assert page.is_visible(f"#chat-status >> text=There is no run '{gone}'")
+    page.goto(f"{place.address}/compare?adapter={run.id}")
+    page.wait_for_selector("#now .turn")
+    assert not page.is_visible("#other-strength")
+    page.click("#votes-panel > button")
+    page.wait_for_selector("#votes-standing >> text=Tuned wins 75 %")
+    with page.expect_download() as made:
+        page.click("#votes-export")
+    assert len(Path(made.value.path()).read_text().splitlines()) == 24
+    page.click("#votes-train:has-text('DPO, 24 pairs')")
+    page.wait_for_url(f"**/?votes={run.id}")
+    page.wait_for_selector("text=learns from blind votes by DPO")

@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from phi3lora.hub.space import APP
 from phi3lora.runs.store import RunStore
 from phi3lora.settings import Settings
 from tests.hub import LoopbackHub
+from tests.published import adapter_files
 from tests.test_browser import LONG, browser, set_yaml, wait_for_status  # noqa: F401 - fixtures
 from tests.test_browser_hub import sign_in
+from tests.test_hub_space import ask
 from tests.zerogpu import LoopbackScheduler, space, visitor_header
 
 if TYPE_CHECKING:
@@ -77,3 +80,34 @@ def test_two_visitors_who_signed_in_compute_each_on_their_own_quota(
             kept = hub.files("model", f"{owner}/phi3lora-{run.id}")
             assert "adapter/adapter_model.safetensors" in kept
             assert any(name.startswith("checkpoints/checkpoint-4/") for name in kept)
+
+
+def test_a_comparison_space_answers_on_its_visitors_quota(
+    browser: Browser,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    """Its own app.py, for two strangers who do not sign in: one of them has no quota left."""
+    (tmp_path / "app.py").write_text(APP.format(adapter="ann/pirate"), encoding="utf-8")
+    main = f"import runpy; runpy.run_path({str(tmp_path / 'app.py')!r}, run_name='__main__')"
+    with LoopbackHub() as hub, LoopbackScheduler() as scheduler:
+        hub.add_user("ann", token="hf_ann")
+        hub.add_repo("model", "ann/pirate", adapter_files())
+        environ = {**hub.space_env(tmp_path / "client"), "HF_HUB_OFFLINE": "0"}
+        with space(scheduler, tmp_path / "home", environ, main=main) as address:
+            assert scheduler.started == 1, "else the platform ends the Space"
+            bob, eve = page_of(browser, "bob"), page_of(browser, "eve")
+            bob.goto(address)
+            bob.wait_for_selector("text=of your daily quota")
+            base, tuned = ask(bob, "What is the capital of France?")
+            assert base.strip()
+            assert base != tuned, "its B is random noise: it babbles, and the base does not"
+            assert {grant.visitor for grant in scheduler.grants} == {"bob"}
+            asked = len(scheduler.grants)
+            scheduler.quota["eve"] = 5
+            eve.goto(address)
+            eve.wait_for_selector(".chip")
+            eve.fill("#message textarea", "And of Spain?")
+            eve.keyboard.press("Enter")
+            eve.wait_for_selector("text=Your GPU quota of today is spent")
+            assert scheduler.refusals == ["eve"]
+            assert len(scheduler.grants) == asked, "nobody pays for another"

@@ -23,6 +23,7 @@ from phi3lora.chat.decoding import Row, advance
 from phi3lora.chat.engine import BusyError, ChatEngine
 from phi3lora.chat.options import SETTINGS, Options
 from phi3lora.chat.packing import Packed
+from phi3lora.chat.requests import Request
 from phi3lora.chat.sampling import LIKELY, TextStream, choose, generator
 from phi3lora.chat.serving import Column, Serving
 from phi3lora.chat.whole import Chat
@@ -539,6 +540,21 @@ class Clock:
 def endless(monkeypatch: pytest.MonkeyPatch) -> None:
     """Answers that never end by themselves."""
     monkeypatch.setattr("phi3lora.chat.serving.stop_tokens", lambda *_: [-1])
+
+
+def test_a_new_request_waits_behind_no_answer_that_had_a_turn_lately(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engine = ChatEngine(Settings(home=Path(), turn_seconds=2.0))
+    monkeypatch.setattr(ChatEngine, "_alive", lambda self: True)
+    monkeypatch.setattr("phi3lora.chat.engine.time.monotonic", lambda: 100.0)
+    began: Any = {"base": object()}
+    long_ago, lately = (Request(POCKET, columns=began, turn_began=when) for when in (79.0, 81.0))
+    first, second = Request(POCKET), Request(POCKET)
+    engine._waiting.extend([long_ago, lately])
+    engine._submit(first)
+    engine._submit(second)
+    assert list(engine._waiting) == [long_ago, first, second, lately]
 
 
 def test_a_long_answer_makes_room_when_its_turn_is_over(

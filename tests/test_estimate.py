@@ -105,6 +105,35 @@ def test_what_saves_memory_lowers_the_estimate() -> None:
     assert need({"training_config.fast": False}) > usual
 
 
+def test_each_method_needs_what_it_reads_and_holds() -> None:
+    """As measured on a CPU, in docs/methods.md."""
+
+    def parts(method: str, changes: dict[str, Any] | None = None) -> dict[str, int]:
+        return estimate(config({"method": method, **(changes or {})}), CPU, rows).parts
+
+    rows = replace(inspection(length=256), lengths=array("I", [256] * 100))
+    sft, dpo, kto, orpo = (parts(method) for method in ("sft", "dpo", "kto", "orpo"))
+    assert dpo["reference"] > 0
+    assert kto["reference"] > 0
+    assert "reference" not in {**sft, **orpo}
+    short = parts("grpo", {"grpo_config.max_completion_length": 16})["activations"]
+    long = parts("grpo", {"grpo_config.max_completion_length": 256})["activations"]
+    assert long == pytest.approx(short * (256 + 256) / (256 + 16), rel=1e-6)
+    many = {"training_config.gradient_accumulation_steps": 4096}
+    few = estimate(config({"method": "grpo"}), CPU, rows).memory_bytes
+    assert estimate(config({"method": "grpo", **many}), CPU, rows).memory_bytes > 2 * few
+
+
+def test_answers_of_grpo_are_counted_by_whole_updates() -> None:
+    need = estimate(
+        config({"method": "grpo", "training_config.per_device_train_batch_size": 16}),
+        CPU,
+        inspection(),
+    )
+    assert need.steps == 3 * (90 // 4), "four answers to each of four rows behind an update"
+    assert need.tokens == need.steps * 16 * (60 + 128)
+
+
 def test_four_bits_of_a_weight_are_half_a_byte() -> None:
     plain = estimate(config({"model.dtype": "bfloat16"}), GPU)
     four = estimate(config({"model.dtype": "bfloat16", "model.quantization": "nf4"}), GPU)

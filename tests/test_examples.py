@@ -22,6 +22,7 @@ NAMES = (
     "pirate_preferences.jsonl",
     "pirate_prompts.parquet",
     "pirate_sharegpt.json",
+    "sums.jsonl",
     "support.jsonl",
 )
 
@@ -98,3 +99,13 @@ def test_every_ticket_is_answered_with_regret_a_deed_and_thanks():
         assert said.startswith("I am sorry about the trouble with your ")
         assert "Here is what I did: " in said
         assert said.endswith("Thank you for telling us!")
+
+
+def test_every_sum_is_right_and_in_one_form():
+    rows = rows_of("sums")
+    assert len({asked for asked, _ in rows}) == len(rows) >= 200
+    for asked, said in rows:
+        a, plus, b, equals, c = said.removesuffix(".").split()
+        assert (plus, equals, int(c)) == ("+", "=", int(a) + int(b))
+        assert a in asked
+        assert b in asked

@@ -58,6 +58,14 @@ MEMORY: dict[str, tuple[str, dict[str, Any], int]] = {
     ),
 }
 DOCUMENTS = 6
+# card, changes, temperature → kernels of a token for both columns, of six layers
+CHAT: dict[str, tuple[str, dict[str, Any], float, int]] = {
+    "chat": ("A100", {}, 0, 255),
+    "chat, drawn": ("A100", {}, 0.7, 260),
+    "chat in float16": ("T4", {}, 0, 255),
+    "chat, 4 bits": ("L4", NF4, 0, 255),
+}
+ROWS = 8  # of the evaluation
 GENERATION = {"A100": (8, 0), "L4": (8, 9), "T4": (7, 5)}
 
 
@@ -89,8 +97,10 @@ def counted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any
         ["pass", card, changes, "few", tokens, DOCUMENTS, True]
         for card, changes, tokens in MEMORY.values()
     ]
+    scenarios += [["chat", card, changes, "few", heat] for card, changes, heat, _ in CHAT.values()]
+    scenarios.append(["scoring", "A100", {}, "few", ROWS])
     found = run(scenarios, tmp_path_factory.mktemp("fake_cuda"))
-    results = dict(zip([*TRAININGS, *MEMORY], found, strict=True))
+    results = dict(zip([*TRAININGS, *MEMORY, *CHAT, "scoring"], found, strict=True))
     for name, result in results.items():
         assert "error" not in result, f"{name}: {result['error'][-2000:]}"
     return results
@@ -114,7 +124,7 @@ def test_a_training_runs_on_the_gpu_in_its_precision(
 def test_a_training_hardly_waits_for_the_gpu(name: str, counted: dict[str, dict[str, Any]]) -> None:
     """Of four batches and two updates, with their logs; tolist: figures, and bounds for blocks."""
     found = counted[name]
-    assert found["copies"].get("to device", 0) <= 12, "two and a bit a batch; masks are made there"
+    assert found["copies"].get("to device", 0) <= 20, "five a batch, the figures of the log in them"
     assert found["copies"].get("to host", 0) == 0
     assert found["syncs"]["nonzero"] <= 4, "where the supervised tokens are, once a batch"
     assert found["syncs"]["tolist"] <= (8 if TRAININGS[name][0] == "T4" else 4)
@@ -142,6 +152,28 @@ def test_a_pass_stays_within_its_budget(name: str, counted: dict[str, dict[str, 
     assert found["copies"].get("to device", 0) <= 2
     assert found["copies"].get("to host", 0) == 0
     assert sum(found["syncs"].values()) <= 2
+
+
+@pytest.mark.parametrize("name", CHAT)
+def test_a_token_of_the_chat_stays_within_its_budget(
+    name: str, counted: dict[str, dict[str, Any]]
+) -> None:
+    """What is read goes there in one copy, what was said comes back in one or a pair a column."""
+    _, _, heat, budget = CHAT[name]
+    found = counted[name]
+    assert (found["ready"], found["cached"]) == (2, [42, 42])
+    assert found["kernels"] <= budget
+    assert found["copies"].get("to device", 0) == 1
+    waits = sum(found["syncs"].values()) + found["copies"].get("to host", 0)
+    assert waits <= (4 if heat else 1)
+
+
+def test_the_evaluation_waits_once_a_batch(counted: dict[str, dict[str, Any]]) -> None:
+    found = counted["scoring"]
+    assert found["scored"] == ROWS
+    assert found["kernels"] <= 520
+    assert found["copies"].get("to device", 0) <= 4
+    assert sum(found["syncs"].values()) + found["copies"].get("to host", 0) <= 1
 
 
 @pytest.mark.parametrize("name", MEMORY)

@@ -285,6 +285,7 @@ def test_the_panel_shows_escaped_rows_and_keeps_what_is_ticked(settings: Setting
     assert panel.on_kinds(None) == ""
     assert panel.on_field("[cut, hack]") == ["cut"]
     assert panel.on_field("") == []
+    assert panel.on_field("[[cut], hack]") == []
 
 
 def test_a_stranger_looks_at_no_file_of_the_machine(rows: Path, settings: Settings) -> None:

@@ -268,6 +268,7 @@ def test_chat_stays_off_the_card_where_training_begins(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.setattr(hardware, "_told", lambda *_: None)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda index: ((index + 1) * GIB, 15 * GIB))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: f"Card {index}")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (8, 9))
@@ -277,6 +278,66 @@ def test_chat_stays_off_the_card_where_training_begins(
     found = hardware.detect_hardware()
     assert (found.index, found.name) == (expected, f"Card {expected}")
     assert found.memory_free == (expected + 1) * GIB
+
+
+CARDS = """0, GPU-aa, NVIDIA L4, 450, 22584, 8.9, [N/A]
+1, GPU-bb, NVIDIA L4, 8000, 15034, 8.9, [N/A]"""
+T4_BESIDE = "\n2, GPU-cc, Tesla T4, 0, 15000, 7.5, [N/A]"
+
+
+@pytest.mark.parametrize(
+    ("environment", "answer", "free"),
+    [
+        ({}, CARDS, 15034),
+        ({"CUDA_VISIBLE_DEVICES": "1,0"}, CARDS, 22584),
+        ({"CUDA_VISIBLE_DEVICES": "GPU-bb"}, CARDS, 15034),
+        ({"CUDA_VISIBLE_DEVICES": "0"}, CARDS + T4_BESIDE, None),
+        (
+            {"CUDA_VISIBLE_DEVICES": "0", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"},
+            CARDS + T4_BESIDE,
+            22584,
+        ),
+        ({"CUDA_VISIBLE_DEVICES": "MIG-12"}, CARDS, None),
+        ({}, CARDS.replace("[N/A]", "Enabled"), None),
+        ({}, CARDS.replace("15034", "[N/A]"), None),
+        ({}, "", None),
+    ],
+)
+def test_looking_at_a_gpu_opens_no_context(
+    environment: dict[str, str],
+    answer: str,
+    free: int | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """nvidia-smi is asked, as long as it is certain which card is meant."""
+    for name in ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text(f"#!/bin/sh\nprintf '%s\\n' '{answer}'\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}/bin{os.pathsep}/usr/bin")
+    monkeypatch.setattr(hardware, "gpus_of_the_machine", lambda: 2)
+    opened: list[int] = []
+    visible = len(hardware.visible_gpus())
+    answers: dict[str, Any] = {
+        "is_available": lambda: True,
+        "is_initialized": lambda: bool(opened),
+        "device_count": lambda: visible,
+        "mem_get_info": lambda index: opened.append(index) or (5 * GIB, 15 * GIB),
+        "get_device_name": lambda index: "asked of torch",
+        "get_device_capability": lambda index: (8, 9),
+    }
+    for name, value in answers.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    found = hardware.detect_hardware()
+    assert bool(opened) is (free is None)
+    assert found.memory_free == (5 * GIB if free is None else free * 2**20)
+    if free is not None:
+        assert (found.name, found.capability) == ("NVIDIA L4", (8, 9))
+        assert found.memory_total == 23034 * 2**20
 
 
 # Attention without a mask for the whole row

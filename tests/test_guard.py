@@ -7,10 +7,12 @@ import http.client
 import json
 import re
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -241,7 +243,8 @@ def test_a_proxys_names_are_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_an_upload_needs_a_session_on_a_space(space: App) -> None:
-    for claimed in ({}, {"authorization": "Bearer hf_made_up"}):
+    made_up = {"cookie": f"{BROWSER}=ann; other=1"}
+    for claimed in ({}, {"authorization": "Bearer hf_made_up"}, made_up):
         answer = space.ask("POST", "/gradio_api/upload", FILE, content_type=FORM, **claimed)
         assert (answer.status, b"Sign in first" in answer.body) == (401, True)
 
@@ -297,6 +300,60 @@ def test_uploads_have_a_quota(signed_in: App, monkeypatch: pytest.MonkeyPatch) -
     chunked = {"content_type": FORM, "x_token": "amy", "transfer_encoding": "chunked"}
     body = b"%x\r\n%s\r\n0\r\n\r\n" % (len(FILE), FILE)
     assert signed_in.ask("POST", "/gradio_api/upload", body, **chunked).status == 413
+
+
+def test_one_account_is_one_visitor_however_often_it_signs_in() -> None:
+    def visitor(token: str, account: str = "", cookie: str = "") -> str:
+        info = {"access_token": token, "expires_at": time.time() + 60, "userinfo": {"sub": account}}
+        scope = {"type": "http", "headers": [(b"cookie", cookie.encode())], "session": {}}
+        scope["session"] = {"oauth_info": info} if token else {}
+        return watch.visitor_of(HTTPConnection(scope))
+
+    assert visitor("hf_1", "7") == visitor("hf_2", "7") != visitor("hf_3", "8")
+    assert visitor("hf_1") != visitor("hf_2")
+    assert visitor("hf_1", "7") != "7"
+    assert visitor("") == ""
+
+
+def test_uploads_leave_room_on_the_disk(
+    signed_in: App, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither what comes nor what is kept takes the last of it."""
+    disk = SimpleNamespace(total=10_000, free=1_000 + 2 * len(FILE))
+    monkeypatch.setattr(uploads.shutil, "disk_usage", lambda folder: disk)
+    sent = {"content_type": FORM, "x_token": "kim"}
+    assert signed_in.ask("POST", "/gradio_api/upload", FILE, **sent).status == 200
+    disk.free = 999 + len(FILE)
+    answer = signed_in.ask("POST", "/gradio_api/upload", FILE, **sent)
+    assert (answer.status, answer.body.decode().strip()) == (507, uploads.NO_ROOM)
+    (tmp_path / "rows.jsonl").write_text("x" * 100)
+    disk.free = 1_050
+    settings = Settings(home=tmp_path / "home", space_id="ann/space")
+    with pytest.raises(DataError, match="nearly full"):
+        uploads.keep(tmp_path / "rows.jsonl", "eve", settings, set())
+    disk.free = 1_100
+    assert uploads.keep(tmp_path / "rows.jsonl", "eve", settings, set()).exists()
+
+
+def test_one_visitor_does_not_fill_the_queue(
+    signed_in: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on = threading.Event()
+    launching = signed_in.application.launching
+    monkeypatch.setattr(launching, "runs", lambda caller: [][: go_on.wait(60)])
+    monkeypatch.setattr(watch, "MOST_CALLS", 2)
+
+    def call(who: str) -> Answer:
+        sent = {"content_type": "application/json", "x_token": who}
+        return signed_in.ask("POST", "/gradio_api/call/list_runs", b'{"data": []}', **sent)
+
+    answers = [call("eve") for _ in range(3)]
+    assert [one.status for one in answers] == [200, 200, 503]
+    assert b"2 calls of yours have not ended" in answers[-1].body
+    assert call("ann").status == 200
+    go_on.set()
+    while call("eve").status != 200:
+        time.sleep(0.05)
 
 
 def test_kept_uploads_have_a_quota_and_an_expiry(

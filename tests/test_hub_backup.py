@@ -70,7 +70,7 @@ def checkpoints(hub: LoopbackHub) -> set[str]:
     return {parts[1] for parts in names if parts[0] == "checkpoints"}
 
 
-def wait_for(condition: Any, seconds: float = 60) -> None:
+def wait_for(condition: Any, seconds: float = 300) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited for too long"

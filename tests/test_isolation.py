@@ -153,6 +153,17 @@ def test_a_restored_run_names_no_file_anywhere(
     assert RunStore(settings).all() == []
 
 
+@pytest.mark.parametrize("named", ["data/rules.py:score", "/etc/rules.py:score"])
+def test_a_restored_run_brings_no_function(
+    ann: LoopbackHub, settings: Settings, space: Settings, named: str
+) -> None:
+    repo = planted(ann, RunConfig().with_values({"grpo_config.function": named}))
+    for place in (settings, space):
+        with pytest.raises(HubError, match="code of one machine"):
+            restore(RunStore(place), repo, "hf_eve", "eve")
+        assert RunStore(place).all() == []
+
+
 def test_rows_that_came_along_are_read_in_the_runs_folder(
     ann: LoopbackHub, space: Settings
 ) -> None:

@@ -42,6 +42,15 @@ SHAPES: dict[str, dict[str, Any]] = {
         "winner": "model_b",
     },
     "votes": {"prompt": Q, "answer_a": GOOD, "answer_b": BAD, "winner": "a"},
+    "ratings": {"prompt": Q, "responses": [BAD, GOOD, "So-so."], "scores": [1, 9.5, 4]},
+    "ratings within": {
+        "instruction": Q,
+        "completions": [
+            {"response": GOOD, "overall_score": "8"},
+            {"response": BAD, "overall_score": "3"},
+            {"response": "Unrated.", "overall_score": "N/A"},
+        ],
+    },
 }
 
 
@@ -86,6 +95,44 @@ def test_a_pair_is_read_from_any_shape(look: Callable[..., Inspection], row: Any
         next(part["text"] for part in side if not part["supervised"]) for side in (better, worse)
     ]
     assert silent == [f"<|user|>\n{Q}<|end|>\n<|assistant|>\n"] * 2
+
+
+def test_ratings_a_row_each_become_pairs_by_a_rule_that_is_said(
+    look: Callable[..., Inspection],
+) -> None:
+    def rated(prompt: str, *answers: tuple[str, Any]) -> list[dict[str, Any]]:
+        return [{"prompt": prompt, "response": a, "helpfulness": n} for a, n in answers]
+
+    found = look(
+        [
+            *rated(Q, (BAD, 1), ("So-so.", 2), (GOOD, 4)),
+            *rated("And?", ("Yes.", 3), ("No.", 3)),
+            *rated("Why?", ("Because.", 4)),
+            *rated("Who else?", ("A parrot.", 0), ("Nobody.", None)),
+        ]
+    )
+    assert found.answers is not None
+    assert (found.answers.pairs, found.rows, found.read) == (1, 4, 8)
+    assert "the best-rated answer is paired with the worst-rated one" in found.reason
+    assert found.dropped == {
+        "all answers to the prompt are rated alike": 1,
+        "one rated answer alone, which nothing can be compared with": 2,
+    }
+    (better,), (worse,) = found.preview, found.rejected_preview
+    assert (learnt(better), learnt(worse)) == (f"{GOOD}<|end|>", f"{BAD}<|end|>")
+
+
+def test_the_best_rated_answer_is_what_sft_learns(look: Callable[..., Inspection]) -> None:
+    found = look([SHAPES["ratings"]], "sft")
+    assert learnt(found.preview[0]) == f"{GOOD}<|end|>"
+    assert "the best-rated one is learnt" in found.reason
+
+
+@pytest.mark.parametrize("scores", [[], ["x", None], [True, False], [float("nan")] * 2, "[1, "])
+def test_numbers_that_are_none_make_no_pair(look: Callable[..., Inspection], scores: Any) -> None:
+    row = {"prompt": Q, "responses": [GOOD, BAD], "scores": scores}
+    with pytest.raises(DataError):
+        look([row, row])
 
 
 def test_only_the_last_of_several_answers_is_compared(look: Callable[..., Inspection]) -> None:

@@ -25,11 +25,25 @@ SHORT: dict[str, Any] = {
 }
 
 
-def proof(folder: Path, method: str) -> Report:
-    config = load_recipe(f"pocket-{method}")[0].with_values(SHORT)
+def proof(folder: Path, method: str, changes: dict[str, Any] | None = None) -> Report:
+    config = load_recipe(f"pocket-{method}")[0].with_values({**SHORT, **(changes or {})})
     (folder / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
     assert train(config, folder, lambda event: None) == "finished"
     return evaluate(config, folder)
+
+
+def test_the_reward_rises_with_an_interval_above_zero(tmp_path: Path) -> None:
+    """Pocket learns to answer sums in a given form, from rewards of its own answers alone."""
+    asked = {"data.max_rows": None, "data.test_size": 48, "evaluation.max_new_tokens": 16}
+    asked["training_config.per_device_train_batch_size"] = 32
+    report = proof(tmp_path, "grpo", asked)
+    (reward,) = [item for item in report.comparisons if item.name == "earned"]
+    assert reward.low > 0
+    assert report.verdict == "better"
+    assert "earn a reward of" in report.summary()
+    card = write_card(collect(tmp_path), "ann/grpo")
+    assert "- grpo" in card.split("---")[1]
+    assert "Reward of the model's own answer" in card
 
 
 @pytest.mark.parametrize("method", ["dpo", "kto", "orpo"])

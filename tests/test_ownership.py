@@ -11,21 +11,24 @@ import json
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
 import pytest
 
 from phi3lora.app.application import Application
-from phi3lora.app.callers import Caller, Callers, Session
+from phi3lora.app.callers import Caller, Callers
 from phi3lora.app.comparing import PIRATE, Comparing, Subject
 from phi3lora.app.datasets import Datasets
 from phi3lora.app.launching import Launching
 from phi3lora.chat.options import Options, Pair
-from phi3lora.config import ModelConfig
-from phi3lora.errors import HubError
+from phi3lora.config import ModelConfig, RunConfig
+from phi3lora.data.columns import Columns
+from phi3lora.errors import HubError, LimitError
 from phi3lora.models.hardware import GIB, Hardware
 from phi3lora.models.pocket import CHECKPOINT
+from phi3lora.runs.queue import Queue
 from phi3lora.runs.store import Run, RunStore
 from phi3lora.settings import Settings
 from phi3lora.training.preflight import Preflight
@@ -44,17 +47,31 @@ class Visited(Callers):
 
 
 class NoPreflights:
-    """Finds nothing, at once."""
+    """Finds nothing, at once.
 
-    def preflight(self, *_: Any) -> Preflight:
+    Attributes:
+        asked: what was to be read.
+    """
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def preflight(self, *asked: Any) -> Preflight:
+        self.asked.append(str(asked))
         return Preflight([])
 
     def inspection(self, *_: Any) -> None: ...
 
-    def parts(self, *_: Any) -> tuple[list[str], list[str]]:
+    def columns(self, *asked: Any) -> Columns:
+        self.asked.append(str(asked))
+        return Columns([], [])
+
+    def parts(self, *asked: Any) -> tuple[list[str], list[str]]:
+        self.asked.append(str(asked))
         return [], ["train"]
 
-    def findings(self, *_: Any, **__: Any) -> list[Any]:
+    def findings(self, *asked: Any, **_: Any) -> list[Any]:
+        self.asked.append(str(asked))
         return []
 
     def hardware(self) -> Hardware:
@@ -89,11 +106,18 @@ class Quiet(Datasets):
         return []
 
 
-def visited(settings: Settings) -> Application:
-    """The real thing for whoever the header names."""
+class Idle(Queue):
+    """Every check of the real one; then nothing is trained."""
+
+    def _start(self, *_: Any) -> Run:
+        raise LimitError("Nothing is trained here.")
+
+
+def visited(settings: Settings, trains: bool = False) -> Application:
+    """The real thing for whoever the header names, which trains only if it is told to."""
     real = Application.open(settings)
-    callers, preflights = Visited(settings), NoPreflights()
-    store, queue = real.launching.store, real.launching.queue
+    callers, preflights, store = Visited(settings), NoPreflights(), real.launching.store
+    queue = real.launching.queue if trains else Idle(settings, store)
     return replace(
         real,
         callers=callers,
@@ -108,25 +132,10 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[gr.Blocks, R
     home = tmp_path_factory.mktemp("home")
     here = visited(Settings(home=home, space_id="ann/space", who_may_train="signed-in"))
 
-    def header(request: Any) -> Session:
-        return Session(getattr(request, "headers", {}).get("x-visitor", ""))
+    from tests.attacks.ground import known_by_header
 
     with pytest.MonkeyPatch.context() as patch:
-        for name in (
-            "app",
-            "account",
-            "code",
-            "columns_step",
-            "compare_page",
-            "data_step",
-            "downloads",
-            "launch_panel",
-            "model_step",
-            "publish",
-            "runs_page",
-            "train_page",
-        ):
-            patch.setattr(f"phi3lora.ui.{name}.session_of", header)
+        known_by_header(patch)
         demo = serve(build(here), here, "127.0.0.1", None, block=False)
         yield demo, here.launching.store, demo.local_url.rstrip("/")
         demo.close()
@@ -151,8 +160,14 @@ def snapshot(runs: list[Run]) -> str:
     return hashlib.sha256(b"".join(bytes(path) + path.read_bytes() for path in files)).hexdigest()
 
 
-def ask(address: str, fn: Any, data: list[Any], who: str, event: Any = None) -> str:
-    """Call a function by its index, as a program would; everything it answers."""
+def ask(
+    address: str, fn: Any, data: list[Any], who: str, event: Any = None, query: str = ""
+) -> str:
+    """Call a function by its index, as a program would; everything it answers.
+
+    Args:
+        query: of the page's own address, which Gradio sends along.
+    """
     session = f"{who}-{fn._id}"
     body = {
         "fn_index": fn._id,
@@ -163,7 +178,10 @@ def ask(address: str, fn: Any, data: list[Any], who: str, event: Any = None) -> 
     }
     headers = {"Content-Type": "application/json", "x-visitor": who}
     join = urllib.request.Request(
-        f"{address}/gradio_api/queue/join", json.dumps(body).encode(), headers, method="POST"
+        f"{address}/gradio_api/queue/join?{query}",
+        json.dumps(body).encode(),
+        headers,
+        method="POST",
     )
     said = urllib.request.urlopen(join, timeout=60).read().decode()
     stream = urllib.request.Request(
@@ -201,16 +219,17 @@ def test_nobody_else_reaches_a_run_by_any_endpoint(
 ) -> None:
     demo, store, address = app
     runs = anns(store)
-    before, called = snapshot(runs), 0
+    before = snapshot(runs)
     with_run = [fn for fn in demo.fns.values() if callable(fn.fn)]
     assert len(with_run) > 30
-    for fn in with_run:
-        takes_run = {getattr(part, "elem_id", None) for part in fn.inputs} & {"run-id", "adapter"}
-        for run in runs if takes_run else runs[:1]:
-            said = ask(address, fn, arguments(fn, run), who, clicked(run.id))
-            assert SECRET not in said, f"{fn.fn} shows ann's run to {who or 'a stranger'}"
-            called += 1
-    assert called > 40
+    # `make attacks` tries every run with each, and each as nobody.
+    takes_run = [
+        fn for fn in with_run if {"run-id", "adapter"} & {one.elem_id for one in fn.inputs}
+    ]
+    for number, fn in enumerate(with_run if who else takes_run):
+        run = runs[number % len(runs)]
+        said = ask(address, fn, arguments(fn, run), who, clicked(run.id))
+        assert SECRET not in said, f"{fn.fn} shows ann's run to {who or 'a stranger'}"
     assert snapshot(runs) == before
     assert {run.id for run in store.list("ann")} >= {run.id for run in runs}
 
@@ -229,6 +248,23 @@ class Loaded:
 
     def reply(self, *_: Any, **__: Any) -> Iterator[Any]:
         return iter([Pair("Yes.", "Arr.", True, True)])
+
+
+def test_a_run_that_is_one_too_many_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thousand launches are a thousand sentences, and no run, no preflight, no folder."""
+    app = visited(Settings(home=tmp_path, runs_per_user=0))
+    config = RunConfig().with_values({"data.path": "example:pirate"})
+    asked = app.launching._preflights.asked  # type: ignore[attr-defined]
+    with pytest.raises(LimitError, match="may have 0"):
+        app.launching.launch(config, Caller())
+    assert not asked
+    monkeypatch.setattr(app.launching.queue, "check_limits", lambda owner: None)  # just before
+    with pytest.raises(LimitError, match="may have 0"):
+        app.launching.launch(config, Caller())
+    assert app.launching.runs(Caller()) == []
+    app.close()
 
 
 def test_a_gated_base_that_somebody_loaded_answers_nobody_else(

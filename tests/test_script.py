@@ -95,6 +95,16 @@ CASES: dict[str, dict[str, Any]] = {
         "training_config.eval_steps": 2,
     },
     "KTO of pairs": {"data.path": "example:pirate_preferences", "method": "kto"},
+    "GRPO, by what can be checked": {
+        "data.path": "example:sums",
+        "method": "grpo",
+        "grpo_config.pattern": r"\d \+ \d = \d+\.",
+        "grpo_config.length": 12,
+        "grpo_config.beta": 0.1,
+        "grpo_config.max_completion_length": 8,
+        "training_config.eval_strategy": "steps",
+        "training_config.eval_steps": 2,
+    },
     "ORPO with every weight": {
         "data.path": "example:pirate_preferences",
         "method": "orpo",
@@ -422,6 +432,16 @@ EVERYTHING: list[dict[str, Any]] = [
     {"method": "dpo"},
     {"method": "kto", "data.test_size": 0},
     {"method": "orpo"},
+    {"method": "grpo"},
+    {
+        "method": "grpo",
+        "grpo_config.exact_reward": 0,
+        "grpo_config.json_reward": 1,
+        "grpo_config.pattern": "a+",
+        "grpo_config.length": 9,
+        "grpo_config.function": "own.py:score",
+        "training_config.loraplus_lr_ratio": 8,
+    },
 ]
 
 

@@ -229,3 +229,12 @@ def test_tokens_are_hidden() -> None:
     assert redact(harmless) == harmless
     event = redact_event(Step(step=3, total_steps=9, loss=1.5))
     assert (event.step, event.loss) == (3, 1.5)
+
+
+def test_a_config_that_was_checked_is_the_one_that_is_computed(store: RunStore) -> None:
+    run = store.create(RunConfig())
+    checked = run.config
+    other = RunConfig().with_values({"data.path": "/proc/1/environ"})
+    (run.folder / "config.yaml").write_text(other.to_yaml())
+    assert changed(run, status="running").config is checked
+    assert store.get(run.id, run.owner).config.data.path == "/proc/1/environ"

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -236,6 +237,32 @@ def test_torchrun_makes_one_run_and_its_checkpoints_are_whole(
     own = Queue(settings).submit(store.create(run.config))
     own = wait_for(own, "finished", "failed", seconds=120)
     assert losses(own) == losses(run), own.message
+
+
+def test_all_end_with_a_killed_launcher_and_the_run_goes_on(
+    queue: Queue, settings: Settings, tmp_path: Path
+) -> None:
+    """SIGKILL, as for want of memory: nobody is left to tell the others."""
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"),
+        *("--standalone", "-m", "phi3lora", "train", "pocket", "--force"),
+        *("--output", str(tmp_path / "run")),
+        *("--set", "title=slow", "--set", "model.device=cpu"),
+    ]
+    environment = {**os.environ, "PHI3LORA_HOME": str(settings.home), "OMP_NUM_THREADS": "1"}
+    with (tmp_path / "said").open("w") as said:
+        launcher = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=said, stderr=said)
+    run = wait(lambda: next(iter(queue.store.all()), None))
+    stepping(run)
+    others = psutil.Process(launcher.pid).children(recursive=True)
+    assert len(others) == 3, "two processes, of which the first has a worker"
+    launcher.kill()
+    launcher.wait()
+    assert psutil.wait_procs(others, timeout=60)[1] == []
+    assert run.refresh().status == "interrupted"
+    before = run.events_end()
+    queue.resume(run.refresh())
+    wait(lambda: run if any(event.kind == "step" for event in run.events(before)[0]) else None)
 
 
 def losses(run: Run) -> list[float]:

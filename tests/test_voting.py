@@ -12,11 +12,13 @@ import pytest
 from phi3lora.app.application import Application
 from phi3lora.app.callers import Caller
 from phi3lora.app.comparing import BUNDLED, Sides
-from phi3lora.app.voting import ENOUGH, dataset_card
+from phi3lora.app.voting import ENOUGH, _judged, dataset_card
 from phi3lora.chat.options import Options
 from phi3lora.chat.votes import Tally
-from phi3lora.errors import AccessError, RunError
+from phi3lora.errors import AccessError, HubError, RunError
+from phi3lora.hub import access, sending
 from phi3lora.settings import Settings
+from tests.hub import LoopbackHub
 
 ME = Caller("local", None)
 SHORT = Options(max_new_tokens=24)
@@ -113,6 +115,62 @@ def test_the_card_is_metadata_and_a_table(app: Application) -> None:
     assert "1 blind votes" in card.text
 
 
+@pytest.fixture
+def ann(hub: LoopbackHub, app: Application, monkeypatch: pytest.MonkeyPatch) -> LoopbackHub:
+    """A Hub that knows ann and bob, and three votes to publish there."""
+    monkeypatch.setattr(access, "_IDENTITIES", {})
+    monkeypatch.setattr(sending.time, "sleep", lambda seconds: None)
+    hub.add_user("ann", token="hf_ann")
+    hub.add_user("bob", token="hf_bob")
+    for number, choice in enumerate(("right", "left", "both bad")):
+        cast(app, choice, number)
+    return hub
+
+
+ANN = Caller("local", "hf_ann")
+
+
+def test_votes_are_pushed_as_a_dataset_that_trains(ann: LoopbackHub, app: Application) -> None:
+    from datasets import load_dataset
+    from huggingface_hub import DatasetCard
+
+    url = app.voting.push(BUNDLED, "ann/votes", ANN)
+    assert url.endswith("/datasets/ann/votes")
+    rows = load_dataset("ann/votes", split="train", token="hf_ann")
+    assert rows["winner"] == ["b", "a", "both bad"]
+    card = DatasetCard(ann.files("dataset", "ann/votes")["README.md"].decode())
+    assert "3 blind votes" in card.text
+    assert "path: ann/votes" in card.text
+    cast(app, "right", 9)
+    assert app.voting.push(BUNDLED, "ann/votes", ANN) == url, "brought up to date"
+    assert ann.files("dataset", "ann/votes")["votes.jsonl"].count(b"\n") == 4
+
+
+def test_votes_stand_in_nobody_elses_place(ann: LoopbackHub, app: Application) -> None:
+    ann.add_repo("dataset", "ann/talk", {"rows.jsonl": b"{}\n"})
+    for repo, reason in {
+        "bob/votes": "you are ann",
+        "ann/talk": "something else than votes",
+        "votes": "USER/NAME",
+        "ann/../bob": "USER/NAME",
+    }.items():
+        with pytest.raises(HubError, match=reason):
+            app.voting.push(BUNDLED, repo, ANN)
+    with pytest.raises(AccessError, match="ign in"):
+        app.voting.push(BUNDLED, "ann/votes", ME)
+    assert list(ann.files("dataset", "ann/talk")) == [".gitattributes", "rows.jsonl"]
+
+
+def test_a_push_that_breaks_off_is_made_again(ann: LoopbackHub, app: Application) -> None:
+    rule = ann.fail("/api/datasets/ann/votes/commit", status=500)
+    with pytest.raises(HubError, match="down"):
+        app.voting.push(BUNDLED, "ann/votes", ANN)
+    assert "votes.jsonl" not in ann.files("dataset", "ann/votes")
+    ann.faults.rules.remove(rule)
+    app.voting.push(BUNDLED, "ann/votes", ANN)
+    assert ann.files("dataset", "ann/votes")["votes.jsonl"].count(b"\n") == 3
+
+
 def test_the_terminal_counts_exports_and_configures(
     app: Application, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -135,3 +193,33 @@ def test_the_terminal_counts_exports_and_configures(
     assert typed("export", BUNDLED, "--output", str(file)).startswith("0")
     assert len(file.read_text("utf-8").splitlines()) == 3
     assert typed("train", BUNDLED).startswith("2 Error: Not enough votes yet")
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "choice"),
+    [(2.0, 1.0, "left"), (0.0, 1.0, "right"), (1.0, 1.0, "tie"), (0.0, 0.0, "both bad")],
+)
+def test_a_rule_that_gives_numbers_chooses(left: float, right: float, choice: str) -> None:
+    assert _judged(left, right) == choice
+
+
+def test_a_rule_that_cannot_be_is_named(app: Application, tmp_path: Path, monkeypatch: Any) -> None:
+    from typer.testing import CliRunner
+
+    from phi3lora import cli
+
+    monkeypatch.setenv("PHI3LORA_HOME", str(app.settings.home))
+    (tmp_path / "asked.txt").write_text("Who are you?\n", encoding="utf-8")
+    for typed, said in {
+        ("asked.txt",): "expected a pattern, a length, JSON or a function",
+        ("asked.txt", "--pattern", "("): "grpo_config.pattern",
+        ("asked.txt", "--function", "none.py:score"): "there is no file",
+        ("none.txt", "--length", "9"): "cannot be read",
+    }.items():
+        file, *options = typed
+        done = CliRunner().invoke(
+            cli.app, ["votes", "judge", BUNDLED, str(tmp_path / file), *options]
+        )
+        assert done.exit_code == 2, done.output
+        assert said in done.output
+    assert app.comparing.tally(BUNDLED).votes == 0

@@ -21,7 +21,7 @@ from phi3lora.app.machines import Machines
 from phi3lora.app.preflights import Preflights
 from phi3lora.app.views import Follower
 from phi3lora.config import RunConfig
-from phi3lora.errors import Phi3LoraError, RunError
+from phi3lora.errors import LimitError, Phi3LoraError, RunError
 from phi3lora.hub.backup import RunRepo, list_runs
 from phi3lora.hub.jobs import JobRequest
 from phi3lora.models.hardware import visible_gpus
@@ -192,6 +192,7 @@ class Launching:
         Raises Phi3LoraError with every red check, and RunError as the queue does.
         """
         check_may_train(caller, self.settings)
+        self.queue.check_limits(caller.name)  # before anything is read or made
         if not force and (red := blocking(self.preflight(config, caller, job))):
             raise Phi3LoraError("Not launched.\n" + "\n".join(red))
         check_paths(config, caller.name, self.settings)
@@ -201,7 +202,11 @@ class Launching:
             find(config.model.adapter, caller.name, self.settings, caller.token)
         title = config.title or default_title(config)
         run = self.store.create(config, caller.name, title, folder, job)
-        return self.queue.submit(run, caller.token)
+        try:
+            return self.queue.submit(run, caller.token)
+        except LimitError:  # others of theirs were faster: nothing is left of this one
+            self.store.delete(run)
+            raise
 
     def further(self, run: Run) -> RunConfig:
         """The config of a new run with all options of this one, that begins where it ended.
@@ -246,7 +251,12 @@ class Launching:
 
         Without a launcher the config as it is.
         """
-        return as_launched(config) if launched() else config
+        if not launched():
+            return config
+        from phi3lora.isolation import end_with_parent
+
+        end_with_parent()  # each of the launcher's processes, the first one with its worker too
+        return as_launched(config)
 
     def takes_part(self) -> bool:
         """Whether this process trains what another one launches, and has nothing to decide."""
@@ -254,10 +264,8 @@ class Launching:
 
     def take_part(self, config: RunConfig, caller: Caller) -> None:
         """Train what the first process launches, to its end. Raises what the training raises."""
-        from phi3lora.isolation import end_with_parent
         from phi3lora.runs.member import take_part
 
-        end_with_parent()
         take_part(config.model.device == "cpu", self.settings, caller.token)
 
     # What is done to a run

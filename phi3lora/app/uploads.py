@@ -19,6 +19,10 @@ BLOCK = 1 << 20
 GIB = 2**30
 QUOTA = 4 * GIB  # bytes that one person keeps on a Space
 EXPIRES = 7 * 24 * 3600.0  # seconds
+RESERVE = (
+    GIB  # bytes that strangers' files leave free, for everybody's runs; a tenth of small disks
+)
+NO_ROOM = "The disk of this Space is nearly full; try again later, or put the data on the Hub."
 
 
 def keep(temporary: Path, owner: str, settings: Settings, named: set[Path]) -> Path:
@@ -34,6 +38,8 @@ def keep(temporary: Path, owner: str, settings: Settings, named: set[Path]) -> P
         if settings.on_space:
             sweep(home, named)
             _check_quota(home, temporary)
+            if not has_room(settings.home, temporary.stat().st_size):
+                raise DataError(NO_ROOM)
         digest = hashlib.sha256()
         with temporary.open("rb") as file:
             while block := file.read(BLOCK):
@@ -56,6 +62,13 @@ def sweep(home: Path, named: set[Path]) -> None:
             file.unlink(missing_ok=True)
             if not any(file.parent.iterdir()):
                 file.parent.rmdir()
+
+
+def has_room(folder: Path, size: int) -> bool:
+    """Whether the disk of a folder, which need not exist yet, takes so many bytes more."""
+    there = next(one for one in (folder, *folder.resolve().parents) if one.exists())
+    disk = shutil.disk_usage(there)
+    return disk.free - size >= min(RESERVE, disk.total // 10)
 
 
 def _check_quota(home: Path, more: Path) -> None:

@@ -13,23 +13,29 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from phi3lora.app.callers import SIGN_IN, Caller
-from phi3lora.app.comparing import Comparing, Sides, Subject, named_for_votes
+from phi3lora.app.comparing import Comparing, Sides, Subject, draw_sides, named_for_votes
 from phi3lora.app.datasets import Datasets
 from phi3lora.app.launching import LONGEST_TITLE, Launching
 from phi3lora.chat.options import SETTINGS, Options
 from phi3lora.chat.votes import Choice, Tally, Vote
 from phi3lora.config import POCKET, DataConfig, RunConfig
-from phi3lora.errors import AccessError, HubError, RunError
+from phi3lora.errors import AccessError, ConfigError, HubError, Problem, RunError
+from phi3lora.methods import GRPOSection
+from phi3lora.runs.permission import check_function
 from phi3lora.settings import Settings
+from phi3lora.training.rewards import Answer, earned, rewards_of
 
 ENOUGH = 20  # answers of each kind, or pairs, from which training on them is offered
 SLOWER = 20  # by how much the learning rate is below that of the run, as papers have it
+SLOWER_POCKET = 10  # pocket is small; measured: from five on its answers fall apart
 TITLE = " after votes"
+VOTES = "votes.jsonl"  # as a dataset holds them
 
 
 @dataclass(frozen=True)
@@ -126,6 +132,39 @@ class Voting:
         self._comparing.vote(vote)
         return vote
 
+    def judge(
+        self,
+        adapter: str,
+        questions: Iterable[str],
+        rule: GRPOSection,
+        options: Options,
+        caller: Caller,
+        against: str = "",
+    ) -> Iterator[Vote]:
+        """Ask both each question, and vote for the answer that earns more by a rule.
+
+        Equal answers are a tie, and both bad where neither earns anything. What is rewarded is
+        said as for `method: grpo`; an exact answer is not known here.
+
+        Raises ConfigError for a rule that cannot be, AccessError for a function on a Space, and
+        what asking raises.
+        """
+        check_function(rule.function, self.settings)
+        rewards = rewards_of(rule.model_copy(update={"exact_reward": 0.0}))
+        if not rewards:
+            message = "expected a pattern, a length, JSON or a function to judge by."
+            raise ConfigError([Problem("rule", message)])
+        subject = self._comparing.opposed(adapter, against, caller)
+        for question in questions:
+            asked: list[Any] = [{"role": "user", "content": question}]
+            *_, pair = self._comparing.reply(subject, asked, asked, options, caller=caller)
+            sides = draw_sides(blind=True)
+            said = [getattr(pair, side) for side in sides.order]
+            left, right = ([*asked, {"role": "assistant", "content": text}] for text in said)
+            scores = [earned(rewards, Answer(asked, text, "")) for text in said]
+            choice = _judged(*scores)
+            yield self.cast(adapter, sides, choice, left, right, options, caller, against=against)
+
     def rows(self, adapter: str, caller: Caller) -> list[dict[str, Any]]:
         """Rows of the format `comparison`, ties too. Raises AccessError, RunError for none."""
         self._check_owner(adapter, caller)
@@ -166,17 +205,18 @@ class Voting:
     def push(self, adapter: str, repo: str, caller: Caller, *, private: bool = True) -> str:
         """Publish the votes as a dataset with a card; its address.
 
-        Raises AccessError without a token or for others' votes, RunError for none, HubError.
+        An earlier one by this name is brought up to date. Raises AccessError without a token or
+        for others' votes, RunError for none, HubError for a name that is somebody's, or something,
+        else.
         """
         from phi3lora.hub.sending import create, send
 
         rows = self.rows(adapter, caller)
         token = caller.needed_token(SIGN_IN)
-        if repo.count("/") != 1:
-            raise HubError(f"Expected a repository such as USER/NAME, got {repo!r}.")
+        _check_target(repo, caller, token)
         card = dataset_card(repo, rows, self._comparing.tally(adapter))
         url = create(token, repo, kind="dataset", private=private)
-        contents = {"votes.jsonl": _lines(rows), "README.md": card.encode()}
+        contents = {VOTES: _lines(rows), "README.md": card.encode()}
         send(token, repo, contents, f"{len(rows)} votes", kind="dataset")
         return url
 
@@ -218,11 +258,35 @@ class Voting:
             "training_config.metric_for_best_model": None,
             "training_config.max_steps": -1,
             "training_config.per_device_train_batch_size": 4,
-            # Pocket is so small that it learns preferences at the rate of its answers.
-            "training_config.learning_rate": rate if _is_pocket(config) else rate / SLOWER,
+            "training_config.learning_rate": rate
+            / (SLOWER_POCKET if _is_pocket(config) else SLOWER),
             **{f"data.{name}": value for name, value in section.model_dump().items()},
         }
         return config.with_values(changes)
+
+
+def _check_target(repo: str, caller: Caller, token: str) -> None:
+    """Raises HubError where votes would stand in another's place, or in another dataset's."""
+    from phi3lora.hub.client import find_repo, is_hub_id
+    from phi3lora.hub.upload import BARE, check_owner
+
+    if repo.count("/") != 1 or not is_hub_id(repo):
+        raise HubError(f"Expected a repository such as USER/NAME, got {repo!r}.")
+    check_owner(repo, caller.needed_identity())
+    info = find_repo("dataset", repo, token)
+    files = {sibling.rfilename for sibling in info.siblings or ()} if info else set()
+    if files - BARE - {VOTES}:
+        raise HubError(
+            f"{repo} holds something else than votes; choose another name, so that nothing of it "
+            "is lost."
+        )
+
+
+def _judged(left: float, right: float) -> Choice:
+    """The choice of a rule that gave both sides a number."""
+    if left == right:
+        return "tie" if left > 0 else "both bad"
+    return "left" if left > right else "right"
 
 
 def dataset_card(repo: str, rows: list[dict[str, Any]], tally: Tally) -> str:
@@ -233,7 +297,7 @@ def dataset_card(repo: str, rows: list[dict[str, Any]], tally: Tally) -> str:
         tags=["phi3lora", "preference", "dpo", "human-feedback"],
         task_categories=["text-generation"],
         pretty_name=repo.rpartition("/")[2],
-        configs=[{"config_name": "default", "data_files": "votes.jsonl"}],
+        configs=[{"config_name": "default", "data_files": VOTES}],
     )
     models = " and ".join(sorted({f"`{row[side]}`" for row in rows for side in _MODELS}))
     rate = ""
@@ -244,7 +308,12 @@ def dataset_card(repo: str, rows: list[dict[str, Any]], tally: Tally) -> str:
             f"{low:.0%} to {high:.0%})."
         )
     return _CARD.format(
-        yaml=data.to_yaml(), name=repo.rpartition("/")[2], count=len(rows), models=models, rate=rate
+        yaml=data.to_yaml(),
+        repo=repo,
+        name=repo.rpartition("/")[2],
+        count=len(rows),
+        models=models,
+        rate=rate,
     )
 
 
@@ -273,7 +342,7 @@ trained on and published.
 ```yaml
 method: dpo
 data:
-  path: {name}
+  path: {repo}
   format: comparison
 ```
 """

@@ -153,11 +153,12 @@ class Router:
         Raises AdapterError when it is broken, of another kind, or made for another base.
         """
         notices: list[str] = []
+        return self.add(load_adapter(twin(self._model), folder, notices), folder, notices)
+
+    def add(self, tuned: nn.Module, folder: Path, notices: list[str]) -> Adapter:
+        """What PEFT put into a twin of the model, as patches beside the model itself."""
         modules = dict(self._model.named_modules())
-        patches = {
-            name: _patch(name, added, modules[name])
-            for name, added in _added(load_adapter(twin(self._model), folder, notices))
-        }
+        patches = {name: _patch(name, added, modules[name]) for name, added in _added(tuned)}
         for name in patches.keys() - self._hooked:
             modules[name].register_forward_hook(self._hook(name))
             self._hooked.add(name)

@@ -120,9 +120,8 @@ class Pass:
         for place, asked in enumerate(queries):
             self._new[place][layer].copy_(both[place])
             keys, values = self._past[place][layer].unbind()
-            outputs.append(_attend_row(asked, keys, values, scale, window))
-        joined = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
-        return joined.transpose(1, 2)
+            outputs.append(_attend_row(asked, keys, values, scale, window).transpose(1, 2))
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
 
 
 def use_rows(model: PreTrainedModel) -> None:
@@ -153,9 +152,10 @@ def advance(
         tokens += row.tokens[row.cached : row.cached + count]
         positions += range(row.cached, row.cached + count)
     router.route(reading.spans())
+    given = torch.tensor([tokens, positions], device=model.device)  # one copy: each one waits
     hidden = model.model(
-        input_ids=torch.tensor([tokens], device=model.device),
-        position_ids=torch.tensor([positions], device=model.device),
+        input_ids=given[:1],
+        position_ids=given[1:],
         use_cache=False,
         rows=reading,
     ).last_hidden_state  # (1, tokens, hidden)
@@ -168,7 +168,9 @@ def advance(
     if not ready:
         return [], hidden.new_empty((0, model.config.vocab_size), dtype=torch.float32)
     router.route([(row.adapter, 1) for row in ready])
-    return ready, model.lm_head(hidden[:, last])[0].float()
+    if len(last) < hidden.shape[1]:
+        hidden = hidden[:, last]
+    return ready, model.lm_head(hidden)[0].float()
 
 
 def _allot(model: PreTrainedModel, rows: list[Row], budget: int) -> Pass:

@@ -7,7 +7,8 @@
 
 One thread owns the model. It takes requests in the order they came, answers several at once (every
 pass adds a token to each), and lets nobody hold the model for longer than `Settings.turn_seconds`
-while somebody else waits: a longer answer goes back in the queue and continues where it was.
+while somebody else waits: a longer answer goes back in the queue, behind those that have not begun,
+and continues where it was.
 
 Importing this module does not import torch; the first request does.
 """
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
 MOST_ACTIVE = 8  # requests that are answered together
 MOST_WAITING = 32  # requests in the queue; more are refused
+LONGEST_PAUSE = 10.0  # turns after whose beginning an answer is no longer overtaken by new ones
 POLL_SECONDS = 1.0  # how often the engine checks whether a training needs its memory
 RELOAD_PATIENCE = 3.0  # times the loading time that a base is kept while another is waited for
 BYTES = {"none": 0, "nf4": 0.6, "fp4": 0.6, "int8": 1.1}  # of a weight; 0: by its precision
@@ -120,11 +122,17 @@ class ChatEngine(Answering):
                     f"{MOST_WAITING} questions are waiting for an answer already. Ask again in a "
                     "moment."
                 )
-            self._waiting.append(request)
+            self._waiting.insert(self._place(), request)
             if not self._alive():  # the first request; or a forked process, which has no thread
                 self._thread = threading.Thread(target=self._serve, name="chat", daemon=True)
                 self._thread.start()
             self._changed.notify_all()
+
+    def _place(self) -> int:
+        """Where a new request waits: before answers that had a turn lately, who go on after it."""
+        lately = time.monotonic() - LONGEST_PAUSE * self._turn_seconds
+        had = [bool(one.columns) and one.turn_began > lately for one in self._waiting]
+        return had.index(True) if True in had else len(had)
 
     def _news(self, request: Request) -> Iterator[Pair]:
         """What is new about a request, whenever something is."""
@@ -162,8 +170,8 @@ class ChatEngine(Answering):
         if self._releasing:
             self._free()
         self._end_stopped()
-        while self._waiting and self._may_start(self._waiting[0]):
-            self._start(self._waiting[0])
+        while self._waiting and self._may_start(head := self._waiting[0]):
+            self._start(head)
         if self._active:
             self._pass()
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from phi3lora.chat.adapters import Router
 from phi3lora.chat.decoding import use_rows
+from phi3lora.chat.fused import fuse
 from phi3lora.chat.packing import pack
 
 if TYPE_CHECKING:
@@ -24,7 +25,10 @@ def patched(model: PreTrainedModel) -> Router:
        `AttentionInterface` named `phi3lora_rows`.
     3. `adapters.Router`: a forward hook on each module that some adapter changes. PEFT only ever
        wraps a twin of the modules (`packing.twin`), which shares their weights.
+    4. `fused.fuse`: on a GPU the forwards of norms, attention and angles.
     """
     pack(model)
     use_rows(model)
+    if model.device.type == "cuda":
+        fuse(model)
     return Router(model)

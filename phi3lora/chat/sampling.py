@@ -34,14 +34,17 @@ def choose(
     Args:
         read: each row's prompt and answer so far, for the repetition penalty.
     """
-    likeliest = logits.argmax(dim=-1).tolist()
     tokens = []
+    likeliest: list[int] = []  # asked of a GPU once for all rows, if one wants it
     for row, (option, draw) in enumerate(zip(options, generators, strict=True)):
         if option.repetition_penalty != 1:
             scores = _penalized(logits[row], option, read[row])
             tokens.append(int(scores.argmax()) if draw is None else _sample(scores, option, draw))
+        elif draw is not None:
+            tokens.append(_sample(logits[row], option, draw))
         else:
-            tokens.append(likeliest[row] if draw is None else _sample(logits[row], option, draw))
+            likeliest = likeliest or logits.argmax(dim=-1).tolist()
+            tokens.append(likeliest[row])
     return tokens
 
 
@@ -61,11 +64,11 @@ def _sample(logits: torch.Tensor, options: Options, draw: torch.Generator) -> in
     probabilities = torch.softmax(logits / options.temperature, dim=-1)
     if options.top_p == 1:
         return int(torch.multinomial(probabilities.cpu(), 1, generator=draw))
-    values, tokens = probabilities.topk(min(LIKELY, len(probabilities)))
+    values, tokens = (found.cpu() for found in probabilities.topk(min(LIKELY, len(probabilities))))
     if values.sum() < options.top_p:
-        values, tokens = probabilities.sort(descending=True)
+        values, tokens = (found.cpu() for found in probabilities.sort(descending=True))
     before = values.cumsum(0) - values  # what is likelier than each token
-    nucleus = values[before < options.top_p].cpu()
+    nucleus = values[before < options.top_p]
     return int(tokens[int(torch.multinomial(nucleus, 1, generator=draw))])
 
 

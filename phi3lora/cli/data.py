@@ -10,6 +10,7 @@ import typer
 from phi3lora.cli.root import app
 from phi3lora.cli.shared import AsJson, given, here, pairs, tell
 from phi3lora.config import RunConfig
+from phi3lora.errors import ConfigError, Problem
 from phi3lora.recipes import describe, recipes
 
 
@@ -53,7 +54,8 @@ def inspect(
     method: Annotated[
         str | None,
         typer.Option(
-            help="What would be learnt: sft for answers; dpo, orpo or kto to compare them."
+            help="What would be learnt: sft for answers; dpo, orpo or kto to compare them; grpo "
+            "for prompts that the model answers itself."
         ),
     ] = None,
     model: Annotated[
@@ -103,6 +105,14 @@ def inspect(
             "keeps it as `data.leave_out_rows`.",
         ),
     ] = None,
+    edit: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NUMBER:COLUMN=TEXT",
+            help="Read another text in one cell, by the row's number from 0 and the column; may be "
+            "repeated. The source stays as it is. A config keeps it as `data.edits`.",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show what a dataset holds and what of it would be trained."""
@@ -129,6 +139,7 @@ def inspect(
         "data.more": [_mixed(one) for one in more or ()] or None,
         "data.leave_out": leave_out,
         "data.leave_out_rows": leave_out_row,
+        "data.edits": _edits(edit) or None,
     }
     config = RunConfig().with_values(given(values))
     application, caller = here()
@@ -163,6 +174,18 @@ def _mixed(given: str) -> dict[str, Any]:
     """A source and its weight, as they are typed: `example:pirate=0.5`."""
     path, sign, weight = given.rpartition("=")
     return {"path": path, "weight": weight} if sign else {"path": given}
+
+
+def _edits(given: list[str] | None) -> dict[int, dict[str, str]]:
+    """Edits as they are typed: `3:answer=Better words.` Raises ConfigError."""
+    found: dict[int, dict[str, str]] = {}
+    for one in given or ():
+        place, sign, text = one.partition("=")
+        row, colon, column = place.partition(":")
+        if not (sign and colon and row.isdecimal()):
+            raise ConfigError([Problem("--edit", f"expected NUMBER:COLUMN=TEXT, got {one!r}.")])
+        found.setdefault(int(row), {})[column] = text
+    return found
 
 
 @app.command()

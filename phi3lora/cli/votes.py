@@ -8,8 +8,12 @@ from typing import Annotated
 
 import typer
 
+from phi3lora.chat.options import Options
 from phi3lora.cli.root import app
 from phi3lora.cli.shared import AsJson, Changes, here, tell, with_changes
+from phi3lora.config import RunConfig
+from phi3lora.errors import ConfigError, Problem
+from phi3lora.methods import GRPOSection
 
 votes = typer.Typer(
     help="Blind votes: count them, take them as rows, publish them, train on them.",
@@ -51,6 +55,74 @@ def show_votes(
         rate = f"tuned wins {tally.win_rate:.0%}"
         print_line(f"{rate} (95 % interval {low:.0%} to {high:.0%}), {say}")
     print_line(standing.summary())
+
+
+@votes.command(name="judge")
+def judge_answers(
+    adapter: Adapter,
+    questions: Annotated[
+        Path, typer.Argument(metavar="FILE", help="A text file with one question on each line.")
+    ],
+    pattern: Annotated[
+        str, typer.Option(help="Regular expression that a good answer matches as a whole.")
+    ] = "",
+    length: Annotated[
+        int | None, typer.Option(help="Characters that a good answer does not exceed.")
+    ] = None,
+    json_answers: Annotated[
+        bool, typer.Option("--json-answers", help="A good answer is one valid JSON value.")
+    ] = False,
+    function: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE.py:NAME",
+            help="Python function of your own that gives an answer a number: it is called with the "
+            "prompt, the answer and an empty reference.",
+        ),
+    ] = None,
+    against: Annotated[
+        str,
+        typer.Option(metavar="NAME", help="Compare with this run or adapter, not with the base."),
+    ] = "",
+    max_new_tokens: Annotated[
+        int, typer.Option(help="Longest answer, in tokens.")
+    ] = Options.max_new_tokens,
+) -> None:
+    """Ask both each question and vote by a rule: the answer that earns more is the better one."""
+    from phi3lora.cli.terminal import print_line
+
+    application, caller = here()
+    rule = rule_of(pattern, length, json_answers, function)
+    options = Options(temperature=0, max_new_tokens=max_new_tokens)
+    votes = application.voting.judge(adapter, _lines(questions), rule, options, caller, against)
+    for number, vote in enumerate(votes, 1):
+        print_line(f"{number}: {vote.winner or vote.choice}")
+    show_votes(adapter, against)
+
+
+def rule_of(
+    pattern: str, length: int | None, json_answers: bool, function: str | None
+) -> GRPOSection:
+    """What is rewarded, checked as the options of `method: grpo` are. Raises ConfigError."""
+    if not (pattern or length or json_answers or function):
+        message = "expected a pattern, a length, JSON or a function to judge by."
+        raise ConfigError([Problem("", message)])
+    changes = {
+        "grpo_config.exact_reward": 0.0,
+        "grpo_config.pattern": pattern,
+        "grpo_config.length": length,
+        "grpo_config.json_reward": float(json_answers),
+        "grpo_config.function": function,
+    }
+    return RunConfig(method="grpo").with_values(changes).grpo_config
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise ConfigError([Problem("FILE", f"{file} cannot be read: {error}.")]) from None
+    return [line.strip() for line in lines if line.strip()]
 
 
 @votes.command(name="export")

@@ -17,6 +17,7 @@ from typing import Any
 
 from phi3lora.config import DataConfig, RunConfig
 from phi3lora.data.conversation import Detected, Message
+from phi3lora.data.edits import open_edited
 from phi3lora.data.findings import KINDS, Finding, Why, find, found_row
 from phi3lora.data.hub_rows import Tell
 from phi3lora.data.mixing import Share, leave_out, nothing_left, shares_in_words, used_of
@@ -25,7 +26,7 @@ from phi3lora.data.preferences import Answers, JudgedTally, answers_of, read_row
 from phi3lora.data.reading import Kept, Recipe, Tally, recipe_for
 from phi3lora.data.rendering import Segment, pieces, segments
 from phi3lora.data.similar import signatures, text_of
-from phi3lora.data.sources import Count, Source, not_applicable, open_source
+from phi3lora.data.sources import Count, Source, not_applicable
 
 Progress = Callable[[float], None]
 
@@ -181,7 +182,7 @@ def inspect(
     looks = []
     for number, part in enumerate(parts):
         one = config.model_copy(update={"data": part})
-        source = open_source(
+        source = open_edited(
             part, token=token, endpoint=endpoint, cache_folder=cache_folder, tell=tell
         )
         told, shown = _share(progress, number, len(parts)), preview if number == 0 else 1

@@ -7,7 +7,7 @@ split_indices(400, 0.1, seed, groups)        # near-duplicates on one side
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,16 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 BY_HAND = "named in data.leave_out_rows"
+BY_KIND = "(data.leave_out)"
+
+
+def chosen_reasons(dropped: Mapping[str, int]) -> dict[str, int]:
+    """Of the reasons for which rows are not used, those that the config asks for."""
+    return {
+        reason: number
+        for reason, number in dropped.items()
+        if reason == BY_HAND or reason.endswith(BY_KIND)
+    }
 
 
 @dataclass(frozen=True)

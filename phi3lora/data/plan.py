@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from phi3lora.config import DataConfig, RunConfig, needs_held_out
+from phi3lora.data.edits import open_edited
 from phi3lora.data.hub_rows import Tell
-from phi3lora.data.sources import Source, is_local, not_applicable, open_source
+from phi3lora.data.sources import Source, is_local, not_applicable
 from phi3lora.errors import DataError
 
 HeldOut = Literal["nothing", "rows", "split"]
@@ -94,10 +95,11 @@ def plan_data(
     kind, parts = held_out(data), parts_of(data)
     wanted = list(parts)
     if kind == "split":
-        split: dict[str, Any] = {"split": data.test_split, "max_rows": None, "leave_out_rows": []}
+        split: dict[str, Any] = {"split": data.test_split, "max_rows": None}
+        split |= {"leave_out_rows": [], "edits": {}}  # rows of the split to train on
         wanted.append(data.model_copy(update=split))
     sources = tuple(
-        open_source(one, token=token, endpoint=endpoint, cache_folder=cache_folder, tell=tell)
+        open_edited(one, token=token, endpoint=endpoint, cache_folder=cache_folder, tell=tell)
         for one in wanted
     )
     assumed = [notice for source in sources for notice in source.notices]

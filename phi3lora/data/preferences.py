@@ -22,6 +22,7 @@ from phi3lora.data.reading import (
     Kept,
     Recipe,
     Tally,
+    gathered,
     read,
     writes_of,
 )
@@ -116,8 +117,7 @@ def read_rows(
 def _units(rows: Iterable[Row], recipe: Recipe, tokenizer: Any, tally: Tally) -> Iterator[_Unit]:
     """The answers of each row, or the reason why it cannot be used."""
     writes = writes_of(tokenizer)
-    for row in rows:
-        number, tally.read = tally.read, tally.read + 1
+    for number, row in enumerate(gathered(rows, recipe, tally)):
         try:
             judged = judge_row(
                 row, recipe.detected, recipe.system_prompt, join=recipe.join_turns, writes=writes

@@ -431,7 +431,7 @@ def _about_the_choice(plan: DataPlan, tables: list[Dataset], chosen: Chosen) -> 
 
 
 def _check_counts(config: RunConfig, train: int, test: int) -> None:
-    batch = config.training_config.per_device_train_batch_size
+    batch = config.rows_of_pass // config.devices
     if train < batch:
         raise DataError(
             f"There are {train:,} rows to train on, less than one batch of {batch}; lower "

@@ -164,7 +164,7 @@ def conversations(
     Nothing is rendered: a row of which nothing is left after the length limit is here too.
     """
     tally = Tally() if tally is None else tally
-    for row in _gathered(rows, recipe, tally):
+    for row in gathered(rows, recipe, tally):
         number, tally.rows = tally.rows, tally.rows + 1
         try:
             found = read_row(
@@ -191,7 +191,7 @@ def _within(found: Conversation, max_length: int | None) -> Conversation:
     return Conversation(whole(found.messages[:most]).messages, (*found.changes, BEYOND))
 
 
-def _gathered(rows: Iterable[Row], recipe: Recipe, tally: Tally) -> Iterator[Row]:
+def gathered(rows: Iterable[Row], recipe: Recipe, tally: Tally) -> Iterator[Row]:
     """The rows as they are, or those that belong together as one."""
     gather = FORMATS[recipe.detected.format].gather
     if gather is None:

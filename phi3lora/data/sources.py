@@ -33,7 +33,7 @@ from phi3lora.hub.client import is_hub_id
 _HERE = Path(__file__).resolve().parent.parent
 # In a checkout examples/ stands beside the package; a wheel carries it inside.
 _FOLDER = _HERE / "examples" if (_HERE / "examples").is_dir() else _HERE.parent / "examples"
-#: Bundled datasets: a manner, a form and a tone; and the same pirate in three other shapes.
+#: Bundled datasets: a manner, a form and a tone; the same pirate in other shapes; and sums.
 EXAMPLES: dict[str, Path] = {
     "pirate": _FOLDER / "pirate.jsonl",
     "orders": _FOLDER / "orders.jsonl",
@@ -42,6 +42,7 @@ EXAMPLES: dict[str, Path] = {
     "pirate_instructions": _FOLDER / "pirate_instructions.csv",
     "pirate_prompts": _FOLDER / "pirate_prompts.parquet",
     "pirate_preferences": _FOLDER / "pirate_preferences.jsonl",
+    "sums": _FOLDER / "sums.jsonl",
 }
 #: What those that differ in more than their shape teach: a title and a sentence each.
 TAUGHT: dict[str, tuple[str, str]] = {

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from phi3lora.config import RunConfig
+from phi3lora.data.edits import open_edited
 from phi3lora.data.findings import Finding, FoundRow, found_row
 from phi3lora.data.plan import parts_of
 from phi3lora.data.reading import Tally, read, recipe_for
-from phi3lora.data.sources import open_source
 from phi3lora.errors import DataError
 from phi3lora.evaluation.scoring import HeldOutRow, likelihoods
 from phi3lora.models.loading import load_model, load_tokenizer
@@ -77,7 +77,7 @@ def _rows(
     """(source, number) of each row that can be used, and the row."""
     places, rows = [], []
     for number, part in enumerate(parts_of(config.data)):
-        source = open_source(part, token=token, cache_folder=cache_folder)
+        source = open_edited(part, token=token, cache_folder=cache_folder)
         recipe = recipe_for(config.model_copy(update={"data": part}), source)
         for batch in read(source.rows(None, limit), recipe, tokenizer, Tally()):
             for kept in batch:

@@ -38,6 +38,7 @@ class RowScore:
             `tokens` is 0 where there is no better one.
         reward, rejected_reward: by how much it is likelier than under the base, in nats times the
             method's beta.
+        earned: what `answer` earned by rewards that can be read; None where none are given.
     """
 
     nll: float
@@ -51,6 +52,7 @@ class RowScore:
     rejected_tokens: int = 0
     reward: float = 0.0
     rejected_reward: float = 0.0
+    earned: float | None = None
 
     @property
     def is_pair(self) -> bool:
@@ -136,6 +138,14 @@ PREFERENCES = (
         ),
     ),
 )
+# What learning from rewards promises.
+EARNED = Metric(
+    "earned",
+    "Reward of the model's own answer",
+    lambda row: row.earned or 0.0,
+    lambda row: row.earned is not None,
+    True,
+)
 METRICS = (
     Metric("loss", words.LOSS_BY_TOKEN, lambda row: row.nll, lambda row: row.tokens, False),
     Metric("perplexity", "Perplexity", lambda row: row.nll, lambda row: row.tokens, False, np.exp),
@@ -194,6 +204,7 @@ def compare(base: Sequence[RowScore], tuned: Sequence[RowScore], seed: int = 0) 
     found = []
     judged = any(score.rejected_tokens or not score.tokens for score in base)
     wanted = [metric for metric in PREFERENCES if judged and metric.exists(base)]
+    wanted += [EARNED] if EARNED.exists(base) else []
     for metric in (*wanted, *METRICS):
         ours, theirs = (float(metric.of(scores, whole)[0]) for scores in (tuned, base))
         spread = metric.of(tuned, counts) - metric.of(base, counts)
@@ -217,13 +228,18 @@ def verdict(comparisons: Sequence[Comparison], rows: int) -> Verdict:
     """Better if loss or ROUGE-L clearly gained and neither clearly lost; worse the other way.
 
     Where answers are judged, the better ones' likelihood against the worse ones' decides instead:
-    methods that compare may well make both less likely. A handful of rows proves nothing, however
+    methods that compare may well make both less likely. Where answers earn rewards, these decide:
+    an answer may be right in other words than the data's. A handful of rows proves nothing, however
     far apart their scores are.
     """
     if rows < ENOUGH_ROWS:
         return "cannot tell"
     names = {item.name for item in comparisons}
-    decisive = DECISIVE_OF_PREFERENCES if "reward_margin" in names else DECISIVE
+    decisive: tuple[str, ...] = DECISIVE
+    if "reward_margin" in names:
+        decisive = DECISIVE_OF_PREFERENCES
+    elif EARNED.name in names:
+        decisive = (EARNED.name,)
     said = {item.verdict for item in comparisons if item.name in decisive}
     if "better" in said and "worse" not in said:
         return "better"
@@ -250,14 +266,22 @@ def rewarded(base: Sequence[RowScore], tuned: Sequence[RowScore], beta: float) -
 def gains(base: Sequence[RowScore], tuned: Sequence[RowScore]) -> list[float]:
     """For each row, by how many nats a token tuned beats base; negative where it lost.
 
-    Of a pair, the better answer's gain less the worse one's.
+    Of a pair, the better answer's gain less the worse one's; of rewarded answers, the reward's.
     """
     return [
+        after.earned - before.earned
+        if after.earned is not None and before.earned is not None
+        else _likelier(before, after)
+        for before, after in zip(base, tuned, strict=True)
+    ]
+
+
+def _likelier(before: RowScore, after: RowScore) -> float:
+    return (
         before.nll / max(before.tokens, 1)
         - after.nll / max(after.tokens, 1)
         - (before.rejected_nll - after.rejected_nll) / max(before.rejected_tokens, 1)
-        for before, after in zip(base, tuned, strict=True)
-    ]
+    )
 
 
 def _resamples(rows: int, seed: int) -> np.ndarray:

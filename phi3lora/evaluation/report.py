@@ -19,6 +19,8 @@ from typing import Any
 
 from phi3lora import words
 from phi3lora.config import RunConfig
+from phi3lora.data.mixing import chosen_reasons
+from phi3lora.data.plan import parts_of
 from phi3lora.data.preparation import prepare
 from phi3lora.errors import DataError, RunError
 from phi3lora.evaluation.metrics import (
@@ -37,11 +39,12 @@ from phi3lora.files import write_whole
 from phi3lora.inputs import accepted_changes
 from phi3lora.lora.adapters import load_adapter
 from phi3lora.lora.result import find_result
-from phi3lora.methods import JUDGED
+from phi3lora.methods import JUDGED, REWARDED
 from phi3lora.models.base import resolve_path
 from phi3lora.models.hardware import detect_hardware, free_memory
 from phi3lora.models.loading import load_model, load_tokenizer
 from phi3lora.training.failures import is_out_of_memory
+from phi3lora.training.rewards import Answer, Reward, earned, rewards_of
 
 SAMPLES = 3
 SCORING = 1  # raise it when the same answers would score otherwise
@@ -70,6 +73,8 @@ class Report:
     gained: list[Sample]  # what tuned answers better, the most first
     lost: list[Sample]  # what it answers worse; empty where it lost nothing
     changed: list[str] = field(default_factory=list)  # inputs that differed between two starts
+    left_out: dict[str, int] = field(default_factory=dict)  # reason that the config gives → rows
+    edited: int = 0  # rows of which the config replaces something
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, with each figure's own verdict beside it."""
@@ -111,6 +116,9 @@ class Report:
         if (rate := by_name.get("win_rate")) is not None:
             say = f"the better answer is the likelier one in {rate.tuned:.0%} of the pairs instead "
             return rate, f"{say}of {rate.base:.0%}"
+        if (reward := by_name.get("earned")) is not None:
+            say = f"its answers earn a reward of {reward.tuned:.3f} instead of {reward.base:.3f}"
+            return reward, say
         if (margin := by_name.get("reward_margin")) is not None:
             return margin, f"good answers gained {margin.tuned:.3f} more reward than bad ones"
         loss = by_name["loss"]
@@ -161,11 +169,32 @@ def evaluate(
     tuned = score(model, "the tuned model answers")
     if config.method in JUDGED:
         tuned = rewarded(base, tuned, config.beta)
+    if config.method in REWARDED:
+        rewards = rewards_of(config.grpo_config)
+        base, tuned = (_earning(rewards, held_out, scores) for scores in (base, tuned))
 
     report = _report(held_out, base, tuned, len(prepared.test), prepared.leaked)
-    report = replace(report, changed=accepted_changes(folder))
+    edited = sum(len(part.edits) for part in parts_of(config.data))
+    report = replace(
+        report,
+        changed=accepted_changes(folder),
+        left_out=chosen_reasons(prepared.dropped),
+        edited=edited,
+    )
     report.write(folder)
     return report
+
+
+def _earning(
+    rewards: Sequence[Reward], rows: Sequence[HeldOutRow], scores: Sequence[RowScore]
+) -> list[RowScore]:
+    """The scores with what each answer earns."""
+    return [
+        replace(
+            score, earned=earned(rewards, Answer(row.messages[:-1], score.answer, row.reference))
+        )
+        for row, score in zip(rows, scores, strict=True)
+    ]
 
 
 @dataclass(frozen=True)

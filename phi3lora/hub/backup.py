@@ -631,6 +631,11 @@ def check_portable(config: RunConfig) -> None:
             f"The run goes on from {config.model.adapter!r}, a run or a file of one machine. Push "
             "that adapter to the Hub and name it there."
         )
+    if config.grpo_config.function is not None:
+        raise HubError(
+            f"The run's answers are rewarded by {config.grpo_config.function!r}, code of one "
+            "machine, which runs there alone and never from a copy on the Hub."
+        )
     for source in config.data.more:
         if not names_no_file(source.path):
             raise HubError(

@@ -36,7 +36,7 @@ METRICS = {
     "rougeL": "rougeL",
 }
 # What the Hub lists models under, by how they were trained.
-METHOD_TAGS = {method: ("trl", method) for method in ("dpo", "kto", "orpo")}
+METHOD_TAGS = {method: ("trl", method) for method in ("dpo", "kto", "orpo", "grpo")}
 METHODS = {
     "dpo": "direct preference optimization (DPO, [Rafailov et al. 2023](https://arxiv.org/abs/2305."
     "18290))",
@@ -44,6 +44,8 @@ METHODS = {
     "2402.01306))",
     "orpo": "odds ratio preference optimization (ORPO, [Hong et al. 2024](https://arxiv.org/abs/"
     "2403.07691))",
+    "grpo": "group relative policy optimization (GRPO, [Shao et al. 2024](https://arxiv.org/abs/"
+    "2402.03300))",
 }
 VERDICTS = {
     "better": "On held-out rows the tuned model is **better** than its base.",
@@ -234,17 +236,22 @@ def _serve(facts: Facts, repo: str, merged: bool) -> str:
 
 def _trained_on(facts: Facts) -> str:
     """Table of the dataset: where from, licence, and rows kept and dropped."""
+    from phi3lora.data.mixing import chosen_reasons
+
     data, counts = facts.data, facts.prepared
     rows = [("Dataset", _link(data, "dataset")), ("Split", facts.split)]
     rows += [("Mixed with", _link(one, "dataset")) for one in facts.more]
     rows += [("Revision", f"`{data.revision}`" if data.revision else "")]
     rows += [("Licence", data.licence)]
     if counts:
-        dropped = sum(counts.dropped.values())
+        left_out = chosen_reasons(counts.dropped)
+        dropped = sum(counts.dropped.values()) - sum(left_out.values())
         rows += [
             ("Rows trained on", f"{counts.train_rows:,}"),
             ("Rows held out", f"{counts.test_rows:,}"),
             ("Rows that could not be used", f"{dropped:,}"),
+            *((f"Rows left out: {why}", f"{number:,}") for why, number in left_out.items()),
+            ("Rows edited", f"{facts.edited:,}" if facts.edited else ""),
             ("Tokens", f"{counts.train_tokens:,}"),
             ("Supervised tokens", f"{counts.supervised_tokens:,}"),
             ("Rows cut at the length limit", f"{counts.truncated:,}"),

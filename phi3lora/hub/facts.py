@@ -58,6 +58,7 @@ class Facts:
         seconds: the training took, in all slices; peak_memory is in bytes.
         comparisons: base against tuned, as `report.json` holds them.
         gained, lost: sample answers, likewise.
+        edited: rows of which something was replaced.
         changed: inputs that were not the same in all slices of the run, in words.
         settings: `adapter_config.json`; empty for a whole model.
     """
@@ -85,6 +86,7 @@ class Facts:
     lost: list[dict[str, Any]] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)
     changed: list[str] = field(default_factory=list)
+    edited: int = 0
     settings: dict[str, Any] = field(default_factory=dict)
 
 
@@ -120,6 +122,7 @@ def collect(folder: Path) -> Facts:
         lost=report.get("lost", []),
         versions=library_versions(),
         changed=accepted_changes(folder),
+        edited=sum(len(part.edits) for part in (config.data, *config.data.more)),
         settings=_settings(folder / "adapter"),
     )
 
@@ -179,6 +182,9 @@ def _options(config: RunConfig) -> list[tuple[str, str, str]]:
         section, _, key = name.partition(".")
         if name == "method":
             rows.append((name, str(option.title), config.method))
+        elif name == "grpo_config.function" and config.method == "grpo":
+            file = Path(config.grpo_config.function or "").name
+            rows.append((name, str(option.title), _words(file)))
         elif section in shown and name != "model.path":
             rows.append((name, str(option.title), _words(values[section][key])))
     return rows

@@ -310,6 +310,8 @@ def portable_config(folder: Path, facts: Facts) -> str:
     """The run's config without a path of this machine."""
     config, _ = RunConfig.from_yaml(folder / "config.yaml")
     names: dict[str, Any] = {"model.path": facts.base.name, "data.path": facts.data.name}
+    if (function := config.grpo_config.function) is not None:
+        names["grpo_config.function"] = Path(function).name
     names["data.more"] = [
         {**source.model_dump(), "path": origin(source.path).name} for source in config.data.more
     ]
@@ -320,7 +322,8 @@ def _places(folder: Path) -> list[Path]:
     """Paths that mean something on this machine alone: the run's, its files', the package's."""
     config, _ = RunConfig.from_yaml(folder / "config.yaml")
     more = (source.path for source in config.data.more)
-    named = [Path(path) for path in (config.model.path, config.data.path, *more)]
+    function = (config.grpo_config.function or "").rpartition(":")[0]
+    named = [Path(path) for path in (config.model.path, config.data.path, *more, function)]
     own = [folder.absolute(), folder.resolve(), Path(__file__).resolve().parents[2]]
     return [*own, *(path for path in named if path.is_absolute())]
 

@@ -4,7 +4,7 @@
 
 On a Space visitors are strangers: a run reads what its owner uploaded, what came along in its own
 folder, rows and whole models of its owner's other runs, an example, or the Hub. On one's own
-machine it reads whatever its owner names.
+machine it reads whatever its owner names. A function that rewards runs on one's own machine alone.
 """
 
 from __future__ import annotations
@@ -34,9 +34,34 @@ def check_paths(
     if config.model.adapter is not None and not is_run(config.model.adapter):
         check_path("model.adapter", config.model.adapter, owner, settings, folder)
     named = {"model.path": config.model.path, "model.adapter": config.model.adapter or ""}
+    check_function(config.grpo_config.function, settings)
     for field, path in named.items() if settings.on_space else []:
         if path.startswith(EXAMPLE_PREFIX):
             raise AccessError(f"{field}: an example is data; name one on the Hub, or leave it out.")
+
+
+def check_function(named: str | None, settings: Settings) -> None:
+    """Raises AccessError where a function of somebody's own would run on a machine not theirs.
+
+    On a Space none runs. At home it must not lie among the runs either: those that come back from
+    the Hub may have been written by anybody.
+    """
+    if named is None:
+        return
+    if settings.on_space:
+        raise AccessError(
+            "grpo_config.function: a Python function of your own runs on your own machine alone; "
+            "reward exact answers, a pattern, a length or JSON here."
+        )
+    try:
+        place = Path(named.rpartition(":")[0]).expanduser().resolve()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise AccessError(f"grpo_config.function: {named!r} names no file ({error}).") from None
+    if place.is_relative_to(settings.home.resolve()):
+        raise AccessError(
+            f"grpo_config.function: {place} lies among the runs, where files come from the Hub; "
+            "keep code of yours elsewhere."
+        )
 
 
 def check_path(

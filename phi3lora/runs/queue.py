@@ -18,7 +18,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from phi3lora.errors import RunError
+from phi3lora.errors import LimitError, RunError
 from phi3lora.files import write_whole
 from phi3lora.runs.backends import backend_of
 from phi3lora.runs.permission import check_paths
@@ -37,7 +37,7 @@ class Queue:
         self._lock = threading.Lock()
 
     def submit(self, run: Run, token: str | None = None, *, accept_changes: bool = False) -> Run:
-        """Queue a run. RunError if its owner has as many unfinished ones as allowed.
+        """Queue a run. LimitError if its owner has as many unfinished ones as allowed.
 
         Args:
             accept_changes: go on even if data, base or versions are not those of the first start.
@@ -46,7 +46,7 @@ class Queue:
             run = run.refresh()
             if run.status in ACTIVE:
                 raise RunError(f"Run {run.id} is already {run.status}.")
-            self._check_limit(run.owner)
+            self._check_unfinished(run.owner)
             check_paths(run.config, run.owner, self.settings, run.folder)
             starts = self._starts_today(run.owner)
             started = self._start(run, token, accept_changes)
@@ -121,16 +121,21 @@ class Queue:
         ids = [waiting.id for waiting in waiting_runs(self.store, run.refresh().state.device)]
         return ids.index(run.id) + 1 if run.id in ids else None
 
-    def _check_limit(self, owner: str) -> None:
+    def check_limits(self, owner: str) -> None:
+        """Raises LimitError where this person may start no other run now."""
+        self._check_unfinished(owner)
+        self._starts_today(owner)
+
+    def _check_unfinished(self, owner: str) -> None:
         unfinished = [run for run in self.store.list(owner) if run.status in ACTIVE]
         if len(unfinished) >= self.settings.runs_per_user:
-            raise RunError(
+            raise LimitError(
                 f"You have {len(unfinished)} unfinished runs and may have "
                 f"{self.settings.runs_per_user}; wait for one to end, or stop one."
             )
 
     def _starts_today(self, owner: str) -> list[float]:
-        """When this person started runs within the last 24 hours. RunError if that is enough."""
+        """When this person started runs within the last 24 hours. LimitError if that is enough."""
         most = self.settings.runs_per_day
         if most is None:
             return []
@@ -141,7 +146,7 @@ class Queue:
             recent = []
         if len(recent) >= most:
             wait = (DAY - (time.time() - min(recent))) / 3600
-            raise RunError(
+            raise LimitError(
                 f"You started {len(recent)} runs within 24 hours, and may start {most}; the next "
                 f"one may start in {wait:.1f} hours."
             )

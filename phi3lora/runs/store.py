@@ -476,10 +476,15 @@ def write_state(folder: Path, state: RunState) -> None:
 
 
 def changed(run: Run, **changes: object) -> Run:
-    """Write a state with these changes, and return the run that has it."""
+    """Write a state with these changes, and return the run that has it.
+
+    A config that was read stays as it was read: what was checked is what is computed.
+    """
     state = run.state.model_copy(update=changes)
     write_state(run.folder, state)
-    return replace(run, state=state, damaged=False)
+    found = replace(run, state=state, damaged=False)
+    vars(found).update({name: value for name, value in vars(run).items() if name == "config"})
+    return found
 
 
 def _with_whole_path(source: SourceConfig) -> dict[str, Any]:
@@ -498,6 +503,9 @@ def with_whole_paths(config: RunConfig) -> RunConfig:
         changes["model.path"] = str(Path(config.model.path).expanduser().resolve())
     if config.model.adapter and Path(config.model.adapter).expanduser().exists():
         changes["model.adapter"] = str(Path(config.model.adapter).expanduser().resolve())
+    file, _, name = (config.grpo_config.function or "").rpartition(":")
+    if file and Path(file).expanduser().is_file():
+        changes["grpo_config.function"] = f"{Path(file).expanduser().resolve()}:{name}"
     return config.with_values(changes) if changes else config
 
 

@@ -187,7 +187,7 @@ class Operations:
         Returns:
             `base` and `tuned`: the answers, with their numbers of tokens.
         """
-        given = _given(options)
+        given = options or {}
         if unknown := given.keys() - SAMPLING:
             message = f"no such sampling option; there are {', '.join(sorted(SAMPLING))}."
             raise ConfigError([Problem(str(min(unknown, key=str))[:40], message)])
@@ -229,7 +229,7 @@ class Operations:
             message = f"there is no {recipe[:60]!r}; there are {known}."
             raise ConfigError([Problem("recipe", message)])
         config, _ = load_recipe(recipe)
-        settings, _ = translate_fields(_given(options))
+        settings, _ = translate_fields(options or {})
         return config.with_values({"data.path": dataset, **settings})
 
     def _shown(self, run: Run) -> Json:
@@ -246,15 +246,6 @@ class Operations:
         if view.evaluated is not None:
             told["held_out_loss"] = view.evaluated.loss
         return told
-
-
-def _given(options: object) -> Json:
-    """Options as they came. Raises ConfigError where they are something else."""
-    if options is None:
-        return {}
-    if isinstance(options, dict):
-        return dict(options)
-    raise ConfigError([Problem("options", f"expected names with values, got {options!r:.60}.")])
 
 
 def _line(run: Run) -> Json:

@@ -142,6 +142,7 @@ class Progress(TrainerCallback, ExportableState):
                 token_accuracy=metrics.get("eval_mean_token_accuracy"),
                 reward_margin=metrics.get("eval_rewards/margins"),
                 reward_accuracy=metrics.get("eval_rewards/accuracies"),
+                reward=metrics.get("eval_reward"),
             )
         )
 
@@ -183,6 +184,7 @@ class Progress(TrainerCallback, ExportableState):
                 token_accuracy=logs.get("mean_token_accuracy"),
                 reward_margin=logs.get("rewards/margins"),
                 reward_accuracy=logs.get("rewards/accuracies"),
+                reward=logs.get("reward"),
                 tokens=self.tokens,
                 tokens_per_second=trained / max(self._training_seconds, 1e-9),
                 seconds_left=left,

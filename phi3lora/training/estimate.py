@@ -20,7 +20,7 @@ from typing import Any
 from phi3lora.config import RunConfig
 from phi3lora.data.plan import held_out_number, holds_out
 from phi3lora.lora.starting import size_of
-from phi3lora.methods import PAIRED, REFERRED
+from phi3lora.methods import PAIRED, REFERRED, REWARDED
 from phi3lora.models.base import BaseInfo, check_base, resolve_path
 from phi3lora.models.hardware import Hardware, choose_dtype
 from phi3lora.models.phi3 import EMBEDDING, HEAD, PHI3, QKV
@@ -42,6 +42,7 @@ PACKED_FILL = 0.97  # of a packed row that is tokens; measured on 999 instructio
 PLAIN_TILE = 4096 * 32768  # logits that TRL's own loss holds at once
 PLAIN_COPIES = 6  # float32 copies of them while it sums
 IN_FLIGHT = 0.25  # of one layer's activations: gradients on their way, with checkpointing
+SAMPLED = 12  # bytes of a logit while a token is drawn: float32, sorted, and its place
 EPOCHS_DRAWN = 3  # orders of the rows that are tried for the largest pass
 
 
@@ -120,13 +121,16 @@ def estimate_for(
         ).items()
     }
     parts = _shared(parts, config, base)
+    answering = _answering(parts, config, base, hardware, dtype, inspection)
     steps, tokens, exact = _work(config, inspection)
     proof = int(_proof_bytes(config, base, hardware, dtype, trainable))
     started = size_of(start) if start else 0
     # On a CPU the file is read beside the adapter that it fills, before anything is trained.
     loading = sum(parts[name] for name in ("base", "adapter", "process")) + started
     return Estimate(
-        memory_bytes=max(sum(parts.values()), proof, loading if hardware.device == "cpu" else 0),
+        memory_bytes=max(
+            sum(parts.values()), answering, proof, loading if hardware.device == "cpu" else 0
+        ),
         start_bytes=started,
         proof_bytes=proof,
         parts=parts,
@@ -193,8 +197,9 @@ def _parts(
 ) -> dict[str, float]:
     """What is held at the peak, in bytes."""
     element = BYTES["bfloat16" if config.training_config.bf16 else dtype]
-    # The reference reads the batch while what the model computed is still held.
-    referred = config.method in REFERRED
+    # The reference reads the batch while what the model computed is still held; GRPO's has read it
+    # before.
+    referred = config.method in REFERRED and config.method not in REWARDED
     trained = _trained_bytes(config, hardware, dtype)
     between, layer = _activation_bytes(config, base, hardware, element)
     # The logits are gone when the first layer's gradients are in flight: the larger of both counts.
@@ -215,6 +220,37 @@ def _parts(
         "loss": loss,
         "process": PROCESS[hardware.device],
     }
+
+
+def _answering(
+    parts: dict[str, int],
+    config: RunConfig,
+    base: BaseInfo,
+    hardware: Hardware,
+    dtype: str,
+    inspection: Any,
+) -> int:
+    """Bytes while GRPO's model answers, between two updates; 0 where it answers nothing.
+
+    Keys and values of all answers to an update, their logits, and the prompts in a layer.
+    """
+    if config.method not in REWARDED:
+        return 0
+    training, element = config.training_config, BYTES[dtype]
+    answers = training.per_device_train_batch_size * training.gradient_accumulation_steps
+    prompt = _longest_prompt(config, inspection)
+    position = 2 * base.layers * base.key_value_heads * base.head_size * element
+    layer = (5 * base.hidden + base.shapes[QKV][1] + 3 * base.intermediate) * element
+    held = sum(parts[name] for name in ("base", "adapter", "optimizer", "process"))
+    longest = prompt + config.grpo_config.max_completion_length
+    drawn = answers * (longest * position + prompt * layer + base.vocabulary * SAMPLED)
+    return int(held + drawn)
+
+
+def _longest_prompt(config: RunConfig, inspection: Any) -> int:
+    """Tokens of a row at most: its answer counts too, for want of a length of prompts alone."""
+    limit = config.training_config.max_length
+    return limit if inspection is None else min(inspection.longest, limit)
 
 
 def _shared(parts: dict[str, int], config: RunConfig, base: BaseInfo) -> dict[str, int]:
@@ -353,6 +389,9 @@ def _tokens_in_pass(config: RunConfig, inspection: Any) -> int:
     size, limit = training.per_device_train_batch_size, training.max_length
     if config.method in PAIRED:  # both answers of a pair are read in one pass
         limit *= 2
+    if config.method in REWARDED:  # its own answers, each as long as it may be
+        longest = _longest_prompt(config, inspection) + config.grpo_config.max_completion_length
+        return size * longest
     if inspection is None or training.packing:
         return size * limit
     lengths = [min(n, limit) for n in inspection.lengths or [inspection.tokens["max"]] * size]
@@ -377,6 +416,8 @@ def _work(config: RunConfig, inspection: Any) -> tuple[int | None, int | None, b
     rows = max(round(rows * inspection.drawn), 1)
     if config.method == "kto" and inspection.answers is not None:  # each answer is a row of its own
         rows *= 1 + inspection.answers.pairs / inspection.kept
+    if config.method in REWARDED:
+        rows, tokens = _answers_of(config, int(rows), inspection)
     if training.packing:
         rows = tokens / (PACKED_FILL * training.max_length)
     at_once = training.per_device_train_batch_size * config.devices
@@ -386,6 +427,13 @@ def _work(config: RunConfig, inspection: Any) -> tuple[int | None, int | None, b
     if training.max_steps > 0:
         steps = training.max_steps
     return steps, round(tokens * steps / per_epoch), exact
+
+
+def _answers_of(config: RunConfig, rows: int, inspection: Any) -> tuple[int, float]:
+    """Answers that GRPO gives in an epoch of whole updates, and their tokens with the prompts."""
+    answers = max(rows // config.rows_of_update, 1) * config.effective_batch
+    mean = inspection.total_tokens / inspection.kept
+    return answers, answers * (mean + config.grpo_config.max_completion_length)
 
 
 def _rows_expected(inspection: Any) -> tuple[int, bool]:

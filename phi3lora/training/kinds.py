@@ -29,6 +29,10 @@ def kind_of(method: str) -> Kind:
         from phi3lora.training import orpo  # TRL's is experimental, and says so when it is imported
 
         return Kind(orpo.FastORPOTrainer, orpo.ORPOConfig)
+    if method == "grpo":
+        from phi3lora.training import grpo  # with what it takes to generate
+
+        return Kind(grpo.FastGRPOTrainer, grpo.GRPOConfig)
     return {
         "sft": Kind(FastTrainer, SFTConfig),
         "dpo": Kind(FastDPOTrainer, DPOConfig),

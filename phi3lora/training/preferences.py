@@ -38,7 +38,7 @@ class Judged(Resumable):
         return dataset.select_columns(COLUMNS)
 
 
-class _Referred(Judged):
+class Referred(Resumable):
     """Trainers that compare the model with a reference: the base, or the adapter it starts with.
 
     Args:
@@ -56,7 +56,7 @@ class _Referred(Judged):
         )
 
 
-class FastDPOTrainer(_Referred, DPOTrainer):
+class FastDPOTrainer(Referred, Judged, DPOTrainer):
     """DPOTrainer on pairs that are rendered already."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -64,7 +64,7 @@ class FastDPOTrainer(_Referred, DPOTrainer):
         super().__init__(*args, data_collator=PairCollator(pad), **kwargs)
 
 
-class FastKTOTrainer(_Referred, KTOTrainer):
+class FastKTOTrainer(Referred, Judged, KTOTrainer):
     """KTOTrainer on answers that are rendered already; a pair is a good answer and a bad one."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

@@ -25,6 +25,7 @@ from phi3lora.config import RunConfig
 from phi3lora.data.plan import check_held_out
 from phi3lora.errors import AdapterError, ConfigError, Phi3LoraError
 from phi3lora.hub.preflight import check_hub
+from phi3lora.methods import REWARDED
 from phi3lora.models.hardware import Hardware
 from phi3lora.settings import Settings
 
@@ -112,6 +113,7 @@ def preflight(
             lambda: _estimate(config, base, hardware, inspection, tokens_per_second, start),
         )
     checks += [*_data_checks(config, inspection), *_model_checks(config, base, hardware)]
+    checks += _function_checks(config, elsewhere)
     checks += _settings_checks(config, estimate)
     checks += _memory_checks(config, base, hardware, inspection, estimate)
     seconds = estimate.seconds if estimate else None
@@ -250,6 +252,22 @@ def _data_checks(config: RunConfig, inspection: Any) -> list[Check]:
     return [replace(check, found=f"{check.found} Columns not read: {inspection.unread_in_words}.")]
 
 
+def _function_checks(config: RunConfig, elsewhere: Elsewhere | None) -> list[Check]:
+    """Whether a function of one's own is where it will be called; it is not run here."""
+    named = config.grpo_config.function
+    if config.method not in REWARDED or named is None:
+        return []
+    without = (Fix("Reward without it", {"grpo_config.function": None}),)
+    if elsewhere is not None:
+        say = "A function of your own runs on this machine alone, and not on a rented one."
+        return [Check("Settings", "red", say, "Train here, or reward without it.", without)]
+    file = Path(named.rpartition(":")[0]).expanduser()
+    if not file.is_file():
+        say = f"There is no file {file}, whose function is to reward answers."
+        return [Check("Settings", "red", say, "Name it as FILE.py:NAME, from the root.", without)]
+    return [Check("Settings", "green", f"Python code of {file} runs in this training.")]
+
+
 def _odd_answers(config: RunConfig, answers: Any, found: str) -> Check | None:
     """Amber where the answers teach something else: to be long, or mostly one kind of them."""
     if config.method == "kto":
@@ -293,7 +311,7 @@ def _too_few_rows(config: RunConfig, inspection: Any) -> Check | None:
     """Red where not even one pass can be filled; amber where one update cannot."""
     from phi3lora.data.plan import held_out_number
 
-    batch, training = config.effective_batch, config.training_config
+    batch, training = config.rows_of_update, config.training_config
     kept = inspection.kept
     held = held_out_number(kept, config.data.test_size) if inspection.held_out == "rows" else 0
     rows = round(max(kept - held, 0) * inspection.drawn)
@@ -303,14 +321,14 @@ def _too_few_rows(config: RunConfig, inspection: Any) -> Check | None:
         return None
     left = f"{kept:,} rows, of which {held:,} are held out" if held else f"{kept:,} rows"
     left += f"; packed, they make {rows:,}" if training.packing else ""
-    at_once = training.per_device_train_batch_size * config.devices
+    at_once = config.rows_of_pass
     if rows >= at_once:
         say = f"{left}. That is less than one batch of {batch}."
         lower = Fix("Accumulate less", {f"{TRAINING}.gradient_accumulation_steps": 1})
         return Check(
             "Data", "amber", say, "Lower batch size or accumulation, or add rows.", (lower,)
         )
-    size = max(rows // config.devices, 1)
+    size = max(training.per_device_train_batch_size * rows // at_once, 1)
     lower = Fix(f"Use a batch size of {size}", {f"{TRAINING}.per_device_train_batch_size": size})
     return Check(
         "Data",

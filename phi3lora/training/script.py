@@ -22,6 +22,7 @@ from typing import Any, Literal
 
 from phi3lora import __version__
 from phi3lora.config import POCKET, RunConfig
+from phi3lora.data.rendering import stop_tokens
 from phi3lora.training.fallbacks import TRACKERS, needs_bitsandbytes
 from phi3lora.training.script_marks import marks_of
 from phi3lora.training.script_rows import write_rows
@@ -66,6 +67,10 @@ def script(
     marks = marks_of(tokenizer)
     lora = {} if config.adapter == "none" else lora_arguments(skeleton, config)
     filled = values(config, lora, skeleton, marks, str(tokenizer.pad_token))
+    filled["STOPS"] = code(tokenizer.convert_ids_to_tokens(stop_tokens(tokenizer)))
+    if portable:
+        file, _, name = (config.grpo_config.function or "").rpartition(":")
+        filled["FILE, NAME"] = f"{code(Path(file).name)}, {code(name)}"
     filled |= {"__doc__": f'"""{_title(config)}\n"""', "MODEL": _base(path, portable)}
     wanted, text = facts(config, marks), TEMPLATE.read_text(encoding="utf-8")
     return _tidy(fill(text, filled, wanted))
@@ -181,6 +186,8 @@ def _versions(config: RunConfig) -> str:
         needed.append("bitsandbytes")
     if config.adapter == "loralib":
         needed.append("loralib")
+    if config.method == "grpo" and config.grpo_config.pattern:
+        needed.append("google-re2")
     if tracker := TRACKERS.get(config.training_config.report_to):
         needed.append(tracker)
     return " ".join(map(_pinned, needed))

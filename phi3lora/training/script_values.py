@@ -15,7 +15,7 @@ from phi3lora.config import RunConfig
 from phi3lora.data.plan import holds_out
 from phi3lora.lora.initial import replaces_base, starts_apart
 from phi3lora.lora.slices import slices_of, switched_on
-from phi3lora.methods import JUDGED, PAIRED, REFERRED
+from phi3lora.methods import JUDGED, PAIRED, REFERRED, REWARDED
 from phi3lora.models.phi3 import PHI3
 from phi3lora.training.fallbacks import TRACKERS, needs_bitsandbytes
 from phi3lora.training.script_marks import Marks
@@ -92,10 +92,25 @@ def facts(config: RunConfig, marks: Marks) -> set[str]:
         "float16": _may_be_float16(config),
         "judged": config.method in JUDGED,
         "paired": config.method in PAIRED,
-        "from_base": config.method in REFERRED and not starts_apart(config),
-        **{method: config.method == method for method in sorted(JUDGED)},
+        "from_base": _has_reference(config) and not starts_apart(config),
+        **{method: config.method == method for method in (*sorted(JUDGED), "sft", "grpo")},
+        **{name: name in config.grpo_config.rewarded for name in _REWARDS},
     }
     return {name for name, true in found.items() if true}
+
+
+def _has_reference(config: RunConfig) -> bool:
+    """Whether TRL copies the adapter for what the model is compared with."""
+    return config.method in REFERRED and config.beta > 0
+
+
+_REWARDS = {
+    "exact": "exact",
+    "pattern": "pattern",
+    "length": "length",
+    "json": "is_json",
+    "function": "function",
+}
 
 
 def values(
@@ -119,6 +134,21 @@ def values(
         "CLOSE, LAST": f"{code(marks.close)}, {code(marks.last)}",
         "RATIO": code(config.training_config.loraplus_lr_ratio),
         "PATIENCE": code(config.training_config.early_stopping_patience),
+        **_rewards(config),
+    }
+
+
+def _rewards(config: RunConfig) -> dict[str, str]:
+    """What answers earn for."""
+    grpo = config.grpo_config
+    file, _, name = (grpo.function or "").rpartition(":")
+    return {
+        "AFTER": code(grpo.exact_after),
+        "PATTERN": code(grpo.pattern),
+        "LENGTH": code(grpo.length),
+        "FILE, NAME": f"{code(file)}, {code(name)}",
+        "REWARDS": "[" + ", ".join(_REWARDS[name] for name in grpo.rewarded) + "]",
+        "LIMIT": code(config.training_config.max_length),
     }
 
 
@@ -186,6 +216,8 @@ def _arguments(config: RunConfig) -> dict[str, Any]:
     if config.method_config is not None:
         del arguments["packing"]
         arguments |= config.method_config.arguments()
+    if config.method in REWARDED:
+        del arguments["max_length"]
     return arguments
 
 

@@ -44,7 +44,7 @@ from phi3lora.lora.adapters import attach_adapter, save_adapter
 from phi3lora.lora.initial import starts_apart
 from phi3lora.lora.targets import count_parameters
 from phi3lora.lora.trial import check_head
-from phi3lora.methods import REFERRED
+from phi3lora.methods import REFERRED, REWARDED
 from phi3lora.models.base import check_base, fetch, resolve_path
 from phi3lora.models.hardware import detect_hardware, free_memory, use_one_gpu
 from phi3lora.models.loading import load_model, load_tokenizer
@@ -60,6 +60,7 @@ from phi3lora.training.failures import explained, is_disk_full, not_finite
 from phi3lora.training.fallbacks import within_reach
 from phi3lora.training.fast.trainer import Resumable
 from phi3lora.training.kinds import kind_of
+from phi3lora.training.rewards import rewards_of
 from phi3lora.versions import library_versions
 
 logger = logging.getLogger(__name__)
@@ -156,7 +157,8 @@ def _train(
         emit(Notice(message=notice, level="warning"))
 
     emit(Stage(name="training"))
-    outcome = fit(config, folder, model, tokenizer, data.train, data.test, progress)
+    rows = data.conversations if config.method in REWARDED else data.train
+    outcome = fit(config, folder, model, tokenizer, rows, data.test, progress)
     if outcome == "finished":
         emit(Stage(name=f"saving the {config.result}"))
         processes.gather_weights(model)
@@ -202,10 +204,10 @@ def fit(
         fast=training.fast,
         loraplus_lr_ratio=training.loraplus_lr_ratio,
         bad_loss=partial(not_finite, config=config),
-        **({"start": starts_apart(config)} if config.method in REFERRED else {}),
+        **_own_to_the_method(config),
     )
     packed: Any = trainer.train_dataset
-    _check_rows(len(packed), len(train_rows), training)
+    _check_rows(len(packed), len(train_rows), config)
     progress.emit(_loaded(trainer, config))
     checkpoint = processes.share(
         _last_checkpoint(folder / "checkpoints", progress) if processes.is_main() else None
@@ -249,10 +251,21 @@ def _arguments(
     arguments = training.arguments()
     if config.method != "sft":
         del arguments["packing"]
+    if config.method in REWARDED:
+        del arguments["max_length"]  # prompts and answers have limits of their own
     if test_rows is None or len(test_rows) == 0:
         arguments.update(eval_strategy="no", eval_on_start=False)
     # One printed line a log instead of a bar: the log is a file.
     return {**arguments, "disable_tqdm": True, "trackio_static_space_id": False}
+
+
+def _own_to_the_method(config: RunConfig) -> dict[str, Any]:
+    """What the trainer of a method takes beside what all of them take."""
+    own: dict[str, Any] = {"start": starts_apart(config)} if config.method in REFERRED else {}
+    if config.method in REWARDED:
+        limit = config.training_config.max_length
+        own |= {"rewards": rewards_of(config.grpo_config), "prompt_limit": limit}
+    return own
 
 
 def _callbacks(training: TrainingConfig) -> list[Any]:
@@ -261,18 +274,19 @@ def _callbacks(training: TrainingConfig) -> list[Any]:
     return [] if patience is None else [EarlyStoppingCallback(patience)]
 
 
-def _check_rows(batches_of: int, rows: int, training: TrainingConfig) -> None:
+def _check_rows(batches_of: int, rows: int, config: RunConfig) -> None:
     """Raise DataError if not even one batch can be filled, on each of the devices."""
-    devices = processes.number()
-    batch = training.per_device_train_batch_size * devices
+    devices, training = processes.number(), config.training_config
+    batch = config.rows_of_pass
     if batches_of >= batch:
         return
+    size = max(training.per_device_train_batch_size * batches_of // batch, 1)
     found = f"{rows} rows" + (f", packed into {batches_of}" if training.packing else "")
     on = f" on each of {devices} devices" if devices > 1 else ""
     raise DataError(
         f"data: expected at least one batch of {batch // devices} rows{on} to train on, found "
         f"{found}. Set training_config.per_device_train_batch_size to "
-        f"{max(batches_of // devices, 1)}, bring more rows, or hold fewer out (data.test_size)."
+        f"{size}, bring more rows, or hold fewer out (data.test_size)."
     )
 
 

@@ -280,7 +280,7 @@ class ComparePage(CompareOpening):
         self.timer.tick(
             None, [self.pulse, self.nothing], self.pulse, js=PULSE, show_progress="hidden"
         )
-        self.pulse.change(self.on_pulse, self.adapter, [*subjects, self.status], **quiet)
+        self.pulse.change(self.on_pulse, self.adapter, [*subjects, self.room], **quiet)
         self.message.submit(self.on_ask, inputs, self.answering, **quiet)
         self.message.stop(self.on_stop, None, None, queue=False, **quiet)
         self.suggestions.click(on_suggestion, None, self.message, **quiet).then(

@@ -73,9 +73,6 @@ class CompareParts:
         with gr.Row(elem_classes="compare-top"):
             with gr.Column(elem_classes="compare-what", min_width=260):
                 self._subject()
-                with gr.Row(elem_classes="subjects strengths"):
-                    self.strengths = {name: sampling_field(name, brief=True) for name in STRENGTHS}
-                    self.strengths["against_strength"].visible = False
                 self.about = gr.HTML(elem_id="about", apply_default_css=False)
             self.blind = gr.Checkbox(label="Blind", elem_id="blind", container=False)
             self.share = gr.HTML(
@@ -93,6 +90,8 @@ class CompareParts:
             gr.HTML(settled_head(settled, self.app.settings.space_id), apply_default_css=False)
             self.adapter = gr.Textbox(settled, visible="hidden", elem_id="adapter")
             self.against = gr.Textbox("", visible="hidden")
+            with gr.Row(elem_classes="subjects"):
+                self._strengths()
             return
         gr.HTML("<h1>Base and tuned, side by side</h1>", apply_default_css=False)
         with gr.Row(elem_classes="subjects"):
@@ -111,6 +110,11 @@ class CompareParts:
                 against_choices([]),
                 BASE_ONLY,
             )
+            self._strengths()
+
+    def _strengths(self) -> None:
+        self.strengths = {name: sampling_field(name, brief=True) for name in STRENGTHS}
+        self.strengths["against_strength"].visible = False
 
     def _conversation(self) -> None:
         turns = "window.phi3lora.turns(element, trigger)"
@@ -132,6 +136,7 @@ class CompareParts:
 
     def _input(self) -> None:
         self.status = gr.HTML(elem_id="chat-status")  # of loading, which may outlast an answer
+        self.room = gr.HTML(elem_id="chat-room", apply_default_css=False)  # why nobody may ask now
         self.suggestions = gr.HTML(elem_id="suggestions", js_on_load=ASK, apply_default_css=False)
         self.message = gr.Textbox(
             label="Question",

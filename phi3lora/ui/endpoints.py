@@ -12,17 +12,22 @@ import functools
 import inspect
 import json
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from typing import Any
 
 import gradio as gr
 from gradio_client import Client
+from pydantic import TypeAdapter, ValidationError
 
 from phi3lora.app.application import Application
 from phi3lora.app.working import in_words
+from phi3lora.errors import ConfigError, Problem
 from phi3lora.serve.operations import Operations
+from phi3lora.strict_yaml import shorten
 from phi3lora.ui.sessions import session_of
+
+WANTED = {str: "a text", bool: "true or false"}  # in words; anything else that is taken is a dict
 
 
 def build(app: Application) -> None:
@@ -62,19 +67,22 @@ def _as_json(data: list[Any], root_url: str) -> list[Any]:
 def endpoint(app: Application, operation: Callable[..., Any]) -> Callable[..., Any]:
     """An operation as Gradio calls it: with a request where it has a caller."""
 
+    hints = typing.get_type_hints(operation)
+    taken = {name: kind for name, kind in hints.items() if name not in ("caller", "return")}
+
     @functools.wraps(operation)
     def called(*values: Any) -> Any:
         *given, request = values
         try:
+            check_values(taken, given)
             return operation(*given, caller=app.callers.caller(session_of(request)))
         except Exception as error:  # noqa: BLE001 - told in words; not ours: logged by in_words
             raise gr.Error(str(in_words(error)), print_exception=False) from None
 
-    hints = typing.get_type_hints(operation)
     kept = [
-        parameter.replace(annotation=hints[name])
+        parameter.replace(annotation=taken[name])
         for name, parameter in inspect.signature(operation).parameters.items()
-        if name != "caller"
+        if name in taken
     ]
     last = inspect.Parameter(
         "request", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=gr.Request, default=None
@@ -84,3 +92,16 @@ def endpoint(app: Application, operation: Callable[..., Any]) -> Callable[..., A
     called.__annotations__ = {one.name: one.annotation for one in [*kept, last]}
     del called.__wrapped__  # whose hints name a caller
     return called
+
+
+def check_values(taken: dict[str, Any], given: Sequence[Any]) -> None:
+    """Raises ConfigError where a program sent something else than the signature says."""
+    problems = []
+    for (name, kind), value in zip(taken.items(), given, strict=True):
+        try:
+            TypeAdapter(kind).validate_python(value, strict=True)
+        except ValidationError:
+            wanted = WANTED.get(kind, "names with values")
+            problems.append(Problem(name, f"expected {wanted}, got {shorten(value)}."))
+    if problems:
+        raise ConfigError(problems)

@@ -65,7 +65,8 @@ class FindingsPanel:
             kinds = form.from_widget(SPECS[FIELD], written)
         except ValueError:  # said at the field itself
             return gr.skip()
-        return [name for name in kinds if name in KINDS] if isinstance(kinds, list) else []
+        given = kinds if isinstance(kinds, list) else []
+        return [name for name in KINDS if name in given]
 
     def wire(self, everything: list[Any]) -> Any:
         """Connect; returns the event after which the form has changed."""

@@ -33,6 +33,7 @@ SECTIONS = {
     "dpo_config": "DPO",
     "kto_config": "KTO",
     "orpo_config": "ORPO",
+    "grpo_config": "GRPO",
     "evaluation": "Evaluation",
     "hub": "Hub",
 }

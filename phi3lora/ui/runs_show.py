@@ -263,6 +263,10 @@ def figures(view: RunView, active: bool) -> list[tuple[str, str]]:
         if view.evaluated and view.evaluated.reward_margin is not None:
             held_out = words.figure(view.evaluated.reward_margin)
             pairs.append(("Held-out reward margin", held_out))
+        if step.reward is not None:
+            pairs.append(("Reward", words.figure(step.reward)))
+        if view.evaluated and view.evaluated.reward is not None:
+            pairs.append(("Held-out reward", words.figure(view.evaluated.reward)))
         right = step.token_accuracy
         pairs.append(("Correct next tokens", _known(right, lambda share: f"{100 * share:.0f} %")))
         speed = step.tokens_per_second

@@ -38,6 +38,17 @@ def page_token(connection: Any) -> str | None:
     return signed_in.get("access_token")
 
 
+def page_account(connection: Any) -> str:
+    """The account that the Hub named at this browser's sign-in; empty where nobody is signed in.
+
+    The session is signed, so that nobody makes it up.
+    """
+    if page_token(connection) is None:
+        return ""
+    known = connection.session["oauth_info"].get("userinfo") or {}
+    return str(known.get("sub") or "")
+
+
 def header_token(connection: Any) -> str | None:
     """The Hub token that a program sends; Gradio's client spells the header in its own way."""
     for name in TOKEN_HEADERS:

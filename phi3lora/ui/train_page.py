@@ -376,7 +376,6 @@ class TrainPage:
             [*everything, *self.place.inputs],
             panel.launched,
             **QUIET,
-            concurrency_limit=4,
         )
         launched.success(None, panel.launched, None, js=OPEN_RUN)
         self.problems.change(None, self.problems, None, js=MARK)

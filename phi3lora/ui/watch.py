@@ -15,26 +15,29 @@ import json
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from gradio.utils import get_upload_folder
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware import Middleware
 from starlette.requests import HTTPConnection, Request
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from phi3lora.app.callers import Callers
+from phi3lora.app.uploads import NO_ROOM, has_room
 from phi3lora.ui.frame import PICTURE, Frame, Preview
 from phi3lora.ui.guard import UPLOAD, read_body, refuse, replay
 from phi3lora.ui.picture import picture
-from phi3lora.ui.sessions import BROWSER, page_token, session_of, session_token
+from phi3lora.ui.sessions import BROWSER, page_account, page_token, session_of, session_token
 
 Pulse = Callable[[Request], str]
+UnderWay = Callable[[], Iterable[HTTPConnection]]
 FRESH = 0.8  # seconds for which an answer serves everybody who asks the same
 KEPT = 1024
 CALLS = "/gradio_api/"
@@ -43,6 +46,7 @@ HOUR = 3600.0
 HOURLY_BYTES = 4 * 2**30  # that one visitor of a Space may upload within an hour
 LONG = ("/v1/", "/gradio_api/mcp")  # answers to programs
 AT_ONCE = 4  # requests of one sender that are worked on
+MOST_CALLS = 16  # of one sender on a Space that are worked on or wait; a page makes a few
 REMEMBERED = 10_000  # uploads whose owner is known
 
 
@@ -64,13 +68,7 @@ class BrowserCookie:
         if self._signed(session_of(HTTPConnection(scope)).browser):
             await self.app(scope, receive, send)
             return
-        kept = [(k, v) for k, v in scope["headers"] if k != b"cookie"]
-        others = "; ".join(
-            part.strip()
-            for part in Headers(scope=scope).get("cookie", "").split(";")
-            if part.strip() and not part.strip().startswith(f"{BROWSER}=")
-        )
-        scope = {**scope, "headers": [*kept, (b"cookie", others.encode("latin-1", "replace"))]}
+        scope = without_browser(scope)
         name = secrets.token_urlsafe(24)
         cookie = f"{BROWSER}={name}.{self._sign(name)}; Path=/; HttpOnly; SameSite=Lax"
 
@@ -89,6 +87,30 @@ class BrowserCookie:
     def _signed(self, value: str) -> bool:
         name, _, signature = value.rpartition(".")
         return hmac.compare_digest(self._sign(name).encode(), signature.encode())
+
+
+class NoBrowserCookie:
+    """On a Space a sign-in says who somebody is: a browser's name is one that they made up."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on without it."""
+        if scope["type"] == "http":
+            scope = without_browser(scope)
+        await self.app(scope, receive, send)
+
+
+def without_browser(scope: Scope) -> Scope:
+    """A request without the cookie that names a browser."""
+    kept = [(k, v) for k, v in scope["headers"] if k != b"cookie"]
+    others = "; ".join(
+        part.strip()
+        for part in Headers(scope=scope).get("cookie", "").split(";")
+        if part.strip() and part.partition("=")[0].strip() != BROWSER
+    )
+    return {**scope, "headers": [*kept, (b"cookie", others.encode("latin-1", "replace"))]}
 
 
 class Turns:
@@ -129,13 +151,18 @@ class Turns:
 
 
 class Visits:
-    """What depends on who asks: signing out, uploads and their files, and turns."""
+    """What depends on who asks: signing out, uploads and their files, and turns.
 
-    def __init__(self, app: ASGIApp, callers: Callers) -> None:
-        self.app, self.callers = app, callers
+    Args:
+        under_way: requests whose calls have not ended.
+    """
+
+    def __init__(self, app: ASGIApp, callers: Callers, under_way: UnderWay = tuple) -> None:
+        self.app, self.callers, self._under_way = app, callers, under_way
         self._turns = Turns()
         self._owners: OrderedDict[str, set[str]] = OrderedDict()  # of an upload, by its path
         self._sizes: dict[str, list[tuple[float, int]]] = {}  # (when, bytes) by visitor
+        self._coming = 0  # bytes of uploads that have begun
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or answer 401, 403 or 413."""
@@ -173,22 +200,14 @@ class Visits:
         await self.app(scope, receive, send)
 
     async def _upload(self, connection: HTTPConnection, receive: Receive, send: Send) -> None:
+        """Take a file; on a Space only within its sender's quota, and while the disk has room."""
         scope, who = connection.scope, visitor_of(connection)
         if self.callers.signed_out.ended(page_token(connection)):
             who = ""
         length = connection.headers.get("content-length", "")
-        strangers = self.callers.settings.on_space
-        if strangers and not who and self.callers.settings.who_may_train != "anyone":
-            await refuse("Sign in first; files are uploaded to train on.", 401)(
-                scope, receive, send
-            )
-            return
-        if strangers and not (length.isdecimal() and self._within_quota(who, int(length[:18]))):
-            await refuse(
-                f"At most {HOURLY_BYTES // 2**30} GB are uploaded within an hour, by requests that "
-                "say their length.",
-                413,
-            )(scope, receive, send)
+        size = int(length[:18]) if length.isdecimal() else None
+        if self.callers.settings.on_space and (no := self._refused_upload(who, size)):
+            await no(scope, receive, send)
             return
         said = b""
 
@@ -200,7 +219,25 @@ class Visits:
                     self._remember(said, who)
             await send(message)
 
-        await self.app(scope, receive, answer)
+        self._coming += size or 0
+        try:
+            await self.app(scope, receive, answer)
+        finally:
+            self._coming -= size or 0
+
+    def _refused_upload(self, who: str, size: int | None) -> Response | None:
+        """What a visitor of a Space is told whose file is not taken; None where it is."""
+        if not who:
+            return refuse("Sign in first; files are uploaded to train on.", 401)
+        if size is not None and not has_room(Path(get_upload_folder()), self._coming + size):
+            return refuse(NO_ROOM, 507)
+        if size is None or not self._within_quota(who, size):
+            return refuse(
+                f"At most {HOURLY_BYTES // 2**30} GB are uploaded within an hour, by requests that "
+                "say their length.",
+                413,
+            )
+        return None
 
     async def _call(self, connection: HTTPConnection, receive: Receive, send: Send) -> None:
         """Pass a handler's call on, unless it names a file that its sender has not uploaded."""
@@ -209,8 +246,15 @@ class Visits:
             answer = refuse("A file is named that was not uploaded in this session; drop it again.")
             await answer(connection.scope, receive, send)
             return
+        if self.callers.settings.on_space and self._calls_of(sender(connection)) >= MOST_CALLS:
+            told = f"{MOST_CALLS} calls of yours have not ended; wait for one, or close a page."
+            await JSONResponse({"detail": told}, 503)(connection.scope, receive, send)
+            return
         again = receive if body is None else replay(body, receive)
         await self._in_turn(connection, again, send)
+
+    def _calls_of(self, who: str) -> int:
+        return sum(sender(request) == who for request in self._under_way())
 
     def _within_quota(self, who: str, size: int) -> bool:
         now = time.monotonic()
@@ -272,10 +316,14 @@ def settled(path: str) -> str:
 def visitor_of(connection: HTTPConnection) -> str:
     """What tells a visitor from others, before the Hub is asked who they are; empty for nobody.
 
-    A program's token counts for nothing here: it may be made up, and another each time.
+    An account is one visitor, however often it signs in. A program's token counts for nothing here:
+    it may be made up, and another each time.
     """
     token = page_token(connection)
-    return hashlib.sha256(token.encode()).hexdigest() if token else session_of(connection).browser
+    if token is None:
+        return session_of(connection).browser
+    account = page_account(connection)
+    return hashlib.sha256((f"account {account}" if account else token).encode()).hexdigest()
 
 
 def sender(connection: HTTPConnection) -> str:
@@ -302,12 +350,13 @@ def beside(
     more: Sequence[Route] = (),
     opened: Callable[[], None] = lambda: None,
     preview: Preview = lambda request: None,
+    under_way: UnderWay = tuple,
 ) -> dict[str, Any]:
     """Arguments of the FastAPI app: who asks, the route that idle pages ask, and `more` routes.
 
     On one's own machine each browser gets a name, by which its token is found. `opened` is told
     of each first page. What `preview` says of a link to a comparison stands in its page's head, and
-    in its picture.
+    in its picture. `under_way` are the requests whose calls have not ended.
     """
     answers: dict[tuple[str, str], tuple[float, str]] = {}
 
@@ -326,8 +375,9 @@ def beside(
         return PlainTextResponse(kept[1], headers={"Cache-Control": "no-store"})
 
     frame = Middleware(Frame, opened=opened, preview=preview)
-    cookies = [] if callers.settings.on_space else [Middleware(BrowserCookie)]
+    browsers = NoBrowserCookie if callers.settings.on_space else BrowserCookie
+    visits = Middleware(Visits, callers=callers, under_way=under_way)
     return {
-        "middleware": [*cookies, Middleware(Visits, callers=callers), frame],
+        "middleware": [Middleware(browsers), visits, frame],
         "routes": [Route("/pulse", answer), Route(PICTURE, partial(_picture, preview)), *more],
     }

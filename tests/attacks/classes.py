@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import json
 import os
 import re
 import socket
@@ -21,7 +22,7 @@ from phi3lora.config import RunConfig
 from phi3lora.runs.permission import check_paths
 from phi3lora.ui.markdown import rendered
 from tests import stage
-from tests.attacks.exhausting import exhaustion
+from tests.attacks.exhausting import bombs, crowds, launches, uploads
 from tests.attacks.followed import OWNERS, TOKEN, followed
 from tests.attacks.ground import Ground, Try, faults, refused
 from tests.attacks.pickled import pickles
@@ -30,6 +31,7 @@ from tests.test_ownership import SECRET, anns, arguments, ask, clicked, snapshot
 
 Attack = Callable[[Ground], Iterator[Try]]
 EVE = Caller("eve")
+EXAMPLE = "example:pirate"
 
 # Handlers that need not know who asks: they turn values of the page into others.
 VALUES_ALONE = {
@@ -121,31 +123,77 @@ def isolation(ground: Ground) -> Iterator[Try]:
     before = snapshot(runs)
     handlers = [fn for fn in ground.demo.fns.values() if callable(fn.fn)]
     for fn in handlers:
-        name = getattr(fn.fn, "__name__", "<lambda>")
+        name = named(fn)
         hints = get_type_hints(inspect.unwrap(fn.fn)) if name != "<lambda>" else {}
         asks = any(hint is gr.Request for hint in hints.values()) or name in VALUES_ALONE
         yield Try(f"{name} asks who calls it", asks)
     yield Try("there are handlers", len(handlers) > 30)
     for who, fn in itertools.product(("eve", ""), ground.some(handlers, 8)):
         for run in ground.some(runs, 1):
-            event = clicked(run.id)
-            with faults() as failed:
-                said = ask(ground.address, fn, arguments(fn, run), who, event)
-            held = SECRET not in said and not failed
-            yield Try(f"{fn.fn} by {who or 'nobody'} {failed[:1]}", held)
+            values, query = arguments(fn, run), f"from={run.id}&run={run.id}&adapter={run.id}"
+            for event in (clicked(run.id), {"several": [run.id], "do": "recover", "of": run.id}):
+                with faults() as failed:
+                    said = ask(ground.address, fn, values, who, event, query)
+                held = SECRET not in said and not failed
+                yield Try(f"{named(fn)} by {who or 'nobody'} {failed[:1]}", held)
+    yield from _typed(ground, handlers, runs[2].id)
     forged: list[Any] = [None, -1, 10**30, "../" * 9, [[]], {"path": "/etc/passwd"}, "\0", "~x"]
     for fn, value in itertools.product(ground.some(handlers, 20), ground.some(forged, 2)):
         event = value if value in (None, -1) else {"run": value, "repo": value, "prompt": value}
         with faults() as failed:
             said = ask(ground.address, fn, [value] * len(fn.inputs), "eve", event)
         fine = SECRET not in said and "root:x" not in said and not failed
-        yield Try(f"{fn.fn} with {value!r} {failed[:1]}", fine)
+        yield Try(f"{named(fn)} with {value!r} {failed[:1]}", fine)
     yield from _routes(ground, runs)
     yield Try("nothing of ann's has changed", snapshot(runs) == before)
 
 
+def named(fn: Any) -> str:
+    """What a handler is called."""
+    return getattr(fn.fn, "__name__", "<lambda>")
+
+
+def _typed(ground: Ground, handlers: list[Any], run: str) -> Iterator[Try]:
+    """Ann's run, its folder and an upload of hers, typed into each field that names something."""
+    read = ground.app.launching._preflights.asked  # type: ignore[attr-defined]
+    upload = ground.app.settings.uploads("ann") / "x" / "rows.jsonl"
+    upload.parent.mkdir(parents=True, exist_ok=True)
+    upload.write_text(json.dumps({"text": SECRET}))
+    folder = ground.app.settings.runs_folder / run
+    fields = [(fn, place) for fn in handlers for place, one in enumerate(fn.inputs) if names(one)]
+    texts = (run, str(folder), str(upload))
+    for (fn, place), text in itertools.product(ground.some(fields, 12), ground.some([*texts], 1)):
+        values = [EXAMPLE if is_data(one) else value_of(one) for one in fn.inputs]
+        values[place] = [{"path": text}] if "more" in fn.inputs[place].elem_id else text
+        seen = len(read)
+        with faults() as failed:
+            said = ask(ground.address, fn, values, "eve")
+        reached = [one for one in read[seen:] if str(ground.app.settings.home) in one]
+        held = SECRET not in said and not failed and not reached
+        yield Try(f"{named(fn)}, {fn.inputs[place].elem_id} {text} {failed[:1]}", held)
+
+
+def names(component: Any) -> bool:
+    """Whether it takes the name of a run, a file, a dataset or a model."""
+    named = re.search(
+        r"path|adapter|more|run-id|repo|name", getattr(component, "elem_id", "") or ""
+    )
+    return named is not None and isinstance(component, gr.Textbox | gr.Dropdown)
+
+
+def is_data(component: Any) -> bool:
+    """Whether it is the form's field of the data."""
+    return getattr(component, "elem_id", None) == "field-data-path"
+
+
+def value_of(component: Any) -> Any:
+    """What the page sends at first; states are the server's."""
+    static = not isinstance(component, gr.State) and not callable(component.value)
+    return component.value if static else None
+
+
 def _routes(ground: Ground, runs: list[Any]) -> Iterator[Try]:
-    secret = str(runs[0].folder / "log.txt")
+    secret, run = str(runs[0].folder / "log.txt"), runs[2].id
     for path, methods in dict(routes(ground.demo.app)).items():
         known = path.removeprefix("/gradio_api").rstrip("/") or "/"
         filled = path
@@ -154,7 +202,10 @@ def _routes(ground: Ground, runs: list[Any]) -> Iterator[Try]:
         filled = filled.replace("{page}", "runs").replace("{", "").replace("}", "")
         endless = "heartbeat" in path or path.endswith("/queue/data")
         for method in sorted(methods & {"GET", "POST"}) if not endless else []:
-            status, _, body = ground.ask(method, filled, b"{}" if method == "POST" else None)
+            asked = (
+                f"{filled}?run={run}&adapter={run}&against={run}&q=x" if method == "GET" else filled
+            )
+            status, _, body = ground.ask(method, asked, b"{}" if method == "POST" else None)
             told = SECRET.encode() in body
             yield Try(f"{method} {path} tells nothing", not told and status != 500)
             listed = known in OPEN_ROUTES or path in OPEN_ROUTES or status == 404
@@ -413,8 +464,13 @@ CLASSES: dict[str, Attack] = {
     "markup": markup,
     "origin": origin,
     "secrets": secrets,
-    "exhaustion": exhaustion,
+    "bombs": bombs,
+    "crowds": crowds,
+    "launches": launches,
+    "uploads": uploads,
     "pickles": pickles,
     "programs": programs,
     "dependencies": dependencies,
 }
+LONG = {"launches", "uploads"}  # of which there is no short selection
+MEASURED = {"bombs", "crowds", *LONG}  # against another visitor's patience

@@ -45,7 +45,7 @@ def followed(full: bool, folder: Path) -> Iterator[Try]:
 
     In the short selection nothing is really trained.
     """
-    with ground(folder, full) as place:
+    with ground(folder, full, trains=True) as place:
         yield from _followed(place)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import logging
 import re
 import sys
 import traceback
@@ -15,6 +16,7 @@ from typing import Any
 import gradio as gr
 import pytest
 
+from phi3lora.app import working
 from phi3lora.app.application import Application
 from phi3lora.app.callers import Session
 from phi3lora.errors import Phi3LoraError
@@ -111,16 +113,24 @@ def faults() -> Iterator[list[str]]:
     """Where code of ours failed meanwhile with anything but an error in words."""
     found: list[str] = []
 
-    def note(*_: Any, **__: Any) -> None:
-        error = sys.exc_info()[1]
+    def note(error: BaseException | None) -> None:
         frames = traceback.extract_tb(error.__traceback__) if error is not None else []
         ours = [frame for frame in frames if Path(frame.filename).is_relative_to(PACKAGE)]
         if ours and not isinstance(error, gr.Error):
             found.append(f"{Path(ours[-1].filename).name}:{ours[-1].lineno} {error!r}")
 
+    def logged(record: logging.LogRecord) -> bool:
+        note(record.exc_info[1] if record.exc_info else None)
+        return False  # told in the table, and not in the log besides
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(traceback, "print_exc", note)  # by which Gradio tells of it
-        yield found
+        # By which Gradio tells of it.
+        patch.setattr(traceback, "print_exc", lambda *_, **__: note(sys.exc_info()[1]))
+        working.logger.addFilter(logged)  # what was not foreseen, and put into words
+        try:
+            yield found
+        finally:
+            working.logger.removeFilter(logged)
 
 
 def refused(attempt: Callable[[], Any]) -> bool:
@@ -133,12 +143,17 @@ def refused(attempt: Callable[[], Any]) -> bool:
 
 
 @contextmanager
-def ground(folder: Path, full: bool) -> Iterator[Ground]:
-    """The app twice: as a Space, and on one's own machine."""
+def ground(folder: Path, full: bool, trains: bool = False) -> Iterator[Ground]:
+    """The app twice: as a Space, and on one's own machine.
+
+    Args:
+        trains: what is launched is really trained.
+    """
     with ExitStack() as stack:
         patch = stack.enter_context(pytest.MonkeyPatch.context())
         known_by_header(patch)
-        space = visited(Settings(folder / "space", space_id="ann/space", who_may_train="signed-in"))
+        settings = Settings(folder / "space", space_id="ann/space", who_may_train="signed-in")
+        space = visited(settings, trains)
         demo = serve(build(space), space, "127.0.0.1", None, block=False)
         stack.callback(space.close)
         stack.callback(demo.close)

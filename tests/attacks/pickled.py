@@ -106,7 +106,7 @@ def _resumed(ground: Ground, folder: Path, flag: Path) -> Iterator[Try]:
     run, all_bombs = _interrupted(folder / "interrupted"), list(bombs(flag).items())
     ways: dict[str, Callable[[Path, Path], None]] = {"local": shutil.copytree, "restored": _restore}
     tries = list(itertools.product(all_bombs, ways, (*STATES, *BESIDE)))
-    for (kind, bomb), way, name in ground.some(tries, 3):
+    for (kind, bomb), way, name in ground.some(tries, 2):
         evil, back = folder / "evil", folder / "back"
         shutil.copytree(run, evil)
         checkpoint = evil / "checkpoints" / "checkpoint-2"

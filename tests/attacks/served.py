@@ -15,6 +15,7 @@ import secrets
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -52,17 +53,20 @@ class Space:
         with urllib.request.urlopen(asked, timeout=PATIENCE) as answer:
             return bytes(answer.read())
 
+    def begin(self, name: str, who: str, **values: Any) -> int:
+        """The status that a call is answered with, of which nothing more is heard."""
+        try:
+            self._post("/gradio_api/queue/join", who, self._body(name, values))
+        except urllib.error.HTTPError as error:
+            return error.code
+        return 200
+
     def call(self, name: str, who: str, **values: Any) -> str:
         """Everything that a handler says to a visitor; `values` by element, `-` written as `_`."""
-        given = {element.replace("_", "-"): value for element, value in values.items()}
-        handler = next(one for one in self.handlers[name] if given.keys() <= one["places"].keys())
-        data, session = list(handler["values"]), secrets.token_hex(8)
-        for element, value in given.items():
-            data[handler["places"][element]] = value
-        body = {"fn_index": handler["number"], "data": data, "session_hash": session}
+        body = self._body(name, values)
         said = self._post("/gradio_api/queue/join", who, body)
         stream = urllib.request.Request(
-            f"{self.address}/gradio_api/queue/data?session_hash={session}",
+            f"{self.address}/gradio_api/queue/data?session_hash={body['session_hash']}",
             headers={"x-visitor": who},
         )
         with urllib.request.urlopen(stream, timeout=PATIENCE) as answer:
@@ -71,6 +75,14 @@ class Space:
                 if '"process_completed"' in said or '"unexpected_error"' in said:
                     break
         return said
+
+    def _body(self, name: str, values: dict[str, Any]) -> dict[str, Any]:
+        given = {element.replace("_", "-"): value for element, value in values.items()}
+        handler = next(one for one in self.handlers[name] if given.keys() <= one["places"].keys())
+        data, session = list(handler["values"]), secrets.token_hex(8)
+        for element, value in given.items():
+            data[handler["places"][element]] = value
+        return {"fn_index": handler["number"], "data": data, "session_hash": session}
 
     def _post(self, path: str, who: str, body: dict[str, Any]) -> str:
         headers = {"Content-Type": "application/json", "x-visitor": who}

@@ -57,6 +57,7 @@ SILENT = {
     "empty_strided",
     "set_",
     "chunk",
+    "dropout",  # seen as one operation outside of a training alone, where it drops nothing
 }
 PRODUCTS = {"mm", "addmm", "addmm_", "bmm", "baddbmm"}
 
@@ -198,7 +199,7 @@ class _Counting(TorchDispatchMode):
             self.gpu.saw(tensor)
             if name == "all":
                 self.gpu.truths.add(tensor.untyped_storage()._cdata)
-        if (ins or outs) and name not in SILENT:
+        if (ins or outs) and name not in SILENT and not _only_views(name, ins, outs):
             self.gpu.kernels += 1
             self.gpu.names[name] += 1
             if name not in PRODUCTS:
@@ -206,7 +207,7 @@ class _Counting(TorchDispatchMode):
 
 
 class _Lists(TorchFunctionMode):
-    """`tolist` reads values: where documents begin, or ones."""
+    """`tolist` reads values: where documents begin, or ones; `torch.tensor` copies them there."""
 
     def __init__(self, gpu: Gpu) -> None:
         super().__init__()
@@ -215,6 +216,11 @@ class _Lists(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.Tensor.tolist and isinstance(args[0], FakeTensor):
             return _listed(self.gpu, args[0])
+        if (
+            func is torch.tensor
+            and torch.device((kwargs or {}).get("device") or "cpu").type == "cuda"
+        ):
+            self.gpu.copies["to device"] += 1
         return func(*args, **(kwargs or {}))
 
 
@@ -222,11 +228,17 @@ def _listed(gpu: Gpu, x: torch.Tensor) -> Any:
     gpu.syncs["tolist"] += x.device.type == "cuda"
     if x.dtype == torch.int32 and x.dim() == 1:
         return list(gpu.bounds)
-    return _ones(tuple(x.shape))
+    return _ones(tuple(x.shape), 1.0 if x.dtype.is_floating_point else 1)
 
 
-def _ones(shape: tuple[int, ...]) -> Any:
-    return [_ones(shape[1:]) for _ in range(shape[0])] if shape else 1.0
+def _ones(shape: tuple[int, ...], one: float) -> Any:
+    return [_ones(shape[1:], one) for _ in range(shape[0])] if shape else one
+
+
+def _only_views(name: str, ins: list[torch.Tensor], outs: list[torch.Tensor]) -> bool:
+    """Whether nothing was written: what comes out lies where something went in, unchanged."""
+    given = {x.untyped_storage()._cdata for x in ins}
+    return not name.endswith("_") and all(x.untyped_storage()._cdata in given for x in outs)
 
 
 def _on_gpu(x: Any) -> bool:

@@ -2,6 +2,8 @@
 
     training(card, changes)        # fit() from the first batch to the last, two updates
     one_pass(card, changes, …)     # forward and backward on one packed row
+    chat(card, changes, …)         # a token for both columns of the chat
+    scoring(card, changes, …)      # the likelihoods of a batch of held-out rows
 
 Models are made of Phi-3's own classes and adapters by the project's own `attach_adapter`. Layers of
 4 bits are made by hand, since bitsandbytes quantizes real numbers only.
@@ -25,7 +27,13 @@ from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.data import DataLoader
 from transformers import BitsAndBytesConfig, Phi3Config, Phi3ForCausalLM
 
+from phi3lora.chat.decoding import Row, advance
+from phi3lora.chat.options import Options
+from phi3lora.chat.packing import twin
+from phi3lora.chat.patches import patched as patched_for_chat
+from phi3lora.chat.sampling import choose
 from phi3lora.config import RunConfig
+from phi3lora.evaluation.scoring import HeldOutRow, likelihoods
 from phi3lora.lora.adapters import attach_adapter
 from phi3lora.models.hardware import choose_dtype, detect_hardware
 from phi3lora.models.loading import load_tokenizer
@@ -128,8 +136,54 @@ def one_pass(
     return {"gradients": sorted(gradients), "missing": missing, **_counted(gpu)}
 
 
+def chat(card: Card, changes: dict[str, Any], shape: Shape, temperature: float) -> dict[str, Any]:
+    """One token more for base and tuned of one question, a prompt of 40 tokens being read."""
+    gpu, config = Gpu(), _config(changes)
+    pretend(card, gpu)
+    options = Options(temperature=temperature)
+    with device(gpu):
+        model = base_of(config, shape).eval()
+        router = patched_for_chat(model)
+        with torch.device("cuda"):
+            adapter = router.add(attach_adapter(twin(model), config), Path(), [])
+        rows = [Row([5] * 40), Row([5] * 40, adapter)]
+        draws = [None if options.temperature == 0 else torch.Generator() for _ in rows]
+        for _ in range(3):
+            gpu.reset()
+            ready, logits = advance(model, router, rows)
+            said = choose(logits, [options] * 2, draws, [row.tokens for row in ready])
+            for row, token in zip(ready, said, strict=True):
+                row.tokens.append(token)
+    return {"ready": len(ready), "cached": [row.cached for row in rows], **_counted(gpu)}
+
+
+def scoring(card: Card, changes: dict[str, Any], shape: Shape, rows: int) -> dict[str, Any]:
+    """The likelihoods of a batch of held-out rows, as the evaluation finds them."""
+    gpu, config, tokenizer = Gpu(), _config(changes), load_tokenizer("pocket")
+    pretend(card, gpu)
+    held = [
+        HeldOutRow([], [5] * length, [False] * 9 + [True] * (length - 9), [])
+        for length in itertools.islice(itertools.cycle(LENGTHS), rows)
+    ]
+    with device(gpu):
+        model = attached(config, shape)
+        gpu.reset()
+        scores = list(likelihoods(model, tokenizer, held, rows))
+    return {"scored": len(scores), **_counted(gpu)}
+
+
 def attached(config: RunConfig, shape: Shape) -> Any:
     """A Phi-3 in the precision that a run would choose, with the config's adapter."""
+    model = base_of(config, shape)
+    with torch.device("cuda"):  # where PEFT puts an adapter, beside its layer
+        made: Any = attach_adapter(model, config)
+    # Nothing has to be moved, and fake parameters cannot be.
+    made.to = lambda *_, **__: made
+    return made
+
+
+def base_of(config: RunConfig, shape: Shape) -> Any:
+    """That Phi-3 without an adapter."""
     hardware = detect_hardware(config.model.device)
     dtype = getattr(torch, choose_dtype(config.model.dtype, hardware)[0])
     settings = Phi3Config(
@@ -150,11 +204,7 @@ def attached(config: RunConfig, shape: Shape) -> Any:
     model.files_folder = ""
     if config.model.quantization == "nf4":
         _quantize(model, dtype)
-    with torch.device("cuda"):  # where PEFT puts an adapter, beside its layer
-        made: Any = attach_adapter(model, config)
-    # Nothing has to be moved, and fake parameters cannot be.
-    made.to = lambda *_, **__: made
-    return made
+    return model
 
 
 def _quantize(model: Any, dtype: torch.dtype) -> None:

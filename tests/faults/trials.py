@@ -226,15 +226,15 @@ def full_disk(recipe: str, chance: random.Random) -> Outcome | None:
 
     def attempt() -> tuple[Verdict, str]:
         with tempfile.TemporaryDirectory(prefix="faults-disk-") as place:
-            _mount(f"size={size}", place)
+            mount(f"size={size}", place)
             try:
                 with home(Path(place)) as queue:
                     try:
                         run = await_worker(launch(queue, recipe))
                     except RunError:  # there was no room for the launch
-                        _mount("remount,size=1g", place)
+                        mount("remount,size=1g", place)
                         run = launch(queue, recipe)
-                    _mount("remount,size=1g", place)
+                    mount("remount,size=1g", place)
                     return judge(finish(queue, run), recipe)
             finally:
                 subprocess.run(["umount", "--lazy", place], check=False)
@@ -249,14 +249,14 @@ def may_mount() -> bool:
     """Whether this user may mount a file system of a chosen size."""
     with tempfile.TemporaryDirectory(prefix="faults-disk-") as place:
         try:
-            _mount("size=64k", place)
+            mount("size=64k", place)
         except (OSError, subprocess.CalledProcessError):
             return False
         subprocess.run(["umount", place], check=True)
         return True
 
 
-def _mount(options: str, place: str) -> None:
+def mount(options: str, place: str) -> None:
     command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", place]
     subprocess.run(command, check=True, capture_output=True)
 

@@ -14,6 +14,7 @@ from phi3lora.data.formats import (
     preference,
     prompt_completion,
     question_answer,
+    ratings,
     text,
     threads,
 )
@@ -28,6 +29,7 @@ _MODULES = (
     prompt_completion,
     question_answer,
     comparison,
+    ratings,
     text,
 )
 FORMATS = {module.FORMAT.name: module.FORMAT for module in _MODULES}

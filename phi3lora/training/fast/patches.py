@@ -24,8 +24,8 @@ from phi3lora.training.fast.loss import supervised_head
 
 # Who asks for another implementation gets it, and padded batches with it.
 REPLACED_ATTENTION = {"sdpa"}
-# Arguments of trainers that compare answers, by name: importing ORPO's warns.
-JUDGING = {"DPOConfig", "KTOConfig", "ORPOConfig"}
+# Arguments of trainers that ask for log-probabilities of answers, by name: importing ORPO's warns.
+JUDGING = {"DPOConfig", "KTOConfig", "ORPOConfig", "GRPOConfig"}
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,10 @@ PATCHES = (
     Patch(
         "answers",
         "`model(..., fused_lm_head=True)` reads rows end to end, and the head for answers alone.",
-        # A head that is trained gets its gradient from TRL's own.
-        lambda base, args: _judges(args) and not _is_trained(base),
+        # A head that is trained gets its gradient from TRL's own, and so does a temperature.
+        lambda base, args: (
+            _judges(args) and not _is_trained(base) and getattr(args, "temperature", 1.0) == 1.0
+        ),
         answer_head,
     ),
     Patch(
@@ -143,7 +145,7 @@ def patched(model: Any, args: Any) -> Iterator[list[str]]:
 
 
 def _judges(args: Any) -> bool:
-    """Whether a trainer compares answers."""
+    """Whether a trainer asks for log-probabilities of answers."""
     return type(args).__name__ in JUDGING
 
 

@@ -47,7 +47,7 @@ class Private:
 
 _TRAINER, _SFT = "transformers.trainer:Trainer", "trl.trainer.sft_trainer:SFTTrainer"
 _OURS, _LAYERS = "training/fast/trainer.py", "training/fast/layers.py"
-_PREFERENCES = "training/preferences.py"
+_PREFERENCES, _GRPO = "training/preferences.py", "training/grpo.py"
 _PHI3 = "transformers.models.phi3.modeling_phi3"
 PRIVATE = (
     Private(f"{_TRAINER}._load_from_checkpoint", _OURS, ("resume_from_checkpoint", "model")),
@@ -90,6 +90,17 @@ PRIVATE = (
         "training/orpo.py",
         source=("self._stored_metrics", "use_dpo_data_collator", "self.tokenize_row"),
     ),
+    Private("trl.trainer.grpo_trainer:GRPOTrainer._tokenize_prompts", _GRPO, ("prompts",)),
+    Private(
+        "trl.trainer.grpo_trainer:GRPOTrainer._generate_and_score_completions", _GRPO, ("inputs",)
+    ),
+    Private("trl.trainer.grpo_trainer:GRPOTrainer._get_train_sampler", _GRPO),
+    Private(
+        "trl.trainer.grpo_trainer:GRPOTrainer",
+        _GRPO,
+        source=("num_input_tokens_seen", 'add_adapter("ref"', "fused_lm_head", "RepeatSampler("),
+    ),
+    Private("trl.trainer.utils:RepeatSampler", _GRPO, source=("self.generator", "num_samples")),
     Private(
         "trl.trainer.utils:FusedCausalLMOutput",
         "training/fast/answers.py",

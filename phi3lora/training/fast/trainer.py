@@ -165,8 +165,13 @@ class Resumable(Trainer):
                 raise self._bad_loss(value, self.state.global_step + 1)
             self._unchecked = None
         if self.progress is not None:
-            self.progress.tokens = self._tokens_before + int(self._total_train_tokens)
+            self.progress.tokens = self._tokens_before + self._trained_tokens
         return loss
+
+    @property
+    def _trained_tokens(self) -> int:
+        """Tokens that this slice has trained on."""
+        return int(self._total_train_tokens)
 
     def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
         """Also give the callbacks back what the checkpoint kept of them (patience, tokens)."""

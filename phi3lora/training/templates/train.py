@@ -14,6 +14,7 @@ from functools import partial
 
 import datasets
 import loralib as lora
+import re2
 import torch
 import transformers
 from bitsandbytes.functional import dequantize_4bit
@@ -31,7 +32,16 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, BitsAndBytesConfig, EarlyStoppingCallback, Phi3ForCausalLM
 from transformers.utils import is_flash_attn_2_available
-from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, SFTConfig, SFTTrainer
+from trl import (
+    DPOConfig,
+    DPOTrainer,
+    GRPOConfig,
+    GRPOTrainer,
+    KTOConfig,
+    KTOTrainer,
+    SFTConfig,
+    SFTTrainer,
+)
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
 MODEL = "microsoft/Phi-3-mini-4k-instruct"
@@ -97,7 +107,7 @@ if not installed(TRACKER):
 if not installed("bitsandbytes"):
     training_config["optim"] = "adamw_torch"
 # end
-# if: not judged
+# if: sft
 train_conf = SFTConfig(**training_config)
 # end
 # if: dpo
@@ -108,6 +118,9 @@ train_conf = KTOConfig(**training_config)
 # end
 # if: orpo
 train_conf = ORPOConfig(**training_config)
+# end
+# if: grpo
+train_conf = GRPOConfig(**training_config)
 # end
 # if: peft
 peft_conf = LoraConfig(**peft_config)
@@ -328,6 +341,7 @@ def without_control_tokens(tokenizer):
 plain = without_control_tokens(tokenizer)
 
 
+# if: not grpo
 def tokenize(messages):
     """Ids and labels: loss is on each answer and the token that ends it, on nothing else."""
     ids = tokenizer.encode(START, add_special_tokens=False)
@@ -350,6 +364,26 @@ def tokenize(messages):
     return {"input_ids": ids[: train_conf.max_length], "labels": labels[: train_conf.max_length]}
 
 
+# end
+# if: grpo
+LIMIT = 2048  # tokens of a prompt that are read
+
+
+def prompt_ids(messages):
+    """Ids up to the mark after which the model answers."""
+    ids = tokenizer.encode(START, add_special_tokens=False)
+    for message in messages:
+        text = message["content"]
+        # if: strip
+        text = text.lstrip()
+        # end
+        ids += tokenizer.encode(OPEN[message["role"]], add_special_tokens=False)
+        ids += plain.encode(text, add_special_tokens=False).ids
+        ids += tokenizer.encode(CLOSE, add_special_tokens=False)
+    return (ids + tokenizer.encode(OPEN["assistant"], add_special_tokens=False))[-LIMIT:]
+
+
+# end
 # if: judged
 
 
@@ -397,7 +431,11 @@ def read(file):
             'well, a line each: {"messages": [{"role": "user", "content": "..."}, ...]}'
         )
     with open(file, encoding="utf-8") as lines:
-        # if: not judged
+        # if: grpo
+        rows = [json.loads(line)["messages"] for line in lines if line.strip()]
+        return [{"prompt": row[:-1], "reference": row[-1]["content"]} for row in rows]
+        # end
+        # if: sft
         rows = [tokenize(json.loads(line)["messages"]) for line in lines if line.strip()]
         # end
         # if: paired
@@ -406,7 +444,7 @@ def read(file):
         # if: kto
         return [tokenize_answer(json.loads(line)) for line in lines if line.strip()]
         # end
-    # if: not judged
+    # if: sft
     return [row for row in rows if set(row["labels"]) != {-100}]
     # end
 
@@ -420,8 +458,97 @@ test_rows = read(TEST)
 ############
 # Training #
 ############
-# if: not judged
+# if: sft
 Trainer = SFTTrainer
+# end
+# if: grpo
+# What an answer earns for; `reward_weights` says how much.
+# if: exact
+AFTER = ""  # the answer proper stands behind it; empty for the whole answer
+
+
+def exact(completions, reference, **_):
+    """1 for the data's own answer, letter case and white space aside."""
+
+    def proper(text):
+        _, mark, behind = text.rpartition(AFTER) if AFTER else ("", "found", text)
+        return " ".join(behind.casefold().split()) if mark else None
+
+    said = [proper(completion[0]["content"]) for completion in completions]
+    wanted = [proper(text) for text in reference]
+    return [float(a is not None and a == b) for a, b in zip(said, wanted, strict=True)]
+
+
+# end
+# if: pattern
+PATTERN = ""
+
+
+def pattern(completions, **_):
+    """1 where the whole answer matches."""
+    found = [re2.fullmatch(PATTERN, said[0]["content"].strip()) for said in completions]
+    return [float(match is not None) for match in found]
+
+
+# end
+# if: length
+LENGTH = 100  # characters
+
+
+def length(completions, **_):
+    """1 up to so many characters, then less, 0 from twice as many on and for none."""
+    sizes = [len(said[0]["content"].strip()) for said in completions]
+    return [min(max(2 - size / LENGTH, 0.0), 1.0) if size else 0.0 for size in sizes]
+
+
+# end
+# if: json
+def is_json(completions, **_):
+    """1 for one valid JSON value."""
+
+    def refuse(name):
+        raise ValueError(name)
+
+    def valid(text):
+        try:
+            json.loads(text, parse_constant=refuse)
+        except (ValueError, RecursionError):
+            return 0.0
+        return 1.0
+
+    return [valid(said[0]["content"]) for said in completions]
+
+
+# end
+# if: function
+FILE, NAME = "rewards.py", "score"
+spec = importlib.util.spec_from_file_location("own_reward", FILE)
+own_reward = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(own_reward)
+
+
+def function(prompts, completions, reference, **_):
+    """What the function of one's own says."""
+    score, said = getattr(own_reward, NAME), [answer[0]["content"] for answer in completions]
+    return [float(score(*asked)) for asked in zip(prompts, said, reference, strict=True)]
+
+
+# end
+REWARDS = [exact, pattern, length, is_json, function]
+STOPS = ["<|end|>"]  # end an answer, whatever the checkpoint says
+own = model.generation_config.eos_token_id or []
+stops = {*(own if isinstance(own, list) else [own]), *tokenizer.convert_tokens_to_ids(STOPS)}
+model.generation_config.eos_token_id = sorted(stops)
+
+
+class RewardTrainer(GRPOTrainer):
+    """TRL's, for prompts that are written as above."""
+
+    def _tokenize_prompts(self, prompts):
+        return [prompt_ids(prompt) for prompt in prompts], None, {}
+
+
+Trainer = partial(RewardTrainer, reward_funcs=REWARDS)
 # end
 # if: dpo
 
@@ -471,7 +598,7 @@ Trainer = OddsTrainer
 # if: loraplus
 # LoRA+: B learns faster than A.
 RATIO = 16.0
-optimizer_class, arguments = Trainer.get_optimizer_cls_and_kwargs(train_conf, model)
+optimizer_class, arguments = SFTTrainer.get_optimizer_cls_and_kwargs(train_conf, model)
 optimizer = create_loraplus_optimizer(
     model,
     optimizer_class,
