@@ -45,11 +45,6 @@ def is_own(field: FieldInfo) -> bool:
     return bool(isinstance(field.json_schema_extra, dict) and field.json_schema_extra["own"])
 
 
-def rule_of(field: FieldInfo) -> str:
-    """The rule of thumb for an option; empty where there is none."""
-    return str(field.json_schema_extra["rule"]) if isinstance(field.json_schema_extra, dict) else ""
-
-
 class Section(BaseModel):
     """A part of RunConfig: unknown keys are errors, and so are values out of bounds."""
 
