@@ -891,6 +891,11 @@ class RunConfig(Section):
         return peft.lora_alpha / (peft.r**0.5 if peft.use_rslora else peft.r)
 
 
+def rule_of(field: FieldInfo) -> str:
+    """The rule of thumb for an option; empty where there is none."""
+    return str(field.json_schema_extra["rule"]) if isinstance(field.json_schema_extra, dict) else ""
+
+
 def fields(
     section: type[BaseModel] = RunConfig, prefix: str = ""
 ) -> Iterator[tuple[str, FieldInfo]]:

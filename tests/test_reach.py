@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from phi3lora.config import fields
-from phi3lora.options import rule_of
+from phi3lora.config import fields, rule_of
 from phi3lora.runs.store import RunStore
 from phi3lora.settings import Settings
 from phi3lora.ui.frame import head_of, missing_at

@@ -13,8 +13,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from phi3lora.config import RunConfig, fields
-from phi3lora.options import rule_of
+from phi3lora.config import RunConfig, fields, rule_of
 
 NOTE = "<!-- Written by `make docs`; change the code instead. -->"
 
