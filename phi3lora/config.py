@@ -336,12 +336,15 @@ class PeftConfig(Section):
         "Rank of the LoRA update. Higher fits more and needs more memory.",
         ge=1,
         le=1024,
+        rule="8 is enough for a style, 16 for most, 64 for many new facts. Doubling it doubles "
+        "the adapter.",
     )
     lora_alpha: int = option(
         32,
         "Alpha",
         "Strength of the LoRA update, which is scaled by alpha / rank; twice the rank is usual.",
         ge=1,
+        rule="Keep it at twice the rank; change the learning rate rather than this.",
     )
     lora_dropout: float = option(
         0.05,
@@ -349,6 +352,7 @@ class PeftConfig(Section):
         "Share of the adapter's inputs that is zeroed at random in training, against overfitting.",
         ge=0,
         lt=1,
+        rule="0.05 for a few hundred rows, 0 for many thousands.",
     )
     target_modules: str | list[str] = option(
         "all-linear",
@@ -422,7 +426,13 @@ class TrainingConfig(Section):
     """The training: arguments of `trl.SFTConfig` by their own names."""
 
     num_train_epochs: float = option(
-        3.0, "Epochs", "How many times the training goes through all rows.", gt=0, le=1000
+        3.0,
+        "Epochs",
+        "How many times the training goes through all rows.",
+        gt=0,
+        le=1000,
+        rule="3 for a few hundred rows, 1 for tens of thousands. Stop where the held-out loss "
+        "turns up.",
     )
     max_steps: int = option(
         -1,
@@ -437,6 +447,7 @@ class TrainingConfig(Section):
         "Rows that one device processes at once in training. Higher needs more memory.",
         ge=1,
         le=4096,
+        rule="As many as fit the memory; then accumulate until 16 to 32 rows make an update.",
     )
     gradient_accumulation_steps: int = option(
         1,
@@ -445,9 +456,16 @@ class TrainingConfig(Section):
         "without more memory.",
         ge=1,
         le=4096,
+        rule="Batch size times accumulation of 16 to 32 suits most data.",
     )
     learning_rate: float = option(
-        2e-4, "Learning rate", "Peak learning rate, reached after warm-up.", gt=0, le=1
+        2e-4,
+        "Learning rate",
+        "Peak learning rate, reached after warm-up.",
+        gt=0,
+        le=1,
+        rule="0.0002 for most adapters, 0.0001 for a rank of 64 and more. Halve it if the loss "
+        "jumps.",
     )
     lr_scheduler_type: SCHEDULERS = option(
         "cosine", "Schedule", "How the learning rate changes after warm-up."
@@ -463,6 +481,7 @@ class TrainingConfig(Section):
         "Updates in which the learning rate rises to its peak; below 1 it is a share of all "
         "updates.",
         ge=0,
+        rule="A tenth of all updates is nearly always right.",
     )
     max_length: int = option(
         1024,
@@ -470,12 +489,15 @@ class TrainingConfig(Section):
         "Longest conversation in tokens; what is longer is cut at the end.",
         ge=8,
         le=131072,
+        rule="Slightly above the longest row that you want whole; twice as long needs about twice "
+        "the memory.",
     )
     packing: bool = option(
         False,
         "Packing",
         "Puts several conversations into one row to waste no computation on padding; none sees "
         "another.",
+        rule="On where most rows are much shorter than the length limit; off for a few long ones.",
     )
     optim: OPTIMIZERS = option(
         "adamw_torch",
@@ -867,6 +889,11 @@ class RunConfig(Section):
         """What the update is multiplied by: alpha / rank, or alpha / √rank for rsLoRA."""
         peft = self.peft_config
         return peft.lora_alpha / (peft.r**0.5 if peft.use_rslora else peft.r)
+
+
+def rule_of(field: FieldInfo) -> str:
+    """The rule of thumb for an option; empty where there is none."""
+    return str(field.json_schema_extra["rule"]) if isinstance(field.json_schema_extra, dict) else ""
 
 
 def fields(

@@ -18,15 +18,17 @@ def option(
     help: str,
     *,
     own: bool = False,
+    rule: str = "",
     examples: list[Any] | None = None,
     **bounds: Any,
 ) -> Any:
     """A field of RunConfig: its default, its title, one line of help, and its bounds.
 
     The help line is a whole sentence that is understood without the title. `own` marks a key that
-    is ours and not an argument of the library the section belongs to.
+    is ours and not an argument of the library the section belongs to. `rule` is a rule of thumb:
+    what to set it to when, for who asks.
     """
-    extra: dict[str, Any] = {"own": own}
+    extra: dict[str, Any] = {"own": own, "rule": rule}
     factory = {"default_factory": default} if callable(default) else {"default": default}
     return Field(
         **factory,

@@ -69,7 +69,7 @@ def pictures(
     page = context.new_page()
     page.goto(address)
     page.wait_for_selector(".conversation")
-    page.wait_for_selector("#estimate dl")
+    page.wait_for_selector("#estimate dl", state="attached")
     take(page, f"train-{name}")
     for kind in ("running", "finished"):
         page.goto(f"{address}/runs?run={runs[kind].id}")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from phi3lora.config import fields
+from phi3lora.config import fields, rule_of
 from phi3lora.runs.store import RunStore
 from phi3lora.settings import Settings
 from phi3lora.ui.frame import head_of, missing_at
@@ -65,6 +65,15 @@ new PerformanceObserver((list) => list.getEntries().forEach((entry) => {
 """
 
 
+ROWS = b'{"prompt": "Hi", "completion": "Arr"}\n' * 8
+DROP = """name => {
+  const files = new DataTransfer();
+  files.items.add(new File(['{"prompt": "Ho", "completion": "Arr"}\\n'.repeat(8)], name));
+  document.querySelector("#file .file-preview").dispatchEvent(new DragEvent(
+    "drop", { bubbles: true, cancelable: true, dataTransfer: files }));
+}"""
+
+
 def go(page: Page, address: str, path: str) -> None:
     page.goto(f"{address}/{path}")
     page.wait_for_selector(THERE[path])
@@ -100,7 +109,7 @@ class TestInABrowser:
     def test_nothing_jumps_while_a_page_comes_up(self, place: str, page: Page, width: int) -> None:
         page.set_viewport_size({"width": width, "height": 844})
         shifted = {}
-        for path in ("", "runs"):
+        for path in THERE:
             go(page, place, path)
             page.wait_for_timeout(500)
             shifted[path or "train"] = page.evaluate("window.shifted")
@@ -134,6 +143,34 @@ class TestInABrowser:
         page.wait_for_selector("#data-summary .data-name >> text=orders")
         page.focus("#source input:checked")
         assert tab_to(page, "#example", 3) == 1
+
+    def test_tokens_and_the_rule_of_thumb_are_there_for_who_asks(
+        self, place: str, page: Page
+    ) -> None:
+        go(page, place, "")
+        page.click("button.as >> text=as tokens")
+        page.wait_for_selector(".tokens i.learnt >> text=Arr")
+        page.click("[data-turn='1']")
+        page.wait_for_selector(".tokens i >> text=Delhi")
+        page.click("button.as >> text=as chat")
+        page.wait_for_selector(".conversation pre:visible >> text=New Delhi")
+        page.click("#numbers > button")
+        page.click("#field-peft_config-r .rule summary")
+        page.wait_for_selector("#field-peft_config-r .rule p >> text=16 for most")
+
+    def test_a_file_that_cannot_be_read_leaves_the_good_one(self, place: str, page: Page) -> None:
+        go(page, place, "")
+        page.click("#source >> text=Your file")
+        good = {"name": "good.jsonl", "mimeType": "", "buffer": ROWS}
+        page.set_input_files("#file input[type=file]", [good])
+        page.wait_for_selector("#data-summary .data-name >> text=good.jsonl")
+        page.evaluate(DROP, "notes.docx")
+        page.wait_for_selector("#file-refused >> text=notes.docx is no kind of file")
+        assert page.inner_text("#file .filename").split() == ["good", ".jsonl"]
+        assert page.locator(".toast-wrap .toast-close").count() == 0
+        page.evaluate(DROP, "other.jsonl")
+        page.wait_for_selector("#data-summary .data-name >> text=other.jsonl")
+        page.wait_for_selector("#file-refused", state="hidden")
 
     def test_a_list_closes_when_its_field_is_left(self, place: str, page: Page) -> None:
         go(page, place, "")
@@ -255,7 +292,12 @@ def tab_to(page: Page, selector: str, most: int) -> int:
 def test_every_language_has_every_word(language: str) -> None:
     words = words_of(language)
     assert set(words) == set(words_of(OTHERS[0]))
-    asked = {text for _, info in fields() for text in (info.title, info.description) if text}
+    asked = {
+        text
+        for _, info in fields()
+        for text in (info.title, info.description, rule_of(info))
+        if text
+    }
     assert sorted(asked - set(words)) == []
     for text, said in words.items():
         assert said.strip(), text

@@ -67,6 +67,7 @@ INSPECTION = SimpleNamespace(
     lengths=array("I", [20, 24, 300]),
     answers=None,
     rejected_preview=[],
+    preview_tokens=[[{"text": "<|user|>\n", "supervised": False}]],
     preview=[
         [
             {"text": "<|user|>\n<script>alert(1)</script>", "supervised": False},
@@ -370,7 +371,7 @@ def test_dataset_text_is_escaped_and_supervised_text_is_tinted(app: Any) -> None
     summary = found_by(page, found)["summary"]
     assert "<script>" not in summary
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in summary
-    assert "<mark>&lt;b&gt;Arr&lt;/b&gt;&lt;|end|&gt;</mark>" in summary
+    assert "learnt: </span>&lt;b&gt;Arr&lt;/b&gt;&lt;|end|&gt;" in summary
 
 
 def test_a_broken_form_is_named_and_not_looked_at(app: Any) -> None:

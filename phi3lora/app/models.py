@@ -14,7 +14,7 @@ from phi3lora.app.preflights import Preflights
 from phi3lora.config import POCKET
 from phi3lora.hub.access import search_models
 from phi3lora.models.family import FAMILY, Fit, fit, fit_in_words
-from phi3lora.models.hardware import Hardware
+from phi3lora.models.hardware import GIB, Hardware
 
 OWN = 8  # of the caller's own checkpoints that are suggested
 
@@ -68,6 +68,23 @@ def bases(hardware: Hardware) -> list[Base]:
         )
         for member in FAMILY
     ]
+
+
+# What people rent or are lent, and its memory in GiB.
+CARDS = {"T4": 16, "L4": 24, "A10G": 24, "A100": 80, "ZeroGPU": 70}
+
+
+def fits_on(path: str) -> dict[str, Fit]:
+    """Whether a base of the family can be trained on each card; nothing for another base."""
+    member = next((one for one in FAMILY if one.path == path), None)
+    if member is None or path == POCKET:
+        return {}
+    return {name: fit(member, _card(name, size)) for name, size in CARDS.items()}
+
+
+def _card(name: str, size: int) -> Hardware:
+    memory = size * GIB
+    return Hardware("cuda", name, memory, memory, bfloat16=name != "T4", cores=1)
 
 
 class Models:

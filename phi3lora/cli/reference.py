@@ -13,7 +13,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from phi3lora.config import RunConfig, fields
+from phi3lora.config import RunConfig, fields, rule_of
 
 NOTE = "<!-- Written by `make docs`; change the code instead. -->"
 
@@ -89,7 +89,8 @@ def _section_title(section: str) -> str:
 def _row(name: str, field: FieldInfo) -> str:
     key = name.rpartition(".")[2]
     default = field.get_default(call_default_factory=True)
-    meaning = f"{field.title}. {field.description}"
+    rule = f" Rule of thumb: {rule_of(field)}" if rule_of(field) else ""
+    meaning = f"{field.title}. {field.description}{rule}"
     cells = [f"`{key}`", _value(default), _kind(field), meaning]
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 

@@ -24,12 +24,13 @@ from phi3lora.data.mixing import Share, leave_out, nothing_left, shares_in_words
 from phi3lora.data.plan import HeldOut, held_out, parts_of
 from phi3lora.data.preferences import Answers, JudgedTally, answers_of, read_rows, tally_for
 from phi3lora.data.reading import Kept, Recipe, Tally, recipe_for
-from phi3lora.data.rendering import Segment, segments
+from phi3lora.data.rendering import Segment, pieces, segments
 from phi3lora.data.similar import signatures, text_of
 from phi3lora.data.sources import Count, Source, not_applicable
 
 Progress = Callable[[float], None]
 
+TOKENS_SHOWN = 600  # of a previewed conversation, one by one
 MOST_NAMED, LONGEST_NAME = 20, 60  # columns that are named, and characters of a name
 
 
@@ -49,6 +50,7 @@ class Inspection:
         supervised_tokens: those that carry loss.
         truncated: kept rows that are cut at `max_length`.
         preview: the first kept rows, each as segments that join to the rendered conversation.
+        preview_tokens: the same rows token by token, the first TOKENS_SHOWN of each.
         reason: why this format, in a sentence.
         changes: what was joined or left out in kept rows → rows.
         unread: columns that exist and are not read.
@@ -93,6 +95,7 @@ class Inspection:
     drawn: float = 1.0
     drawn_tokens: float = 1.0
     findings: list[Finding] = field(default_factory=list)
+    preview_tokens: list[list[Segment]] = field(default_factory=list, repr=False)
 
     @property
     def unread_in_words(self) -> str:
@@ -322,6 +325,9 @@ def _together(config: RunConfig, tokenizer: Any, looks: list[_Look], findings: b
             if isinstance(look.tally, JudgedTally)
         ],
         answers=answers_of(tallies),
+        preview_tokens=[
+            pieces(tokenizer, kept.rendered, TOKENS_SHOWN) for look in looks for kept in look.shown
+        ],
     )
 
 

@@ -115,6 +115,21 @@ def segments(tokenizer: Any, rendered: Rendered, messages: Sequence[Message]) ->
     return _segments(pattern, messages, renderer, len(rendered.input_ids))
 
 
+def pieces(tokenizer: Any, rendered: Rendered, most: int) -> list[Segment]:
+    """The first `most` tokens, a segment each; a piece of a character shows as its token's name."""
+    names = tokenizer.convert_ids_to_tokens(rendered.input_ids[:most])
+    texts = [tokenizer.decode([token]) for token in rendered.input_ids[:most]]
+    # Decoding a token by itself loses the space that SentencePiece writes before it.
+    written = (
+        f" {text}" if name.startswith("▁") and not text.startswith(" ") else text
+        for name, text in zip(names, texts, strict=True)
+    )
+    return [
+        Segment(text=name if "\ufffd" in text else text, supervised=supervised)
+        for text, name, supervised in zip(written, names, rendered.supervised, strict=False)
+    ]
+
+
 def length_limit(tokenizer: Any, max_length: int | None) -> int | None:
     """The limit asked for, or what the base can read where that is less."""
     return None if max_length is None else min(max_length, tokenizer.model_max_length)

@@ -30,6 +30,7 @@ from phi3lora.models.hardware import Hardware
 from phi3lora.settings import Settings
 
 GIB = 2**30
+SHOWN_ROWS = 12  # that a page can turn to
 PREVIEW_ROWS = 5_000  # rows that are read and counted by a preflight
 CROWDED = 0.9  # share of the free memory from which a run may fail
 TRAINING = "training_config"
@@ -221,7 +222,7 @@ def _inspect(config: RunConfig, base: Any, token: str | None) -> Any:
     from phi3lora.models.loading import load_tokenizer
 
     tokenizer = load_tokenizer(str(base.folder or base.name), config.model.revision, token)
-    return inspect(config, tokenizer, token=token, limit=PREVIEW_ROWS)
+    return inspect(config, tokenizer, token=token, preview=SHOWN_ROWS, limit=PREVIEW_ROWS)
 
 
 def _estimate(

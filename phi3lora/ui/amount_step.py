@@ -56,6 +56,7 @@ class AmountStep:
                 with gr.Row():
                     for name in row:
                         self.fields.add(name, min_width=150)
+            gr.HTML(rules(), apply_default_css=False, js_on_load=None)
             self.derived = gr.HTML(elem_id="derived")
         self._options()
         with gr.Accordion("As YAML", open=False, elem_classes="fold", elem_id="as-yaml"):
@@ -104,6 +105,14 @@ class AmountStep:
     def on_method(self, method: str) -> list[Any]:
         """The options of the chosen method alone."""
         return [gr.update(visible=BY_METHOD.get(method) == section) for section in self.methods]
+
+
+def rules() -> str:
+    """The rules of thumb by field, for the browser to put behind a question mark at each."""
+    found = {
+        element_id(spec.field): [spec.title, spec.rule] for spec in form.widgets() if spec.rule
+    }
+    return f'<div id="rules" data-rules="{show.text(json.dumps(found))}"></div>'
 
 
 def search_box() -> str:

@@ -70,6 +70,7 @@ class DataStep:
                     file_types=[*SUFFIXES, *PACKED],
                     elem_id="file",
                 )
+                gr.HTML(file_kinds(), apply_default_css=False, js_on_load=None)
             with gr.Column(visible=False, elem_id="panel-hub") as self.hub_panel:
                 self._hub()
             self.path = fields.add("data.path", visible="hidden")
@@ -262,6 +263,15 @@ class DataStep:
             trigger_mode="multiple",
             concurrency_limit=None,
         )
+
+
+def file_kinds() -> str:
+    """For the browser: which files are taken, and where it says that one is not (files.js)."""
+    kinds = " ".join((*SUFFIXES, *PACKED))
+    return (
+        f'<div id="file-kinds" data-kinds="{kinds}"></div>'
+        '<p id="file-refused" class="field-wrong" role="alert"></p>'
+    )
 
 
 def first_step(source: str) -> str:

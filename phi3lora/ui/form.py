@@ -16,7 +16,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from phi3lora.config import RunConfig, fields
+from phi3lora.config import RunConfig, fields, rule_of
 from phi3lora.errors import ConfigError, Problem
 from phi3lora.strict_yaml import read_yaml, write_yaml
 
@@ -49,6 +49,7 @@ class Widget:
         bounds: the numbers that are allowed, in words: `1 to 1024`.
         whole: whether only whole numbers are allowed.
         optional: whether empty is a value.
+        rule: what to set it to when, for who asks; mostly empty.
     """
 
     field: str
@@ -61,6 +62,7 @@ class Widget:
     bounds: str = ""
     whole: bool = False
     section: str = ""
+    rule: str = ""
 
 
 def widgets() -> Iterator[Widget]:
@@ -86,6 +88,7 @@ def widget(name: str, info: FieldInfo) -> Widget:
         bounds=_bounds(info),
         whole=kinds == [int],
         section=name.rpartition(".")[0],
+        rule=rule_of(info),
     )
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import gradio as gr
 
 from phi3lora.app.application import Application
-from phi3lora.app.models import Base
+from phi3lora.app.models import Base, fits_on
 from phi3lora.config import PHI3_MINI, POCKET
 from phi3lora.errors import Phi3LoraError
 from phi3lora.recipes import describe, recipes
@@ -54,6 +54,7 @@ class ModelStep:
                     "model.path", choices=family_choices(None), min_width=240, scale=2
                 )
                 fields.add("model.quantization", min_width=160)
+            self.fits = gr.HTML(elem_id="fits", apply_default_css=False)
             if app.launching.devices > 1:
                 with gr.Row():
                     fields.add("devices", min_width=160)
@@ -106,6 +107,16 @@ def card_fit(recipe: str, bases: list[Base] | None) -> str:
     if base.fit == "no" or (base.fit == "tight" and recipe == "phi3-mini-lora"):
         return FITS_NOT
     return FITS
+
+
+def fits_line(path: str) -> str:
+    """On which cards a base can be trained; by words and signs, not by colour alone."""
+    said = {"fits": "✓ fits", "tight": "≈ tight: in 4 bits", "no": "✗ does not fit"}
+    cells = "".join(
+        f"<li><b>{name}</b> <span>{said[found]}</span></li>"
+        for name, found in fits_on(path).items()
+    )
+    return f'<ul class="fits" aria-label="On other cards">{cells}</ul>' if cells else ""
 
 
 def family_choices(bases: list[Base] | None) -> Choices:

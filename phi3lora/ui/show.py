@@ -103,18 +103,23 @@ def progress(fraction: float | None, left: str, right: str, state: str = "") -> 
     )
 
 
-def bars(title: str, items: Sequence[tuple[str, int, bool]], ends: tuple[str, str]) -> str:
-    """A small bar chart of (words for a pointer, height, stands out), and its axis' ends."""
+def bars(title: str, items: Sequence[tuple[str, int, bool]], axis: Sequence[str]) -> str:
+    """A small bar chart of (words for a pointer, height, stands out), and what its axis says.
+
+    A screen reader is told how high the highest bar is, and where.
+    """
     highest = max(1, *(number for _, number, _ in items))
+    most = max(items, key=lambda item: item[1])[0] if items else ""
     columns = "".join(
         f'<i title="{text(words)}"{" class=over" if over else ""} '
         f'style="height:{max(100 * number / highest, 2 if number else 0):.1f}%"></i>'
         for words, number, over in items
     )
     return (
-        f'<figure class="bars" aria-label="{text(title)}"><figcaption>{text(title)}</figcaption>'
-        f"<div>{columns}</div><p><span>{text(ends[0])}</span><span>{text(ends[1])}</span></p>"
-        f"</figure>"
+        f'<figure class="bars"><figcaption>{text(title)}</figcaption>'
+        f'<div role="img" aria-label="{text(title)}: {text(most)}"><b>{highest:,}</b>'
+        f"{columns}</div>"
+        f"<p>{''.join(f'<span>{text(one)}</span>' for one in axis)}</p></figure>"
     )
 
 

@@ -16,7 +16,7 @@ from gradio.themes.utils import colors, fonts, sizes
 
 _HERE = Path(__file__).parent
 STYLES = [_HERE / name for name in ("style.css", "train.css", "runs.css", "compare.css")]
-_NAMES = ("pages.js", "languages.js", "train.js", "chart.js", "runs.js", "compare.js")
+_NAMES = ("pages.js", "languages.js", "train.js", "files.js", "chart.js", "runs.js", "compare.js")
 SCRIPTS = [_HERE / name for name in _NAMES]
 
 ACCENT = colors.Color(

@@ -108,6 +108,26 @@
     input?.removeAttribute("aria-errormessage");
   }
 
+  // ------------------------------------------------------------------ rules of thumb
+
+  function rules() {
+    const place = document.getElementById("rules");
+    if (!place) return;
+    Object.entries(JSON.parse(place.dataset.rules)).forEach(([field, [title, rule]]) => {
+      const block = document.getElementById(field);
+      if (!block || one(".rule", block)) return;
+      const said = document.createElement("details");
+      const mark = document.createElement("summary");
+      const line = document.createElement("p");
+      said.className = "rule";
+      mark.textContent = "?";
+      mark.setAttribute("aria-label", `Rule of thumb: ${title}`);
+      line.textContent = rule;
+      said.append(mark, line);
+      block.append(said);
+    });
+  }
+
   // ------------------------------------------------------------------ the search over all options
 
   function filter(query) {
@@ -165,12 +185,36 @@
   // ------------------------------------------------------------------ conversations, one at a time
 
   function turn(figure, by) {
-    const cards = all("pre", figure);
+    const cards = all("pre:not(.tokens)", figure);
     const now = cards.findIndex((card) => !card.hidden);
     const next = (now + by + cards.length) % cards.length;
     cards.forEach((card, place) => { card.hidden = place !== next; });
     const place = one(".place", figure);
     place.textContent = place.dataset.words.replace("{place}", next + 1);
+    drawTokens(figure);
+  }
+  function showAs(figure, name) {
+    figure.dataset.as = name;
+    all("button.as", figure).forEach((button) => {
+      button.setAttribute("aria-pressed", String(button.dataset.as === name));
+    });
+    drawTokens(figure);
+  }
+  // Hundreds of tokens a conversation: only those that are looked at are drawn.
+  function drawTokens(figure) {
+    const block = one(".tokens", figure);
+    block.hidden = figure.dataset.as !== "tokens";
+    if (block.hidden) return;
+    const now = all("pre:not(.tokens)", figure).findIndex((card) => !card.hidden);
+    block.replaceChildren(...(JSON.parse(block.dataset.tokens)[now] || []).flatMap(([text, learnt]) => {
+      const token = document.createElement("i");
+      token.textContent = text.replace(/\n/g, "↵");
+      if (learnt) {
+        token.className = "learnt";
+        token.title = window.phi3lora.say("learnt");
+      }
+      return text.includes("\n") ? [token, "\n"] : [token];
+    }));
   }
 
   // ------------------------------------------------------------------ the configuration as a file
@@ -212,6 +256,8 @@
     }
     const field = at("[data-goto]");
     if (field) goTo(field.dataset.goto, field.dataset.fold);
+    const as = at("button.as");
+    if (as) showAs(as.closest("figure"), as.dataset.as);
     const pager = at("[data-turn]");
     if (pager) turn(pager.closest("figure"), Number(pager.dataset.turn));
     if (at(".sheet-toggle")) sheet(!one("#launch-panel.open"));
@@ -231,5 +277,5 @@
     mark, save, load,
     launched: () => store("phi3lora-launched", "yes"),
   };
-  window.phi3lora.looks.push(steps, marks, sheetState);
+  window.phi3lora.looks.push(steps, rules, marks, sheetState);
 })();

@@ -26,7 +26,7 @@ from phi3lora.ui.amount_step import AmountStep
 from phi3lora.ui.data_step import DataStep, first_step
 from phi3lora.ui.draft import READ, keep_script, read_draft
 from phi3lora.ui.launch_panel import OPEN_RUN, SIGN_IN, LaunchPanel
-from phi3lora.ui.model_step import CARDS, ModelStep
+from phi3lora.ui.model_step import CARDS, ModelStep, fits_line
 from phi3lora.ui.sessions import session_of
 from phi3lora.ui.train_show import (
     INTRO,
@@ -158,7 +158,7 @@ class TrainPage:
     @property
     def live(self) -> list[Any]:
         """What `on_live` fills."""
-        lines = [self.model.line, self.amount.line, self.amount.strength]
+        lines = [self.model.line, self.model.fits, self.amount.line, self.amount.strength]
         return [self.amount.derived, self.amount.yaml, self.amount.drawn, *lines]
 
     @shown
@@ -180,6 +180,7 @@ class TrainPage:
             gr.skip() if text == drawn else text,
             text,
             model_line(config, recipe),
+            fits_line(config.model.path),
             amount_line(config),
             gr.skip() if level is None else level,
         ]

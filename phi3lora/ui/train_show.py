@@ -6,6 +6,7 @@ model_line(config), amount_line(config)      a step in one line
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -206,9 +207,7 @@ def conversations(inspection: Any, limit: int) -> str:
     cards = []
     for place, segments in enumerate(inspection.preview):
         parts = (
-            f"<mark>{show.text(part['text'])}</mark>"
-            if part["supervised"]
-            else show.text(part["text"])
+            supervised(show.text(part["text"])) if part["supervised"] else show.text(part["text"])
             for part in segments
         )
         whole = inspection.lengths[place] if place < len(inspection.lengths) else 0
@@ -218,12 +217,35 @@ def conversations(inspection: Any, limit: int) -> str:
         worse = _instead_of(inspection.rejected_preview[place : place + 1])
         cards.append(f'<pre tabindex="0"{hidden}>{"".join(parts)}{end}{worse}</pre>')
     return (
-        f'<figure class="conversation"><figcaption>'
+        f'<figure class="conversation" data-as="chat"><figcaption>'
         f'<span class="place" data-words="Conversation {{place}} of {len(cards)}">'
-        f'Conversation 1 of {len(cards)}</span><span class="pager">'
+        f'Conversation 1 of {len(cards)}</span><span class="pager">{_AS}'
         f'<button type="button" data-turn="-1" aria-label="Previous conversation">‹</button>'
         f'<button type="button" data-turn="1" aria-label="Next conversation">›'
-        f"</button></span></figcaption>{''.join(cards)}</figure>"
+        f"</button></span></figcaption>{''.join(cards)}{_tokens(inspection.preview_tokens)}</figure>"
+    )
+
+
+_AS = "".join(
+    f'<button type="button" class="as" data-as="{name}" aria-pressed="{pressed}">{words}</button>'
+    for name, pressed, words in (("chat", "true", "as chat"), ("tokens", "false", "as tokens"))
+)
+# Before and after supervised text, for who does not see the tint.
+_LEARNT, _READ = "learnt: ", " (end of what is learnt) "
+
+
+def supervised(body: str) -> str:
+    """Escaped text that the model learns to write: tinted, and said to a screen reader."""
+    spoken = '<span class="spoken">{}</span>'
+    return f"<mark>{spoken.format(_LEARNT)}{body}{spoken.format(_READ)}</mark>"
+
+
+def _tokens(preview: list[list[Any]]) -> str:
+    """The same conversations token by token; the browser draws one when it is looked at."""
+    rows = [[[part["text"], int(part["supervised"])] for part in row] for row in preview]
+    return (
+        f'<pre class="tokens" tabindex="0" hidden data-tokens="{show.text(json.dumps(rows))}">'
+        "</pre>"
     )
 
 
@@ -262,7 +284,9 @@ def length_chart(lengths: Any, limit: int) -> str:
         )
         for place, number in enumerate(counts)
     ]
-    return show.bars("Length of conversations", bars, ("0", f"{len(counts) * width:,} tokens"))
+    ticks = [round(len(counts) * width * part / 4) for part in range(5)]
+    axis = [*(f"{tick:,}" for tick in ticks[:-1]), f"{ticks[-1]:,} tokens"]
+    return show.bars("Length of conversations", bars, axis)
 
 
 def derived(config: RunConfig) -> str:
