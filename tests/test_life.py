@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -26,7 +27,8 @@ from phi3lora.runs.backends.ending import end
 from phi3lora.runs.queue import Queue
 from phi3lora.runs.store import Run, RunStore, changed, open_run
 from phi3lora.settings import Settings
-from phi3lora.ui.runs_show import run_list, show_run
+from phi3lora.ui.runs_list import run_list
+from phi3lora.ui.runs_show import show_run
 from tests import fake_training
 from tests.fake_training import config, kill_all, wait_for
 
@@ -224,12 +226,12 @@ def test_a_damaged_state_is_shown_and_harms_no_other(store: RunStore, settings: 
     damaged = {run.id: "damaged" for run in (torn, empty, foreign, absurd)}
     assert shown == {**damaged, good.id: "stopped"}
     assert store.list("eve") == []
-    page = run_list(store.list("ada"), torn.id)
+    page = run_list(store.list("ada"), torn.id, Follower(store))
     assert page.count("damaged") >= 4
     run = store.get(torn.id, "ada")
     assert "resume it to go on" in run.message
     view = Follower(store).view(run)
-    assert show_run(run, view, None)["delete"]["visible"]
+    assert re.search(r'id="delete"[^>]*data-of="[^"]*">', show_run(run, view, None, False)["more"])
     store.delete(run)
     assert not torn.folder.exists()
 
@@ -285,7 +287,7 @@ def test_an_event_of_a_wrong_type_breaks_no_page(store: RunStore, line: str) -> 
     view = Follower(store).view(run)
     assert view.losses == [(2, 1.0)]
     assert view.held_out == [(2, 1.5)]
-    assert show_run(run, view, None)
+    assert show_run(run, view, None, False)
 
 
 def test_run_folders_are_closed_to_others(store: RunStore) -> None:
