@@ -291,6 +291,11 @@ def test_the_panel_shows_escaped_rows_and_keeps_what_is_ticked(settings: Setting
 def test_a_stranger_looks_at_no_file_of_the_machine(rows: Path, settings: Settings) -> None:
     space = Settings(home=settings.home, space_id="ann/space", who_may_train="signed-in")
     datasets = Application.open(space).datasets
+    beside = RunConfig().with_values(
+        {"data.path": "example:pirate", "data.more": [{"path": str(rows)}]}
+    )
+    with pytest.raises(AccessError, match="files of this machine cannot be named"):
+        datasets.columns(beside, Caller("bob"))
     for likelihood in (False, True):
         with pytest.raises(AccessError, match="files of this machine cannot be named"):
             datasets.findings(config(rows), Caller("bob"), likelihood=likelihood)

@@ -110,7 +110,7 @@ class Datasets:
         Raises AccessError, DataError or HubError.
         """
         check_may_look(config, caller, self.settings)
-        check_path("data.path", config.data.path, caller.name, self.settings)
+        check_paths(config, caller.name, self.settings)
         return self._preflights.columns(config.data, caller.token, caller.name)
 
     def keep_upload(self, temporary: Path, caller: Caller) -> Path:

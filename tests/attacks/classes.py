@@ -174,10 +174,8 @@ def _typed(ground: Ground, handlers: list[Any], run: str) -> Iterator[Try]:
 
 
 def names(component: Any) -> bool:
-    """Whether it takes the name of a run, a file, a dataset or a model."""
-    named = re.search(
-        r"path|adapter|more|run-id|repo|name", getattr(component, "elem_id", "") or ""
-    )
+    """Whether it takes the name of a run, a file or a model."""
+    named = re.search(r"path|adapter|more|run-id", getattr(component, "elem_id", "") or "")
     return named is not None and isinstance(component, gr.Textbox | gr.Dropdown)
 
 
