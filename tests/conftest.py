@@ -31,6 +31,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path not in slow)
 
 
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Files have no place in a test's name: a compressed one says when it was made."""
+    return "bytes" if isinstance(val, bytes) else None
+
+
 def _shared_data() -> Path:
     """Where the real vocabulary and rows lie: named, beside this clone, or beside its origin."""
     if named := os.environ.get("PHI3LORA_TEST_DATA"):
