@@ -118,9 +118,12 @@ def test_the_page_names_every_benchmark() -> None:
 
 def in_this_process(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
     """What `python -m module …` would print, without importing everything once more."""
-    said = StringIO()
-    with redirect_stdout(said):
-        importlib.import_module(command[2]).main(command[3:])
+    said, environment = StringIO(), os.environ
+    try:
+        with redirect_stdout(said):
+            importlib.import_module(command[2]).main(command[3:])
+    finally:
+        os.environ = environment  # `datasets.map` in several processes leaves a copy there
     return subprocess.CompletedProcess(command, 0, said.getvalue(), "")
 
 

@@ -145,7 +145,8 @@ def wait_for_status(page: Page, status: str) -> None:
 
 def set_yaml(page: Page, **values: str) -> None:
     """Change lines of the configuration that the page shows, and use it."""
-    page.click("#as-yaml > button")
+    if not page.is_visible("#yaml textarea"):
+        page.click("#as-yaml > button")
     text = page.input_value("#yaml textarea")
     for name, value in values.items():
         # The first that has a value: `rows` of the evaluation, not those of the data.
@@ -164,6 +165,10 @@ def drop_and_launch(page: Page, file: Path) -> None:
     assert "<|user|>" in page.inner_text(".conversation >> nth=0")
     # A look may be followed by another at once, which clears the checks meanwhile.
     page.wait_for_selector("#checks .passed")
+    page.click("#as-yaml > button")
+    named = "name => document.querySelector('#yaml textarea').value.includes(name)"
+    page.wait_for_selector("#yaml textarea")
+    page.wait_for_function(named, arg=file.name)
     set_yaml(
         page,
         max_steps="60",
