@@ -123,7 +123,7 @@ def in_this_process(command: list[str], **_: Any) -> subprocess.CompletedProcess
         with redirect_stdout(said):
             importlib.import_module(command[2]).main(command[3:])
     finally:
-        os.environ = environment  # `datasets.map` in several processes leaves a copy there
+        vars(os)["environ"] = environment  # `datasets.map` in several processes leaves a copy there
     return subprocess.CompletedProcess(command, 0, said.getvalue(), "")
 
 
