@@ -36,7 +36,7 @@ OWN_TITLE = re.compile(rb'"title":"([^"\\<]*)","space_id"')
 BOOT = """<style>
 /* The first "loading" is laid over the page; in it, everything would jump as it goes. */
 [data-testid="status-tracker"].full { position: fixed !important; inset: 0; }
-/* Nor may Gradio's own bar push the page down until our styles, which come later, take it away. */
+/* Nor may a bar that our styles, which come later, take away push the page down. */
 .nav-holder { display: none !important; }
 </style>
 <script>
