@@ -17,6 +17,8 @@ import torch
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.phi3.modeling_phi3 import Phi3Attention, Phi3RMSNorm
 
+from phi3lora.models.phi3 import QKV
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -59,7 +61,8 @@ def _attend(
 ) -> tuple[torch.Tensor, None]:
     """Phi3Attention for `decoding.advance`, whose rows hold the cache."""
     heads, kv_heads = self.config.num_attention_heads, self.num_key_value_heads
-    qkv = self.qkv_proj(hidden_states).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+    project = getattr(self, QKV)
+    qkv = project(hidden_states).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
     both, value = qkv.split([heads + kv_heads, kv_heads], dim=1)  # (1, heads, tokens, head size)
     query, key = turned(both, *position_embeddings).split([heads, kv_heads], dim=1)
     attend = ALL_ATTENTION_FUNCTIONS[self.config._attn_implementation]
