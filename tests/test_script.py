@@ -297,7 +297,7 @@ def tokenized(tokenizer: Any, messages: Any, max_length: int) -> dict[str, list[
         "OPEN": code(marks.open),
         "CLOSE, LAST": f"{code(marks.close)}, {code(marks.last)}",
     }
-    text = fill(TEMPLATE.read_text(), values, {"strip"} if marks.strip else set())
+    text = fill(TEMPLATE.read_text(), values, {"sft", "strip"} if marks.strip else {"sft"})
     names = {
         "json": json,
         "Tokenizer": Tokenizer,
