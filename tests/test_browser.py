@@ -163,8 +163,8 @@ def drop_and_launch(page: Page, file: Path) -> None:
     page.wait_for_selector("#data-summary >> text=96 of 96")
     assert "Arr" in page.inner_text(".conversation mark >> nth=0")
     assert "<|user|>" in page.inner_text(".conversation >> nth=0")
-    # A look may be followed by another at once, which clears the checks meanwhile.
-    page.wait_for_selector("#checks .passed")
+    # The data is shown before its checks, and until then the form may still be filled.
+    page.wait_for_selector(f"#checks:has(.passed):has-text('Trains on {file.stem}')")
     page.click("#as-yaml > button")
     named = "name => document.querySelector('#yaml textarea').value.includes(name)"
     page.wait_for_selector("#yaml textarea")
