@@ -71,6 +71,11 @@ def front_matter(text: str, name: str = "README.md") -> dict[str, Any]:
     return values if isinstance(values, dict) else {}
 
 
+def without_front_matter(text: str) -> str:
+    """A Markdown file without the YAML at its top."""
+    return _FRONT.sub("", text, count=1)
+
+
 def write_yaml(values: Any, **layout: Any) -> str:
     """Values as YAML, in their own order; `layout` goes to `yaml.dump`."""
     settings = {"sort_keys": False, "allow_unicode": True, **layout}

@@ -198,6 +198,13 @@ def test_a_card_whose_head_stays_is_as_it_was_to_the_letter() -> None:
         with_head(card, CardHead(licence="../x"))
 
 
+@pytest.mark.parametrize("front", ["\n---\nlicense: mit\n---\n", "---\r\nlicense: mit\r\n---\r\n"])
+def test_a_head_as_the_hub_finds_it_is_written_once(front: str) -> None:
+    card = with_head(f"{front}# Mine\n", CardHead(licence="apache-2.0"))
+    assert card.count("license:") == 1
+    assert head_of(card) == CardHead("Mine", "apache-2.0", "")
+
+
 def test_publishing_is_for_owners_who_signed_in(ann: LoopbackHub, space: Application) -> None:
     card, run = card_of(space), put(space, "ann")
     for who in (visit("hf_bob"), visit()):

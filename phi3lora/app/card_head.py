@@ -13,13 +13,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from phi3lora.errors import HubError
-from phi3lora.strict_yaml import front_matter, write_yaml
+from phi3lora.strict_yaml import front_matter, without_front_matter, write_yaml
 
 LONGEST_TITLE = 200
 # What the Hub names most often; any other identifier of its list may be typed.
 LICENCES = ("mit", "apache-2.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "openrail", "other")
 _HEADING = re.compile(r"^# (.*)$", re.MULTILINE)
-_FRONT = re.compile(r"\A---\n.*?\n---\n", re.DOTALL)
 _LICENCE = re.compile(r"[a-z0-9][a-z0-9.+-]{0,60}")
 _LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z]{2,4})?")
 
@@ -42,7 +41,7 @@ class CardHead:
 def head_of(card: str) -> CardHead:
     """What a card says now; empty where it does not. Raises ConfigError for a broken head."""
     values = front_matter(card)
-    heading = _HEADING.search(_body(card))
+    heading = _HEADING.search(without_front_matter(card))
     return CardHead(
         heading[1].strip() if heading else "",
         str(values.get("license") or ""),
@@ -62,7 +61,7 @@ def with_head(card: str, head: CardHead) -> str:
     if head.languages.strip() and _codes(head.languages) != _codes(now.languages, checked=False):
         changes["language"] = _codes(head.languages)
     if changes:
-        card = f"---\n{write_yaml({**values, **changes})}---\n{_body(card)}"
+        card = f"---\n{write_yaml({**values, **changes})}---\n{without_front_matter(card)}"
     title = _title(head.title)
     if title and title != now.title:
         card = _titled(card, title)
@@ -86,13 +85,9 @@ def wanted(draft: str, text: str, head: CardHead) -> CardHead:
     )
 
 
-def _body(card: str) -> str:
-    return _FRONT.sub("", card, count=1)
-
-
 def _titled(card: str, title: str) -> str:
     """With this heading, or one more at the top of the text."""
-    body = _body(card)
+    body = without_front_matter(card)
     front = card[: len(card) - len(body)]
     heading = f"# {title}"
     if _HEADING.search(body):

@@ -14,7 +14,8 @@ from phi3lora.app.preflights import Preflights
 from phi3lora.config import POCKET
 from phi3lora.hub.access import search_models
 from phi3lora.models.family import FAMILY, Fit, fit, fit_in_words
-from phi3lora.models.hardware import GIB, Hardware
+from phi3lora.models.hardware import AMPERE, GIB, Hardware
+from phi3lora.training.speed import card_named
 
 OWN = 8  # of the caller's own checkpoints that are suggested
 
@@ -83,8 +84,9 @@ def fits_on(path: str) -> dict[str, Fit]:
 
 
 def _card(name: str, size: int) -> Hardware:
-    memory = size * GIB
-    return Hardware("cuda", name, memory, memory, bfloat16=name != "T4", cores=1)
+    memory, known = size * GIB, card_named(name)  # what ZeroGPU lends is newer than all of these
+    bfloat16 = known is None or known.capability >= AMPERE
+    return Hardware("cuda", name, memory, memory, bfloat16, cores=1)
 
 
 class Models:

@@ -19,9 +19,7 @@ BLOCK = 1 << 20
 GIB = 2**30
 QUOTA = 4 * GIB  # bytes that one person keeps on a Space
 EXPIRES = 7 * 24 * 3600.0  # seconds
-RESERVE = (
-    GIB  # bytes that strangers' files leave free, for everybody's runs; a tenth of small disks
-)
+RESERVE = GIB  # bytes that strangers' files leave free for runs; a tenth of small disks
 NO_ROOM = "The disk of this Space is nearly full; try again later, or put the data on the Hub."
 
 

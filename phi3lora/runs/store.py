@@ -483,7 +483,8 @@ def changed(run: Run, **changes: object) -> Run:
     state = run.state.model_copy(update=changes)
     write_state(run.folder, state)
     found = replace(run, state=state, damaged=False)
-    vars(found).update({name: value for name, value in vars(run).items() if name == "config"})
+    if "config" in vars(run):
+        vars(found)["config"] = run.config
     return found
 
 
