@@ -19,6 +19,7 @@ import phi3lora
 from phi3lora.config import fields, rule_of
 from phi3lora.problems import EXPECTED
 from phi3lora.recipes import recipes
+from phi3lora.runs.forms import FORMS
 from phi3lora.ui.languages import LANGUAGES, words_of
 from phi3lora.ui.model_step import CARDS, recipe_card
 
@@ -30,6 +31,7 @@ WHOLE = (
     "app/machines.py",
     "app/signed_out.py",
     "app/strength.py",
+    "chat/options.py",
     "training/preflight.py",
 )
 BELOW = ("app", "data", "hub", "models", "runs", "config.py", "words.py")
@@ -112,6 +114,8 @@ def _all() -> Iterator[tuple[str, str]]:
     for name, info in fields():
         for text in (info.title, info.description, rule_of(info)):
             yield f"config.py ({name})", text or ""
+    for form in FORMS.values():
+        yield "runs/forms.py", form.title
     for text in EXPECTED.values():
         expected = re.sub(r"\{\w+(:\w)?\}", "{}", text.replace("{{", "{").replace("}}", "}"))
         yield "problems.py", f"expected {expected}, got {{}}."
@@ -233,16 +237,16 @@ def unsaid(language: str) -> list[str]:
 
 
 def _stands(key: str) -> bool:
-    """Whether the longest piece of a key stands in the package, quotes and line breaks aside."""
-    piece = max(HOLE.split(key), key=len).strip()
-    return " ".join(piece.split()) in _sources()
+    """Whether the longest piece of a key stands in the package; quotes, breaks and case aside."""
+    piece = max(HOLE.split(key), key=len).strip(" .,:")
+    return " ".join(piece.split()).lower() in _sources()
 
 
 @functools.cache
 def _sources() -> str:
     files = [file for kind in ("*.py", "*.js", "*.yaml") for file in sorted(ROOT.rglob(kind))]
     whole = " ".join(file.read_text(encoding="utf-8") for file in files)
-    return " ".join(re.sub(r'"\s*\n\s*f?"', "", whole).split())
+    return " ".join(re.sub(r'"\s*\n\s*f?"', "", whole).split()).lower()
 
 
 def report() -> str:

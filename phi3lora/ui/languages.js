@@ -69,11 +69,8 @@
   function say(text) {
     const whole = text.trim();
     if (!whole) return text;
-    const said = line(whole);
-    if (said !== whole) return text.replace(whole, () => said);
-    const parts = text.split(/(\n| · )/);
-    if (parts.length === 1) return text;
-    return parts.map((part) => (part.trim() ? part.replace(part.trim(), () => line(part.trim())) : part)).join("");
+    if (words[whole]) return text.replace(whole, () => words[whole]);
+    return text.split(/(\n| · )/).map((part) => part.replace(part.trim(), (one) => line(one))).join("");
   }
 
   function sayNode(node) {
