@@ -62,6 +62,8 @@ SILENT_TEXTS = (
     "background:",
     ".nav-holder",
 )
+# Put together of what stands apart in the code.
+COMPOSED = ("Held-out reward", "Held-out reward margin", "Held-out pairs ranked right")
 SILENT_ARGUMENTS = {"elem_id", "elem_classes", "js", "js_on_load", "show_progress", "type", "key"}
 SILENT_ARGUMENTS |= {
     "api_visibility",
@@ -114,6 +116,7 @@ def _all() -> Iterator[tuple[str, str]]:
     for name, info in fields():
         for text in (info.title, info.description, rule_of(info)):
             yield f"config.py ({name})", text or ""
+    yield from (("ui/runs_show.py", text) for text in COMPOSED)
     for form in FORMS.values():
         yield "runs/forms.py", form.title
     for text in EXPECTED.values():
