@@ -28,6 +28,13 @@ def inspect(
     split: Annotated[
         str | None, typer.Option(help="The split of a Hub dataset, such as train.")
     ] = None,
+    test_split: Annotated[
+        str | None,
+        typer.Option(
+            help="The split of a Hub dataset that is held out; --findings looks for its rows "
+            "among those to train on."
+        ),
+    ] = None,
     revision: Annotated[
         str | None, typer.Option(help="The branch, tag or commit of a Hub dataset.")
     ] = None,
@@ -128,6 +135,7 @@ def inspect(
         "data.path": source,
         "data.name": name,
         "data.split": split,
+        "data.test_split": test_split,
         "data.revision": revision,
         "data.format": format,
         "data.columns": pairs("--column", column),
