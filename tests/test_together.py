@@ -27,6 +27,7 @@ from phi3lora.training import processes
 from phi3lora.training.launcher import as_launched, sharing
 from phi3lora.training.trainer import train
 from tests import fake_training
+from tests.bases import make_speaker
 from tests.fake_training import kill_all, pid_of, wait, wait_for
 from tests.together import ROOT, Scenario, trained
 
@@ -74,12 +75,13 @@ STOPPED = "stopped and resumed"
 # One group of eight answers, of which each process gives and learns a half.
 GRPO: dict[str, Any] = {
     "method": "grpo",
+    "data.path": "example:sums",
     "devices": 2,
     "training_config.gradient_accumulation_steps": 2,
     "training_config.learning_rate": 1e-3,
     "grpo_config.num_generations": 8,
     "grpo_config.max_completion_length": 12,
-    "grpo_config.length": 24,
+    "grpo_config.length": 40,
     "grpo_config.beta": 0.1,
 }
 ANSWERS, ANSWERS_STOPPED = "GRPO", "GRPO, stopped and resumed"
@@ -93,9 +95,9 @@ def scenarios(kinds: dict[str, dict[str, Any]]) -> dict[str, Scenario]:
     return {**found, STOPPED: Scenario({**first, **SAVING}, stop_after=2, again=True)}
 
 
-def answering() -> dict[str, Scenario]:
+def answering(base: Path) -> dict[str, Scenario]:
     """Four updates by answers of the model's own; and the same, stopped after the second."""
-    changes = {**BASE, **GRPO, BATCH: 2}
+    changes = {**BASE, **GRPO, "model.path": str(base), BATCH: 2}
     stopped = Scenario({**changes, **SAVING}, stop_after=2, again=True)
     return {ANSWERS: Scenario(changes), ANSWERS_STOPPED: stopped}
 
@@ -104,7 +106,7 @@ def answering() -> dict[str, Scenario]:
 def found(tmp_path_factory: pytest.TempPathFactory) -> tuple[Found, Path]:
     folder = tmp_path_factory.mktemp("together")
     wanted = {way: scenarios(kinds) for way, kinds in WAYS.items()}
-    wanted["ddp"] |= answering()
+    wanted["ddp"] |= answering(make_speaker(folder / "base"))
     return trained(wanted, folder), folder
 
 
@@ -166,7 +168,8 @@ def test_two_processes_learn_from_their_answers_as_one_would(
     assert len(set(map(str, seen["answers"][0]))) > 4, "no process repeats the other's"
     Repeater.said = iter(seen["answers"])
     monkeypatch.setattr("phi3lora.training.grpo.FastGRPOTrainer", Repeater)
-    steps = compare({**GRPO, "devices": 1}, seen, found[1] / "ddp" / ANSWERS, tmp_path)
+    alone = {**GRPO, "model.path": str(found[1] / "base"), "devices": 1}
+    steps = compare(alone, seen, found[1] / "ddp" / ANSWERS, tmp_path)
     assert seen["rewards"] == pytest.approx([step.reward for step in steps], abs=1e-6)
     assert seen["norms"] == pytest.approx([step.grad_norm for step in steps], rel=1e-3)
     assert len(set(seen["rewards"])) > 1
