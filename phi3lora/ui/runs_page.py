@@ -33,7 +33,7 @@ PULSE = "(seen, run) => window.phi3lora.pulse(seen, run)"
 REMEMBER = "(run) => { window.phi3lora.remember('run', run); return run; }"
 OPEN_COMPARE = "(run) => { window.location.href = 'compare?adapter=' + encodeURIComponent(run); }"
 FOCUS_TITLE = "() => window.phi3lora.focusWhenThere('#new-title')"
-EMPTY = ("live", "again", "menu", "more", "loss", "rate", "report", "log", "config")
+EMPTY = ("live", "again", "menu", "more", "loss", "reward", "rate", "report", "log", "config")
 DO = """
 element.addEventListener('click', (event) => {
   const button = event.target.closest('button[data-do]');
@@ -126,6 +126,7 @@ class RunsPage:
     def _panels(self) -> None:
         with gr.Column(elem_id="panel-curves", elem_classes="tab-panel"):
             self.loss = chart_component("loss-chart", tools=True)
+            self.reward = chart_component("reward-chart")
             self.rate = chart_component("rate-chart", small=True)
         with gr.Column(elem_id="panel-evidence", elem_classes="tab-panel"):
             self.report = gr.HTML(elem_id="report", apply_default_css=False)
@@ -163,6 +164,7 @@ class RunsPage:
             "menu",
             "more",
             "loss",
+            "reward",
             "rate",
             "report",
             "log",
