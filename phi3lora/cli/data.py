@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from phi3lora.cli.root import app
-from phi3lora.cli.shared import AsJson, given, here, pairs, tell
+from phi3lora.cli.shared import AsJson, Changes, given, here, pairs, tell, with_changes
 from phi3lora.config import RunConfig
 from phi3lora.errors import ConfigError, Problem
 from phi3lora.recipes import describe, recipes
@@ -141,6 +141,7 @@ def inspect(
             "--edit takes, and nothing else.",
         ),
     ] = None,
+    changes: Changes = None,
     as_json: AsJson = False,
 ) -> None:
     """Show what a dataset holds and what of it would be trained."""
@@ -170,7 +171,7 @@ def inspect(
         "data.leave_out_rows": leave_out_row,
         "data.edits": _edits(edit) or None,
     }
-    config = RunConfig().with_values(given(values))
+    config = with_changes(RunConfig().with_values(given(values)), changes)
     application, caller = here()
     if keep:
         tell(f"Kept in {application.editing.keep(config, caller)}.")
