@@ -209,7 +209,13 @@ def test_a_checkpoint_names_no_other_place_as_its_best(tmp_path: Path) -> None:
 
 
 def test_what_is_inherited_holds_no_secret() -> None:
-    names = ("HF_TOKEN", "OAUTH_CLIENT_SECRET", "PHI3LORA_API_KEY", "SPACE_TOKEN", "AWS_REGION")
+    names = (
+        "HF_TOKEN",
+        "OAUTH_CLIENT_SECRET",
+        "PHI3LORA_API_KEY",
+        "SPACE_TOKEN",
+        "PHI3LORA_WEBHOOK",
+    )
     assert inherited(dict.fromkeys(names, "x")) == {}
     odd = ("PHI3LORA_APIKEY", "SPACE_PASSWD", "HF_AUTH", "PHI3LORA_DSN", "SPACES_MYSECRETS")
     assert inherited(dict.fromkeys(odd, "x")) == {}

@@ -45,6 +45,8 @@ class RunView:
     notices: list[Notice] = field(default_factory=list)
     losses: list[tuple[int, float]] = field(default_factory=list)  # (step, loss)
     rates: list[tuple[int, float]] = field(default_factory=list)  # (step, learning rate)
+    speeds: list[tuple[int, float]] = field(default_factory=list)  # (step, tokens a second)
+    memory: list[tuple[int, float]] = field(default_factory=list)  # (step, bytes)
     held_out: list[tuple[int, float]] = field(default_factory=list)  # (step, loss)
     clock: list[tuple[int, float]] = field(default_factory=list)  # (step, seconds since 1970)
 
@@ -71,11 +73,16 @@ class RunView:
             add_point(self.losses, (event.step, event.loss))
         if event.learning_rate is not None:
             add_point(self.rates, (event.step, event.learning_rate))
+        if event.speed is not None:
+            add_point(self.speeds, (event.step, event.speed))
+        if event.memory is not None:
+            add_point(self.memory, (event.step, float(event.memory)))
 
     def _rewind(self, step: int) -> None:
         """What came after the checkpoint is done again, so it is forgotten."""
         self.ended = None
-        for points in (self.losses, self.rates, self.held_out, self.clock):
+        curves = (self.losses, self.rates, self.speeds, self.memory, self.held_out, self.clock)
+        for points in curves:
             points[:] = [point for point in points if point[0] <= step]
 
 

@@ -182,6 +182,40 @@
     canvas.toBlob((blob) => save(blob, "compare.png"));
   }
 
+  // The set of prompts is kept here; its table is saved from what the page shows.
+  const SET = "phi3lora-prompts";
+  phi3lora.promptSet = (element) => {
+    const restore = (tries = 40) => {
+      const field = document.querySelector("#set-prompts textarea");
+      if (!field) return tries && setTimeout(restore, 50, tries - 1);
+      field.addEventListener("input", () => {
+        try { localStorage.setItem(SET, field.value); } catch { /* kept nowhere */ }
+      });
+      let kept = "";
+      try { kept = localStorage.getItem(SET) || ""; } catch { /* forbidden */ }
+      if (!kept || field.value) return;
+      field.value = kept;
+      field.dispatchEvent(new Event("input", { bubbles: true }));
+    };
+    restore();
+    element.addEventListener("click", (event) => {
+      const kind = event.target.dataset?.save;
+      if (!kind) return;
+      const rows = [...element.querySelectorAll("tr")]
+        .map((row) => [...row.cells].map((cell) => cell.textContent));
+      const text = kind === "csv" ? csvOf(rows) : jsonlOf(rows);
+      save(new Blob([text], { type: kind === "csv" ? "text/csv" : "application/jsonl" }), `answers.${kind}`);
+    });
+  };
+
+  const csvOf = (rows) => rows.map((row) => row.map(phi3lora.cell).join(",")).join("\n") + "\n";
+
+  function jsonlOf([head, ...rows]) {
+    const names = head.map((name) => name.toLowerCase());
+    const line = (row) => JSON.stringify(Object.fromEntries(row.map((text, at) => [names[at], text])));
+    return rows.map(line).join("\n") + "\n";
+  }
+
   phi3lora.share = (element) => {
     const told = element.querySelector(".shared");
     const tell = (words) => {

@@ -33,7 +33,10 @@ PULSE = "(seen, run) => window.phi3lora.pulse(seen, run)"
 REMEMBER = "(run) => { window.phi3lora.remember('run', run); return run; }"
 OPEN_COMPARE = "(run) => { window.location.href = 'compare?adapter=' + encodeURIComponent(run); }"
 FOCUS_TITLE = "() => window.phi3lora.focusWhenThere('#new-title')"
-EMPTY = ("live", "again", "menu", "more", "loss", "rate", "report", "log", "config")
+EMPTY = (
+    *("live", "again", "menu", "more", "loss", "rate", "speed", "memory", "tracker"),
+    *("report", "log", "config"),
+)
 DO = """
 element.addEventListener('click', (event) => {
   const button = event.target.closest('button[data-do]');
@@ -126,7 +129,11 @@ class RunsPage:
     def _panels(self) -> None:
         with gr.Column(elem_id="panel-curves", elem_classes="tab-panel"):
             self.loss = chart_component("loss-chart", tools=True)
-            self.rate = chart_component("rate-chart", small=True)
+            with gr.Row(elem_classes="small-charts"):
+                self.rate = chart_component("rate-chart", small=True)
+                self.speed = chart_component("speed-chart", small=True)
+                self.memory = chart_component("memory-chart", small=True)
+            self.tracker = gr.HTML(elem_id="tracker", apply_default_css=False)
         with gr.Column(elem_id="panel-evidence", elem_classes="tab-panel"):
             self.report = gr.HTML(elem_id="report", apply_default_css=False)
         with gr.Column(elem_id="panel-settings", elem_classes="tab-panel"):
@@ -164,6 +171,9 @@ class RunsPage:
             "more",
             "loss",
             "rate",
+            "speed",
+            "memory",
+            "tracker",
             "report",
             "log",
             "config",
