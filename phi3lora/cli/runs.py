@@ -26,7 +26,8 @@ Order = Literal["newest", "loss", "title", "status"]
 @runs_app.command("list")
 def list_runs(
     sort: Annotated[
-        Order, typer.Option(help="List the newest run first, or the one with the lowest loss.")
+        Order,
+        typer.Option(help="What the list is sorted by; without it the newest run comes first."),
     ] = "newest",
     as_json: AsJson = False,
 ) -> None:

@@ -42,20 +42,24 @@ def after_worker(folder: Path, settings: Settings) -> None:
 
 def tell_end(run: Run, settings: Settings) -> None:
     """Send a run's end to the webhook, if there is one; that it was not heard is only logged."""
-    url = settings.webhook
-    if not url:
+    if not settings.webhook:
         return
-    request = urllib.request.Request(
-        url, json.dumps(ended(run)).encode(), {"Content-Type": "application/json"}
-    )
     try:
-        if urlsplit(url).scheme not in ("http", "https"):
-            raise ValueError("it is no address that begins with https://")
-        with urllib.request.urlopen(request, timeout=WAIT):
-            pass
-    except (OSError, ValueError, HTTPException) as error:  # the address is as good as a password
-        host = urlsplit(url).hostname or "PHI3LORA_WEBHOOK"
-        logger.warning("The webhook at %s was not told: %s", host, error)
+        _post(settings.webhook, ended(run))
+    except (OSError, HTTPException) as error:
+        logger.warning("The webhook was not told of the end of run %s: %s", run.id, error)
+    except ValueError:  # the address is as good as a password, so it is not repeated
+        logger.warning("The webhook was not told: PHI3LORA_WEBHOOK is no address of the web")
+
+
+def _post(url: str, values: dict[str, Any]) -> None:
+    """Send JSON. Raises OSError, HTTPException, and ValueError for what is no address."""
+    if urlsplit(url).scheme not in ("http", "https"):
+        raise ValueError(url)
+    headers = {"Content-Type": "application/json"}
+    request = urllib.request.Request(url, json.dumps(values).encode(), headers)
+    with urllib.request.urlopen(request, timeout=WAIT):
+        pass
 
 
 def ended(run: Run) -> dict[str, Any]:
