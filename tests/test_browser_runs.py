@@ -114,7 +114,8 @@ def test_a_run_that_goes_on_is_followed_without_a_reload(place: Place) -> None:
     run = stage.running(place.store)
     page = place.open(run)
     assert page.title().startswith("52 % · Pirate, rank 32")
-    page.wait_for_selector("#loss-chart svg .curve")
+    for chart in ("loss", "rate", "speed", "memory"):
+        page.wait_for_selector(f"#{chart}-chart svg .curve")
     assert points_of(page, "held out, mean of batches") == 1
     with EventLog(run.folder / "events.jsonl") as log:
         log.emit(Step(step=81, total_steps=135, loss=0.29))
@@ -207,6 +208,28 @@ def test_ticked_runs_share_a_chart(place: Place) -> None:
     page.fill("#run-search", "")
     page.click("[name=untick]")
     page.wait_for_selector("#several", state="hidden")
+
+
+def test_runs_are_ordered_and_the_way_back_leads_through_them(place: Place) -> None:
+    low, high = stage.finished(place.store, "Zebra"), stage.failed(place.store, "Aardvark")
+    page = place.page
+    page.goto(f"{place.address}/runs")  # of no run: the newest
+    page.wait_for_selector(f"#run-head .run-title[data-run='{high.id}']")
+    first = "document.querySelector('.run-item b').textContent"
+    page.select_option("#run-order", "title")
+    assert page.evaluate(first) != "Zebra"
+    page.select_option("#run-order", "loss")
+    losses: list[float] = page.eval_on_selector_all(
+        ".run-item", "items => items.map(item => Number(item.dataset.loss || 'Infinity'))"
+    )
+    assert losses == sorted(losses)
+    page.click(f"#run-list a[data-run='{low.id}']")
+    page.wait_for_selector(f"#run-head .run-title[data-run='{low.id}']")
+    assert page.eval_on_selector("#run-order", "field => field.value") == "loss"
+    page.go_back()
+    page.wait_for_selector(f"#run-head .run-title[data-run='{high.id}']")
+    page.go_forward()
+    page.wait_for_selector(f"#run-head .run-title[data-run='{low.id}']")
 
 
 def test_a_download_comes_at_once_and_is_of_this_run(place: Place) -> None:

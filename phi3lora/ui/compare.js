@@ -44,6 +44,7 @@
       this.current = text;
       const talk = this.read(text);
       if (!talk || text.length > LONGEST) return;
+      if (talk.turns.length > 1) forgetQuestion();
       const others = this.all().filter((other) => this.read(other)?.id !== talk.id);
       this.keep([text, ...others]);
       const last = () => document.querySelector("#now .turn")?.scrollIntoView({ block: "nearest" });
@@ -53,6 +54,16 @@
       watch("value", () => this.write(props.value || ""));
     },
   };
+
+  // What a link asked is asked: a reload goes on with the conversation, and does not ask again.
+  function forgetQuestion() {
+    const address = new URL(window.location.href);
+    if (!address.searchParams.has("q")) return;
+    const kept = SUBJECTS.filter((name) => address.searchParams.has(name))
+      .map((name) => [name, address.searchParams.get(name)]);
+    address.search = new URLSearchParams(kept);
+    window.history.replaceState({}, "", address);
+  }
 
   const sectionsOf = (turn) => [...turn.querySelectorAll(".said")];
 
@@ -217,6 +228,7 @@
   }
 
   phi3lora.share = (element) => {
+    window.addEventListener("popstate", () => window.location.reload()); // another adapter's page
     const told = element.querySelector(".shared");
     const tell = (words) => {
       told.textContent = words;

@@ -190,11 +190,13 @@ class RunsPage:
     @shown
     def on_open(self, request: gr.Request) -> list[Any]:
         """What the address says: a run, or the newest one."""
-        run_id = request.query_params.get("run", "")
-        if not run_id:
-            runs = self.app.launching.runs(self._caller(request))
-            run_id = runs[0].id if runs else ""
+        run_id = request.query_params.get("run", "") or self._newest(request)
         return [run_id, *self.on_show(run_id, request)]
+
+    def _newest(self, request: gr.Request) -> str:
+        """The run that an address without one shows."""
+        runs = self.app.launching.runs(self._caller(request))
+        return runs[0].id if runs else ""
 
     @shown
     def on_show(self, run_id: str, request: gr.Request) -> list[Any]:
@@ -247,7 +249,8 @@ class RunsPage:
         """A run was clicked in the list, or several were ticked."""
         names = texts_told(event, "several")
         if names is None:
-            return [told(event, "run"), gr.update(visible=False), "", "", ""]
+            run_id = told(event, "run") or self._newest(request)
+            return [run_id, gr.update(visible=False), "", "", ""]
         caller = self._caller(request)
         runs = [self.app.launching.run(name, caller) for name in names]
         if not runs:
