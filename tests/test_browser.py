@@ -354,6 +354,15 @@ def test_a_link_asks_its_question(app: str, browser: Browser) -> None:
     assert wrong == []
 
 
+KEPT = """() => {
+  const said = (text) => [{text, tokens: 3}];
+  const turn = {question: "Where?", base: said("**Kyiv**"), tuned: said("```\\n<b>1</b>\\n```")};
+  const talk = {id: "own", adapter: "example:pirate", turns: [turn]};
+  const kept = JSON.parse(localStorage.getItem("phi3lora-talks"));
+  localStorage.setItem("phi3lora-talks", JSON.stringify([JSON.stringify(talk), ...kept]));
+}"""
+
+
 def test_a_conversation_is_edited_and_found_again(app: str, browser: Browser) -> None:
     page, wrong = open_page(browser, f"{app}/compare?adapter=example%3Apirate&q=Who+are+you%3F")
     page.set_viewport_size({"width": 1366, "height": 720})
@@ -370,6 +379,10 @@ def test_a_conversation_is_edited_and_found_again(app: str, browser: Browser) ->
     box = page.locator("#message textarea").bounding_box()
     assert box is not None
     assert box["y"] + box["height"] <= 720
+    page.evaluate(KEPT)
+    page.reload()  # what was said is read as Markdown, and never as HTML
+    page.wait_for_selector("#now .said.left .prose strong:text-is('Kyiv')")
+    assert page.inner_text("#now .said.right .prose pre code").strip() == "<b>1</b>"
     page.click("#clear")
     page.wait_for_selector("#now .turn", state="detached")
     page.click(".earlier summary")
