@@ -223,6 +223,8 @@ def test_ticked_runs_share_a_chart(place: Place) -> None:
     assert page.locator("#several-chart svg .curve").count() == 4
     page.fill("#run-search", "rank 4")
     assert page.locator(".run-item:visible").count() == 1
+    page.fill("#run-search", "nothing of the kind")
+    assert page.inner_text("#run-tools .no-match") == "No run matches."
     page.fill("#run-search", "")
     page.click("[name=untick]")
     page.wait_for_selector("#several", state="hidden")

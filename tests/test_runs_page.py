@@ -180,7 +180,7 @@ def test_the_verdict_stands_over_the_figures(app: Any) -> None:  # noqa: F811
 def test_the_list_says_loss_base_size_and_how_far(app: Any) -> None:  # noqa: F811
     page = page_of(runs_page, app)
     done, going = stage.finished(app.launching.store), stage.running(app.launching.store)
-    items = show(page, done)["list"].split('<div class="run-item">')[1:]
+    items = show(page, done)["list"].split('<div class="run-item"')[1:]
     by_run = {run.id: next(item for item in items if run.id in item) for run in (done, going)}
     assert "loss 0.30 · pocket · 10 B" in by_run[done.id]
     assert "width:59%" in by_run[going.id]

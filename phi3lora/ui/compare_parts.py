@@ -83,9 +83,10 @@ class CompareParts:
                 apply_default_css=False,
             )
             self.clear = gr.Button("New", size="md", elem_id="clear")
-        self._settings()
-        self.votes = VotesPanel(self.app)
-        self.prompt_set = PromptSetPanel(self.app)
+        with gr.Row(elem_classes="folds"):
+            self._settings()
+            self.votes = VotesPanel(self.app)
+            self.prompt_set = PromptSetPanel(self.app)
 
     def _subject(self) -> None:
         if settled := self.app.comparing.settled:

@@ -73,13 +73,13 @@ def rate_curves(of: str, view: RunView) -> str:
 
 def speed_curves(of: str, view: RunView) -> str:
     """How fast it trains, between two steps that were told."""
-    return _one(of, "Speed", "tokens a second", view.speeds, view.clock)
+    return _one(of, "Speed, tokens a second", "tokens a second", view.speeds, view.clock)
 
 
 def memory_curves(of: str, view: RunView) -> str:
     """What it holds: of the GPU where there is one, else of the process."""
     held = [(step, size / GB) for step, size in view.memory]
-    return _one(of, "Memory held", "GB", held, view.clock)
+    return _one(of, "Memory held, GB", "GB", held, view.clock)
 
 
 def _one(of: str, title: str, y: str, points: Points, clock: Points) -> str:

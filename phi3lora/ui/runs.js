@@ -155,6 +155,9 @@
         box.checked = ticked.has(box.dataset.tick);
       }
       ordered();
+      const items = [...element.querySelectorAll(".run-item")];
+      tools.querySelector(".no-match").textContent =
+        items.length && items.every((item) => item.hidden) ? "No run matches." : "";
       bar().hidden = ticked.size < 2;
       bar().querySelector("[name=several]").textContent = `Compare ${ticked.size} runs`;
     };

@@ -24,6 +24,7 @@ SEARCH = """
 <option value="status">Status</option></select></div>
 <div class="tick-bar" hidden><button type="button" class="chip" name="several"></button>
 <button type="button" class="chip" name="untick">Clear</button></div>
+<p class="no-match" role="status"></p>
 """
 
 
@@ -124,4 +125,9 @@ def several_table(several: Several) -> str:
     """A column for each run: losses, then the settings in which they differ."""
     titles = [run.title for run in several.runs]
     same = "" if several.settings else "<p>Their settings are the same.</p>"
-    return show.table(["", *titles], [(name, *values) for name, values in several.rows()]) + same
+    return (
+        show.table(
+            ["Figure or setting", *titles], [(name, *values) for name, values in several.rows()]
+        )
+        + same
+    )

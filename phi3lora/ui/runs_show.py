@@ -102,6 +102,8 @@ def show_run(run: Run, view: RunView, position: int | None, on_space: bool) -> d
         "resume": gr.update(
             visible=resumable,
             value="Resume with the changes" if run.state.changes else "Resume",
+            # What failed by itself would fail again as it is: another start comes first.
+            variant="secondary" if status == "failed" else "primary",
         ),
         "cancel": gr.update(visible=status == "queued"),
         "compare": gr.update(visible=usable),
