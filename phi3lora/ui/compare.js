@@ -196,19 +196,23 @@
   // The set of prompts is kept here; its table is saved from what the page shows.
   const SET = "phi3lora-prompts";
   phi3lora.promptSet = (element) => {
+    let kept = "";
+    try { kept = localStorage.getItem(SET) || ""; } catch { /* forbidden */ }
+    // The field comes a moment later than this, and what comes with it would empty it again.
     const restore = (tries = 40) => {
       const field = document.querySelector("#set-prompts textarea");
-      if (!field) return tries && setTimeout(restore, 50, tries - 1);
-      field.addEventListener("input", () => {
-        try { localStorage.setItem(SET, field.value); } catch { /* kept nowhere */ }
-      });
-      let kept = "";
-      try { kept = localStorage.getItem(SET) || ""; } catch { /* forbidden */ }
-      if (!kept || field.value) return;
-      field.value = kept;
-      field.dispatchEvent(new Event("input", { bubbles: true }));
+      if (field && kept && !field.value && field !== document.activeElement) {
+        field.value = kept;
+        field.dispatchEvent(new Event("input", { bubbles: true }));
+      }
+      if (tries && !field?.dataset.touched) setTimeout(restore, 50, tries - 1);
     };
     restore();
+    document.addEventListener("input", (event) => {
+      if (!event.isTrusted || !event.target.closest?.("#set-prompts")) return;
+      event.target.dataset.touched = "";
+      try { localStorage.setItem(SET, event.target.value); } catch { /* kept nowhere */ }
+    });
     element.addEventListener("click", (event) => {
       const kind = event.target.dataset?.save;
       if (!kind) return;

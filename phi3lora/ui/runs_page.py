@@ -31,6 +31,7 @@ EVERY = 2.0  # seconds between two pulses
 MADE = 32  # runs whose rendered state is kept for the next visitor
 PULSE = "(seen, run) => window.phi3lora.pulse(seen, run)"
 REMEMBER = "(run) => { window.phi3lora.remember('run', run); return run; }"
+NAME = "(run) => { window.phi3lora.remember('run', run, false); return run; }"
 OPEN_COMPARE = "(run) => { window.location.href = 'compare?adapter=' + encodeURIComponent(run); }"
 FOCUS_TITLE = "() => window.phi3lora.focusWhenThere('#new-title')"
 EMPTY = (
@@ -325,6 +326,7 @@ class RunsPage:
             "concurrency_limit": None,
         }
         opened = demo.load(self.on_open, None, [self.run_id, *self.seen], **quiet)
+        opened.success(None, self.run_id, self.run_id, js=NAME)
         self._compute_after(opened, quiet)
         self.timer.tick(
             None, [self.pulse, self.run_id], self.pulse, js=PULSE, show_progress="hidden"
