@@ -25,7 +25,14 @@ from phi3lora.runs import bin
 from phi3lora.runs.store import Run, RunStore, changed
 from phi3lora.settings import Settings
 from phi3lora.ui import runs_page
-from phi3lora.ui.curves import POINTS, loss_curves, memory_curves, speed_curves, thin
+from phi3lora.ui.curves import (
+    POINTS,
+    loss_curves,
+    memory_curves,
+    reward_curves,
+    speed_curves,
+    thin,
+)
 from phi3lora.ui.runs_report import evidence
 from phi3lora.ui.runs_show import (
     STARTING,
@@ -60,6 +67,38 @@ def test_the_held_out_curve_is_there_before_its_first_point() -> None:
     assert json.loads(loss_curves("run", view))["curves"][HELD_OUT]["points"] == []
     view.add(Evaluated(step=2, loss=0.5))
     assert json.loads(loss_curves("run", view))["curves"][HELD_OUT]["points"] == [[2, 0.0, 0.5]]
+
+
+@pytest.mark.parametrize(
+    ("figure", "title", "named"),
+    [("reward", "Reward", "Held-out reward"), ("reward_margin", "Reward margin", "Reward margin")],
+)
+def test_rewards_are_a_curve_and_figures(figure: str, title: str, named: str) -> None:
+    """What the method is after; a loss in nats a token is that of answers alone."""
+    view = RunView()
+    for step in (1, 2, 3):
+        view.add(Step(step=step, total_steps=9, loss=0.7, **{figure: step / 4}))
+    view.add(Evaluated(step=3, loss=0.6, reward_accuracy=0.875, **{figure: 0.5}))
+    view.add(Step(step=4, total_steps=9))  # between two logs
+    chart = json.loads(reward_curves("run", view))
+    assert (chart["title"], chart["curves"][0]["points"][-1]) == (title, [3, 0.0, 0.75])
+    assert chart["curves"][HELD_OUT]["points"] == [[3, 0.0, 0.5]]
+    assert json.loads(loss_curves("run", view))["y"] == "loss"
+    said = dict(figures(view, active=True))
+    assert (said[title], said["Held-out pairs ranked right"]) == ("0.750", "88 %")
+    assert named in said
+    assert "Correct next tokens" not in said
+    view.add(Resumed(step=2))
+    assert (len(view.rewards), view.held_out_rewards) == (2, [])
+
+
+def test_answers_have_no_reward() -> None:
+    view = RunView()
+    for step in (1, 2):
+        view.add(Step(step=step, total_steps=9, loss=1.0, token_accuracy=0.5))
+    assert reward_curves("run", view) == ""
+    assert "nats a token" in loss_curves("run", view)
+    assert dict(figures(view, active=False))["Correct next tokens"] == "50 %"
 
 
 def test_long_curves_are_thinned_and_end_where_they_end() -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import gradio as gr
 import pytest
 
 from phi3lora.app.application import Application
@@ -18,6 +20,7 @@ from phi3lora.chat.votes import Tally
 from phi3lora.errors import AccessError, HubError, RunError
 from phi3lora.hub import access, sending
 from phi3lora.settings import Settings
+from phi3lora.ui.votes_panel import VotesPanel
 from tests.hub import LoopbackHub
 
 ME = Caller("local", None)
@@ -223,3 +226,34 @@ def test_a_rule_that_cannot_be_is_named(app: Application, tmp_path: Path, monkey
         assert done.exit_code == 2, done.output
         assert said in done.output
     assert app.comparing.tally(BUNDLED).votes == 0
+
+
+def test_the_page_pushes_and_says_where_they_are(ann: LoopbackHub, app: Application) -> None:
+    """Private by choice, again in the same place, and no longer once the rights are gone."""
+    with gr.Blocks():
+        panel = VotesPanel(app)
+    app.callers.caller = lambda session: ANN  # type: ignore[method-assign]
+    request = SimpleNamespace(session_hash="tab")
+
+    def push(repo: str, private: bool) -> str:
+        *_, said = panel.on_push(BUNDLED, "", f" {repo} ", private, request)
+        return said
+
+    assert 'class="notice green"' in push("ann/votes", True)
+    assert ann.repo("dataset", "ann/votes").private
+    said = push("ann/votes", True)
+    assert f'href="{ann.url}/datasets/ann/votes"' in said
+    assert 'rel="noopener">ann/votes</a>' in said
+    assert b"3 blind votes" in ann.files("dataset", "ann/votes")["README.md"]
+    assert 'class="notice green"' in push("ann/open", False)
+    assert not ann.repo("dataset", "ann/open").private
+    cast(app, "right", 9)
+    assert "open to everybody" in push("ann/open", True), "nothing more is published by mistake"
+    assert ann.files("dataset", "ann/open")["votes.jsonl"].count(b"\n") == 3
+    for repo in ("<b>", "bob/votes", ""):
+        assert 'class="notice red"' in push(repo, True)
+        assert "<b>" not in push(repo, True)
+    ann.revoke("hf_ann")
+    access._IDENTITIES.clear()
+    assert 'class="notice red"' in push("ann/votes", True)
+    assert ann.files("dataset", "ann/votes")["votes.jsonl"].count(b"\n") == 3

@@ -207,13 +207,13 @@ class Voting:
 
         An earlier one by this name is brought up to date. Raises AccessError without a token or
         for others' votes, RunError for none, HubError for a name that is somebody's, or something,
-        else.
+        else, and for an open dataset that is meant to be private.
         """
         from phi3lora.hub.sending import create, send
 
         rows = self.rows(adapter, caller)
         token = caller.needed_token(SIGN_IN)
-        _check_target(repo, caller, token)
+        _check_target(repo, caller, token, private)
         card = dataset_card(repo, rows, self._comparing.tally(adapter))
         url = create(token, repo, kind="dataset", private=private)
         contents = {VOTES: _lines(rows), "README.md": card.encode()}
@@ -265,8 +265,8 @@ class Voting:
         return config.with_values(changes)
 
 
-def _check_target(repo: str, caller: Caller, token: str) -> None:
-    """Raises HubError where votes would stand in another's place, or in another dataset's."""
+def _check_target(repo: str, caller: Caller, token: str, private: bool) -> None:
+    """Raises HubError where votes would stand in another's place, in another dataset's, or open."""
     from phi3lora.hub.client import find_repo, is_hub_id
     from phi3lora.hub.upload import BARE, check_owner
 
@@ -279,6 +279,11 @@ def _check_target(repo: str, caller: Caller, token: str) -> None:
         raise HubError(
             f"{repo} holds something else than votes; choose another name, so that nothing of it "
             "is lost."
+        )
+    if info is not None and private and not info.private:
+        raise HubError(
+            f"{repo} is open to everybody on the Hub. Make it private in its settings there, "
+            "choose another name, or untick Private."
         )
 
 

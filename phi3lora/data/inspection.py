@@ -31,6 +31,7 @@ from phi3lora.data.sources import Count, Source, not_applicable
 Progress = Callable[[float], None]
 
 TOKENS_SHOWN = 600  # of a previewed conversation, one by one
+MOST_TRIED = 50  # first rows of which the previewed ones are taken, where some are left out
 MOST_NAMED, LONGEST_NAME = 20, 60  # columns that are named, and characters of a name
 
 
@@ -49,7 +50,10 @@ class Inspection:
         total_tokens: of the kept rows.
         supervised_tokens: those that carry loss.
         truncated: kept rows that are cut at `max_length`.
-        preview: the first kept rows, each as segments that join to the rendered conversation.
+        preview: the first rows that are used, each as segments that join to the rendered
+            conversation.
+        places: of the rows of `preview`, the source's place in the config and the row's number;
+            and `preview_lengths`, their tokens before the cut.
         preview_tokens: the same rows token by token, the first TOKENS_SHOWN of each.
         reason: why this format, in a sentence.
         changes: what was joined or left out in kept rows → rows.
@@ -96,6 +100,8 @@ class Inspection:
     drawn_tokens: float = 1.0
     findings: list[Finding] = field(default_factory=list)
     preview_tokens: list[list[Segment]] = field(default_factory=list, repr=False)
+    places: list[tuple[int, int]] = field(default_factory=list)
+    preview_lengths: list[int] = field(default_factory=list)
 
     @property
     def unread_in_words(self) -> str:
@@ -202,13 +208,17 @@ def _share(progress: Progress | None, part: int, parts: int) -> Progress:
 
 @dataclass(frozen=True)
 class _Look:
-    """What was read of one source; `rows` and `supervised` are of its kept rows, in order."""
+    """What was read of one source; `rows` and `supervised` are of its kept rows, in order.
+
+    `first` are the first of these, of which `preview` are shown.
+    """
 
     part: DataConfig
     source: Source
     recipe: Recipe
     tally: Tally
-    shown: list[Kept]
+    first: list[Kept]
+    preview: int
     rows: array[int]
     supervised: array[int]
     conversations: list[list[Message]]
@@ -227,7 +237,9 @@ def _look(
 ) -> _Look:
     """Read one source; `keep` its conversations. Raises DataError where none can be used."""
     recipe = recipe_for(config, source)
-    tally, shown = tally_for(recipe), list[Kept]()
+    tally, first = tally_for(recipe), list[Kept]()
+    some = config.data.leave_out or config.data.leave_out_rows
+    tried = max(preview, MOST_TRIED) if some else preview
     rows, supervised = array("Q"), array("I")
     conversations: list[list[Message]] = []
     place: list[tuple[int, float | None]] = []
@@ -237,7 +249,7 @@ def _look(
         progress(share)
 
     for batch in read_rows(source.rows(told, limit), recipe, tokenizer, tally):
-        shown += batch[: preview - len(shown)]
+        first += batch[: tried - len(first)]
         rows.extend(kept.row for kept in batch)
         supervised.extend(kept.supervised for kept in batch)
         if keep or config.data.leave_out:
@@ -252,7 +264,8 @@ def _look(
         source,
         recipe,
         tally,
-        shown,
+        first,
+        preview,
         rows,
         supervised,
         conversations,
@@ -287,7 +300,13 @@ def _together(config: RunConfig, tokenizer: Any, looks: list[_Look], findings: b
     for tally in tallies:
         dropped.update(tally.dropped)
         changes.update(tally.changes)
-    shares = _shares(looks, np.split(used, np.cumsum([len(look.rows) for look in looks])[:-1]), cut)
+    of_each = np.split(used, np.cumsum([len(look.rows) for look in looks])[:-1])
+    shares = _shares(looks, of_each, cut)
+    shown = [
+        (number, look, kept)
+        for number, (look, mask) in enumerate(zip(looks, of_each, strict=True))
+        for kept in _shown(look, mask)
+    ]
     complete, kept, tokens = all(look.complete for look in looks), int(used.sum()), cut[used]
     return Inspection(
         format=first.format,
@@ -299,11 +318,9 @@ def _together(config: RunConfig, tokenizer: Any, looks: list[_Look], findings: b
         total_tokens=int(tokens.sum()),
         supervised_tokens=int(supervised[used].sum()),
         truncated=int((whole > cut)[used].sum()),
-        preview=[
-            segments(tokenizer, kept.rendered, kept.messages)
-            for look in looks
-            for kept in look.shown
-        ],
+        preview=[segments(tokenizer, kept.rendered, kept.messages) for _, _, kept in shown],
+        places=[(number, kept.row) for number, _, kept in shown],
+        preview_lengths=[kept.rendered.whole for _, _, kept in shown],
         reason=first.reason,
         changes=dict(changes),
         unread=_unread(looks),
@@ -320,15 +337,19 @@ def _together(config: RunConfig, tokenizer: Any, looks: list[_Look], findings: b
         findings=_findings(looks, found) if findings else [],
         rejected_preview=[
             _rejected(tokenizer, kept)
-            for look in looks
-            for kept in look.shown
+            for _, look, kept in shown
             if isinstance(look.tally, JudgedTally)
         ],
         answers=answers_of(tallies),
-        preview_tokens=[
-            pieces(tokenizer, kept.rendered, TOKENS_SHOWN) for look in looks for kept in look.shown
-        ],
+        preview_tokens=[pieces(tokenizer, kept.rendered, TOKENS_SHOWN) for _, _, kept in shown],
     )
+
+
+def _shown(look: _Look, used: Any) -> list[Kept]:
+    """The first rows of a source that are used."""
+    return [kept for kept, is_used in zip(look.first, used, strict=False) if is_used][
+        : look.preview
+    ]
 
 
 def _unread(looks: list[_Look]) -> list[str]:

@@ -19,6 +19,7 @@ from phi3lora.app.views import RunView
 
 POINTS = 400  # of a curve on the page
 GB = 1e9
+NATS = "loss (nats a token)"  # what answers are learnt by; preferences have losses of their own
 Points = list[tuple[int, float]]
 DRAW = "window.phi3lora.chart(element, props, watch)"
 VIEW = (
@@ -63,7 +64,20 @@ def loss_curves(of: str, view: RunView) -> str:
         _curve("training", 0, view.losses, view.clock),
         _curve(words.HELD_OUT, 1, view.held_out, view.clock, kind="dots"),
     ]
-    return _chart(of, "Loss", "loss (nats a token)", curves)
+    return _chart(of, "Loss", "loss" if view.rewards else NATS, curves)
+
+
+def reward_curves(of: str, view: RunView) -> str:
+    """The reward of the model's own answers, or the margin of better over worse ones."""
+    if len(view.rewards) < 2:
+        return ""
+    own = view.step is not None and view.step.reward is not None
+    title = "Reward" if own else "Reward margin"
+    curves = [
+        _curve("training", 0, view.rewards, view.clock),
+        _curve(words.HELD_OUT, 1, view.held_out_rewards, view.clock, kind="dots"),
+    ]
+    return _chart(of, title, "reward" if own else "better less worse answers", curves)
 
 
 def rate_curves(of: str, view: RunView) -> str:
@@ -98,7 +112,8 @@ def several_curves(several: Several) -> str:
             title = f"{run.title}, {words.HELD_OUT}"
             curves.append(_curve(title, place, view.held_out, view.clock, kind="dots"))
     names = " ".join(run.id for run in several.runs)
-    return _chart(names, "Losses", "loss (nats a token)", curves)
+    alike = not any(view.rewards for view in several.views)
+    return _chart(names, "Losses", NATS if alike else "loss", curves)
 
 
 def _chart(of: str, title: str, y: str, curves: list[dict[str, Any]]) -> str:

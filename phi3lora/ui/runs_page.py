@@ -35,7 +35,7 @@ NAME = "(run) => { window.phi3lora.remember('run', run, false); return run; }"
 OPEN_COMPARE = "(run) => { window.location.href = 'compare?adapter=' + encodeURIComponent(run); }"
 FOCUS_TITLE = "() => window.phi3lora.focusWhenThere('#new-title')"
 EMPTY = (
-    *("live", "again", "menu", "more", "loss", "rate", "speed", "memory", "tracker"),
+    *("live", "again", "menu", "more", "loss", "reward", "rate", "speed", "memory", "tracker"),
     *("report", "log", "config"),
 )
 DO = """
@@ -130,6 +130,7 @@ class RunsPage:
     def _panels(self) -> None:
         with gr.Column(elem_id="panel-curves", elem_classes="tab-panel"):
             self.loss = chart_component("loss-chart", tools=True)
+            self.reward = chart_component("reward-chart")
             with gr.Row(elem_classes="small-charts"):
                 self.rate = chart_component("rate-chart", small=True)
                 self.speed = chart_component("speed-chart", small=True)
@@ -171,6 +172,7 @@ class RunsPage:
             "menu",
             "more",
             "loss",
+            "reward",
             "rate",
             "speed",
             "memory",
