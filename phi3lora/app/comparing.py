@@ -442,23 +442,34 @@ class ComparingOne(Comparing):
 
     def suggestions(self, name: str, caller: Caller) -> list[str]:
         """The held-out prompts of its card; else those of the pocket world."""
-        try:
-            result = self.subject(name, caller).result
-        except Phi3LoraError:
-            result = None  # why it cannot be had is said where it is loaded
-        prompts = _prompts_on_card(result) if result else []
+        prompts = [row["prompt"] for row in self._on_card(caller)]
         return prompts or super().suggestions(name, caller)
 
+    def kept_answers(self, name: str, caller: Caller) -> Sample | None:
+        """A held-out prompt with what both said to it, from its card; None without one."""
+        for row in self._on_card(caller):
+            if row.get("base") and row.get("tuned"):
+                return Sample(row["prompt"], row["base"], row["tuned"])
+        return None
 
-def _prompts_on_card(folder: Path) -> list[str]:
-    """Held-out prompts on the card beside a result, short ones."""
-    from phi3lora.hub.card import prompts_of
+    def _on_card(self, caller: Caller) -> list[dict[str, str]]:
+        """The samples of its card; why it cannot be had is said where it is loaded."""
+        try:
+            result = self.subject(self.repo, caller).result
+        except Phi3LoraError:
+            return []
+        return _samples_on_card(result) if result else []
+
+
+def _samples_on_card(folder: Path) -> list[dict[str, str]]:
+    """Held-out rows on the card beside a result, those with a short prompt."""
+    from phi3lora.hub.card import samples_of
 
     try:
         card = (folder / "README.md").read_text(encoding="utf-8")
     except (OSError, ValueError):
         return []
-    return [prompt for prompt in prompts_of(card) if len(prompt) <= LONGEST_PROMPT]
+    return [row for row in samples_of(card) if 0 < len(row["prompt"]) <= LONGEST_PROMPT]
 
 
 def with_calls(content: str, tool_calls: list[dict[str, Any]]) -> str:

@@ -118,6 +118,16 @@ def print_several(several: Several) -> None:
     _print_table(table)
 
 
+def print_answers(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """A line for each prompt with the answer of each of `titles`; none is cut."""
+    table = Table("prompt", *titles, box=None, pad_edge=False, show_lines=True)
+    for column in table.columns:
+        column.overflow = "fold"
+    for row in rows:
+        table.add_row(*map(Text, row[: len(titles) + 1]))
+    _print_table(table)
+
+
 def _print_table(table: Table) -> None:
     """In a file, lines are as long as they need be."""
     wide = Console()
