@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from phi3lora.chat.options import BOTH, SETTINGS, Options
+from phi3lora.chat.options import BASE, BOTH, SETTINGS, Options
 from phi3lora.cli.root import app
-from phi3lora.cli.shared import BASE, AsJson, here, tell
+from phi3lora.cli.shared import AsJson, here, tell
 from phi3lora.config import ModelConfig
 from phi3lora.errors import ConfigError, DataError, Problem
 from phi3lora.words import counted

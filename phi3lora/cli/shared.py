@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from phi3lora.app.callers import Caller
     from phi3lora.runs.store import Run
 
-BASE = "base"  # what the base itself is called beside adapters
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, which other programs can read.")]
 RunName = Annotated[
     str, typer.Argument(metavar="RUN", help="The id of a run, or the path of its folder.")

@@ -22,8 +22,7 @@ from rich.text import Text
 from phi3lora import words
 from phi3lora.app.models import Base
 from phi3lora.app.several import Several
-from phi3lora.chat.options import Pair, Side
-from phi3lora.cli.shared import BASE
+from phi3lora.chat.options import BASE, Pair, Side
 from phi3lora.config import FindingName
 from phi3lora.data.findings import Finding
 from phi3lora.events import Event, Stage, Step

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from phi3lora.chat.options import Options
+from phi3lora.chat.options import BASE, Options
 from phi3lora.cli.root import app
-from phi3lora.cli.shared import BASE, AsJson, Changes, here, tell, with_changes
+from phi3lora.cli.shared import AsJson, Changes, here, tell, with_changes
 from phi3lora.config import RunConfig
 from phi3lora.errors import ConfigError, Problem
 from phi3lora.methods import GRPOSection
