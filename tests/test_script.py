@@ -105,6 +105,17 @@ CASES: dict[str, dict[str, Any]] = {
         "training_config.eval_strategy": "steps",
         "training_config.eval_steps": 2,
     },
+    "GRPO of every weight, at another temperature": {
+        "data.path": "example:sums",
+        "method": "grpo",
+        "adapter": "none",
+        "grpo_config.exact_after": "=",
+        "grpo_config.json_reward": 0.5,
+        "grpo_config.temperature": 0.7,
+        "grpo_config.max_completion_length": 8,
+        "training_config.learning_rate": 1e-4,
+        "training_config.max_steps": 2,
+    },
     "ORPO with every weight": {
         "data.path": "example:pirate_preferences",
         "method": "orpo",

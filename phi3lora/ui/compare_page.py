@@ -271,6 +271,7 @@ class ComparePage(CompareOpening):
         )
         opened.success(self.on_first, inputs, self.answering, **quiet)
         self.votes.wire(subjects)
+        self.prompt_set.wire(inputs, self.sampling)
         changed = gr.on(
             [subject.input for subject in subjects],
             self.on_adapter,

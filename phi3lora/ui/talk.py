@@ -17,13 +17,13 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from phi3lora.app.comparing import Sides
+from phi3lora.chat.options import BASE as BASE
 from phi3lora.chat.options import Pair, Side
 
 LONGEST = 1_000_000  # characters of a conversation that a browser sends back
 MOST_TURNS = 200
 SHORTEST = 0.01  # seconds of an answer whose speed is told; what came at once has none
 ROUNDS = 5  # of a blind game
-BASE = "base"  # the base as the third of a tournament
 
 
 @dataclass(frozen=True)
