@@ -228,6 +228,13 @@ class Comparing:
         """The caller's runs that can be compared, newest first."""
         return [run for run in self._store.list(caller.name) if run.has_result]
 
+    def called(self, name: str, caller: Caller) -> str:
+        """What to call a subject without opening it: a run of the caller's by its title."""
+        if name in ("", BUNDLED):
+            return PIRATE.name if name else "Base"
+        run = self._own(name, caller)
+        return run.title if run else name
+
     def suggestions(self, name: str, caller: Caller) -> list[str]:
         """Prompts to try: held-out ones of the run's report, else of the pocket world."""
         folder = self._reported(name, caller)
@@ -548,10 +555,14 @@ def best_sample(folder: Path) -> Sample | None:
     return None
 
 
-def titles(subject: Subject, options: Options) -> tuple[str, str]:
-    """What to call the columns of base and tuned: names where two adapters stand there."""
+def titles(subject: Subject, options: Options, *, among_three: bool = False) -> tuple[str, str]:
+    """What to call the columns of base and tuned: names where two adapters stand there, or three.
+
+    Args:
+        among_three: whether this is a round of a tournament, where two may be tuned.
+    """
     if subject.against is None:
-        return "Base", _scaled_name("Tuned", options.strength)
+        return "Base", _scaled_name(subject.name if among_three else "Tuned", options.strength)
     other = _scaled_name(subject.against.name, options.against_strength)
     own = _scaled_name(subject.name, options.strength)
     return (other, own) if other != own else (f"{other} (1)", f"{own} (2)")
