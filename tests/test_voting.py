@@ -234,7 +234,7 @@ def test_two_and_three_stand_with_a_rate_and_an_interval(
         f"{pirate} against {poet}: 12 to 0, 1 tie, 0 both bad; "
         "wins 100% (95 % interval 76% to 100%), better",
         f"{pirate} against base: 0 to 0, 0 ties, 0 both bad; "
-        "has no vote with a winner yet, which cannot tell",
+        "cannot be told apart yet: no vote had a winner",
         f"{poet} against base: 3 to 3, 0 ties, 0 both bad; "
         "wins 50% (95 % interval 19% to 81%), which cannot tell them apart",
     ]

@@ -138,7 +138,7 @@ class Tally:
     def in_words(self) -> str:
         """`wins 71% (95 % interval 58% to 82%), better`, or that it cannot tell."""
         if self.win_rate is None:
-            return "has no vote with a winner yet, which cannot tell"
+            return "cannot be told apart yet: no vote had a winner"
         low, high = self.interval
         say = "which cannot tell them apart" if self.verdict == "cannot tell" else self.verdict
         return f"wins {self.win_rate:.0%} (95 % interval {low:.0%} to {high:.0%}), {say}"
