@@ -46,6 +46,10 @@ HOUR = 3600.0
 HOURLY_BYTES = 4 * 2**30  # that one visitor of a Space may upload within an hour
 LONG = ("/v1/", "/gradio_api/mcp")  # answers to programs
 AT_ONCE = 4  # requests of one sender that are worked on
+# Seconds of work that one sender may ask for at once, those that come back each second, and the
+# most that a single request counts for: it may have waited for the Hub.
+CREDIT, EARNED, MOST_COUNTED = 6.0, 0.3, 0.5
+UNCOUNTED = ("/assets/", "/static/", FILE)  # what a page is made of, and costs next to nothing
 MOST_CALLS = 16  # of one sender on a Space that are worked on or wait; a page makes a few
 REMEMBERED = 10_000  # uploads whose owner is known
 
@@ -116,11 +120,13 @@ def without_browser(scope: Scope) -> Scope:
 class Turns:
     """Few requests of one sender are worked on at a time; the rest of theirs wait, nobody else's.
 
-    A turn ends with the answer's first byte, so that who reads slowly holds nobody up.
+    A turn ends with the answer's first byte, so that who reads slowly holds nobody up. Who asks for
+    more work than `CREDIT` waits for what comes back of it.
     """
 
     def __init__(self) -> None:
         self._of: dict[str, tuple[asyncio.Semaphore, int]] = {}  # and how many want it
+        self._worked: dict[str, tuple[float, float]] = {}  # seconds for a sender, and as of when
 
     async def answer(
         self, who: str, app: ASGIApp, scope: Scope, receive: Receive, send: Send
@@ -128,12 +134,14 @@ class Turns:
         """Pass a request on when it is its sender's turn."""
         turns, wanted = self._of.get(who, (asyncio.Semaphore(AT_ONCE), 0))
         self._of[who] = turns, wanted + 1
-        held = False
+        counted = not scope["path"].startswith(UNCOUNTED)
+        began: float | None = None
 
         def leave() -> None:
-            nonlocal held
-            if held:
-                held = False
+            nonlocal began
+            if began is not None:
+                self._count(who, time.monotonic() - began if counted else 0.0)
+                began = None
                 turns.release()
 
         async def first(message: Message) -> None:
@@ -141,13 +149,30 @@ class Turns:
             await send(message)
 
         try:
-            held = await turns.acquire()
+            await turns.acquire()
+            began = time.monotonic()
+            if counted and (wait := self._wait(who)):
+                await asyncio.sleep(wait)
+                began = time.monotonic()
             await app(scope, receive, first)
         finally:
             leave()
             _, wanted = self._of.pop(who)
             if wanted > 1:
                 self._of[who] = turns, wanted - 1
+
+    def _wait(self, who: str) -> float:
+        """Seconds until a sender's next request is worked on."""
+        return max(0.0, (self._owed(who) - CREDIT) / EARNED)
+
+    def _owed(self, who: str) -> float:
+        worked, when = self._worked.get(who, (0.0, 0.0))
+        return max(0.0, worked - EARNED * (time.monotonic() - when))
+
+    def _count(self, who: str, seconds: float) -> None:
+        if len(self._worked) > REMEMBERED:
+            self._worked.clear()
+        self._worked[who] = self._owed(who) + min(seconds, MOST_COUNTED), time.monotonic()
 
 
 class Visits:
