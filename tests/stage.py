@@ -143,6 +143,8 @@ def _step(step: int, steps: int) -> Step:
         token_accuracy=1 - 0.6 * math.exp(-step / 25),
         tokens=step * 200,
         tokens_per_second=1480.0,
+        speed=1480.0 + 60 * math.sin(step / 3),
+        memory=560_000_000 + 2_000_000 * min(step, 20),
         seconds_left=(STEPS - step) * 0.42,
     )
 

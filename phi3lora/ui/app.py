@@ -124,13 +124,15 @@ def pulse(app: Application, request: Request) -> str:
 
 def preview(app: Application, request: Request) -> Shared | None:
     """What a link to a comparison shows before it is opened; None where nothing is known of it."""
-    query = request.query_params
+    query, only = request.query_params, app.comparing.settled
+    if request.url.path == "/" and not only:  # the Train page
+        return None
     question = query.get("q", "")[:LONGEST_IN_ADDRESS]
     try:
         settings = unusual(Options(**from_address(query)))
         caller = app.callers.caller(session_of(request))
-        adapter = query.get("adapter", "") or BUNDLED
-        link = asked_of(adapter, query.get("against", ""), question, settings)
+        adapter, against = query.get("adapter", "") or BUNDLED, query.get("against", "")
+        link = asked_of(only or adapter, "" if only else against, question, settings)
         return app.comparing.shared(link, caller)
     except Phi3LoraError:
         return None

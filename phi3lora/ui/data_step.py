@@ -10,7 +10,7 @@ choice has no data. `data.path`, a hidden field, is the choice of the tab that i
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,8 @@ from phi3lora.ui import show
 from phi3lora.ui.columns_step import ColumnChoice
 from phi3lora.ui.findings import FindingsPanel
 from phi3lora.ui.launch_show import READING
+from phi3lora.ui.row_editor import RowEditor
+from phi3lora.ui.row_show import OPEN, source_of
 from phi3lora.ui.sessions import session_of
 from phi3lora.ui.steps import step
 from phi3lora.ui.train_show import dataset_line, named_dataset
@@ -89,9 +91,9 @@ class DataStep:
                     "will read them, with the tokens that it learns tinted.",
                 ),
                 elem_id="data-summary",
-                js_on_load=None,
+                js_on_load=OPEN,
             )
-
+            self.rows = RowEditor(app, fields)
             self.findings = FindingsPanel(app, fields)
 
     def _hub(self) -> None:
@@ -217,8 +219,12 @@ class DataStep:
             gr.skip(),
         ]
 
-    def show_path(self, path: str) -> list[Any]:
-        """The tab that a path belongs to, with it as its choice, in the order of `tabs`."""
+    def show_data(self, values: Mapping[str, Any]) -> list[Any]:
+        """The tab that the fields' data belongs to, with it as its choice; the order of `tabs`.
+
+        The edits that the fields hold are those of this data.
+        """
+        path = str(values.get("data.path") or "")
         tab = tab_of(path)
         example = path.removeprefix(EXAMPLE_PREFIX) if tab == EXAMPLE else None
         first = {EXAMPLE: EXAMPLE_PREFIX + next(iter(TAUGHT))}
@@ -227,13 +233,14 @@ class DataStep:
             *(gr.update(visible=tab == each) for each in TABS),
             {**first, tab: path},
             example if example in TAUGHT else None,
+            source_of(values),
         ]
 
     @property
     def tabs(self) -> list[Any]:
-        """What `show_path` fills."""
+        """What `show_data` fills."""
         panels = [self.example_panel, self.file_panel, self.hub_panel]
-        return [self.source, *panels, self.choices, self.example]
+        return [self.source, *panels, self.choices, self.example, self.rows.of]
 
     def wire(self) -> None:
         """Connect components and handlers; what follows from another path is the page's."""

@@ -64,8 +64,8 @@ def nothing_yet(step: str) -> Panel:
 def broken_form(error: ConfigError) -> Panel:
     """What is wrong with the form; each line leads to its field. Figures of before stay."""
     lines = "".join(_problem_line(problem.field, problem.message) for problem in error.problems)
-    number = words.counted(len(error.problems), "field")
-    head = f"{number} {'has' if len(error.problems) == 1 else 'have'} to be mended"
+    number = len(error.problems)
+    head = words.counted(number, "field has to be mended", "fields have to be mended")
     return Panel(
         bar_line("red", head),
         f'<p class="broken">{show.text(head)}:</p><ul class="checks">{lines}</ul>',
@@ -97,12 +97,12 @@ def goto(field: str, label: str) -> str:
 def show_preflight(config: RunConfig, done: Preflight) -> Panel:
     """What a preflight found."""
     red, amber = (_of(done, level) for level in ("red", "amber"))
-    state = f"{words.counted(len(done.checks), 'check')} passed"
+    state = passed(len(done.checks))
     level = "green"
     if amber:
         level, state = "amber", words.counted(len(amber), "warning")
     if red:
-        level, state = "red", f"{words.counted(len(red), 'thing')} to mend"
+        level, state = "red", words.counted(len(red), "thing to mend", "things to mend")
     return Panel(
         bar_line(level, state, done.estimate),
         trains_on(config) + check_list(done),
@@ -110,6 +110,11 @@ def show_preflight(config: RunConfig, done: Preflight) -> Panel:
         gr.update(interactive=not red),
         spoken(config, red, amber),
     )
+
+
+def passed(number: int) -> str:
+    """`1 check passed`, `5 checks passed`."""
+    return words.counted(number, "check passed", "checks passed")
 
 
 def _of(done: Preflight, level: str) -> list[Check]:
@@ -141,7 +146,7 @@ def check_list(done: Preflight) -> str:
         return listed
     return (
         f'{listed}<details class="passed"><summary><i aria-hidden="true">✓</i>'
-        f"{words.counted(len(green), 'check')} passed</summary>"
+        f"{passed(len(green))}</summary>"
         f'<ul class="checks">{"".join(map(check_line, green))}</ul></details>'
     )
 

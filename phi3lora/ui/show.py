@@ -15,6 +15,10 @@ from phi3lora.thoughts import split_thoughts
 SIGNS = {"green": "✓", "amber": "!", "red": "×", "grey": "i"}
 
 
+class Html(str):
+    """Text that is HTML already, where a table has buttons among its cells."""
+
+
 def text(value: object) -> str:
     """Escaped for HTML, text and attributes alike."""
     return html.escape(str(value), quote=True)
@@ -131,7 +135,8 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], align: str =
     )
     cells = (
         "".join(
-            f'<td{kind} data-of="{text(name)}">{text(cell)}</td>'
+            f'<td{kind} data-of="{text(name)}">'
+            f"{cell if isinstance(cell, Html) else text(cell)}</td>"
             for name, cell, kind in zip(columns, row, kinds, strict=True)
         )
         for row in rows
