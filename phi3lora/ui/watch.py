@@ -35,6 +35,7 @@ from phi3lora.ui.frame import PICTURE, Frame, Preview
 from phi3lora.ui.guard import UPLOAD, read_body, refuse, replay
 from phi3lora.ui.picture import picture
 from phi3lora.ui.sessions import BROWSER, page_account, page_token, session_of, session_token
+from phi3lora.ui.turns import Turns
 
 Pulse = Callable[[Request], str]
 UnderWay = Callable[[], Iterable[HTTPConnection]]
@@ -45,11 +46,6 @@ FILE = "/gradio_api/file"
 HOUR = 3600.0
 HOURLY_BYTES = 4 * 2**30  # that one visitor of a Space may upload within an hour
 LONG = ("/v1/", "/gradio_api/mcp")  # answers to programs
-AT_ONCE = 4  # requests of one sender that are worked on
-# Seconds of work that one sender may ask for at once, those that come back each second, and the
-# most that a single request counts for: it may have waited for the Hub.
-CREDIT, EARNED, MOST_COUNTED = 6.0, 0.3, 0.5
-UNCOUNTED = ("/assets/", "/static/", FILE)  # what a page is made of, and costs next to nothing
 MOST_CALLS = 16  # of one sender on a Space that are worked on or wait; a page makes a few
 REMEMBERED = 10_000  # uploads whose owner is known
 
@@ -115,64 +111,6 @@ def without_browser(scope: Scope) -> Scope:
         if part.strip() and part.partition("=")[0].strip() != BROWSER
     )
     return {**scope, "headers": [*kept, (b"cookie", others.encode("latin-1", "replace"))]}
-
-
-class Turns:
-    """Few requests of one sender are worked on at a time; the rest of theirs wait, nobody else's.
-
-    A turn ends with the answer's first byte, so that who reads slowly holds nobody up. Who asks for
-    more work than `CREDIT` waits for what comes back of it.
-    """
-
-    def __init__(self) -> None:
-        self._of: dict[str, tuple[asyncio.Semaphore, int]] = {}  # and how many want it
-        self._worked: dict[str, tuple[float, float]] = {}  # seconds for a sender, and as of when
-
-    async def answer(
-        self, who: str, app: ASGIApp, scope: Scope, receive: Receive, send: Send
-    ) -> None:
-        """Pass a request on when it is its sender's turn."""
-        turns, wanted = self._of.get(who, (asyncio.Semaphore(AT_ONCE), 0))
-        self._of[who] = turns, wanted + 1
-        counted = not scope["path"].startswith(UNCOUNTED)
-        began: float | None = None
-
-        def leave() -> None:
-            nonlocal began
-            if began is not None:
-                self._count(who, time.monotonic() - began if counted else 0.0)
-                began = None
-                turns.release()
-
-        async def first(message: Message) -> None:
-            leave()
-            await send(message)
-
-        try:
-            await turns.acquire()
-            began = time.monotonic()
-            if counted and (wait := self._wait(who)):
-                await asyncio.sleep(wait)
-                began = time.monotonic()
-            await app(scope, receive, first)
-        finally:
-            leave()
-            _, wanted = self._of.pop(who)
-            if wanted > 1:
-                self._of[who] = turns, wanted - 1
-
-    def _wait(self, who: str) -> float:
-        """Seconds until a sender's next request is worked on."""
-        return max(0.0, (self._owed(who) - CREDIT) / EARNED)
-
-    def _owed(self, who: str) -> float:
-        worked, when = self._worked.get(who, (0.0, 0.0))
-        return max(0.0, worked - EARNED * (time.monotonic() - when))
-
-    def _count(self, who: str, seconds: float) -> None:
-        if len(self._worked) > REMEMBERED:
-            self._worked.clear()
-        self._worked[who] = self._owed(who) + min(seconds, MOST_COUNTED), time.monotonic()
 
 
 class Visits:
