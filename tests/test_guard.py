@@ -27,8 +27,8 @@ from phi3lora.settings import Settings
 from phi3lora.ui import guard, watch
 from phi3lora.ui.app import build, serve
 from phi3lora.ui.guard import MAX_BODY, Rules, depth, rules_for
+from phi3lora.ui.senders import AT_ONCE, CREDIT, EARNED, Turns
 from phi3lora.ui.sessions import BROWSER
-from phi3lora.ui.turns import AT_ONCE, CREDIT, EARNED, Turns
 from phi3lora.ui.watch import sender
 
 FORM = "multipart/form-data; boundary=X"
@@ -476,8 +476,8 @@ def test_who_asks_for_much_work_waits_for_their_credit(monkeypatch: pytest.Monke
 
     async def nothing(*_: Any) -> None: ...
 
-    monkeypatch.setattr("phi3lora.ui.turns.time.monotonic", lambda: now)
-    monkeypatch.setattr("phi3lora.ui.turns.asyncio.sleep", sleep)
+    monkeypatch.setattr("phi3lora.ui.senders.time.monotonic", lambda: now)
+    monkeypatch.setattr("phi3lora.ui.senders.asyncio.sleep", sleep)
     turns = Turns()
     for who, path, times in (("eve", "/", 30), ("ann", "/", 5), ("bob", "/assets/a.js", 1000)):
         slept[who] = []

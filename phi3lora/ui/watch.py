@@ -8,7 +8,6 @@ differs does the page call Gradio, so that a hundred open pages cost next to not
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import hmac
 import json
@@ -34,8 +33,8 @@ from phi3lora.app.uploads import NO_ROOM, has_room
 from phi3lora.ui.frame import PICTURE, Frame, Preview
 from phi3lora.ui.guard import UPLOAD, read_body, refuse, replay
 from phi3lora.ui.picture import picture
+from phi3lora.ui.senders import Turns
 from phi3lora.ui.sessions import BROWSER, page_account, page_token, session_of, session_token
-from phi3lora.ui.turns import Turns
 
 Pulse = Callable[[Request], str]
 UnderWay = Callable[[], Iterable[HTTPConnection]]
