@@ -210,10 +210,10 @@ def test_the_last_question_is_edited_and_no_other(app: Any) -> None:  # noqa: F8
 def test_a_cleared_conversation_comes_back(app: Any) -> None:  # noqa: F811
     page = page_of(compare_page, app)
     talk = asked(app)
-    _, now, fresh, kept, *_, before, undo = page.on_clear(talk)
+    _, now, fresh, kept, *_, before, undo = page.on_clear(talk, request())
     assert (now, fresh.turns, kept) == ("", (), "")
     assert "Undo" in undo
-    assert page.on_undo(before)[2] == talk
+    assert page.on_undo(before, request())[2] == talk
 
 
 # --------------------------------------------------------------------------------- Blind

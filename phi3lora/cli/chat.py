@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from phi3lora.chat.options import BOTH, SETTINGS, Options
+from phi3lora.chat.options import BASE, BOTH, SETTINGS, Options
 from phi3lora.cli.root import app
 from phi3lora.cli.shared import AsJson, here, tell
 from phi3lora.config import ModelConfig
 from phi3lora.errors import ConfigError, DataError, Problem
+from phi3lora.words import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from phi3lora.app.comparing import Subject
     from phi3lora.chat.options import Pair, Side
 
-BASE = "base"  # the base itself as one of three
 RESULT = "/tool "  # how a line begins that is what a tool answered
 VOTES = {"a": "left", "b": "right", "t": "tie", "n": "both bad"}
 
@@ -251,6 +251,21 @@ class Talk:
             last = self._show(prompt)
             self._base.append({"role": "assistant", "content": last.base})
             self._tuned.append({"role": "assistant", "content": last.tuned})
+        if self._blind:
+            self._sum_up()
+
+    def _sum_up(self) -> None:
+        """How all blind votes stand on what was compared here."""
+        from phi3lora.app.comparing import titles
+        from phi3lora.cli.terminal import print_line, print_standings
+
+        if len(self._names) > 2:
+            print_standings(self._voting.standings(self._names, self._caller))
+            return
+        adapter, against = self._names
+        tally = self._voting.standing(adapter, self._caller, against, self._options).tally
+        _, tuned = titles(self._subject, self._options)
+        print_line(f"{counted(tally.votes, 'blind vote')}: {tuned} {tally.in_words()}")
 
     def _show(self, prompt: str) -> Pair:
         from phi3lora.app.comparing import draw_sides, titles

@@ -61,10 +61,10 @@ def answer_log_probs(
     hidden = _states(base, input_ids, attention_mask, kwargs)  # (batch · seq, hidden)
     wanted = labels[:, 1:] != IGNORED  # (batch, seq - 1)
     places = torch.nn.functional.pad(wanted, (0, 1)).flatten().nonzero().squeeze(1)
-    states = hidden.index_select(0, places)
+    states, targets = hidden.index_select(0, places), labels.flatten().index_select(0, places + 1)
     head = base.get_output_embeddings()
     states = states.to(compute_dtype(states))
-    figures = _LogProbs.apply(states, head.weight, head.bias, labels[:, 1:][wanted])
+    figures = _LogProbs.apply(states, head.weight, head.bias, targets)
     log_probs, entropy, mean_logits, top = (
         figure.new_zeros(wanted.shape).masked_scatter(wanted, figure) for figure in figures
     )
