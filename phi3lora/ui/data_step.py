@@ -21,7 +21,7 @@ from phi3lora.app.datasets import NO_PARTS
 from phi3lora.data.folders import SUFFIXES
 from phi3lora.data.opening import PACKED
 from phi3lora.data.sources import TAUGHT
-from phi3lora.errors import DataError, Phi3LoraError
+from phi3lora.errors import Phi3LoraError
 from phi3lora.ui import show
 from phi3lora.ui.columns_step import ColumnChoice
 from phi3lora.ui.findings import FindingsPanel

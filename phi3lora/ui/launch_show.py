@@ -22,7 +22,7 @@ from phi3lora.ui.train_show import data_name
 from phi3lora.ui.widgets import element_id
 
 UNKNOWN_TIME = "known after your first run here"
-AGAIN = {"Data", "Model", "Token", "Access"}  # what somebody else may have mended meanwhile
+AGAIN = {"Data", "Model", "Sign-in", "Access"}  # what somebody else may have mended meanwhile
 READING = '<div class="reading"><b></b>Checking …</div>'
 CHECKING = READING.replace('"reading"', '"reading later"')  # the preview is of this data
 

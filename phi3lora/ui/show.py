@@ -34,6 +34,9 @@ def answer(said: str) -> str:
     return f"{fold}<p>{text(found.said)}</p>"
 
 
+CODE = re.compile(r"`([^`\n]+)`")
+
+
 @functools.cache
 def address() -> re.Pattern[str]:
     """An address on the Hub: the public one, or the one that this installation works with."""
@@ -43,9 +46,14 @@ def address() -> re.Pattern[str]:
 
 
 def linked(value: object) -> str:
-    """Escaped, with addresses on the Hub as links."""
+    """Escaped, with addresses on the Hub as links and what stands in backticks as code."""
     link = '<a href="{0}" target="_blank" rel="noopener">{0}</a>'
-    return address().sub(lambda found: link.format(found[0]), text(value))
+    return address().sub(lambda found: link.format(found[0]), with_code(value))
+
+
+def with_code(value: object) -> str:
+    """Escaped, with what stands in backticks as code."""
+    return CODE.sub(r"<code>\1</code>", text(value))
 
 
 def heading(title: str, sub: str = "", number: int | None = None) -> str:
