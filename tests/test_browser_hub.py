@@ -162,7 +162,10 @@ def pick_and_launch(page: Page, hub: LoopbackHub) -> None:
     page.click("#source >> text=Hub")
     search_in_vain(page)
     ask_for_access(page, hub)
-    page.fill("#search textarea", "")  # nothing typed: suggestions
+    page.focus("#search textarea")
+    page.wait_for_selector("#results >> text=bob/gate")  # what was typed is looked for again
+    page.keyboard.press("ControlOrMeta+A")
+    page.keyboard.press("Backspace")  # nothing typed: suggestions
     page.wait_for_selector("#results >> text=HuggingFaceH4/ultrachat_200k")
     page.keyboard.type("pirat")  # and no Enter
     page.wait_for_selector("#results:not(:has-text('ultrachat'))")

@@ -100,7 +100,7 @@ def test_the_launch_panel_shows_it(ann: LoopbackHub, settings: Settings) -> None
 
     config = KEPT.with_values({"model.path": "pocket", "data.max_rows": 8})
     look = preflight(config, settings)
-    assert [line for line in blocking(look) if line.startswith("Token: The run is to be backed")]
+    assert [line for line in blocking(look) if line.startswith("Sign-in: The run is to be backed")]
     look = preflight(config, settings, "hf_ann")
     names = [check.name for check in look.checks]
     assert names.index("Sign-in") < names.index("Backup") < names.index("Disk")
