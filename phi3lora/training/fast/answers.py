@@ -53,6 +53,7 @@ def answer_log_probs(
     input_ids: Tensor,
     attention_mask: Tensor,
     labels: Tensor,
+    *,
     temperature: float = 1.0,
     **kwargs: Any,
 ) -> FusedCausalLMOutput:
