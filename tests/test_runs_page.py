@@ -33,7 +33,7 @@ from phi3lora.ui.curves import (
     speed_curves,
     thin,
 )
-from phi3lora.ui.runs_report import evidence
+from phi3lora.ui.runs_report import evidence, verdict_line
 from phi3lora.ui.runs_show import (
     STARTING,
     announcement,
@@ -90,6 +90,33 @@ def test_rewards_are_a_curve_and_figures(figure: str, title: str, named: str) ->
     assert "Correct next tokens" not in said
     view.add(Resumed(step=2))
     assert (len(view.rewards), view.held_out_rewards) == (2, [])
+
+
+@pytest.mark.parametrize(
+    ("name", "base", "tuned", "said"),
+    [
+        ("loss", 6.84, 0.03, "loss by token 6.84 → 0.03"),
+        ("earned", 0.1, 0.92, "reward 0.10 → 0.92"),
+        ("win_rate", 0.4, 0.9, "better answer likelier 40 % → 90 %"),
+        ("reward_margin", 0.0, 1.25, "reward margin 1.25"),
+    ],
+)
+def test_the_verdict_says_what_the_method_is_judged_by(
+    name: str, base: float, tuned: float, said: str
+) -> None:
+    loss = {"name": "loss", "base": 1.0, "tuned": 2.0}
+    report = {"verdict": "better", "rows": 40}
+    judged = {"name": name, "base": base, "tuned": tuned}
+    assert said in verdict_line(report | {"comparisons": [loss, judged]})
+
+
+def test_the_report_says_what_was_left_out_and_edited() -> None:
+    report = {"verdict": "better", "rows": 40}
+    chosen = {"left_out": {"named in data.leave_out_rows": 2}, "edited": 1}
+    assert "Left out: 2 × named in data.leave_out_rows. Rows edited: 1." in evidence(
+        report | chosen, active=False
+    )
+    assert "Left out" not in evidence(report, active=False)
 
 
 def test_answers_have_no_reward() -> None:

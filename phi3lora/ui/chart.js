@@ -297,7 +297,7 @@
     chooseScale() {
       const ys = this.data.curves.flatMap((curve) => curve.points.map((point) => point[2]));
       const low = Math.min(...ys);
-      this.view.log = low > 0 && Math.max(...ys) / low > WIDE_RANGE;
+      this.view.log = this.data.log !== false && low > 0 && Math.max(...ys) / low > WIDE_RANGE;
       const box = this.element.querySelector("input[name=log]");
       if (box) box.checked = this.view.log;
     }

@@ -77,7 +77,7 @@ def reward_curves(of: str, view: RunView) -> str:
         _curve("training", 0, view.rewards, view.clock),
         _curve(words.HELD_OUT, 1, view.held_out_rewards, view.clock, kind="dots"),
     ]
-    return _chart(of, title, "reward" if own else "better less worse answers", curves)
+    return _chart(of, title, "reward" if own else "better less worse answers", curves, log=False)
 
 
 def rate_curves(of: str, view: RunView) -> str:
@@ -116,8 +116,9 @@ def several_curves(several: Several) -> str:
     return _chart(names, "Losses", NATS if alike else "loss", curves)
 
 
-def _chart(of: str, title: str, y: str, curves: list[dict[str, Any]]) -> str:
-    return json.dumps({"of": of, "title": title, "y": y, "curves": curves})
+def _chart(of: str, title: str, y: str, curves: list[dict[str, Any]], **how: Any) -> str:
+    """With `log: False` the axis is linear, whatever its range."""
+    return json.dumps({"of": of, "title": title, "y": y, "curves": curves, **how})
 
 
 def _curve(
