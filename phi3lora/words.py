@@ -8,6 +8,7 @@ words.short_count(3.8e6)     "3.8 M"
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 
 # Two losses of the same rows: while training, each batch counts alike; in the report, each token.
 HELD_OUT = "held out, mean of batches"
@@ -86,3 +87,10 @@ def figure(number: float | None, digits: int = 3) -> str:
 def signed(number: float, digits: int = 3) -> str:
     """`+0.429`, or `−3.094` with a real minus."""
     return f"{number:+.{digits}f}".replace("-", "−")
+
+
+def chosen_rows(left_out: Mapping[str, int], edited: int) -> str:
+    """What a run's owner did to its rows: reason → how many, and how many were edited."""
+    reasons = ", ".join(f"{number:,} × {reason}" for reason, number in left_out.items())
+    said = [f"Left out: {reasons}."] if reasons else []
+    return " ".join([*said, *([f"Rows edited: {edited:,}."] if edited else [])])

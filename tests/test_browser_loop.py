@@ -1,18 +1,27 @@
-"""Rows edited, left out and taken back in the page."""
+"""Rows edited in the page; and train, compare blind, vote, train on the votes, compare again."""
 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from phi3lora.chat.votes import Vote, VoteBook
+from phi3lora.models.pocket import PIRATE
+from phi3lora.runs.store import Run, RunStore
+from phi3lora.settings import Settings
+from tests import stage
 from tests.test_browser import (
+    ask_both,
     browser,  # noqa: F401
     open_page,
     serving,
+    set_yaml,
+    wait_for_status,
 )
 
 if TYPE_CHECKING:
@@ -20,6 +29,7 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 HOSTILE = "Arr </textarea><script>window.hurt = 1</script>"
+VOTES = 19  # of others; the one by hand is the twentieth
 
 
 @pytest.fixture(scope="module")
@@ -85,3 +95,66 @@ def test_rows_are_edited_left_out_and_taken_back(page: Page, tmp_path: Path) -> 
     page.wait_for_selector("#row-changes", state="hidden")
     page.wait_for_selector("#data-summary dd:text-is('12 of 12')")
     assert page.evaluate("window.hurt") is None
+
+
+def learnt(store: RunStore) -> Run:
+    """A finished run with the adapter that comes along, and votes on it."""
+    run = stage.finished(store, "First", **{"peft_config.r": 4, "peft_config.lora_alpha": 8})
+    shutil.rmtree(run.result.folder)
+    shutil.copytree(PIRATE, run.result.folder)
+    book = VoteBook(store.settings.home / "votes.jsonl")
+    for number in range(VOTES):
+        asked = [{"role": "user", "content": f"Q{number}"}]
+        left, right = ([*asked, {"role": "assistant", "content": said}] for said in ("Arr", "Yes"))
+        book.record(
+            Vote(
+                run.id,
+                f"pair-{number}",
+                "left",
+                "tuned",
+                f"Q{number}",
+                left_said=left,
+                right_said=right,
+            )
+        )
+    return run
+
+
+def test_the_loop_by_hand(page: Page, home: Path) -> None:
+    store = RunStore(Settings(home=home))
+    first = learnt(store)
+    address = page.url.partition("?")[0].rstrip("/")
+    page.goto(f"{address}/compare?adapter={first.id}")
+    page.wait_for_selector("#now .turn")
+    page.click("#blind label")
+    ask_both(page, "Name the color of a cherry.")
+    page.click("#vote-left")
+    page.wait_for_selector("#tally >> text=blind vote")
+    page.click("#votes-panel > button")
+    page.click("#votes-train:has-text('DPO, 20 pairs')")
+    page.wait_for_url(f"**/?votes={first.id}")
+    page.wait_for_selector("text=learns from blind votes by DPO")
+    page.wait_for_selector("#data-summary >> text=Pairs")
+    set_yaml(page, num_train_epochs="1", rows="2", max_new_tokens="8", logging_steps="1")
+    page.wait_for_selector("#checks .passed")
+    page.wait_for_selector("#launch:not([disabled])")
+    page.click("#launch")
+    page.wait_for_url("**/runs?run=*")
+    wait_for_status(page, "finished")
+    page.wait_for_selector("#run-head dt:text-is('Reward margin')")
+    page.wait_for_selector("#reward-chart svg .curve")
+    second = page.get_attribute("#run-head .run-title", "data-run")
+    assert second is not None
+    assert store.get(second, "local").config.model.adapter == first.id
+
+    page.click("#three")
+    page.wait_for_url(f"**/compare?adapter={second}&third={first.id}")
+    page.click("#blind label")
+    left, right = ask_both(page, "Where is the treasure?")
+    assert left
+    assert right
+    page.click("#vote-left")
+    page.wait_for_selector("#tally:has-text('Base'):has-text('First after votes')")
+    named = {heading.strip() for heading in page.locator("#now .said h3").all_inner_texts()}
+    assert len(named) == 2
+    assert not any("TUNED" in heading.upper() for heading in named), "which of the two is said"

@@ -16,11 +16,12 @@ from phi3lora.app.callers import Caller
 from phi3lora.app.comparing import BUNDLED, Sides
 from phi3lora.app.voting import ENOUGH, _judged, dataset_card
 from phi3lora.chat.options import Options
-from phi3lora.chat.votes import Tally
+from phi3lora.chat.votes import Tally, Vote
 from phi3lora.errors import AccessError, HubError, RunError
 from phi3lora.hub import access, sending
 from phi3lora.settings import Settings
 from phi3lora.ui.votes_panel import VotesPanel
+from tests import stage
 from tests.hub import LoopbackHub
 
 ME = Caller("local", None)
@@ -196,6 +197,57 @@ def test_the_terminal_counts_exports_and_configures(
     assert typed("export", BUNDLED, "--output", str(file)).startswith("0")
     assert len(file.read_text("utf-8").splitlines()) == 3
     assert typed("train", BUNDLED).startswith("2 Error: Not enough votes yet")
+
+
+def test_two_and_three_stand_with_a_rate_and_an_interval(
+    app: Application, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the page says of a tournament, and of each two of the three, at the terminal."""
+    from typer.testing import CliRunner
+
+    from phi3lora import cli
+
+    monkeypatch.setenv("PHI3LORA_HOME", str(app.settings.home))
+    pirate, poet = (stage.finished(app.launching.store, name).id for name in ("Pirate", "Poet"))
+
+    def won(name: str, against: str, times: int, choice: Any = "left") -> None:
+        for number in range(times):
+            pair = f"{name} {against} {choice} {number}"
+            app.comparing.vote(Vote(name, pair, choice, "tuned", against=against))
+
+    won(pirate, poet, 12)
+    won(poet, "", 3)
+    won(poet, "", 3, "right")
+    won(poet, pirate, 1, "tie")
+    won(f"{pirate} × 0.5", "", 2)
+
+    def typed(*arguments: str) -> str:
+        result = CliRunner().invoke(cli.app, ["votes", *arguments])
+        return f"{result.exit_code} {result.output}"
+
+    shown = typed("standings", pirate, "base", poet)
+    assert shown.splitlines() == [
+        f"0 {pirate}: 12 of 12 rounds; wins 100% (95 % interval 76% to 100%), better",
+        "base: 3 of 6 rounds; wins 50% (95 % interval 19% to 81%), which cannot tell them apart",
+        f"{poet}: 3 of 18 rounds; wins 17% (95 % interval 6% to 39%), worse",
+        "",
+        f"{pirate} against {poet}: 12 to 0, 1 tie, 0 both bad; "
+        "wins 100% (95 % interval 76% to 100%), better",
+        f"{pirate} against base: 0 to 0, 0 ties, 0 both bad; "
+        "cannot be told apart yet: no vote had a winner",
+        f"{poet} against base: 3 to 3, 0 ties, 0 both bad; "
+        "wins 50% (95 % interval 19% to 81%), which cannot tell them apart",
+    ]
+    told = json.loads(typed("standings", poet, pirate, "--json").removeprefix("0 "))
+    assert [place["name"] for place in told["places"]] == [pirate, poet]
+    (met,) = told["meetings"]
+    assert (met["name"], met["base"], met["ties"], met["verdict"]) == (poet, 12, 1, "worse")
+    assert typed("show", pirate).startswith("0 0 blind votes")
+    assert typed("show", pirate, "--strength", "0.5").startswith("0 2 blind votes: 2 tuned")
+    half = typed("standings", f"{pirate} × 0.5", "base").splitlines()
+    assert half[0].startswith(f"0 {pirate} × 0.5: 2 of 2 rounds; wins 100%")
+    assert "expected two or more" in typed("standings", pirate, pirate)
+    assert typed("standings", pirate, "nobody").startswith("2 Error: There is no run 'nobody'")
 
 
 @pytest.mark.parametrize(

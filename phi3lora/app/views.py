@@ -49,6 +49,8 @@ class RunView:
     notices: list[Notice] = field(default_factory=list)
     losses: list[tuple[int, float]] = field(default_factory=list)  # (step, loss)
     rates: list[tuple[int, float]] = field(default_factory=list)  # (step, learning rate)
+    speeds: list[tuple[int, float]] = field(default_factory=list)  # (step, tokens a second)
+    memory: list[tuple[int, float]] = field(default_factory=list)  # (step, bytes)
     held_out: list[tuple[int, float]] = field(default_factory=list)  # (step, loss)
     rewards: list[tuple[int, float]] = field(default_factory=list)  # (step, reward or its margin)
     held_out_rewards: list[tuple[int, float]] = field(default_factory=list)
@@ -79,14 +81,19 @@ class RunView:
             add_point(self.losses, (event.step, event.loss))
         if event.learning_rate is not None:
             add_point(self.rates, (event.step, event.learning_rate))
+        if event.speed is not None:
+            add_point(self.speeds, (event.step, event.speed))
+        if event.memory is not None:
+            add_point(self.memory, (event.step, float(event.memory)))
         if (reward := earned(event)) is not None:
             add_point(self.rewards, (event.step, reward))
 
     def _rewind(self, step: int) -> None:
         """What came after the checkpoint is done again, so it is forgotten."""
         self.ended = None
-        rewards = (self.rewards, self.held_out_rewards)
-        for points in (self.losses, self.rates, self.held_out, self.clock, *rewards):
+        machine, rewards = (self.speeds, self.memory), (self.rewards, self.held_out_rewards)
+        curves = (self.losses, self.rates, self.held_out, self.clock, *machine, *rewards)
+        for points in curves:
             points[:] = [point for point in points if point[0] <= step]
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from phi3lora.cli.root import app
-from phi3lora.cli.shared import AsJson, given, here, pairs, tell
+from phi3lora.cli.shared import AsJson, Changes, given, here, pairs, tell, with_changes
 from phi3lora.config import RunConfig
 from phi3lora.errors import ConfigError, Problem
 from phi3lora.recipes import describe, recipes
@@ -30,6 +30,13 @@ def inspect(
     ] = None,
     split: Annotated[
         str | None, typer.Option(help="The split of a Hub dataset, such as train.")
+    ] = None,
+    test_split: Annotated[
+        str | None,
+        typer.Option(
+            help="The split of a Hub dataset that is held out; --findings looks for its rows "
+            "among those to train on."
+        ),
     ] = None,
     revision: Annotated[
         str | None, typer.Option(help="The branch, tag or commit of a Hub dataset.")
@@ -134,6 +141,7 @@ def inspect(
             "--edit takes, and nothing else.",
         ),
     ] = None,
+    changes: Changes = None,
     as_json: AsJson = False,
 ) -> None:
     """Show what a dataset holds and what of it would be trained."""
@@ -149,6 +157,7 @@ def inspect(
         "data.path": source,
         "data.name": name,
         "data.split": split,
+        "data.test_split": test_split,
         "data.revision": revision,
         "data.format": format,
         "data.columns": pairs("--column", column),
@@ -162,7 +171,7 @@ def inspect(
         "data.leave_out_rows": leave_out_row,
         "data.edits": _edits(edit) or None,
     }
-    config = RunConfig().with_values(given(values))
+    config = with_changes(RunConfig().with_values(given(values)), changes)
     application, caller = here()
     if keep:
         tell(f"Kept in {application.editing.keep(config, caller)}.")

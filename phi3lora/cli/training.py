@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from phi3lora import words
 from phi3lora.cli.places import AtMost, FlavorName, On, Place, job_request
 from phi3lora.cli.root import app
 from phi3lora.cli.shared import (
@@ -255,3 +256,5 @@ def evaluate(
             f"{comparison.high:+.4f})  {comparison.verdict}"
         )
     print_line(report.summary())
+    if chosen := words.chosen_rows(report.left_out, report.edited):
+        print_line(chosen)

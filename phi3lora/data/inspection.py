@@ -21,7 +21,7 @@ from phi3lora.data.edits import open_edited
 from phi3lora.data.findings import KINDS, Finding, Why, find, found_row
 from phi3lora.data.hub_rows import Tell
 from phi3lora.data.mixing import Share, leave_out, nothing_left, shares_in_words, used_of
-from phi3lora.data.plan import HeldOut, held_out, parts_of
+from phi3lora.data.plan import HeldOut, held_out, parts_of, split_of
 from phi3lora.data.preferences import Answers, JudgedTally, answers_of, read_rows, tally_for
 from phi3lora.data.reading import Kept, Recipe, Tally, recipe_for
 from phi3lora.data.rendering import Segment, pieces, segments
@@ -184,16 +184,31 @@ def inspect(
         DataError: unreadable, no format fits, or no row can be used.
         HubError: the Hub said no, or nothing.
     """
-    parts = parts_of(config.data)
-    looks = []
-    for number, part in enumerate(parts):
+    parts, kinds = parts_of(config.data), KINDS if findings else config.data.leave_out
+    split = split_of(config.data) if "held_out" in kinds else None
+    read = [*parts, split] if split else parts
+    looks, held = [], None
+    for number, part in enumerate(read):
         one = config.model_copy(update={"data": part})
         source = open_edited(
             part, token=token, endpoint=endpoint, cache_folder=cache_folder, tell=tell
         )
-        told, shown = _share(progress, number, len(parts)), preview if number == 0 else 1
-        looks.append(_look(one, source, tokenizer, shown, limit, told, findings))
-    return _together(config, tokenizer, looks, findings)
+        told, shown = _share(progress, number, len(read)), preview if number == 0 else 1
+        if part is split:
+            held = _signed(one, source, tokenizer, limit, told)
+        else:
+            looks.append(_look(one, source, tokenizer, shown, limit, told, findings))
+    return _together(config, tokenizer, looks, findings, held)
+
+
+def _signed(
+    config: RunConfig, source: Source, tokenizer: Any, limit: int | None, progress: Progress
+) -> Any:
+    """`signatures` of the rows of a split that is held out."""
+    recipe = recipe_for(config, source)
+    rows = source.rows(progress, limit)
+    batches = read_rows(rows, recipe, tokenizer, tally_for(recipe))
+    return signatures(text_of(kept.messages) for batch in batches for kept in batch)
 
 
 def _share(progress: Progress | None, part: int, parts: int) -> Progress:
@@ -274,8 +289,14 @@ def _look(
     )
 
 
-def _together(config: RunConfig, tokenizer: Any, looks: list[_Look], findings: bool) -> Inspection:
-    """What was read of all sources, without the rows that are left out."""
+def _together(
+    config: RunConfig, tokenizer: Any, looks: list[_Look], findings: bool, held: Any
+) -> Inspection:
+    """What was read of all sources, without the rows that are left out.
+
+    Args:
+        held: `signatures` of a held-out split of its own, where they were asked for.
+    """
     import numpy as np
 
     first, tallies = looks[0].recipe.detected, [look.tally for look in looks]
@@ -287,7 +308,7 @@ def _together(config: RunConfig, tokenizer: Any, looks: list[_Look], findings: b
             [look.supervised for look in looks],
         )
     )
-    found = _find(looks, cut, KINDS if findings else config.data.leave_out)
+    found = _find(looks, cut, KINDS if findings else config.data.leave_out, held)
     named = np.concatenate(
         [np.isin(np.asarray(look.rows), look.part.leave_out_rows) for look in looks]
     )
@@ -394,14 +415,14 @@ def _shares(looks: list[_Look], used: list[Any], cut: Any) -> list[Share]:
     return [Share(*one, one[-1] / total) for one in given]
 
 
-def _find(looks: list[_Look], lengths: Any, kinds: Collection[str]) -> dict[str, Why]:
+def _find(looks: list[_Look], lengths: Any, kinds: Collection[str], held: Any) -> dict[str, Why]:
     """Positions among the kept rows of all sources → why, for each kind."""
     if not kinds:
         return {}
     conversations = [messages for look in looks for messages in look.conversations]
-    near = {"near_duplicates", "held_out"} & set(kinds)
+    near = "near_duplicates" in kinds or ("held_out" in kinds and held is not None)
     signed = signatures(map(text_of, conversations)) if near else None
-    return find(conversations, lengths, kinds, signed, names=_names(looks))
+    return find(conversations, lengths, kinds, signed, held, _names(looks))
 
 
 def _names(looks: list[_Look]) -> Callable[[int], str]:

@@ -72,7 +72,7 @@ class Frame:
         preview: Preview = lambda request: None,
     ) -> None:
         """`opened` is told of each first page that is asked for, before it is answered; `preview`
-        knows what a link to a comparison shows."""
+        knows what a link to a comparison shows; a Space of one adapter compares at its root."""
         self.app, self._opened, self._preview = app, opened, preview
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -85,7 +85,7 @@ class Frame:
             self._opened()
         language = language_of(headers.get("cookie", ""), headers.get("accept-language", ""))
         answer = _Answer(scope["path"], language, send)
-        if scope["path"].rstrip("/").endswith("/compare"):
+        if scope["path"] == "/" or scope["path"].rstrip("/").endswith("/compare"):
             request = Request(scope)
             shared = await run_in_threadpool(self._preview, request)
             answer.link = link_tags(shared, address_of(request)) if shared else ""

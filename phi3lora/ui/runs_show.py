@@ -12,12 +12,20 @@ import gradio as gr
 
 from phi3lora import words
 from phi3lora.app.several import run_before
+from phi3lora.app.trackers import Tracker, tracker_of
 from phi3lora.app.views import RunView
 from phi3lora.errors import Phi3LoraError
 from phi3lora.events import Evaluated, Step
 from phi3lora.runs.store import ACTIVE, RESUMABLE, Run
 from phi3lora.ui import show
-from phi3lora.ui.curves import last, loss_curves, rate_curves, reward_curves
+from phi3lora.ui.curves import (
+    last,
+    loss_curves,
+    memory_curves,
+    rate_curves,
+    reward_curves,
+    speed_curves,
+)
 from phi3lora.ui.downloads import menu
 from phi3lora.ui.runs_report import evidence, verdict_line, verdict_words
 
@@ -103,6 +111,8 @@ def show_run(run: Run, view: RunView, position: int | None, on_space: bool) -> d
         "resume": gr.update(
             visible=resumable,
             value="Resume with the changes" if run.state.changes else "Resume",
+            # What failed by itself would fail again as it is: another start comes first.
+            variant="secondary" if status == "failed" else "primary",
         ),
         "cancel": gr.update(visible=status == "queued"),
         "compare": gr.update(visible=usable),
@@ -115,10 +125,28 @@ def show_run(run: Run, view: RunView, position: int | None, on_space: bool) -> d
         "loss": loss_curves(run.id, view),
         "reward": reward_curves(run.id, view),
         "rate": rate_curves(run.id, view),
+        "speed": speed_curves(run.id, view),
+        "memory": memory_curves(run.id, view),
+        "tracker": tracker_line(tracker_of(run), on_space),
         "report": evidence(report, status in ACTIVE),
         "log": f'<pre tabindex="0" role="region" aria-label="Log">{show.text(log)}</pre>',
         "config": config_text(run),
     }
+
+
+def tracker_line(tracker: Tracker | None, on_space: bool) -> str:
+    """Where else the curves are; a Space's visitor cannot type commands there."""
+    if tracker is None or (on_space and not tracker.address):
+        return ""
+    if tracker.address:
+        return (
+            f'<p class="tracker"><a href="{show.text(tracker.address)}" target="_blank" '
+            f'rel="noopener">Open in {show.text(tracker.title)}</a></p>'
+        )
+    return (
+        f'<p class="tracker"><span>Also in {show.text(tracker.title)}:</span> '
+        f"<code>{show.text(tracker.command)}</code></p>"
+    )
 
 
 def again_links(run: Run, usable: bool) -> str:

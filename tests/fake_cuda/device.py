@@ -85,6 +85,7 @@ class Gpu:
         self.now = self.peak = 0  # bytes
         self.reset()
         self.bounds: list[int] = [0, 1]  # of the documents in the row that is computed
+        self.fused = False  # whether `sdpa` is one kernel without scores, as a GPU's are
         self._known: dict[int, int] = {}
         self.truths: set[int] = set()  # storages of what answers True
 
@@ -164,6 +165,8 @@ class _Counting(TorchDispatchMode):
             return self._value(args[0])
         if name == "nonzero":
             return self._nonzero(args[0])
+        if name == "index" and _is_mask(args[1][0]):
+            return self._masked(*args)
         self._count_copy(name, args, kwargs)
         out = func(*args, **kwargs)
         self._count(name, args, kwargs, out)
@@ -179,6 +182,14 @@ class _Counting(TorchDispatchMode):
         """All of it: the most there may be."""
         self.gpu.syncs["nonzero"] += 1
         return torch.empty((x.numel(), x.dim()), dtype=torch.int64, device=x.device)
+
+    def _masked(self, x: torch.Tensor, indices: Any) -> torch.Tensor:
+        """What `x[mask]` gives where the mask is true everywhere: the most there may be."""
+        mask = indices[0]
+        self.gpu.syncs["nonzero"] += mask.device.type == "cuda"
+        found = x.new_empty((mask.numel(), *x.shape[mask.dim() :]))
+        self._count("index", (x, mask), {}, found)
+        return found
 
     def _count_copy(self, name: str, args: Any, kwargs: Any) -> None:
         if name not in ("_to_copy", "copy_"):
@@ -207,7 +218,7 @@ class _Counting(TorchDispatchMode):
 
 
 class _Lists(TorchFunctionMode):
-    """`tolist` reads values: where documents begin, or ones; `torch.tensor` copies them there."""
+    """What is not seen below: values that are read or copied there, and attention's one kernel."""
 
     def __init__(self, gpu: Gpu) -> None:
         super().__init__()
@@ -216,12 +227,18 @@ class _Lists(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.Tensor.tolist and isinstance(args[0], FakeTensor):
             return _listed(self.gpu, args[0])
+        if func is torch.nn.functional.scaled_dot_product_attention and self.gpu.fused:
+            return torch.empty_like(args[0])  # without a gradient: answers are given
         if (
             func is torch.tensor
             and torch.device((kwargs or {}).get("device") or "cpu").type == "cuda"
         ):
             self.gpu.copies["to device"] += 1
         return func(*args, **(kwargs or {}))
+
+
+def _is_mask(index: Any) -> bool:
+    return index is not None and index.dtype == torch.bool
 
 
 def _listed(gpu: Gpu, x: torch.Tensor) -> Any:
