@@ -43,6 +43,11 @@ def size(number: float) -> str:
     return f"{number:.1f} TB"
 
 
+def dollars(amount: float) -> str:
+    """`$0.16`, `$12.00`; what is less than a cent says so."""
+    return f"${amount:.2f}" if amount >= 0.01 else "less than $0.01"
+
+
 def duration(seconds: float) -> str:
     """`9 s`, `1 min 15 s`, `3 h 05 min`, `2 days 4 h`."""
     whole = round(seconds)

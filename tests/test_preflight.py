@@ -23,7 +23,7 @@ from phi3lora.training import preflight as module
 from phi3lora.training.preflight import Preflight, blocking, preflight
 
 GIB = 2**30
-NAMES = ["Data", "Model", "Adapter", "Hardware", "Memory", "Token", "Disk"]
+NAMES = ["Data", "Model", "Adapter", "Hardware", "Memory", "Sign-in", "Disk"]
 
 
 @pytest.fixture(autouse=True)

@@ -448,7 +448,7 @@ def test_each_tab_owns_its_choice(app: Any, tmp_path: Path) -> None:
     emptied, choices = data.on_file(None, choices, request())
     assert emptied == ""
     assert data.on_source("Your file", choices)[-1] == ""
-    assert data.on_result("ann/chat", choices)[2] == "ann/chat"
+    assert data.on_result("ann/chat", choices, request())[2] == "ann/chat"
 
 
 def test_a_tab_without_data_says_so_and_launches_nothing(app: Any) -> None:

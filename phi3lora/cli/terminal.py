@@ -301,13 +301,15 @@ def _answer(text: str) -> Text:
 
 
 def with_units(figures: dict[str, Any]) -> dict[str, Any]:
-    """The same with bytes and seconds in words, and the unit out of the name."""
+    """The same with bytes, seconds and dollars in words, and the unit out of the name."""
     said: dict[str, Any] = {}
     for name, value in figures.items():
         if name.endswith("_bytes") and value is not None:
             said[name.removesuffix("_bytes")] = words.size(value)
         elif name == "seconds" and value is not None:
             said["time"] = words.duration(value)
+        elif name.startswith("dollars"):  # nothing is paid on one's own machine
+            said |= {} if value is None else {name.replace("dollars", "cost"): words.dollars(value)}
         else:
             said[name] = value
     return said

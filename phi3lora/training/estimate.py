@@ -63,6 +63,8 @@ class Estimate:
             is free; 0 where there is none. `memory_bytes` is the larger of the two.
         start_bytes: of the adapter that training goes on from; the run's folder keeps a copy.
         exact: False where the rows were extrapolated, so that steps, tokens and time are "about".
+        dollars_an_hour: of the machine; None where nothing is paid for it, or it is not known.
+        dollars: for `seconds` on it, likewise.
     """
 
     memory_bytes: int
@@ -76,6 +78,8 @@ class Estimate:
     exact: bool = True
     proof_bytes: int = 0
     start_bytes: int = 0
+    dollars_an_hour: float | None = None
+    dollars: float | None = None
 
 
 def estimate(

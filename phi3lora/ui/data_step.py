@@ -21,7 +21,7 @@ from phi3lora.app.datasets import NO_PARTS
 from phi3lora.data.folders import SUFFIXES
 from phi3lora.data.opening import PACKED
 from phi3lora.data.sources import TAUGHT
-from phi3lora.errors import DataError, Phi3LoraError
+from phi3lora.errors import Phi3LoraError
 from phi3lora.ui import show
 from phi3lora.ui.columns_step import ColumnChoice
 from phi3lora.ui.findings import FindingsPanel
@@ -37,6 +37,7 @@ EXAMPLE, FILE, HUB = "Example", "Your file", "Hub"
 TABS = (EXAMPLE, FILE, HUB)
 REST = 0.3  # seconds without a key after which the Hub is asked
 EXAMPLE_PREFIX = "example:"
+NOTHING_TYPED = "Type a few words, or a dataset's id, then press Enter."
 Choices = dict[str, str]  # the path that each tab has chosen
 
 
@@ -151,8 +152,11 @@ class DataStep:
         caller = self.app.callers.caller(session_of(request))
         return chosen(FILE, str(self.app.datasets.keep_upload(Path(file), caller)), choices)
 
-    def on_result(self, dataset: str | None, choices: Choices | None) -> list[Any]:
-        """A dataset of the list, which is over with that."""
+    def on_result(
+        self, dataset: str | None, choices: Choices | None, request: gr.Request
+    ) -> list[Any]:
+        """A dataset of the list, which is over with that; so is a search that is still asking."""
+        self._typed.pop(str(request.session_hash), None)
         closed = gr.update(visible=False, choices=[], value=None)
         return [closed, dataset or gr.skip(), *self._anew(dataset or "", choices)]
 
@@ -181,16 +185,15 @@ class DataStep:
     @shown
     def on_search(self, query: str, choices: Choices | None, request: gr.Request) -> list[Any]:
         """A list of datasets that match; an id that exists is taken at once."""
-        query = named_dataset(query)
-        if not query:
-            raise DataError("Type a few words, or a dataset's id, then press Enter.")
+        query, kept = named_dataset(query), [gr.skip()] * 4
         self._typed.pop(str(request.session_hash), None)
+        if not query:
+            return [gr.skip(), show.notice(NOTHING_TYPED, "grey"), *kept]
         found = self._search(query, request)
         if query in [dataset for _, dataset in found] or (not found and "/" in query):
-            return [gr.update(visible=False, choices=[]), *self._anew(query, choices)]
-        if not found:
-            raise DataError(f"The Hub has no dataset like {query!r}; try fewer or other words.")
-        return [gr.update(choices=found, value=None, visible=True), *[gr.skip()] * 4]
+            return [gr.update(visible=False, choices=[]), "", *self._anew(query, choices)]
+        note = "" if found else nothing_found(query)
+        return [gr.update(choices=found, value=None, visible=bool(found)), note, *kept]
 
     def _search(self, query: str, request: gr.Request) -> list[tuple[str, str]]:
         """Suggested datasets as (what to show, id)."""
@@ -257,7 +260,7 @@ class DataStep:
         self.search.submit(
             self.on_search,
             [self.search, own],
-            [self.results, *anew],
+            [self.results, self.search_note, *anew],
             show_progress="minimal",
             api_visibility="private",
         )
@@ -293,8 +296,8 @@ def first_step(source: str) -> str:
 def nothing_found(query: str) -> str:
     """What to do where no dataset matches the words so far."""
     return show.notice(
-        f"No dataset on the Hub matches {query!r}. Try fewer or other words, or press Enter if "
-        "this is a whole id.",
+        f"No dataset on the Hub matches {query!r}. Try fewer or other words, or type a whole id, "
+        "USER/NAME, and press Enter.",
         "grey",
     )
 

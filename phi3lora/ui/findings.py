@@ -101,7 +101,7 @@ def _kind(one: Finding) -> str:
     table = show.table(("Row", "Why", "Question", "Answer", ""), rows)
     return (
         f"<details class='finding'><summary><b>{show.text(one.title)}</b> · {one.count:,}"
-        f"</summary><p>{show.text(one.meaning)}</p>{table}{more}</details>"
+        f"</summary><p>{show.with_code(one.meaning)}</p>{table}{more}</details>"
     )
 
 

@@ -8,7 +8,7 @@
   // Names in braces that stand for a number; the others stand for words.
   const NUMBERS = new Set(["number", "total", "place", "share", "epochs", "rank", "rate", "rows", "tokens"]);
   const ATTRIBUTES = ["placeholder", "aria-label", "title"];
-  const INLINE = new Set(["A", "B", "STRONG", "Q"]);
+  const INLINE = new Set(["A", "B", "STRONG", "Q", "CODE"]);
   const LEAST = 4;  // letters by which a pattern is known, whatever is filled in
   const MOST = 5000;  // texts that are remembered
   const made = new WeakMap();  // text node → what was put there
@@ -81,26 +81,27 @@
     made.set(node, said);
     if (said !== node.data) node.data = said;
   }
-  // One sentence around links or bold words is said as one, and they keep their places in it.
+  // One sentence around links, code or bold words is said as one, and they keep their places in it.
+  const marked = (node, text) => (node.nodeName === "CODE" ? "`" + text + "`" : text);
   function sayInline(element) {
     const inner = [...element.children];
     if (!inner.length || inner.length > 4 || element.closest(RAW) || /svelte-/.test(element.className)) return;
     if (!inner.every((one) => INLINE.has(one.tagName) && !one.children.length)) return;
-    const whole = element.textContent.trim();
-    let rest = filled(whole);
-    if (!rest) return;
+    const whole = [...element.childNodes].map((node) => marked(node, node.textContent)).join("").trim();
+    let rest = line(whole);
+    if (rest === whole) return;
     const nodes = [];
     for (const one of inner) {
-      const found = [one.textContent, line(one.textContent)].find((text) => text && rest.includes(text));
+      const text = one.textContent;
+      const found = [text, line(text)].find((said) => said && rest.includes(marked(one, said)));
       if (!found) return;
-      const at = rest.indexOf(found);
+      const [before, ...after] = rest.split(marked(one, found));
       one.textContent = found;
-      nodes.push(rest.slice(0, at), one);
-      rest = rest.slice(at + found.length);
+      nodes.push(before, one);
+      rest = after.join(marked(one, found));
     }
     element.replaceChildren(...[...nodes, rest].filter((node) => node !== ""));
-    element.childNodes.forEach((node) => made.set(node, node.data));
-    inner.forEach((one) => one.childNodes.forEach((node) => made.set(node, node.data)));
+    [element, ...inner].forEach((one) => one.childNodes.forEach((node) => made.set(node, node.data)));
   }
   function sayElement(element) {
     for (const name of ATTRIBUTES) {
@@ -128,7 +129,7 @@
     if (root.nodeType !== Node.ELEMENT_NODE) return;
     sayElement(root);
     root.querySelectorAll(".info-text").forEach(sayHelp);
-    root.querySelectorAll(":has(> :is(a, b, strong, q))").forEach(sayInline);
+    root.querySelectorAll(":has(> :is(a, b, strong, q, code))").forEach(sayInline);
     const walker = document.createTreeWalker(root, NodeFilter.SHOW_TEXT | NodeFilter.SHOW_ELEMENT);
     while (walker.nextNode()) {
       const node = walker.currentNode;

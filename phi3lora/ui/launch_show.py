@@ -22,7 +22,7 @@ from phi3lora.ui.train_show import data_name
 from phi3lora.ui.widgets import element_id
 
 UNKNOWN_TIME = "known after your first run here"
-AGAIN = {"Data", "Model", "Token", "Access"}  # what somebody else may have mended meanwhile
+AGAIN = {"Data", "Model", "Sign-in", "Access"}  # what somebody else may have mended meanwhile
 READING = '<div class="reading"><b></b>Checking …</div>'
 CHECKING = READING.replace('"reading"', '"reading later"')  # the preview is of this data
 
@@ -176,6 +176,7 @@ def bar_line(level: str, state: str, estimate: Any = None) -> str:
     if estimate is not None:
         needs.append(words.size(estimate.memory_bytes))
         needs.append(_time(estimate) if estimate.seconds is not None else "")
+        needs.append(words.dollars(estimate.dollars) if estimate.dollars else "")
     rest = " · ".join(need for need in needs if need)
     return (
         f'<button type="button" class="sheet-toggle {level}" aria-expanded="false" '
@@ -189,7 +190,7 @@ def _time(estimate: Any) -> str:
 
 
 def estimate_facts(estimate: Any) -> str:
-    """Memory, time, steps and the share that is trained."""
+    """Memory, time, steps, the share that is trained, and the cost where one is paid."""
     if estimate is None:
         return ""
     share = 100 * estimate.trainable / max(1, estimate.total)
@@ -201,6 +202,10 @@ def estimate_facts(estimate: Any) -> str:
         about = "" if estimate.exact else "about "
         pairs.append(("Updates", about + words.count(estimate.steps)))
     pairs.append(("Time", UNKNOWN_TIME if estimate.seconds is None else _time(estimate)))
+    if estimate.dollars:
+        pairs.append(("Cost", f"about {words.dollars(estimate.dollars)}"))
+    elif estimate.dollars_an_hour:
+        pairs.append(("Cost", f"{words.dollars(estimate.dollars_an_hour)} an hour"))
     return f'<div class="estimate">{show.facts(pairs)}</div>'
 
 

@@ -167,10 +167,17 @@ document.addEventListener("click", (event) => {
       place.scrollIntoView({ block: "nearest" });
     }
   }
-  // What was said about the last action is over with the next.
-  if (target.closest("button")) {
-    document.querySelectorAll(".toast-wrap .toast-close").forEach((close) => close.click());
-  }
+  if (target.closest("button")) window.phi3lora.quiet();
+});
+// What was said about the last action is over with the next: a click, a choice, or Enter.
+window.phi3lora.quiet = () => {
+  document.querySelectorAll(".toast-wrap .toast-close").forEach((close) => close.click());
+};
+document.addEventListener("change", (event) => {
+  if (event.target.matches("[type=radio], [type=checkbox]")) window.phi3lora.quiet();
+});
+document.addEventListener("keydown", (event) => {
+  if (event.key === "Enter" && event.target.matches("input, textarea")) window.phi3lora.quiet();
 });
 
 window.phi3lora.watch = () => {

@@ -29,7 +29,7 @@ INTRO = (
     "exactly what will be trained, press Launch. At the end the tuned model is measured against "
     'its base. <a href="compare?adapter=example:pirate">See a tuned one answer</a></p></div>'
 )
-ELSEWHERE = {"Model", "Adapter", "Hardware", "Memory", "Token", "Backup", "Disk", "Settings"}
+ELSEWHERE = {"Model", "Adapter", "Hardware", "Memory", "Sign-in", "Backup", "Disk", "Settings"}
 POCKET_RECIPE, GPU_RECIPE = "pocket", "phi3-mini-lora"
 
 
