@@ -34,6 +34,7 @@ REMEMBER = """(...names) => {
   ['adapter', 'against', 'third'].forEach((name, at) => window.phi3lora.remember(name, names[at]));
   return names;
 }"""
+BLIND = "(now) => now || new URLSearchParams(window.location.search).get('blind') === '1'"
 READ = "() => [window.phi3lora.talks.newest()]"
 
 
@@ -273,6 +274,7 @@ class ComparePage(CompareOpening):
             js=READ,
             **quiet,
         )
+        demo.load(None, self.blind, self.blind, js=BLIND, **quiet)
         opened.success(self.on_first, inputs, self.answering, **quiet)
         self.votes.wire(subjects)
         self.prompt_set.wire(inputs, self.sampling)
