@@ -38,6 +38,7 @@ class Settings:
         hours_per_run: how long a run may compute before it is paused; None for no limit.
         stop_seconds: after how long a run that was asked to stop, and does not, is ended by force.
         turn_seconds: how long one answer may hold the model while somebody else waits.
+        chat_graph: whether a GPU's chat replays its steps as a CUDA graph.
         poll_seconds: between two polls of a Job that computes elsewhere.
         chat_url: of a server of OpenAI's protocol that answers in Compare; None for this app.
         chat_base, chat_tuned: names of the two models there.
@@ -56,6 +57,7 @@ class Settings:
     hours_per_run: float | None = None
     stop_seconds: float = 600.0
     turn_seconds: float = 2.0
+    chat_graph: bool = False
     poll_seconds: float = 5.0
     chat_url: str | None = None
     chat_base: str = ""
@@ -115,6 +117,7 @@ class Settings:
             hours_per_run=_limit(environ, "PHI3LORA_HOURS_PER_RUN", 24, space_id) or None,
             stop_seconds=float(environ.get("PHI3LORA_STOP_SECONDS", "600")),
             turn_seconds=float(environ.get("PHI3LORA_TURN_SECONDS", "2.0")),
+            chat_graph=environ.get("PHI3LORA_CHAT_GRAPH") == "1",
             poll_seconds=float(environ.get("PHI3LORA_POLL_SECONDS", "5.0")),
             chat_url=environ.get("PHI3LORA_CHAT_URL") or None,
             chat_base=environ.get("PHI3LORA_CHAT_BASE", ""),

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from phi3lora.config import RunConfig
-from phi3lora.training.fast import attention, layers
+from phi3lora.training.fast import attention, efficient, layers
 from phi3lora.training.trainer import train
 
 pytestmark = [
@@ -42,13 +42,19 @@ SHAPES = [
 ]
 
 
-@pytest.mark.parametrize("way", ["kernel", "blocks"])
+@pytest.mark.parametrize("way", ["kernel", "efficient", "blocks"])
 @pytest.mark.parametrize(("heads", "kv_heads", "dim", "window", "dtype"), SHAPES)
 def test_attention_gives_what_a_mask_gives(
     way: str, heads: int, kv_heads: int, dim: int, window: int | None, dtype: torch.dtype
 ) -> None:
     if way == "kernel" and torch.cuda.get_device_capability() < (8, 0):
-        pytest.skip("the kernel needs a GPU of 2020 or later")
+        pytest.skip("FlashAttention needs a GPU of 2020 or later")
+    if (
+        way == "efficient"
+        and dtype != torch.float16
+        and torch.cuda.get_device_capability() < (8, 0)
+    ):
+        pytest.skip("such a GPU has no bfloat16")
     torch.manual_seed(0)
 
     def made(count: int) -> torch.Tensor:
@@ -60,6 +66,9 @@ def test_attention_gives_what_a_mask_gives(
     scale = dim**-0.5
     if way == "kernel":
         out = attention._by_kernel(q, k, v, bounds, 339, scale, window)
+    elif way == "efficient":
+        assert efficient.is_trusted(attention.by_blocks, q.device, dim)
+        out = efficient.attend(q, k, v, bounds, BOUNDS, scale, window)
     else:
         out = attention._PackedAttention.apply(q, k, v, BOUNDS, scale, window)
     expected = reference(q, k, v, scale, window)

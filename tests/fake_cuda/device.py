@@ -26,6 +26,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from tests.fake_cuda import efficient
+
 GIB = 2**30
 # Operations that launch nothing: views, and memory that is only reserved.
 SILENT = {
@@ -81,10 +83,12 @@ CARDS = {
 class Gpu:
     """What happened on the device since `reset`."""
 
-    def __init__(self) -> None:
+    def __init__(self, all_true: bool = True) -> None:
         self.now = self.peak = 0  # bytes
+        self.all_true = all_true  # what `all` answers: of a mask, that no row is padded
         self.reset()
         self.bounds: list[int] = [0, 1]  # of the documents in the row that is computed
+        self.values: dict[int, list[int]] = {}  # storages of which the host knows what they hold
         self._known: dict[int, int] = {}
         self.truths: set[int] = set()  # storages of what answers True
 
@@ -109,6 +113,7 @@ class Gpu:
     def _gone(self, key: int) -> None:
         self.now -= self._known.pop(key, 0)
         self.truths.discard(key)
+        self.values.pop(key, None)
 
 
 def pretend(card: Card, gpu: Gpu) -> None:
@@ -160,12 +165,19 @@ class _Counting(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = func.overloadpacket.__name__
-        if name == "_local_scalar_dense":
+        if name in ("_local_scalar_dense", "item"):
             return self._value(args[0])
+        if name == "is_nonzero":
+            return bool(self._value(args[0]))
         if name == "nonzero":
             return self._nonzero(args[0])
+        if name == "to":  # of known values in inference mode: it would try to lay them there
+            args[0].constant = None
         self._count_copy(name, args, kwargs)
-        out = func(*args, **kwargs)
+        if name == "_efficient_attention_backward":
+            out = efficient.backward(self.gpu.saw, *args, **kwargs)
+        else:
+            out = func(*args, **kwargs)
         self._count(name, args, kwargs, out)
         return out
 
@@ -197,7 +209,7 @@ class _Counting(TorchDispatchMode):
         ins, outs = ([x for x in tree_leaves(t) if _on_gpu(x)] for t in ((args, kwargs), out))
         for tensor in outs:
             self.gpu.saw(tensor)
-            if name == "all":
+            if name == "all" and self.gpu.all_true:
                 self.gpu.truths.add(tensor.untyped_storage()._cdata)
         if (ins or outs) and name not in SILENT and not _only_views(name, ins, outs):
             self.gpu.kernels += 1
@@ -221,13 +233,15 @@ class _Lists(TorchFunctionMode):
             and torch.device((kwargs or {}).get("device") or "cpu").type == "cuda"
         ):
             self.gpu.copies["to device"] += 1
+            made = func(*args, **{**(kwargs or {}), "device": "cpu"})
+            return torch.empty(made.shape, dtype=made.dtype, device="cuda")
         return func(*args, **(kwargs or {}))
 
 
 def _listed(gpu: Gpu, x: torch.Tensor) -> Any:
     gpu.syncs["tolist"] += x.device.type == "cuda"
     if x.dtype == torch.int32 and x.dim() == 1:
-        return list(gpu.bounds)
+        return list(gpu.values.get(x.untyped_storage()._cdata, gpu.bounds))
     return _ones(tuple(x.shape), 1.0 if x.dtype.is_floating_point else 1)
 
 
