@@ -150,7 +150,7 @@ KERNELS = {  # of a pass through six layers, forward and backward
     "LoRA without dropout": 1_080,
     "QLoRA, checkpointing": 1_600,
     "QLoRA": 1_150,
-    "LoRA in float16, checkpointing": 6_200,
+    "LoRA in float16, checkpointing": 1_300,
     "all weights, checkpointing": 1_050,
     "all weights from float16": 1_150,
 }
@@ -258,4 +258,5 @@ def test_a_step_of_the_whole_phi_3_mini(tmp_path: Path) -> None:
         assert found["peak"] < 11.2 * GIB, "10.8 GiB with dropout's old masks"
     assert ampere["kernels"] < 8_000
     assert ampere["traffic"] < 600e9, "732 GB before dropout was one kernel"
-    assert older["kernels"] < 60_000
+    assert older["kernels"] < 6_500, "49,025 before attention was a kernel there, too"
+    assert older["traffic"] < 500e9

@@ -61,8 +61,8 @@ def taped(step: Step) -> Step:
     return again
 
 
-def loaded(changes: dict[str, Any]) -> tuple[Any, Router, Adapter]:
-    model: Any = small_base(**changes).eval().requires_grad_(False)
+def loaded(changes: dict[str, Any], device: str = "cpu") -> tuple[Any, Router, Adapter]:
+    model: Any = small_base(**changes).to(device).eval().requires_grad_(False)
     use_rows(model)
     fuse(model)
     router = Router(model)

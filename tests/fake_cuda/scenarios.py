@@ -211,7 +211,8 @@ def scoring(card: Card, changes: dict[str, Any], shape: Shape, rows: int) -> dic
 
 def evaluation(card: Card, changes: dict[str, Any], shape: Shape, rows: int) -> dict[str, Any]:
     """The proof of a run, from the base's loading to the report; then what a token more takes."""
-    gpu, config = Gpu(all_true=False), _config({"model.path": POCKET, **changes})
+    few = {"model.path": POCKET, "evaluation.max_new_tokens": 2}
+    gpu, config = Gpu(all_true=False), _config({**few, **changes})
     pretend(card, gpu)
     held: list[int] = []  # bytes on the device, as a model is loaded
 
