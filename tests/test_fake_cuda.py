@@ -67,7 +67,8 @@ CHAT: dict[str, tuple[str, dict[str, Any], float, int]] = {
 }
 FIXED: dict[str, tuple[str, dict[str, Any]]] = {
     "step": ("A100", {}),
-    "step, 4 bits, DoRA": ("L4", {**NF4, "peft_config.use_dora": True}),
+    "step, DoRA": ("A100", {"peft_config.use_dora": True}),
+    "step, 4 bits": ("L4", NF4),
 }
 EVALUATED: dict[str, tuple[str, dict[str, Any]]] = {
     "evaluation": ("A100", {}),
@@ -200,7 +201,7 @@ def test_a_step_that_is_recorded_asks_the_host_for_nothing(
         assert step["names"] == first["names"]
         assert step["copies"] == {}
         assert sum(step["syncs"].values()) == 0
-    assert first["kernels"] <= 300, "as many as a pass, and the masks"
+    assert first["kernels"] <= (270 if "DoRA" not in name else 400), "a pass's, and the masks"
 
 
 @pytest.mark.parametrize("name", EVALUATED)
@@ -211,9 +212,9 @@ def test_the_proof_answers_on_the_gpu(name: str, counted: dict[str, dict[str, An
     loads = 2 if "whole" in name else 1
     assert found["held"][:loads] == [0] * loads, "nothing of a model is left as the next one loads"
     assert found["left"] == 0
-    assert found["token"]["kernels"] <= 1000
-    assert found["token"]["waits"] <= 2
-    assert found["token"]["copies"] <= 1
+    assert found["token"]["kernels"] <= 460
+    assert (found["token"]["waits"], found["token"]["copies"]) == (1, 0)
+    assert found["copies"]["to device"] <= 20
 
 
 @pytest.mark.parametrize("name", MEMORY)

@@ -91,6 +91,7 @@ class Gpu:
         self.values: dict[int, list[int]] = {}  # storages of which the host knows what they hold
         self._known: dict[int, int] = {}
         self.truths: set[int] = set()  # storages of what answers True
+        self.constants: dict[int, Any] = {}  # storages of which every number is this one
 
     def reset(self) -> None:
         """Count from here; what is held stays held."""
@@ -114,6 +115,13 @@ class Gpu:
         self.now -= self._known.pop(key, 0)
         self.truths.discard(key)
         self.values.pop(key, None)
+        self.constants.pop(key, None)
+
+    def known(self, x: Any) -> Any:
+        """The number that all of a tensor is, or None; a number is itself."""
+        if not isinstance(x, torch.Tensor):
+            return x if isinstance(x, int | float | bool) else None
+        return self.constants.get(x.untyped_storage()._cdata)
 
 
 def pretend(card: Card, gpu: Gpu) -> None:
@@ -179,10 +187,34 @@ class _Counting(TorchDispatchMode):
         else:
             out = func(*args, **kwargs)
         self._count(name, args, kwargs, out)
+        self._follow(name, args, out)
         return out
+
+    def _follow(self, name: str, args: Any, out: Any) -> None:
+        """What is one known number throughout: how a loop over tokens learns that it is over."""
+        known = [self.gpu.known(x) for x in args]
+        told: Any = None
+        if name.endswith("_") and not name.startswith("_"):
+            self.gpu.constants.pop(args[0].untyped_storage()._cdata, None)
+        elif name == "full":
+            told = args[1]
+        elif name in ("bitwise_or", "__or__") and any(x is not None and x for x in known):
+            told = True
+        elif name in ("bitwise_and", "__and__") and any(x is not None and not x for x in known):
+            told = False
+        elif name in ("bitwise_not", "__invert__") and known[0] is not None:
+            told = not known[0]
+        elif name == "max" and len(args) == 1:
+            told = known[0]
+        elif name == "eq" and None not in known:
+            told = bool(known[0] == known[1])
+        if told is not None and _on_gpu(out):
+            self.gpu.constants[out.untyped_storage()._cdata] = told
 
     def _value(self, x: torch.Tensor) -> Any:
         self.gpu.syncs["item"] += x.device.type == "cuda"
+        if (told := self.gpu.known(x)) is not None:
+            return told
         if x.dtype == torch.bool:
             return x.untyped_storage()._cdata in self.gpu.truths
         return 1.0 if x.dtype.is_floating_point else 1
