@@ -51,6 +51,7 @@ POCKET = "pocket"
 PHI3_MINI = "microsoft/Phi-3-mini-4k-instruct"
 
 MODULE_NAME = re.compile(r"[A-Za-z0-9_.]+\Z")
+TITLE_CHARACTERS = 100
 MOST_PROBLEMS = 50  # that are told at once
 
 SCHEDULERS = Literal[
@@ -759,7 +760,10 @@ class RunConfig(Section):
     """One training, whole: what is trained on what, how, and what happens with the result."""
 
     title: str = option(
-        "", "Title", "Name of this run, as lists and the model card show it.", max_length=100
+        "",
+        "Title",
+        "Name of this run, as lists and the model card show it.",
+        max_length=TITLE_CHARACTERS,
     )
     method: Method = option(
         "sft",

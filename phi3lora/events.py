@@ -95,7 +95,9 @@ class Step(Event):
     reward_accuracy: float | None = None  # pairs whose better answer has the higher reward
     reward: float | None = None  # mean of what the model's own answers earned
     tokens: int = 0  # trained so far
-    tokens_per_second: float | None = None
+    tokens_per_second: float | None = None  # mean of the training so far
+    speed: float | None = None  # tokens a second since the step that was told before
+    memory: int | None = None  # bytes held now
     seconds_left: float | None = None
 
 

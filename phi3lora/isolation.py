@@ -28,7 +28,8 @@ ALLOWED = re.compile(
     re.IGNORECASE,
 )
 SECRET = re.compile(
-    r"(?:^|_)(?:TOKENS?|KEYS?|PASS|PWD|AUTH|DSN)(?:_|$)|SECRET|PASSW|APIKEY|CREDENTIAL", re.I
+    r"(?:^|_)(?:TOKENS?|KEYS?|PASS|PWD|AUTH|DSN)(?:_|$)|SECRET|PASSW|APIKEY|CREDENTIAL|WEBHOOK",
+    re.I,
 )
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE = 1, 4  # of <linux/prctl.h>
 

@@ -340,6 +340,11 @@ def compiled(pattern: str) -> Any:
         raise ValueError(said) from None
 
 
+def has_reference(config: Any) -> bool:
+    """Whether the model is held near a reference; GRPO without beta needs none."""
+    return config.method in REFERRED and config.beta > 0
+
+
 def method_conflicts(config: Any) -> Iterator[Problem]:
     """What cannot go with the chosen method, each with the reason."""
     method, training = config.method, config.training_config
@@ -354,11 +359,12 @@ def method_conflicts(config: Any) -> Iterator[Problem]:
         other = "; use dpo_config.label_smoothing" if method == "dpo" else ""
         message = f"{method} has no such smoothing{other}; set it to 0."
         yield Problem("training_config.label_smoothing_factor", message)
-    if method in REFERRED and config.adapter != "peft":
+    if has_reference(config) and config.adapter != "peft":
+        other = "set grpo_config.beta to 0" if method == "grpo" else "orpo needs no such reference"
         yield Problem(
             "adapter",
             f"{method} compares the model with itself less its adapter, which takes adapter: peft; "
-            "orpo needs no such reference.",
+            f"{other}.",
         )
     if method in REFERRED and HEAD in _trained(config.peft_config):
         yield Problem(

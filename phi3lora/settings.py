@@ -40,6 +40,8 @@ class Settings:
         turn_seconds: how long one answer may hold the model while somebody else waits.
         chat_graph: whether a GPU's chat replays its steps as a CUDA graph.
         poll_seconds: between two polls of a Job that computes elsewhere.
+        webhook: where the end of every run is sent; None for nowhere.
+        pause_when_done: whether a Space pauses itself once no run is left to compute.
         chat_url: of a server of OpenAI's protocol that answers in Compare; None for this app.
         chat_base, chat_tuned: names of the two models there.
     """
@@ -59,6 +61,8 @@ class Settings:
     turn_seconds: float = 2.0
     chat_graph: bool = False
     poll_seconds: float = 5.0
+    webhook: str | None = None
+    pause_when_done: bool = False
     chat_url: str | None = None
     chat_base: str = ""
     chat_tuned: str = ""
@@ -119,6 +123,8 @@ class Settings:
             turn_seconds=float(environ.get("PHI3LORA_TURN_SECONDS", "2.0")),
             chat_graph=environ.get("PHI3LORA_CHAT_GRAPH") == "1",
             poll_seconds=float(environ.get("PHI3LORA_POLL_SECONDS", "5.0")),
+            webhook=environ.get("PHI3LORA_WEBHOOK") or None,
+            pause_when_done=environ.get("PHI3LORA_PAUSE_WHEN_DONE", "") == "1",
             chat_url=environ.get("PHI3LORA_CHAT_URL") or None,
             chat_base=environ.get("PHI3LORA_CHAT_BASE", ""),
             chat_tuned=environ.get("PHI3LORA_CHAT_TUNED", ""),

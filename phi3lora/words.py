@@ -8,6 +8,7 @@ words.short_count(3.8e6)     "3.8 M"
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 
 # Two losses of the same rows: while training, each batch counts alike; in the report, each token.
 HELD_OUT = "held out, mean of batches"
@@ -40,6 +41,11 @@ def size(number: float) -> str:
             return f"{number:.0f} {unit}" if unit in ("B", "KB") else f"{number:.1f} {unit}"
         number /= 1024
     return f"{number:.1f} TB"
+
+
+def dollars(amount: float) -> str:
+    """`$0.16`, `$12.00`; what is less than a cent says so."""
+    return f"${amount:.2f}" if amount >= 0.01 else "less than $0.01"
 
 
 def duration(seconds: float) -> str:
@@ -81,3 +87,10 @@ def figure(number: float | None, digits: int = 3) -> str:
 def signed(number: float, digits: int = 3) -> str:
     """`+0.429`, or `−3.094` with a real minus."""
     return f"{number:+.{digits}f}".replace("-", "−")
+
+
+def chosen_rows(left_out: Mapping[str, int], edited: int) -> str:
+    """What a run's owner did to its rows: reason → how many, and how many were edited."""
+    reasons = ", ".join(f"{number:,} × {reason}" for reason, number in left_out.items())
+    said = [f"Left out: {reasons}."] if reasons else []
+    return " ".join([*said, *([f"Rows edited: {edited:,}."] if edited else [])])

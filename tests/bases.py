@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from phi3lora.config import RunConfig
+from phi3lora.models.pocket import CHECKPOINT
 
 # (1, 17): ids that every base here has.
 TOKENS = torch.arange(3, 20)[None]
@@ -30,6 +32,20 @@ def make_base(folder: Path, *, key_value_heads: int = 2, tied: bool = False) -> 
         bos_token_id=1,
         eos_token_id=2,
     )
+    torch.manual_seed(0)
+    Phi3ForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def make_speaker(folder: Path) -> Path:
+    """A random Phi-3 that writes pocket's tokens: no two of its answers are the same."""
+    from transformers import Phi3Config, Phi3ForCausalLM
+
+    unlike = shutil.ignore_patterns("*.safetensors", "config.json")
+    shutil.copytree(CHECKPOINT, folder, ignore=unlike)
+    config = Phi3Config.from_pretrained(CHECKPOINT)
+    config.update({"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2})
+    config.update({"num_key_value_heads": 4, "dtype": "float32"})  # equal slices, for loralib
     torch.manual_seed(0)
     Phi3ForCausalLM(config).save_pretrained(folder)
     return folder

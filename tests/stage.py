@@ -6,6 +6,7 @@ import json
 import math
 import subprocess
 import time
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -124,9 +125,11 @@ def _train(run: Run, steps: int) -> None:
         if run.title.endswith("32"):
             log.emit(Notice(message="Attention falls back to sdpa: there is no GPU here."))
         for step in range(1, steps + 1):
-            log.emit(_step(step, steps))
+            earned = _earned(run.config.method, step)
+            log.emit(replace(_step(step, steps), **earned))
             if step % 45 == 0:
-                log.emit(Evaluated(step=step, loss=0.35 + 3.2 * math.exp(-step / 22)))
+                loss = 0.35 + 3.2 * math.exp(-step / 22)
+                log.emit(Evaluated(step=step, loss=loss, **_earned(run.config.method, step)))
     lines = [f"step {step} of {STEPS}: loss {_loss(step):.3f}" for step in range(1, steps + 1)]
     (run.folder / "log.txt").write_text("\n".join(lines) + "\n")
 
@@ -143,8 +146,20 @@ def _step(step: int, steps: int) -> Step:
         token_accuracy=1 - 0.6 * math.exp(-step / 25),
         tokens=step * 200,
         tokens_per_second=1480.0,
+        speed=1480.0 + 60 * math.sin(step / 3),
+        memory=560_000_000 + 2_000_000 * min(step, 20),
         seconds_left=(STEPS - step) * 0.42,
     )
+
+
+def _earned(method: str, step: int) -> dict[str, Any]:
+    """Figures of a method that knows rewards, which rise; none of `sft`."""
+    if method == "grpo":
+        return {"reward": 1 - math.exp(-step / 60), "token_accuracy": None}
+    if method == "sft":
+        return {}
+    share = 1 - 0.5 * math.exp(-step / 30)
+    return {"reward_margin": step / 90, "reward_accuracy": share}
 
 
 def _loss(step: int) -> float:

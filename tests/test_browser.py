@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import re
@@ -350,6 +351,79 @@ def test_a_link_asks_its_question(app: str, browser: Browser) -> None:
     page.wait_for_selector(".shared >> text=copied")
     link = page.evaluate("navigator.clipboard.readText()")
     assert link == f"{app}/compare?{asked}"
+    assert wrong == []
+
+
+KEPT = """() => {
+  const said = (text) => [{text, tokens: 3}];
+  const turn = {question: "Where?", base: said("**Kyiv**"), tuned: said("```\\n<b>1</b>\\n```")};
+  const talk = {id: "own", adapter: "example:pirate", turns: [turn]};
+  const kept = JSON.parse(localStorage.getItem("phi3lora-talks"));
+  localStorage.setItem("phi3lora-talks", JSON.stringify([JSON.stringify(talk), ...kept]));
+}"""
+
+
+def test_a_conversation_is_edited_and_found_again(app: str, browser: Browser) -> None:
+    page, wrong = open_page(browser, f"{app}/compare?adapter=example%3Apirate&q=Who+are+you%3F")
+    page.set_viewport_size({"width": 1366, "height": 720})
+    page.wait_for_selector("#now h2:text-is('Who are you?')")
+    page.wait_for_selector("#now [data-do=edit]")
+    page.click("#now [data-do=edit]")
+    page.wait_for_function("document.querySelector('#message textarea').value === 'Who are you?'")
+    ask_both(page, "Who is she?")
+    assert page.locator(".turn").count() == 1
+    ask_both(page, "Name the color of a cherry.")
+    assert "q=" not in page.url  # a reload goes on, and asks nothing again
+    page.reload()
+    page.wait_for_selector("#past h2:text-is('Who is she?')")
+    box = page.locator("#message textarea").bounding_box()
+    assert box is not None
+    assert box["y"] + box["height"] <= 720
+    page.evaluate(KEPT)
+    page.reload()  # what was said is read as Markdown, and never as HTML
+    page.wait_for_selector("#now .said.left .prose strong:text-is('Kyiv')")
+    assert page.inner_text("#now .said.right .prose pre code").strip() == "<b>1</b>"
+    page.click("#clear")
+    page.wait_for_selector("#now .turn", state="detached")
+    page.click(".earlier summary")
+    page.click(".earlier [data-talk]:text-is('Who is she?')")
+    page.wait_for_selector("#now h2:text-is('Name the color of a cherry.')")
+    assert wrong == []
+
+
+def test_a_set_of_prompts_becomes_a_table(app: str, browser: Browser) -> None:
+    page, wrong = open_page(browser, f"{app}/compare?adapter=example%3Apirate")
+    page.wait_for_selector("#now .turn")
+    page.click("#prompt-set > button")
+    page.fill("#set-prompts textarea", "Name the capital of France.\n\n=Who?")
+    page.click("#set-ask")
+    page.wait_for_selector("#set-progress >> text=All 2 are answered.")
+    assert "Arr" in page.inner_text("#set-table tbody tr:first-child td:nth-child(3)")
+    with page.expect_download() as made:
+        page.click("#set-table [data-save=csv]")
+    rows = list(csv.reader(Path(made.value.path()).read_text().splitlines()))
+    assert [row[0] for row in rows] == ["Prompt", "Name the capital of France.", "'=Who?"]
+    page.reload()
+    page.wait_for_selector("#now .turn")
+    page.click("#prompt-set > button")
+    page.wait_for_function(
+        "document.querySelector('#set-prompts textarea')?.value.includes('=Who')"
+    )
+    assert wrong == []
+
+
+def test_one_adapter_stands_beside_itself_at_another_strength(app: str, browser: Browser) -> None:
+    both = "adapter=example%3Apirate&against=example%3Apirate&against_strength=0"
+    page, wrong = open_page(browser, f"{app}/compare?{both}", width=1400)
+    page.wait_for_selector("#other-strength")
+    for field in ("adapter", "against", "adapter-strength", "other-strength"):
+        box = page.locator(f"#{field}").bounding_box()
+        assert box is not None
+        assert box["width"] > 260
+    left, right = ask_both(page, "Name the color of a cherry.")
+    assert "Arr" not in left
+    assert "Arr" in right
+    assert "× 0" in page.inner_text("#now .said.left h3")
     assert wrong == []
 
 

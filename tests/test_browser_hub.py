@@ -131,7 +131,7 @@ def test_the_whole_way(place: Place, browser: Browser, tmp_path: Path) -> None: 
     page, wrong = open_page(browser, place.address)
     page.wait_for_selector("#sign-in-to-launch")
     sign_in(page, "ann")
-    pick_and_launch(page)
+    pick_and_launch(page, place.hub)
     wait_for_status(page, "finished")
     publish(page)
     files = place.hub.files("model", "ann/by-ann")
@@ -157,15 +157,21 @@ def test_the_whole_way(place: Place, browser: Browser, tmp_path: Path) -> None: 
     assert ours(wrong) == ours(strange) == ours(odd) == []
 
 
-def pick_and_launch(page: Page) -> None:
+def pick_and_launch(page: Page, hub: LoopbackHub) -> None:
     """Search, see it tinted, shape a short run, launch."""
     page.click("#source >> text=Hub")
-    page.focus("#search textarea")  # nothing typed: suggestions
+    search_in_vain(page)
+    ask_for_access(page, hub)
+    page.focus("#search textarea")
+    page.wait_for_selector("#results >> text=bob/gate")  # what was typed is looked for again
+    page.keyboard.press("ControlOrMeta+A")
+    page.keyboard.press("Backspace")  # nothing typed: suggestions
     page.wait_for_selector("#results >> text=HuggingFaceH4/ultrachat_200k")
     page.keyboard.type("pirat")  # and no Enter
     page.wait_for_selector("#results:not(:has-text('ultrachat'))")
     page.click("#results >> text=bob/pirate-talk · 7 downloads")
-    page.wait_for_selector("#data-summary >> text=64 of 64")
+    page.wait_for_selector("#data-summary h3 >> text=bob/pirate-talk")
+    assert page.is_hidden("#results")
     page.click("#field-model-path input")
     page.wait_for_selector("[role=option] >> text=Phi-3.5-mini-instruct")
     page.keyboard.press("Escape")
@@ -183,6 +189,29 @@ def pick_and_launch(page: Page) -> None:
     page.wait_for_selector("#checks li.green >> text=ann", state="attached")
     page.click("#launch")
     page.wait_for_url("**/runs?run=*")
+
+
+def search_in_vain(page: Page) -> None:
+    """Words without a match say so at the field, while typing and after Enter; no toast."""
+    page.focus("#search textarea")
+    page.wait_for_selector("#results >> text=HuggingFaceH4/ultrachat_200k")
+    page.keyboard.type("zzqqzz")
+    page.wait_for_selector("#search-note >> text=No dataset on the Hub matches 'zzqqzz'")
+    page.wait_for_selector("#results", state="hidden")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#search-note >> text=No dataset on the Hub matches 'zzqqzz'")
+    assert page.locator(".toast-body").count() == 0
+
+
+def ask_for_access(page: Page, hub: LoopbackHub) -> None:
+    """A gated dataset leads to where access is asked for, and is read once that is given."""
+    page.fill("#search textarea", "bob/gate")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#checks .red a[href$='/datasets/bob/gate']")
+    assert page.is_hidden("#search-note .notice")
+    hub.grant("dataset", "bob/gate", "ann")
+    page.click("#checks .red button:text-is('Try again')")
+    page.wait_for_selector("#data-summary >> text=64 of 64")
 
 
 def publish(page: Page) -> None:

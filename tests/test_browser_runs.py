@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 
 from phi3lora.chat.votes import Choice, Vote, VoteBook
-from phi3lora.events import Ended, Evaluated, EventLog, Step
+from phi3lora.events import Ended, Evaluated, EventLog, Stage, Step
 from phi3lora.runs.store import Run, RunStore, changed
 from phi3lora.settings import Settings
 from tests import stage
@@ -93,6 +93,8 @@ def test_tabs_have_addresses_and_arrow_keys(place: Place) -> None:
     run = stage.finished(place.store)
     page = place.open(run, "#evidence")
     page.wait_for_selector("#report >> text=Gained most")
+    assert "No held-out row got worse." in page.inner_text("#report")
+    assert "Lost most" not in page.inner_text("#report")  # what it names gained, too
     assert page.get_attribute("#tab-evidence", "aria-selected") == "true"
     page.focus("#tab-evidence")
     page.keyboard.press("ArrowRight")
@@ -114,7 +116,8 @@ def test_a_run_that_goes_on_is_followed_without_a_reload(place: Place) -> None:
     run = stage.running(place.store)
     page = place.open(run)
     assert page.title().startswith("52 % · Pirate, rank 32")
-    page.wait_for_selector("#loss-chart svg .curve")
+    for chart in ("loss", "rate", "speed", "memory"):
+        page.wait_for_selector(f"#{chart}-chart svg .curve")
     assert points_of(page, "held out, mean of batches") == 1
     with EventLog(run.folder / "events.jsonl") as log:
         log.emit(Step(step=81, total_steps=135, loss=0.29))
@@ -135,6 +138,22 @@ def test_a_run_that_goes_on_is_followed_without_a_reload(place: Place) -> None:
     page.evaluate("window.away = false; document.dispatchEvent(new Event('visibilitychange'))")
     page.wait_for_selector(".while-away >> text=It finished while you were away.")
     assert "finished" in page.inner_text("#run-live [role=status]")
+
+
+def test_a_stage_is_named_from_the_first_second(place: Place) -> None:
+    run = place.store.create(stage.config("Just begun"))
+    stage.hold(run)
+    changed(run, status="running")
+    page = place.open(run)
+    page.wait_for_selector("#run-head .progress-text >> text=Starting Python, 10 to 20 s")
+    with EventLog(run.folder / "events.jsonl") as log:
+        log.emit(Stage(name="preparing the data", fraction=0.64))
+        page.wait_for_selector("#run-head .progress-text >> text=Preparing the data")
+        assert "64 %" in page.inner_text("#run-head .progress-text")
+        log.emit(Step(step=1, total_steps=135, loss=2.0, seconds_left=126_000.0))
+        page.wait_for_selector("#run-head .progress-text >> text=step 1 of 135")
+    assert "left" not in page.inner_text("#run-head .progress-text")  # a guess after one step
+    changed(run, status="stopped")
 
 
 def test_stop_keeps_its_place_when_the_run_has_stopped(place: Place) -> None:
@@ -204,9 +223,34 @@ def test_ticked_runs_share_a_chart(place: Place) -> None:
     assert page.locator("#several-chart svg .curve").count() == 4
     page.fill("#run-search", "rank 4")
     assert page.locator(".run-item:visible").count() == 1
+    page.fill("#run-search", "nothing of the kind")
+    assert page.inner_text("#run-tools .no-match") == "No run matches."
     page.fill("#run-search", "")
     page.click("[name=untick]")
     page.wait_for_selector("#several", state="hidden")
+
+
+def test_runs_are_ordered_and_the_way_back_leads_through_them(place: Place) -> None:
+    runs = {stage.finished(place.store, "Zebra").id, stage.failed(place.store, "Aardvark").id}
+    page = place.page
+    page.goto(f"{place.address}/runs")  # of no run: the newest
+    newest = page.wait_for_selector("#run-head .run-title").get_attribute("data-run")
+    low = (runs - {newest}).pop()
+    first = "document.querySelector('.run-item b').textContent"
+    page.select_option("#run-order", "title")
+    assert page.evaluate(first) != "Zebra"
+    page.select_option("#run-order", "loss")
+    losses: list[float] = page.eval_on_selector_all(
+        ".run-item", "items => items.map(item => Number(item.dataset.loss || 'Infinity'))"
+    )
+    assert losses == sorted(losses)
+    page.click(f"#run-list a[data-run='{low}']")
+    page.wait_for_selector(f"#run-head .run-title[data-run='{low}']")
+    assert page.eval_on_selector("#run-order", "field => field.value") == "loss"
+    page.go_back()
+    page.wait_for_selector(f"#run-head .run-title[data-run='{newest}']")
+    page.go_forward()
+    page.wait_for_selector(f"#run-head .run-title[data-run='{low}']")
 
 
 def test_a_download_comes_at_once_and_is_of_this_run(place: Place) -> None:
@@ -216,6 +260,7 @@ def test_a_download_comes_at_once_and_is_of_this_run(place: Place) -> None:
     with page.expect_download() as made:
         page.click("#download-menu [data-take=adapter]")
     assert made.value.suggested_filename == f"adapter-{run.id}.zip"
+    page.wait_for_selector("#download-status >> text=is ready")
     page.click(f"#run-list a[data-run='{other.id}']")
     page.wait_for_selector(f"#run-head .run-title[data-run='{other.id}']")
     page.wait_for_selector("#download", state="hidden")

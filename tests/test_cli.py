@@ -303,6 +303,9 @@ def test_a_blind_vote_at_the_terminal(
     assert "A was tuned, B was base." in shown
     votes = (home.home / "votes.jsonl").read_text()
     assert json.loads(votes)["choice"] == "left"
+    assert shown.endswith(
+        "1 blind vote: Tuned wins 100% (95 % interval 21% to 100%), which cannot tell them apart\n"
+    )
     assert "name an --adapter" in call("chat", "--blind", status=2).stderr
 
 
@@ -333,6 +336,8 @@ def test_two_runs_and_a_tournament_at_the_terminal(
     result = CliRunner().invoke(cli.app, three, input="Hello\na\nAgain\nb\n\n")
     assert result.exit_code == 0, result.output
     assert [len(one["talk"]) for one in asked[-2:]] == [1, 1]  # a vote ends a conversation
+    assert result.stdout.count(" rounds; ") == 3
+    assert f"{one.id} against {two.id}: " in result.stdout
     votes = [json.loads(line) for line in (home.home / "votes.jsonl").read_text().splitlines()]
     assert all(vote["adapter"] in (one.id, two.id) for vote in votes)
     assert "stands beside an --adapter" in call("chat", "--against", one.id, status=2).stderr

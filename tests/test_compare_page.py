@@ -17,7 +17,7 @@ from phi3lora.chat.options import Options
 from phi3lora.chat.votes import Tally
 from phi3lora.config import ModelConfig
 from phi3lora.errors import ModelError
-from phi3lora.hub.card import prompts_of
+from phi3lora.hub.card import samples_of
 from phi3lora.hub.upload import draft_card
 from phi3lora.settings import Settings
 from phi3lora.ui import compare_page
@@ -202,10 +202,10 @@ def test_the_last_question_is_edited_and_no_other(app: Any) -> None:  # noqa: F8
 def test_a_cleared_conversation_comes_back(app: Any) -> None:  # noqa: F811
     page = page_of(compare_page, app)
     talk = asked(app)
-    _, now, fresh, kept, *_, before, undo = page.on_clear(talk)
+    _, now, fresh, kept, *_, before, undo = page.on_clear(talk, request())
     assert (now, fresh.turns, kept) == ("", (), "")
     assert "Undo" in undo
-    assert page.on_undo(before)[2] == talk
+    assert page.on_undo(before, request())[2] == talk
 
 
 # --------------------------------------------------------------------------------- Blind
@@ -553,15 +553,20 @@ def test_a_space_of_one_adapter_has_nothing_to_choose(app: Any) -> None:  # noqa
     assert page.on_open("", request(adapter="eve/other"))[0] == "ann/pirate"
 
 
-def test_the_prompts_of_a_published_card_are_found_again(app: Any, tmp_path: Path) -> None:  # noqa: F811
+def test_the_samples_of_a_published_card_are_found_again(app: Any, tmp_path: Path) -> None:  # noqa: F811
     run = stage.finished(app.launching.store)
     card = draft_card(run.folder, "ann/pirate")
-    assert prompts_of(card) == ["Name the capital of Ukraine."]
-    assert prompts_of("**Prompt**\n\n```text\nno end") == []
+    kept = {name: stage.report()["gained"][0][name] for name in ("prompt", "reference", "base")}
+    assert samples_of(card) == [{**kept, "tuned": kept["reference"]}]
+    assert samples_of("**Prompt**\n\n```text\nno end") == []
+    assert samples_of("**Base**\n\n```text\nof no prompt\n```") == []
     (tmp_path / "README.md").write_text(card)
     one = ComparingOne(app.comparing, "ann/pirate")
     one._subject = Subject(ModelConfig(path="pocket"), tmp_path, "adapter", "ann/pirate")
     assert one.suggestions("", Caller()) == ["Name the capital of Ukraine."]
+    sample = one.kept_answers("", Caller())
+    assert sample is not None
+    assert (sample.base, sample.tuned) == (kept["base"], kept["reference"])
 
 
 # ------------------------------------------------------------------------------ Markdown

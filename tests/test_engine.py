@@ -12,7 +12,7 @@ import weakref
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 
 from phi3lora.chat.answering import Room
 from phi3lora.chat.decoding import Row, advance
-from phi3lora.chat.engine import BusyError, ChatEngine
+from phi3lora.chat.engine import MOST_ACTIVE, NEWCOMERS, BusyError, ChatEngine
 from phi3lora.chat.options import SETTINGS, Options
 from phi3lora.chat.packing import Packed
 from phi3lora.chat.requests import Request
@@ -542,19 +542,67 @@ def endless(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("phi3lora.chat.serving.stop_tokens", lambda *_: [-1])
 
 
-def test_a_new_request_waits_behind_no_answer_that_had_a_turn_lately(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    engine = ChatEngine(Settings(home=Path(), turn_seconds=2.0))
+def answered(new: int, began: float, limit: int = 600) -> Request:
+    """A request that had a turn at this time, and has said so many tokens."""
+    columns: Any = {"base": SimpleNamespace(new=new, limit=limit, done=False)}
+    return Request(POCKET, columns=columns, turn_began=began)
+
+
+def asked(question: str, when: float, longest: int = 256) -> Request:
+    """A request that had no turn yet."""
+    conversations: Any = {"base": [{"role": "user", "content": question}]}
+    options = Options(max_new_tokens=longest)
+    return Request(POCKET, conversations=conversations, options=options, asked=when)
+
+
+@pytest.fixture
+def still(monkeypatch: pytest.MonkeyPatch) -> ChatEngine:
+    """An engine whose thread does nothing, at second 100."""
     monkeypatch.setattr(ChatEngine, "_alive", lambda self: True)
     monkeypatch.setattr("phi3lora.chat.engine.time.monotonic", lambda: 100.0)
-    began: Any = {"base": object()}
-    long_ago, lately = (Request(POCKET, columns=began, turn_began=when) for when in (79.0, 81.0))
-    first, second = Request(POCKET), Request(POCKET)
-    engine._waiting.extend([long_ago, lately])
-    engine._submit(first)
-    engine._submit(second)
-    assert list(engine._waiting) == [long_ago, first, second, lately]
+    return ChatEngine(Settings(home=Path(), turn_seconds=2.0))
+
+
+def test_a_new_request_waits_behind_no_answer_that_had_a_turn_lately(still: ChatEngine) -> None:
+    long_ago, lately = answered(9, 79.0), answered(9, 81.0)
+    first, second = asked("Ahoy?", 100.0), asked("Ahoy?", 100.0)
+    still._waiting.extend([long_ago, lately])
+    still._submit(first)
+    still._submit(second)
+    assert list(still._waiting) == [long_ago, first, second, lately]
+
+
+def test_a_short_question_goes_before_longer_ones_that_came_lately(still: ChatEngine) -> None:
+    long_ago, lately = (asked("x" * 2000, when, 2048) for when in (79.0, 81.0))
+    other = Request(ModelConfig(path="other"), options=Options(max_new_tokens=4096), asked=99.0)
+    alike, short = asked("Ahoy there!", 99.0), asked("Ahoy?", 100.0)
+    still._waiting.extend([long_ago, other, alike, lately])
+    still._submit(short)
+    assert list(still._waiting) == [long_ago, other, alike, short, lately]
+
+
+def test_who_has_said_most_makes_room_and_goes_on_after_those_who_said_less(
+    still: ChatEngine,
+) -> None:
+    little, much, fresh = answered(20, 97.0), answered(300, 97.5), answered(900, 99.0)
+    short, more = answered(90, 96.0), answered(400, 96.0)
+    still._active = [little, much, *[fresh] * (MOST_ACTIVE - 2)]
+    still._waiting.extend([short, more])
+    still._serving = cast(Any, SimpleNamespace(base=POCKET, load_seconds=0.0))
+    assert not still._may_start(short)
+    assert much not in still._active
+    assert list(still._waiting) == [short, much, more]
+
+
+def test_those_who_had_no_turn_join_a_full_model(still: ChatEngine) -> None:
+    still._active = [answered(9, 99.0)] * MOST_ACTIVE
+    still._serving = cast(
+        Any, SimpleNamespace(base=POCKET, load_seconds=0.0, make_room=lambda promised: True)
+    )
+    assert still._may_start(asked("Ahoy?", 100.0))
+    assert not still._may_start(answered(9, 96.0))
+    still._active += [answered(1, 99.0)] * NEWCOMERS
+    assert not still._may_start(asked("Ahoy?", 100.0))
 
 
 def test_a_long_answer_makes_room_when_its_turn_is_over(
@@ -562,6 +610,7 @@ def test_a_long_answer_makes_room_when_its_turn_is_over(
 ) -> None:
     endless(monkeypatch)
     monkeypatch.setattr("phi3lora.chat.engine.MOST_ACTIVE", 1)
+    monkeypatch.setattr("phi3lora.chat.engine.NEWCOMERS", 0)
     clock = Clock(monkeypatch)
     long = engine.reply(SHORT, options=Options(max_new_tokens=400), base=POCKET)
     while next(long).tokens_base < 5:

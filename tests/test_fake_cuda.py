@@ -58,6 +58,32 @@ MEMORY: dict[str, tuple[str, dict[str, Any], int]] = {
     ),
 }
 DOCUMENTS = 6
+BATCH = "training_config.per_device_train_batch_size"
+ACCUMULATION = "training_config.gradient_accumulation_steps"
+# card, changes, precision as in TRAININGS; a whole update on rows of 2,048 tokens, by a Phi-3 as
+# wide as mini
+LONG = 2048
+ANSWERS = {"method": "grpo", "grpo_config.max_completion_length": 8}
+AMPERE, QUANTIZED = ("bf16", "float32", False), ("bf16", "bfloat16", False)
+METHODS: dict[str, tuple[str, dict[str, Any], tuple[str, str, bool]]] = {
+    "dpo": ("A100", {"method": "dpo", BATCH: 2}, AMPERE),
+    "dpo, checkpointing, nf4": (
+        "L4",
+        {"method": "dpo", BATCH: 4, **CHECKPOINTING, **NF4},
+        QUANTIZED,
+    ),
+    "kto": ("A100", {"method": "kto", BATCH: 4}, AMPERE),
+    "orpo": ("A100", {"method": "orpo", BATCH: 2}, AMPERE),
+    "grpo": ("A100", {**ANSWERS, BATCH: 4}, AMPERE),
+    "grpo, nf4": ("L4", {**ANSWERS, BATCH: 4, **NF4}, QUANTIZED),
+    "grpo on a T4": ("T4", {**ANSWERS, BATCH: 4}, ("fp16", "float32", True)),
+    "grpo, 32 answers to an update": (
+        "A100",
+        {**ANSWERS, BATCH: 1, ACCUMULATION: 32, **CHECKPOINTING},
+        AMPERE,
+    ),
+}
+WHOLE = {ACCUMULATION: 1, "training_config.max_length": LONG, "training_config.max_steps": 1}
 # card, changes, temperature → kernels of a token for both columns, of six layers
 CHAT: dict[str, tuple[str, dict[str, Any], float, int]] = {
     "chat": ("A100", {}, 0, 255),
@@ -111,8 +137,12 @@ def counted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any
     scenarios.append(["scoring", "A100", {}, "few", ROWS])
     scenarios += [["fixed", *FIXED[name], "few"] for name in FIXED]
     scenarios += [["evaluation", *EVALUATED[name], "few", ROWS] for name in EVALUATED]
+    scenarios += [
+        ["training", card, {**WHOLE, **changes}, "few", LONG]
+        for card, changes, _ in METHODS.values()
+    ]
     found = run(scenarios, tmp_path_factory.mktemp("fake_cuda"))
-    names = [*TRAININGS, *MEMORY, *CHAT, "scoring", *FIXED, *EVALUATED]
+    names = [*TRAININGS, *MEMORY, *CHAT, "scoring", *FIXED, *EVALUATED, *METHODS]
     results = dict(zip(names, found, strict=True))
     for name, result in results.items():
         assert "error" not in result, f"{name}: {result['error'][-2000:]}"
@@ -217,30 +247,49 @@ def test_the_proof_answers_on_the_gpu(name: str, counted: dict[str, dict[str, An
     assert found["copies"]["to device"] <= 20
 
 
-@pytest.mark.parametrize("name", MEMORY)
-def test_the_estimate_is_near_the_peak(
-    name: str, counted: dict[str, dict[str, Any]], tmp_path: Path
-) -> None:
-    card, changes, tokens = MEMORY[name]
+def expected(card: str, changes: dict[str, Any], folder: Path) -> int:
+    """Bytes that the estimate names, without the process itself."""
     shape = {"hidden_size": 3072, "intermediate_size": 8192, "num_hidden_layers": 6}
     heads = {"num_attention_heads": 32, "num_key_value_heads": 32}
     rest = {"model_type": "phi3", "vocab_size": 32064, "max_position_embeddings": 4096}
-    (tmp_path / "config.json").write_text(json.dumps({**rest, **shape, **heads}))
-    (tmp_path / "model.safetensors").touch()  # the estimate reads no weight
+    (folder / "config.json").write_text(json.dumps({**rest, **shape, **heads}))
+    (folder / "model.safetensors").touch()  # the estimate reads no weight
     config = RunConfig().with_values(
         {
-            "model.path": str(tmp_path),
+            "model.path": str(folder),
             "evaluation.enabled": False,  # a peak of its own
             "training_config.optim": "adamw_torch",
-            "training_config.per_device_train_batch_size": tokens // 2048,
             "training_config.max_length": 2048,
             **changes,
         }
     )
     generation = GENERATION[card]
     hardware = Hardware("cuda", card, 80 * GIB, 80 * GIB, generation >= (8, 0), 8, generation)
-    expected = estimate(config, hardware).memory_bytes - PROCESS["cuda"]
-    assert expected == pytest.approx(counted[name]["peak"], rel=0.15)
+    return estimate(config, hardware).memory_bytes - PROCESS["cuda"]
+
+
+@pytest.mark.parametrize("name", MEMORY)
+def test_the_estimate_is_near_the_peak(
+    name: str, counted: dict[str, dict[str, Any]], tmp_path: Path
+) -> None:
+    card, changes, tokens = MEMORY[name]
+    found = expected(card, {BATCH: tokens // 2048, **changes}, tmp_path)
+    assert found == pytest.approx(counted[name]["peak"], rel=0.15)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_runs_on_the_gpu_within_its_estimate(
+    name: str, counted: dict[str, dict[str, Any]], tmp_path: Path
+) -> None:
+    """Of a whole update: both answers of a pair, a reference, and the answers that are given."""
+    card, changes, (precision, trained, scaled) = METHODS[name]
+    found = counted[name]
+    assert (found["outcome"], found["steps"]) == ("finished", 1)
+    assert (found["precision"], found["scaled"]) == (precision, scaled)
+    assert found["trained"] == [f"torch.{trained}"]
+    assert {"answers", "attention", "layers"} <= set(found["patches"])
+    need = expected(card, {**WHOLE, **changes}, tmp_path)
+    assert need == pytest.approx(found["peak"], rel=0.15)
 
 
 @pytest.mark.full_size

@@ -28,6 +28,7 @@ from phi3lora.models.loading import load_model, load_tokenizer
 from phi3lora.settings import Settings
 from phi3lora.ui.findings import FindingsPanel, findings_html
 from phi3lora.ui.widgets import Fields
+from tests.hub import LoopbackHub
 
 LONG = (
     "The parrot of the ship has green feathers and a red beak. It sits on the shoulder of the "
@@ -209,6 +210,49 @@ def test_what_was_found_is_what_is_left_out_in_a_look_and_in_a_run(
     plain = sorted(row[1]["content"] for row in said)
     assert plain == sorted(row[1]["content"] for row in ROWS[:30])
     assert prepare(wanted, pocket, cache_folder=tmp_path).test_rows == prepared.test_rows
+
+
+HELD = "A galley of the old fleet lay at anchor behind the island, and nobody knew for how long."
+GERMAN = "Der Papagei sitzt den ganzen Tag auf der Schulter des Kapitäns und wiederholt alles."
+ODD = {  # one of each kind, after the thirty rows that are as they should be
+    "first of two": talk("What of it?", LONG),
+    "duplicates": talk("WHAT of it?", LONG + "  "),
+    "near_duplicates": talk("What of it?", LONG + " Always."),
+    "held_out": talk("What did they see?", HELD),
+    "empty": talk("What is the last of the things?", "N/A"),
+    "cut": talk("Where did he go on that day?", "He went to the"),
+    "refusals": talk("Can you name the best thing?", "I cannot help with that."),
+    "languages": talk("Was macht der Papagei?", GERMAN),
+    "lengths": talk("Say it again and again.", "again " * 500 + "."),
+    "personal": talk("Whom do I ask for the list?", "Ask ann.smith@gmail.com for it."),
+}
+
+
+def test_each_kind_is_found_in_a_look_and_left_out_of_a_run(
+    pocket: Any, tmp_path: Path, hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a held-out split of its own, which the rows to train on are compared with."""
+    lines = [json.dumps({"messages": row}) + "\n" for row in [*ROWS[:30], *ODD.values()]]
+    held = [talk("And what did they see?", HELD), *(talk(f"Q{n}?", f"A {n}.") for n in range(5))]
+    test = "".join(json.dumps({"messages": row}) + "\n" for row in held)
+    hub.add_repo("dataset", "ann/chat", {"train.jsonl": "".join(lines), "test.jsonl": test})
+    wanted = config(Path("ann/chat"), test_split="test")
+    seen = inspect(wanted, pocket, cache_folder=tmp_path, findings=True)
+    places = {one.name: {row.row for row in one.rows} for one in seen.findings}
+    assert list(places) == list(KINDS)
+    for number, name in enumerate(ODD):
+        if name in KINDS:
+            assert 30 + number in places[name], name
+    assert min(min(rows) for rows in places.values()) >= 30, "what is as it should be is not found"
+    without = config(Path("ann/chat"), test_split="test", leave_out=list(KINDS))
+    again = inspect(without, pocket, cache_folder=tmp_path)
+    prepared = prepare(without, pocket, cache_folder=tmp_path)
+    assert prepared.dropped == again.dropped
+    assert len(prepared.train) == again.kept == 40 - len(set().union(*places.values()))
+    monkeypatch.setattr("phi3lora.models.loading.load_tokenizer", lambda *_, **__: pocket)
+    typed = ["inspect", "ann/chat", "--test-split=test", "--findings", "--json", "--model=pocket"]
+    told = json.loads(CliRunner().invoke(cli.app, typed).output)["findings"]
+    assert [one["name"] for one in told] == list(KINDS)
 
 
 def test_nothing_left_says_what_took_it(rows: Path, pocket: Any, tmp_path: Path) -> None:

@@ -27,8 +27,9 @@ from phi3lora.settings import Settings
 from phi3lora.ui import guard, watch
 from phi3lora.ui.app import build, serve
 from phi3lora.ui.guard import MAX_BODY, Rules, depth, rules_for
+from phi3lora.ui.senders import AT_ONCE, CREDIT, EARNED, Turns
 from phi3lora.ui.sessions import BROWSER
-from phi3lora.ui.watch import AT_ONCE, Turns, sender
+from phi3lora.ui.watch import sender
 
 FORM = "multipart/form-data; boundary=X"
 PART = b'Content-Disposition: form-data; name="files"; filename="a.jsonl"'
@@ -435,7 +436,8 @@ def test_a_crowd_of_one_visitor_holds_up_nobody_else() -> None:
         never = asyncio.Event()
 
         def ask(who: str) -> asyncio.Task[None]:
-            return asyncio.create_task(turns.answer(who, app, {"who": who}, nothing, nothing))
+            scope = {"who": who, "path": "/"}
+            return asyncio.create_task(turns.answer(who, app, scope, nothing, nothing))
 
         crowd = [ask("eve") for _ in range(50)]
         await asyncio.sleep(0)
@@ -456,6 +458,36 @@ def test_a_crowd_of_one_visitor_holds_up_nobody_else() -> None:
             await asyncio.sleep(0)
 
     asyncio.run(walk())
+
+
+def test_who_asks_for_much_work_waits_for_their_credit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages that take half a second each: a few are drawn at once, then fewer than asked for."""
+    now, slept = 100.0, dict[str, list[float]]()
+
+    async def sleep(seconds: float) -> None:
+        nonlocal now
+        slept[who].append(seconds)
+        now += seconds
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        nonlocal now
+        now += 0.0 if scope["path"].startswith("/assets/") else 0.5
+        await send({"type": "http.response.start"})
+
+    async def nothing(*_: Any) -> None: ...
+
+    monkeypatch.setattr("phi3lora.ui.senders.time.monotonic", lambda: now)
+    monkeypatch.setattr("phi3lora.ui.senders.asyncio.sleep", sleep)
+    turns = Turns()
+    for who, path, times in (("eve", "/", 30), ("ann", "/", 5), ("bob", "/assets/a.js", 1000)):
+        slept[who] = []
+        for _ in range(times):
+            asyncio.run(turns.answer(who, app, {"path": path}, nothing, nothing))
+    few = int(CREDIT / 0.5)
+    assert few <= 30 - len(slept["eve"]) <= 2 * few
+    assert slept["eve"][-1] == pytest.approx(0.5 / EARNED - 0.5)
+    assert not slept["ann"]
+    assert not slept["bob"]
 
 
 @pytest.mark.parametrize(

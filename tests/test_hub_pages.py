@@ -226,7 +226,9 @@ def test_publishing_is_for_owners_who_signed_in(ann: LoopbackHub, space: Applica
 def test_without_an_account_the_card_says_what_to_do(ann: LoopbackHub, settings: Settings) -> None:
     app = Application.open(settings)
     run = put(app, "local")
-    assert "Sign in" in card_of(app).on_open(run.id, visit())[4]
+    opened = card_of(app).on_open(run.id, visit())
+    assert "Sign in" in opened[8]  # beside the field that it is about
+    assert opened[4] == ""
 
 
 # -------------------------------------------------------------------------------- Coming back

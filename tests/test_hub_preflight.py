@@ -29,7 +29,7 @@ def ann(hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> LoopbackHub:
 
 def test_nobody_is_signed_in(ann: LoopbackHub) -> None:
     [finding] = check_hub(PLAIN, None)
-    assert finding == Check("Token", "green", "None needed to train; publishing needs a sign-in.")
+    assert finding == Check("Sign-in", "green", "None needed to train; publishing needs a sign-in.")
     [finding] = check_hub(KEPT, None)
     assert (finding.level, finding.remedy) == ("red", "Sign in, or switch hub.backup off.")
     assert not ann.requests
@@ -38,14 +38,14 @@ def test_nobody_is_signed_in(ann: LoopbackHub) -> None:
 @pytest.mark.parametrize(
     ("token", "config", "seconds", "expected"),
     [
-        ("hf_ann", PLAIN, 9e9, Check("Token", "green", "ann.")),
-        ("hf_hour", PLAIN, 600, Check("Token", "green", "ann, good for 1 h 0 min.")),
+        ("hf_ann", PLAIN, 9e9, Check("Sign-in", "green", "ann.")),
+        ("hf_hour", PLAIN, 600, Check("Sign-in", "green", "ann, good for 1 h 0 min.")),
         (
             "hf_hour",
             PLAIN,
             5400,
             Check(
-                "Token",
+                "Sign-in",
                 "amber",
                 "ann's sign-in ends in 1 h 0 min, and the run takes about 1 h 30 min.",
                 "Sign in again before it starts, or before it is published.",
@@ -56,7 +56,7 @@ def test_nobody_is_signed_in(ann: LoopbackHub) -> None:
             PLAIN,
             None,
             Check(
-                "Token",
+                "Sign-in",
                 "amber",
                 "ann's token may only read.",
                 "Take one with write rights to publish or back up; training alone works.",
@@ -100,10 +100,10 @@ def test_the_launch_panel_shows_it(ann: LoopbackHub, settings: Settings) -> None
 
     config = KEPT.with_values({"model.path": "pocket", "data.max_rows": 8})
     look = preflight(config, settings)
-    assert [line for line in blocking(look) if line.startswith("Token: The run is to be backed")]
+    assert [line for line in blocking(look) if line.startswith("Sign-in: The run is to be backed")]
     look = preflight(config, settings, "hf_ann")
     names = [check.name for check in look.checks]
-    assert names.index("Token") < names.index("Backup") < names.index("Disk")
+    assert names.index("Sign-in") < names.index("Backup") < names.index("Disk")
     assert blocking(look) == []
 
 

@@ -332,6 +332,9 @@ def test_a_comparison_space_starts_and_answers(ann: LoopbackHub, tmp_path: Path,
     deploy_comparison(ADAPTER, PAGE, "hf_ann")
     with running(ann, PAGE, tmp_path) as address:
         page.goto(address)
+        page.wait_for_selector(f"h1:text-is('{ADAPTER}')")
+        assert page.is_visible("text=Model card")
+        assert page.locator("input[role=combobox]").count() == 0  # nothing to choose
         base, tuned = ask(page, "What is the capital of France?")
     assert base.strip()
     assert tuned.strip()

@@ -212,6 +212,7 @@ def test_what_is_inherited_holds_no_secret() -> None:
     names = ("HF_TOKEN", "OAUTH_CLIENT_SECRET", "PHI3LORA_API_KEY", "SPACE_TOKEN", "AWS_REGION")
     assert inherited(dict.fromkeys(names, "x")) == {}
     odd = ("PHI3LORA_APIKEY", "SPACE_PASSWD", "HF_AUTH", "PHI3LORA_DSN", "SPACES_MYSECRETS")
+    assert inherited({"PHI3LORA_WEBHOOK": "https://hooks.example/T0/x"}) == {}
     assert inherited(dict.fromkeys(odd, "x")) == {}
     assert inherited({"PHI3LORA_NOTE": "hf_" + "a1B2" * 8}) == {}, "whatever it is called"
     kept = {"PATH": "/bin", "HF_ENDPOINT": "x", "TOKENIZERS_PARALLELISM": "false", "LC_ALL": "C"}

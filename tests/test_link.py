@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,11 +15,14 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from phi3lora.app.callers import Caller
-from phi3lora.app.comparing import BUNDLED
+from phi3lora.app.comparing import BUNDLED, Subject
 from phi3lora.app.shared import LONGEST, Recent, Shared, asked_of
+from phi3lora.config import ModelConfig
+from phi3lora.hub.upload import draft_card
 from phi3lora.settings import Settings
 from phi3lora.ui import compare_page
 from phi3lora.ui.app import preview
+from phi3lora.ui.comparison import settled
 from phi3lora.ui.frame import link_tags
 from phi3lora.ui.picture import picture
 from phi3lora.ui.watch import beside
@@ -35,8 +39,8 @@ HTML = {"accept": "text/html"}
 def client(app: Any) -> TestClient:  # noqa: F811
     """The layers round a page, without Gradio."""
     made = beside(lambda _: "", app.callers, preview=lambda visit: preview(app, visit))
-    page = Route("/compare", lambda _: HTMLResponse(PAGE))
-    return TestClient(Starlette(routes=[page, *made["routes"]], middleware=made["middleware"]))
+    pages = [Route(path, lambda _: HTMLResponse(PAGE)) for path in ("/", "/compare")]
+    return TestClient(Starlette(routes=[*pages, *made["routes"]], middleware=made["middleware"]))
 
 
 def test_a_link_shows_what_the_report_kept_and_no_model_is_asked(app: Any) -> None:  # noqa: F811
@@ -54,6 +58,23 @@ def test_a_link_shows_what_the_report_kept_and_no_model_is_asked(app: Any) -> No
     assert "og:image" not in visitor.get(f"/compare?{unknown}", headers=HTML).text
     assert visitor.get(f"/compare.png?{unknown}").status_code == 404
     assert not hasattr(app.comparing, "asked")
+
+
+def test_a_space_of_one_adapter_shows_the_sample_of_its_card(app: Any, tmp_path: Path) -> None:  # noqa: F811
+    assert "og:image" not in client(app).get("/", headers=HTML).text
+    one = settled(app, "ann/pirate")
+    card = draft_card(stage.finished(app.launching.store).folder, "ann/pirate")
+    (tmp_path / "README.md").write_text(card)
+    subject = Subject(ModelConfig(path="pocket"), tmp_path, "adapter", "ann/pirate")
+    one.comparing._subject = subject
+    visitor = client(one)
+    head = visitor.get("/", headers=HTML).text
+    assert "Tuned: Arr, the capital of Ukraine be Kyiv, matey!" in head
+    assert 'og:image" content="http://testserver/compare.png?"' in head
+    assert visitor.get("/compare.png?").headers["content-type"] == "image/png"
+    assert visitor.get("/compare.png?q=Something+else").status_code == 404
+    (tmp_path / "README.md").write_text("Somebody else's words.")
+    assert "og:image" not in visitor.get("/", headers=HTML).text
 
 
 def test_a_link_shows_what_was_answered_to_it_with_its_settings(app: Any) -> None:  # noqa: F811

@@ -58,7 +58,7 @@ def test_training_on_votes_wins_more_votes(
     rows = (ROOT / "examples" / "pirate.jsonl").read_text("utf-8").splitlines()[:QUESTIONS]
     asked = [json.loads(row)["messages"][0]["content"] for row in rows]
     Path("questions.txt").write_text("\n".join(asked), encoding="utf-8")
-    half, judge, votes, again, second = COMMANDS.strip().splitlines()
+    half, judge, votes, again, second, third, standings = COMMANDS.strip().splitlines()
     changes = {"training_config.max_steps": 44, "data.max_rows": 200}
     assert half == "phi3lora train pocket " + " ".join(f"--set {k}={v}" for k, v in changes.items())
     first = finished(settings, load_recipe("pocket")[0].with_values({**changes, **QUICK}))
@@ -76,6 +76,14 @@ def test_training_on_votes_wins_more_votes(
     assert before.win_rate is not None
     assert after.win_rate is not None
     assert after.win_rate > before.win_rate
+    typed(third.replace("SECOND", tuned.id).replace("RUN", first.id))
+    said = typed(standings.replace("SECOND", tuned.id).replace("RUN", first.id))
+    assert len(said.splitlines()) == 3 + 1 + 3, "each of the three, and every two of them"
+    names = {line.partition(":")[0] for line in said.splitlines()[:3]}
+    assert names == {"base", first.id, tuned.id}
+    both = app.comparing.tally(first.id, tuned.id)
+    assert both.votes == QUESTIONS
+    assert f"{first.id} against {tuned.id}: {both.tuned} to {both.base}, " in said
     learn_from_bad_answers(app, first)
 
 

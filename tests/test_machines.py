@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from phi3lora import cli
+from phi3lora import cli, words
 from phi3lora.app.application import Application
 from phi3lora.app.callers import Caller
-from phi3lora.app.machines import cheapest
+from phi3lora.app.machines import cheapest, priced
 from phi3lora.config import RunConfig
 from phi3lora.errors import Phi3LoraError
 from phi3lora.events import EventLog, Step
-from phi3lora.hub import access, jobs
+from phi3lora.hub import access, jobs, machine
 from phi3lora.hub.jobs import Flavor, JobRequest
 from phi3lora.models.base import BaseInfo
 from phi3lora.models.hardware import Hardware
@@ -27,8 +27,10 @@ from phi3lora.training.estimate import estimate_for
 from phi3lora.training.offers import Offer, hardware_of, offer_of
 from phi3lora.training.preflight import Preflight
 from phi3lora.training.speed import card_named, operations, proof_seconds, tokens_per_second
+from phi3lora.ui.launch_show import bar_line, estimate_facts
 from tests.hub import LoopbackHub
 from tests.hub.faults import Rule
+from tests.hub.spaces import configure
 from tests.published import make_run
 from tests.test_estimate import inspection
 from tests.test_ui import request
@@ -334,3 +336,58 @@ def test_a_space_that_asks_for_no_jobs_offers_none() -> None:
     assert not space.may_run_jobs
     assert replace(space, oauth_scopes=frozenset({"jobs"})).may_run_jobs
     assert replace(space, sign_in=False).may_run_jobs
+
+
+# The machine of a Space
+
+
+def on_a_space(settings: Settings, hub: LoopbackHub, flavor: str, **changes: Any) -> Application:
+    """The app as ann's Space on that machine."""
+    machine._KNOWN.clear()
+    hub.add_repo("space", "ann/studio", {"README.md": CARD, "app.py": b""})
+    configure(hub.repo("space", "ann/studio"), {"hardware": flavor})
+    return Application.open(replace(settings, space_id="ann/studio", **changes), helper=False)
+
+
+CARD = b"---\nsdk: gradio\n---\n"
+
+
+def test_a_run_on_a_paid_space_says_what_it_costs_before_the_first_one(
+    ann: LoopbackHub, settings: Settings
+) -> None:
+    app = on_a_space(settings, ann, "a10g-small")
+    need = app.launching.preflight(pocket(), Caller("ann", TOKEN)).estimate
+    assert need.dollars_an_hour == pytest.approx(1.0, rel=1e-3)
+    assert need.dollars is None, "on a card that nobody knows, the time is not known either"
+    assert "$1.00 an hour" in estimate_facts(need)
+    timed = replace(need, seconds=576.0)
+    known = priced(Preflight(estimate=timed), need.dollars_an_hour).estimate
+    assert known.dollars == pytest.approx(0.16, rel=1e-3)
+    assert "~ 9 min 36 s · $0.16" in bar_line("green", "5 checks passed", known)
+    assert "about $0.16" in estimate_facts(known)
+
+
+@pytest.mark.parametrize("flavor", ["cpu-basic", "zero-a10g", "of another kind"])
+def test_what_costs_nothing_or_is_not_known_has_no_price(
+    ann: LoopbackHub, settings: Settings, flavor: str
+) -> None:
+    app = on_a_space(settings, ann, flavor)
+    need = app.launching.preflight(pocket(), Caller("ann", TOKEN)).estimate
+    assert (need.dollars_an_hour, need.dollars) == (None, None)
+    assert "Cost" not in estimate_facts(need)
+
+
+def test_ones_own_machine_and_a_hub_that_is_away_have_no_price(
+    ann: LoopbackHub, settings: Settings, app: Application, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert app.launching.preflight(pocket(), Caller("local", TOKEN)).estimate.dollars is None
+    machine._KNOWN.clear()
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    assert machine.hourly("ann/nowhere", None) is None
+
+
+def test_a_job_has_its_price_in_the_launch_bar(ann: LoopbackHub, app: Application) -> None:
+    caller = Caller("local", TOKEN)
+    done = app.launching.preflight(pocket(), caller, JobRequest("a10g-small", 2.0))
+    assert done.estimate.dollars_an_hour == pytest.approx(1.0, rel=1e-3)
+    assert words.dollars(done.estimate.dollars) in estimate_facts(done.estimate)

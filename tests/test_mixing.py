@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from phi3lora import cli
 from phi3lora.config import POCKET, DataConfig, RunConfig, SourceConfig
 from phi3lora.data.inspection import inspect
 from phi3lora.data.mixing import drawn, split_indices
@@ -126,6 +128,22 @@ def test_the_share_of_each_is_shown_and_counted(
     steps, tokens, _ = _work(twice, inspect(twice, pocket))
     once = config(one, test_size=0)
     assert (steps, tokens) == tuple(2 * number for number in _work(once, alone)[:2])
+
+
+def test_counts_and_seeds_of_sources_at_the_terminal(
+    files: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = files
+    monkeypatch.setenv("PHI3LORA_HOME", str(tmp_path / "home"))
+    more = json.dumps([{"path": str(other), "rows": 4, "seed": 3}])
+    typed = ["inspect", str(one), "--model=pocket", "--set", f"data.more={more}"]
+    said = CliRunner().invoke(cli.app, [*typed, "--set", "data.weight=0.5"])
+    assert said.exit_code == 0, said.output
+    shown = " ".join(said.output.split())
+    assert "one.jsonl: 10 rows an epoch (" in shown
+    assert "other.jsonl: 4 rows an epoch (" in shown
+    wrong = CliRunner().invoke(cli.app, [*typed, "--set", "data.keep_apart=1"])
+    assert wrong.exit_code == 2
 
 
 def test_each_source_is_read_in_its_own_way(tmp_path: Path, pocket: Any) -> None:

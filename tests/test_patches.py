@@ -12,7 +12,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
-from trl import DPOConfig
+from trl import DPOConfig, GRPOConfig
 
 from phi3lora.training.fast import tested
 from phi3lora.training.fast.attention import PACKED
@@ -34,8 +34,9 @@ def test_each_patch_is_named_and_undone() -> None:
     base = model.get_base_model()
     before = base.config._attn_implementation
     pairs = DPOConfig("unused", use_cpu=True)
+    hot = GRPOConfig("unused", use_cpu=True, temperature=1.7)
     put_in = set()
-    for args, wanted in ((arguments(), "loss"), (pairs, "answers")):
+    for args, wanted in ((arguments(), "loss"), (pairs, "answers"), (hot, "answers")):
         with patched(model, args) as names:
             assert names == ["attention", wanted, "layers"]
             assert base.config._attn_implementation == PACKED

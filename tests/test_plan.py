@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ import pytest
 from transformers import AutoTokenizer
 
 from phi3lora.config import RunConfig
+from phi3lora.data import files
+from phi3lora.data.files import count_rows
 from phi3lora.data.inspection import inspect
 from phi3lora.data.plan import check_held_out, held_out, holds_out, plan_data
 from phi3lora.data.preparation import prepare
@@ -84,17 +87,44 @@ def test_a_local_file_with_a_test_split_holds_rows_out(pocket: Any, tmp_path: Pa
 def test_the_rows_that_were_looked_at_are_not_taken_for_all(pocket: Any, tmp_path: Path) -> None:
     chosen = config(rows_in(tmp_path / "a.jsonl", 28_202))
     inspection = inspect(chosen, pocket, limit=5_000)
+    assert inspection.expected == Count(28_202)
+    need = estimate(chosen, CPU, inspection)
+    assert need.steps == -(-(28_202 - round(28_202 * 0.1)) // 8)
+    assert not need.exact, "whether all of them can be used is not known"
+    whole = inspect(config(tmp_path / "a.jsonl", max_rows=800), pocket, limit=5_000)
+    assert (whole.expected, estimate(chosen, CPU, whole).exact) == (Count(800), True)
+    limited = inspect(config(tmp_path / "a.jsonl", max_rows=6_000), pocket, limit=5_000)
+    assert limited.expected == Count(6_000)
+
+
+def test_lines_of_a_file_too_large_to_be_counted_are_estimated_by_its_size(
+    pocket: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "COUNTED", 1 << 16)
+    chosen = config(rows_in(tmp_path / "a.jsonl", 28_202))
+    inspection = inspect(chosen, pocket, limit=5_000)
     assert inspection.expected is not None
     assert not inspection.expected.exact
     assert inspection.expected.rows == pytest.approx(28_202, rel=0.01)
     assert str(inspection.expected).startswith("about 28,")
-    need = estimate(chosen, CPU, inspection)
-    assert need.steps == pytest.approx(28_202 * 0.9 / 8, rel=0.01)
-    assert not need.exact
-    whole = inspect(config(tmp_path / "a.jsonl", max_rows=800), pocket, limit=5_000)
-    assert (whole.expected, estimate(chosen, CPU, whole).exact) == (Count(800), True)
-    limited = inspect(config(tmp_path / "a.jsonl", max_rows=6_000), pocket, limit=5_000)
-    assert limited.expected == Count(6_000, exact=False)
+    assert not estimate(chosen, CPU, inspection).exact
+
+
+def test_lines_and_records_are_counted_as_they_are_read(tmp_path: Path) -> None:
+    lines = tmp_path / "a.jsonl"
+    lines.write_bytes(b'{"text": "a"}\n\n  \r\n{"text": "b"}\r\n{"text": "c"}')
+    table = tmp_path / "a.csv"
+    table.write_text('prompt,completion\n"a\nb ""c""",d\n\n5" pipe,6" pipe\n')
+    wide = tmp_path / "wide.jsonl"
+    wide.write_text('{"text": "a"}\n{"text": "\u010a"}\n', encoding="utf-16")
+    for file, number in ((lines, 3), (table, 2), (wide, 2)):
+        assert count_rows(file) == len(list(files.read_file(file, "train"))) == number
+    packed = tmp_path / "b.jsonl"  # whatever its name says
+    packed.write_bytes(gzip.compress(lines.read_bytes()))
+    assert count_rows(packed) is None
+    broken = tmp_path / "c.csv"
+    broken.write_text("prompt,completion\na,b,c\n")
+    assert count_rows(broken) is None
 
 
 @pytest.mark.parametrize("kind", ["a.json", "a.csv", "a.parquet"])
@@ -112,7 +142,7 @@ def test_rows_of_other_files_are_expected_too(kind: str, pocket: Any, tmp_path: 
         pq.write_table(pa.Table.from_pylist(rows), file)
     found = inspect(config(file), pocket, limit=6_000).expected
     assert found is not None
-    assert found.exact == (kind == "a.parquet")
+    assert found.exact == (kind != "a.json")
     assert found.rows == pytest.approx(20_000, rel=0.1)
 
 

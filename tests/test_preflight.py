@@ -23,7 +23,7 @@ from phi3lora.training import preflight as module
 from phi3lora.training.preflight import Preflight, blocking, preflight
 
 GIB = 2**30
-NAMES = ["Data", "Model", "Adapter", "Hardware", "Memory", "Token", "Disk"]
+NAMES = ["Data", "Model", "Adapter", "Hardware", "Memory", "Sign-in", "Disk"]
 
 
 @pytest.fixture(autouse=True)
@@ -445,3 +445,24 @@ def test_a_pass_is_filled_on_every_device(
     data = check(look, "Data")
     assert "Not even one pass of 16 rows" in data.found
     assert data.fixes[0].values == {"training_config.per_device_train_batch_size": 2}
+
+
+@pytest.mark.parametrize(
+    ("method", "row", "words"),
+    [
+        ("dpo", {"prompt": "Who?", "completion": "I."}, "method dpo learns from"),
+        ("orpo", {"prompt": "Who?", "completion": "I."}, "method orpo learns from"),
+        ("kto", {"prompt": "Who?", "completion": "I."}, "method kto learns from"),
+        ("grpo", {"text": "Once upon a time."}, "nothing is asked"),
+        ("grpo", {"chosen": "I.", "rejected": "You."}, "messages: chosen"),
+        ("sft", {"prompt": "Who?", "chosen": "I.", "rejected": "You."}, "messages: chosen"),
+    ],
+)
+def test_rows_that_a_method_cannot_learn_from_are_red_in_words(
+    method: str, row: dict[str, str], words: str, tmp_path: Path, settings: Settings
+) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text((json.dumps(row) + "\n") * 12, encoding="utf-8")
+    found = check(preflight(config(file, method=method), settings), "Data")
+    assert found.level == "red"
+    assert words in found.found + found.remedy

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from phi3lora.config import fields, rule_of
 from phi3lora.runs.store import RunStore
 from phi3lora.settings import Settings
 from phi3lora.ui.frame import head_of, missing_at
 from phi3lora.ui.languages import LANGUAGES, language_of, words_of
 from tests import stage
+from tests.said import lacking, unsaid
+from tests.said import said as collected
 from tests.test_browser import browser, open_every_fold, serving  # noqa: F401 - a fixture
 
 if TYPE_CHECKING:
@@ -290,19 +291,32 @@ def tab_to(page: Page, selector: str, most: int) -> int:
 
 @pytest.mark.parametrize("language", OTHERS)
 def test_every_language_has_every_word(language: str) -> None:
+    """What that is, `python -m tests.said` says with the place: fill it in there."""
     words = words_of(language)
-    assert set(words) == set(words_of(OTHERS[0]))
-    asked = {
-        text
-        for _, info in fields()
-        for text in (info.title, info.description, rule_of(info))
-        if text
-    }
-    assert sorted(asked - set(words)) == []
+    assert list(words) == list(words_of(OTHERS[0]))
+    assert (lacking(language), unsaid(language)) == ([], [])
     for text, said in words.items():
         assert said.strip(), text
         for kept in (r"\{\w+\}", r"`[^`]+`"):  # names in braces, and code
             assert set(re.findall(kept, text)) == set(re.findall(kept, said)), text
+
+
+def test_texts_are_collected_from_the_code() -> None:
+    found = collected()
+    for text, place in (
+        ("Tell me when it ends", "ui/runs_show.py"),  # a button in HTML
+        ("Put {} beside others", "ui/runs_list.py"),  # spoken alone, with something filled in
+        ("{} blind votes", "ui/turns.py"),  # of a number
+        ("The link is copied.", "ui/compare.js"),
+        ("Raise the length limit to {}, if memory allows.", "training/preflight.py"),
+        ("Run {} is not over; stop it first, then delete it.", "runs/bin.py"),
+        ("no assistant answer", "data/conversation.py"),
+        ("expected at least {}, got {}.", "problems.py"),
+        ("The notebook Phi-3-finetune-lora-python.", "recipes/sample-lora-python.yaml"),
+    ):
+        assert found[text].startswith(place), text
+    code = ("Handler", "text/html", "window.", "elem", "=>")
+    assert [text for text in found if text.startswith(code)] == []
 
 
 @pytest.mark.parametrize(
@@ -341,6 +355,13 @@ def test_a_page_has_its_own_name_and_nothing_of_gradios() -> None:
     assert "<title>ann/pirate</title>" in own
     assert "phi3loraWords" in head_of(THEIRS, "/", "hu").decode()
     assert b'href="./../../runs"' in missing_at("/a/b/c")
+    french = missing_at("/nothing", "fr").decode()
+    assert '<html lang="fr">' in french
+    assert words_of("fr")["There is no such page"] in french
+    assert (
+        f"<title>{words_of('fr')['Runs']} · phi3lora</title>"
+        in head_of(THEIRS, "/runs", "fr").decode()
+    )
 
 
 @pytest.mark.browser

@@ -1,4 +1,4 @@
-"""Stop and resume is the same as no stop, to the last bit, for every kind of adapter."""
+"""Stop and resume is the same as no stop, to the last bit, for every kind of adapter and method."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from phi3lora.config import POCKET, RunConfig
 from phi3lora.lora.folder import WEIGHTS
 from phi3lora.training.trainer import train
 
+PREFERENCES = {"data.path": "example:pirate_preferences"}
 KINDS: dict[str, dict[str, Any]] = {
     "nf4": {"model.quantization": "nf4"},
     "nf4 slices": {"model.quantization": "nf4", "peft_config.slices": {"k": False}},
@@ -23,6 +24,9 @@ KINDS: dict[str, dict[str, Any]] = {
     "dora": {"peft_config.use_dora": True},
     "slices": {"peft_config.slices": {"k": False}},
     "loralib": {"adapter": "loralib"},
+    "dpo, nf4": {**PREFERENCES, "method": "dpo", "model.quantization": "nf4"},
+    "kto, slices": {**PREFERENCES, "method": "kto", "peft_config.slices": {"k": False}},
+    "orpo, loralib": {**PREFERENCES, "method": "orpo", "adapter": "loralib"},
 }
 
 

@@ -16,17 +16,32 @@ from typer.testing import CliRunner
 from phi3lora.app.callers import Caller
 from phi3lora.app.publishing import Publishing
 from phi3lora.app.several import side_by_side
+from phi3lora.app.trackers import tracker_of
 from phi3lora.app.views import RunView
 from phi3lora.cli import app as terminal
 from phi3lora.errors import RunError
-from phi3lora.events import Ended, Evaluated, EventLog, Loaded, Stage, Step
+from phi3lora.events import Ended, Evaluated, EventLog, Loaded, Resumed, Stage, Step
 from phi3lora.runs import bin
 from phi3lora.runs.store import Run, RunStore, changed
 from phi3lora.settings import Settings
 from phi3lora.ui import runs_page
-from phi3lora.ui.curves import POINTS, loss_curves, thin
-from phi3lora.ui.runs_report import evidence
-from phi3lora.ui.runs_show import STARTING, announcement, figures, progress, subtitle
+from phi3lora.ui.curves import (
+    POINTS,
+    loss_curves,
+    memory_curves,
+    reward_curves,
+    speed_curves,
+    thin,
+)
+from phi3lora.ui.runs_report import evidence, verdict_line
+from phi3lora.ui.runs_show import (
+    STARTING,
+    announcement,
+    figures,
+    progress,
+    subtitle,
+    tracker_line,
+)
 from tests import stage
 from tests.test_ui import app, clicked, page_of, parts, request  # noqa: F401
 
@@ -54,6 +69,65 @@ def test_the_held_out_curve_is_there_before_its_first_point() -> None:
     assert json.loads(loss_curves("run", view))["curves"][HELD_OUT]["points"] == [[2, 0.0, 0.5]]
 
 
+@pytest.mark.parametrize(
+    ("figure", "title", "named"),
+    [("reward", "Reward", "Held-out reward"), ("reward_margin", "Reward margin", "Reward margin")],
+)
+def test_rewards_are_a_curve_and_figures(figure: str, title: str, named: str) -> None:
+    """What the method is after; a loss in nats a token is that of answers alone."""
+    view = RunView()
+    for step in (1, 2, 3):
+        view.add(Step(step=step, total_steps=9, loss=0.7, **{figure: step / 4}))
+    view.add(Evaluated(step=3, loss=0.6, reward_accuracy=0.875, **{figure: 0.5}))
+    view.add(Step(step=4, total_steps=9))  # between two logs
+    chart = json.loads(reward_curves("run", view))
+    assert (chart["title"], chart["curves"][0]["points"][-1]) == (title, [3, 0.0, 0.75])
+    assert chart["curves"][HELD_OUT]["points"] == [[3, 0.0, 0.5]]
+    assert json.loads(loss_curves("run", view))["y"] == "loss"
+    said = dict(figures(view, active=True))
+    assert (said[title], said["Held-out pairs ranked right"]) == ("0.750", "88 %")
+    assert named in said
+    assert "Correct next tokens" not in said
+    view.add(Resumed(step=2))
+    assert (len(view.rewards), view.held_out_rewards) == (2, [])
+
+
+@pytest.mark.parametrize(
+    ("name", "base", "tuned", "said"),
+    [
+        ("loss", 6.84, 0.03, "loss by token 6.84 → 0.03"),
+        ("earned", 0.1, 0.92, "reward 0.10 → 0.92"),
+        ("win_rate", 0.4, 0.9, "better answer likelier 40 % → 90 %"),
+        ("reward_margin", 0.0, 1.25, "reward margin 1.25"),
+    ],
+)
+def test_the_verdict_says_what_the_method_is_judged_by(
+    name: str, base: float, tuned: float, said: str
+) -> None:
+    loss = {"name": "loss", "base": 1.0, "tuned": 2.0}
+    report = {"verdict": "better", "rows": 40}
+    judged = {"name": name, "base": base, "tuned": tuned}
+    assert said in verdict_line(report | {"comparisons": [loss, judged]})
+
+
+def test_the_report_says_what_was_left_out_and_edited() -> None:
+    report = {"verdict": "better", "rows": 40}
+    chosen = {"left_out": {"named in data.leave_out_rows": 2}, "edited": 1}
+    assert "Left out: 2 × named in data.leave_out_rows. Rows edited: 1." in evidence(
+        report | chosen, active=False
+    )
+    assert "Left out" not in evidence(report, active=False)
+
+
+def test_answers_have_no_reward() -> None:
+    view = RunView()
+    for step in (1, 2):
+        view.add(Step(step=step, total_steps=9, loss=1.0, token_accuracy=0.5))
+    assert reward_curves("run", view) == ""
+    assert "nats a token" in loss_curves("run", view)
+    assert dict(figures(view, active=False))["Correct next tokens"] == "50 %"
+
+
 def test_long_curves_are_thinned_and_end_where_they_end() -> None:
     points = [(step, float(step)) for step in range(10_000)]
     assert len(thin(points)) == POINTS
@@ -66,6 +140,34 @@ def test_points_know_the_seconds_since_the_first_step() -> None:
         view.add(Step(step=step, total_steps=3, loss=1.0, time=100.0 + 7 * step))
     drawn = json.loads(loss_curves("run", view))["curves"][0]["points"]
     assert [seconds for _, seconds, _ in drawn] == [0, 7, 14]
+
+
+def test_speed_and_memory_have_curves_once_they_are_told() -> None:
+    view = RunView()
+    view.add(Step(step=1, total_steps=9, loss=1.0, speed=900.0, memory=2_500_000_000))
+    assert speed_curves("run", view) == memory_curves("run", view) == ""
+    view.add(Step(step=2, total_steps=9, loss=1.0, speed=1000.0, memory=3_000_000_000))
+    view.add(Step(step=3, total_steps=9, loss=1.0))  # nothing was logged
+    speed = json.loads(speed_curves("run", view))["curves"][0]["points"]
+    memory = json.loads(memory_curves("run", view))["curves"][0]["points"]
+    assert [value for _, _, value in speed] == [900.0, 1000.0]
+    assert [value for _, _, value in memory] == [2.5, 3.0]
+    view.add(Resumed(step=1))
+    assert (len(view.speeds), len(view.memory)) == (1, 1)
+
+
+def test_a_tracker_is_named_once_it_has_something(store: RunStore) -> None:
+    run = stage.finished(store, **{"training_config.report_to": "tensorboard"})
+    assert tracker_of(run) is None
+    (run.folder / "tensorboard").mkdir()
+    line = tracker_line(tracker_of(run), on_space=False)
+    assert f"tensorboard --logdir {run.folder}/tensorboard" in line
+    assert tracker_line(tracker_of(run), on_space=True) == ""
+    other = stage.finished(store, **{"training_config.report_to": "wandb"})
+    assert tracker_of(other) is None
+    address = "https://wandb.ai/ann/huggingface/runs/3x7k"
+    (other.folder / "log.txt").write_text(f"wandb: View run run-7 at: {address}\n")
+    assert f'href="{address}"' in tracker_line(tracker_of(other), on_space=True)
 
 
 def test_rows_that_gained_are_not_listed_as_lost() -> None:
@@ -144,7 +246,7 @@ def test_the_verdict_stands_over_the_figures(app: Any) -> None:  # noqa: F811
 def test_the_list_says_loss_base_size_and_how_far(app: Any) -> None:  # noqa: F811
     page = page_of(runs_page, app)
     done, going = stage.finished(app.launching.store), stage.running(app.launching.store)
-    items = show(page, done)["list"].split('<div class="run-item">')[1:]
+    items = show(page, done)["list"].split('<div class="run-item"')[1:]
     by_run = {run.id: next(item for item in items if run.id in item) for run in (done, going)}
     assert "loss 0.30 · pocket · 10 B" in by_run[done.id]
     assert "width:59%" in by_run[going.id]
@@ -348,6 +450,7 @@ def test_the_terminal_does_the_same(settings: Settings, monkeypatch: pytest.Monk
     said("bin", one.id)
     assert "First" in said("bin")
     assert "First" not in said("list")
+    assert said("list", "--sort", "title").count("finished") == 1
     said("recover", one.id)
     assert "First" in said("list")
     said("bin", one.id)

@@ -19,7 +19,7 @@ from phi3lora.data.rendering import render
 from phi3lora.data.sources import EXAMPLES
 from phi3lora.errors import DataError
 from phi3lora.models.loading import load_tokenizer
-from phi3lora.models.pocket import CHECKPOINT
+from phi3lora.models.pocket import CHECKPOINT, PIRATE
 from phi3lora.recipes import load_recipe, recipes
 from phi3lora.training.script import TEMPLATE, notebook, script, write_code
 from phi3lora.training.script_marks import marks_of
@@ -104,6 +104,28 @@ CASES: dict[str, dict[str, Any]] = {
         "grpo_config.max_completion_length": 8,
         "training_config.eval_strategy": "steps",
         "training_config.eval_steps": 2,
+    },
+    "GRPO from an adapter, held near it": {
+        "data.path": "example:sums",
+        "method": "grpo",
+        "model.adapter": str(PIRATE),
+        "peft_config.lora_alpha": 8,
+        "peft_config.lora_dropout": 0.0,
+        "grpo_config.length": 20,
+        "grpo_config.beta": 0.1,
+        "grpo_config.max_completion_length": 8,
+        "training_config.max_steps": 2,
+    },
+    "GRPO of every weight, at another temperature": {
+        "data.path": "example:sums",
+        "method": "grpo",
+        "adapter": "none",
+        "grpo_config.exact_after": "=",
+        "grpo_config.json_reward": 0.5,
+        "grpo_config.temperature": 0.7,
+        "grpo_config.max_completion_length": 8,
+        "training_config.learning_rate": 1e-4,
+        "training_config.max_steps": 2,
     },
     "ORPO with every weight": {
         "data.path": "example:pirate_preferences",

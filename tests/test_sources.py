@@ -177,7 +177,7 @@ def test_count_columns_and_limit(tmp_path: Path) -> None:
     assert open_source(DataConfig(path=str(path))).count == 8
     jsonl = write(tmp_path / "a.jsonl", JSONL + '{"late": 1}')
     assert open_source(DataConfig(path=str(jsonl))).columns == ["question", "answer", "late"]
-    assert open_source(DataConfig(path=str(jsonl))).count is None
+    assert open_source(DataConfig(path=str(jsonl))).count == 8
 
 
 def test_progress_goes_up_to_one(tmp_path: Path) -> None:

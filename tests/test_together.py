@@ -29,6 +29,7 @@ from phi3lora.training import processes
 from phi3lora.training.launcher import as_launched, sharing
 from phi3lora.training.trainer import train
 from tests import fake_training
+from tests.bases import make_speaker
 from tests.fake_training import kill_all, pid_of, wait, wait_for
 from tests.together import ROOT, Scenario, trained
 
@@ -77,6 +78,19 @@ ZERO: dict[str, dict[str, Any]] = {SLICES: DDP[SLICES], "all weights": ALL}
 WITH_DEEPSPEED = ("zero2", "zero3")
 Found = dict[str, dict[str, dict[str, Any]]]  # what was seen, by way and kind
 STOPPED = "stopped and resumed"
+# One group of eight answers, of which each process gives and learns a half.
+GRPO: dict[str, Any] = {
+    "method": "grpo",
+    "data.path": "example:sums",
+    "devices": 2,
+    "training_config.gradient_accumulation_steps": 2,
+    "training_config.learning_rate": 1e-3,
+    "grpo_config.num_generations": 8,
+    "grpo_config.max_completion_length": 12,
+    "grpo_config.length": 40,
+    "grpo_config.beta": 0.1,
+}
+ANSWERS, ANSWERS_STOPPED = "GRPO", "GRPO, stopped and resumed"
 SAVING = {"training_config.save_strategy": "steps", "training_config.save_steps": 10}
 
 
@@ -87,10 +101,19 @@ def scenarios(kinds: dict[str, dict[str, Any]]) -> dict[str, Scenario]:
     return {**found, STOPPED: Scenario({**first, **SAVING}, stop_after=2, again=True)}
 
 
+def answering(base: Path) -> dict[str, Scenario]:
+    """Four updates by answers of the model's own; and the same, stopped after the second."""
+    changes = {**BASE, **GRPO, "model.path": str(base), BATCH: 2}
+    stopped = Scenario({**changes, **SAVING}, stop_after=2, again=True)
+    return {ANSWERS: Scenario(changes), ANSWERS_STOPPED: stopped}
+
+
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> tuple[Found, Path]:
     folder = tmp_path_factory.mktemp("together")
-    return trained({way: scenarios(kinds) for way, kinds in WAYS.items()}, folder), folder
+    wanted = {way: scenarios(kinds) for way, kinds in WAYS.items()}
+    wanted["ddp"] |= answering(make_speaker(folder / "base"))
+    return trained(wanted, folder), folder
 
 
 @pytest.mark.parametrize(("way", "kind"), [(way, kind) for way in WAYS for kind in WAYS[way]])
@@ -100,8 +123,8 @@ def test_two_processes_are_one_with_the_same_batch(
     compare(WAYS[way][kind], found[0][way][kind], found[1] / way / kind, tmp_path)
 
 
-def compare(changes: dict[str, Any], seen: dict[str, Any], folder: Path, alone: Path) -> None:
-    """Losses, accuracy, tokens and weights of two processes are those of one."""
+def compare(changes: dict[str, Any], seen: dict[str, Any], folder: Path, alone: Path) -> list[Any]:
+    """Losses, accuracy, tokens and weights of two processes are those of one: its steps."""
     events: list[Any] = []
     train(RunConfig().with_values({**BASE, **changes, BATCH: 4}), alone, events.append)
     steps = [event for event in events if event.kind == "step" and event.loss is not None]
@@ -117,6 +140,7 @@ def compare(changes: dict[str, Any], seen: dict[str, Any], folder: Path, alone: 
     apart = 1e-5 if near == CLOSE and "model.quantization" not in changes else 1e-3
     for name in ours:
         torch.testing.assert_close(theirs[name], ours[name], atol=apart, rtol=0, check_dtype=False)
+    return steps
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -167,6 +191,36 @@ def test_zero_is_one_process_with_the_same_batch(
 @pytest.mark.parametrize("way", WITH_DEEPSPEED)
 def test_zero_stops_and_goes_on(spread: tuple[Found, Path], way: str) -> None:
     resumed(spread[0][way], spread[1] / way, next(iter(ZERO)))
+
+
+def test_two_processes_learn_from_their_answers_as_one_would(
+    found: tuple[Found, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each draws answers of its own, so one is given what both drew: rewards and groups are one."""
+    from tests.together.answers import Repeater
+
+    seen = found[0]["ddp"][ANSWERS]
+    assert [len(answers) for answers in seen["answers"]] == [8] * 4
+    assert len(set(map(str, seen["answers"][0]))) > 4, "no process repeats the other's"
+    Repeater.said = iter(seen["answers"])
+    monkeypatch.setattr("phi3lora.training.grpo.FastGRPOTrainer", Repeater)
+    alone = {**GRPO, "model.path": str(found[1] / "base"), "devices": 1}
+    steps = compare(alone, seen, found[1] / "ddp" / ANSWERS, tmp_path)
+    assert seen["rewards"] == pytest.approx([step.reward for step in steps], abs=1e-6)
+    assert seen["norms"] == pytest.approx([step.grad_norm for step in steps], rel=1e-3)
+    assert len(set(seen["rewards"])) > 1
+
+
+def test_answers_of_two_processes_go_on_where_they_stopped(found: tuple[Found, Path]) -> None:
+    """Each goes on with its own random numbers, to the bit."""
+    whole, stopped = (found[0]["ddp"][name] for name in (ANSWERS, ANSWERS_STOPPED))
+    assert stopped["outcomes"] == ["stopped", "finished"]
+    for what in ("answers", "losses", "rewards", "norms", "tokens"):
+        assert stopped[what] == whole[what], what
+    ours, theirs = (
+        weights(found[1] / "ddp" / name / "adapter") for name in (ANSWERS, ANSWERS_STOPPED)
+    )
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 # A run of the app on several devices

@@ -67,6 +67,8 @@ INSPECTION = SimpleNamespace(
     lengths=array("I", [20, 24, 300]),
     answers=None,
     rejected_preview=[],
+    places=[(0, 4)],
+    preview_lengths=[20],
     preview_tokens=[[{"text": "<|user|>\n", "supervised": False}]],
     preview=[
         [
@@ -446,7 +448,7 @@ def test_each_tab_owns_its_choice(app: Any, tmp_path: Path) -> None:
     emptied, choices = data.on_file(None, choices, request())
     assert emptied == ""
     assert data.on_source("Your file", choices)[-1] == ""
-    assert data.on_result("ann/chat", choices)[2] == "ann/chat"
+    assert data.on_result("ann/chat", choices, request())[2] == "ann/chat"
 
 
 def test_a_tab_without_data_says_so_and_launches_nothing(app: Any) -> None:
@@ -561,7 +563,7 @@ def test_yaml_fills_the_form_or_says_why_not(app: Any) -> None:
     page = page_of(train_page, app)
     _, *values = page.on_yaml("peft_config: {r: 4}\ndata: {path: a.jsonl}")
     filled = dict(zip(page.fields.by_name, values, strict=False))
-    assert values[-6] == "Your file", "the tab follows the data"
+    assert values[-7] == "Your file", "the tab follows the data"
     assert (filled["peft_config.r"], filled["data.path"]) == ("4", "a.jsonl")
     with pytest.raises(gr.Error, match="unknown option"):
         page.on_yaml("peft_config: {banana: 4}")

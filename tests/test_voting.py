@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import gradio as gr
 import pytest
 
 from phi3lora.app.application import Application
@@ -14,10 +16,12 @@ from phi3lora.app.callers import Caller
 from phi3lora.app.comparing import BUNDLED, Sides
 from phi3lora.app.voting import ENOUGH, _judged, dataset_card
 from phi3lora.chat.options import Options
-from phi3lora.chat.votes import Tally
+from phi3lora.chat.votes import Tally, Vote
 from phi3lora.errors import AccessError, HubError, RunError
 from phi3lora.hub import access, sending
 from phi3lora.settings import Settings
+from phi3lora.ui.votes_panel import VotesPanel
+from tests import stage
 from tests.hub import LoopbackHub
 
 ME = Caller("local", None)
@@ -195,6 +199,57 @@ def test_the_terminal_counts_exports_and_configures(
     assert typed("train", BUNDLED).startswith("2 Error: Not enough votes yet")
 
 
+def test_two_and_three_stand_with_a_rate_and_an_interval(
+    app: Application, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the page says of a tournament, and of each two of the three, at the terminal."""
+    from typer.testing import CliRunner
+
+    from phi3lora import cli
+
+    monkeypatch.setenv("PHI3LORA_HOME", str(app.settings.home))
+    pirate, poet = (stage.finished(app.launching.store, name).id for name in ("Pirate", "Poet"))
+
+    def won(name: str, against: str, times: int, choice: Any = "left") -> None:
+        for number in range(times):
+            pair = f"{name} {against} {choice} {number}"
+            app.comparing.vote(Vote(name, pair, choice, "tuned", against=against))
+
+    won(pirate, poet, 12)
+    won(poet, "", 3)
+    won(poet, "", 3, "right")
+    won(poet, pirate, 1, "tie")
+    won(f"{pirate} × 0.5", "", 2)
+
+    def typed(*arguments: str) -> str:
+        result = CliRunner().invoke(cli.app, ["votes", *arguments])
+        return f"{result.exit_code} {result.output}"
+
+    shown = typed("standings", pirate, "base", poet)
+    assert shown.splitlines() == [
+        f"0 {pirate}: 12 of 12 rounds; wins 100% (95 % interval 76% to 100%), better",
+        "base: 3 of 6 rounds; wins 50% (95 % interval 19% to 81%), which cannot tell them apart",
+        f"{poet}: 3 of 18 rounds; wins 17% (95 % interval 6% to 39%), worse",
+        "",
+        f"{pirate} against {poet}: 12 to 0, 1 tie, 0 both bad; "
+        "wins 100% (95 % interval 76% to 100%), better",
+        f"{pirate} against base: 0 to 0, 0 ties, 0 both bad; "
+        "cannot be told apart yet: no vote had a winner",
+        f"{poet} against base: 3 to 3, 0 ties, 0 both bad; "
+        "wins 50% (95 % interval 19% to 81%), which cannot tell them apart",
+    ]
+    told = json.loads(typed("standings", poet, pirate, "--json").removeprefix("0 "))
+    assert [place["name"] for place in told["places"]] == [pirate, poet]
+    (met,) = told["meetings"]
+    assert (met["name"], met["base"], met["ties"], met["verdict"]) == (poet, 12, 1, "worse")
+    assert typed("show", pirate).startswith("0 0 blind votes")
+    assert typed("show", pirate, "--strength", "0.5").startswith("0 2 blind votes: 2 tuned")
+    half = typed("standings", f"{pirate} × 0.5", "base").splitlines()
+    assert half[0].startswith(f"0 {pirate} × 0.5: 2 of 2 rounds; wins 100%")
+    assert "expected two or more" in typed("standings", pirate, pirate)
+    assert typed("standings", pirate, "nobody").startswith("2 Error: There is no run 'nobody'")
+
+
 @pytest.mark.parametrize(
     ("left", "right", "choice"),
     [(2.0, 1.0, "left"), (0.0, 1.0, "right"), (1.0, 1.0, "tie"), (0.0, 0.0, "both bad")],
@@ -223,3 +278,34 @@ def test_a_rule_that_cannot_be_is_named(app: Application, tmp_path: Path, monkey
         assert done.exit_code == 2, done.output
         assert said in done.output
     assert app.comparing.tally(BUNDLED).votes == 0
+
+
+def test_the_page_pushes_and_says_where_they_are(ann: LoopbackHub, app: Application) -> None:
+    """Private by choice, again in the same place, and no longer once the rights are gone."""
+    with gr.Blocks():
+        panel = VotesPanel(app)
+    app.callers.caller = lambda session: ANN  # type: ignore[method-assign]
+    request = SimpleNamespace(session_hash="tab")
+
+    def push(repo: str, private: bool) -> str:
+        *_, said = panel.on_push(BUNDLED, "", f" {repo} ", private, request)
+        return said
+
+    assert 'class="notice green"' in push("ann/votes", True)
+    assert ann.repo("dataset", "ann/votes").private
+    said = push("ann/votes", True)
+    assert f'href="{ann.url}/datasets/ann/votes"' in said
+    assert 'rel="noopener">ann/votes</a>' in said
+    assert b"3 blind votes" in ann.files("dataset", "ann/votes")["README.md"]
+    assert 'class="notice green"' in push("ann/open", False)
+    assert not ann.repo("dataset", "ann/open").private
+    cast(app, "right", 9)
+    assert "open to everybody" in push("ann/open", True), "nothing more is published by mistake"
+    assert ann.files("dataset", "ann/open")["votes.jsonl"].count(b"\n") == 3
+    for repo in ("<b>", "bob/votes", ""):
+        assert 'class="notice red"' in push(repo, True)
+        assert "<b>" not in push(repo, True)
+    ann.revoke("hf_ann")
+    access._IDENTITIES.clear()
+    assert 'class="notice red"' in push("ann/votes", True)
+    assert ann.files("dataset", "ann/votes")["votes.jsonl"].count(b"\n") == 3

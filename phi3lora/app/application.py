@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from phi3lora.app.callers import Callers
 from phi3lora.app.comparing import Comparing
 from phi3lora.app.datasets import Datasets
+from phi3lora.app.editing import Editing
 from phi3lora.app.launching import Launching
 from phi3lora.app.models import Models
 from phi3lora.app.preflights import PreflightPool, Preflights
@@ -65,6 +66,11 @@ class Application:
             views,
             preflights,
         )
+
+    @property
+    def editing(self) -> Editing:
+        """What can be done to single rows of data."""
+        return Editing(self.settings, self.preflights)
 
     @property
     def voting(self) -> Voting:

@@ -8,6 +8,7 @@ for pair in comparing.reply(subject, base, tuned, options, caller=caller): ...
 
 from __future__ import annotations
 
+import re
 import secrets
 import threading
 import time
@@ -143,6 +144,20 @@ class Place:
     won: int = 0
     decided: int = 0
 
+    @property
+    def tally(self) -> Tally:
+        """The same rounds as a tally against all others, for a win rate with its interval."""
+        return Tally(self.won, self.decided - self.won)
+
+
+@dataclass(frozen=True)
+class Meeting:
+    """The votes on two of several; the tally's `tuned` is `name`, its `base` is `against`."""
+
+    name: str
+    against: str
+    tally: Tally
+
 
 class Comparing:
     """Names into subjects, subjects into answers, answers into votes.
@@ -212,6 +227,13 @@ class Comparing:
     def runs(self, caller: Caller) -> list[Run]:
         """The caller's runs that can be compared, newest first."""
         return [run for run in self._store.list(caller.name) if run.has_result]
+
+    def called(self, name: str, caller: Caller) -> str:
+        """What to call a subject without opening it: a run of the caller's by its title."""
+        if name in ("", BUNDLED):
+            return PIRATE.name if name else "Base"
+        run = self._own(name, caller)
+        return run.title if run else name
 
     def suggestions(self, name: str, caller: Caller) -> list[str]:
         """Prompts to try: held-out ones of the run's report, else of the pocket world."""
@@ -381,16 +403,19 @@ class Comparing:
         """Blind votes on an adapter beside its base, or beside something else."""
         return self._book.tally(adapter, against)
 
+    def meetings(self, names: Sequence[str]) -> list[Meeting]:
+        """The votes on every two of several; "" is the base, which stands second."""
+        pairs = combinations(sorted(dict.fromkeys(names), key=lambda name: not name), 2)
+        return [Meeting(one, other, self.tally(one, other)) for one, other in pairs]
+
     def tournament(self, names: Sequence[str]) -> list[Place]:
         """How several stand by the votes on every two of them, the best first; "" is the base."""
         won, decided = dict.fromkeys(names, 0), dict.fromkeys(names, 0)
-        for one, other in combinations(dict.fromkeys(names), 2):
-            name, against = (one, other) if one else (other, one)
-            tally = self.tally(name, against)
-            won[name] += tally.tuned
-            won[against] += tally.base
-            for each in (name, against):
-                decided[each] += tally.tuned + tally.base
+        for met in self.meetings(names):
+            won[met.name] += met.tally.tuned
+            won[met.against] += met.tally.base
+            for each in (met.name, met.against):
+                decided[each] += met.tally.tuned + met.tally.base
         places = [Place(name, won[name], decided[name]) for name in won]
         return sorted(places, key=lambda one: -one.won / max(one.decided, 1))
 
@@ -424,23 +449,34 @@ class ComparingOne(Comparing):
 
     def suggestions(self, name: str, caller: Caller) -> list[str]:
         """The held-out prompts of its card; else those of the pocket world."""
-        try:
-            result = self.subject(name, caller).result
-        except Phi3LoraError:
-            result = None  # why it cannot be had is said where it is loaded
-        prompts = _prompts_on_card(result) if result else []
+        prompts = [row["prompt"] for row in self._on_card(caller)]
         return prompts or super().suggestions(name, caller)
 
+    def kept_answers(self, name: str, caller: Caller) -> Sample | None:
+        """A held-out prompt with what both said to it, from its card; None without one."""
+        for row in self._on_card(caller):
+            if row.get("base") and row.get("tuned"):
+                return Sample(row["prompt"], row["base"], row["tuned"])
+        return None
 
-def _prompts_on_card(folder: Path) -> list[str]:
-    """Held-out prompts on the card beside a result, short ones."""
-    from phi3lora.hub.card import prompts_of
+    def _on_card(self, caller: Caller) -> list[dict[str, str]]:
+        """The samples of its card; why it cannot be had is said where it is loaded."""
+        try:
+            result = self.subject(self.repo, caller).result
+        except Phi3LoraError:
+            return []
+        return _samples_on_card(result) if result else []
+
+
+def _samples_on_card(folder: Path) -> list[dict[str, str]]:
+    """Held-out rows on the card beside a result, those with a short prompt."""
+    from phi3lora.hub.card import samples_of
 
     try:
         card = (folder / "README.md").read_text(encoding="utf-8")
     except (OSError, ValueError):
         return []
-    return [prompt for prompt in prompts_of(card) if len(prompt) <= LONGEST_PROMPT]
+    return [row for row in samples_of(card) if 0 < len(row["prompt"]) <= LONGEST_PROMPT]
 
 
 def with_calls(content: str, tool_calls: list[dict[str, Any]]) -> str:
@@ -519,18 +555,31 @@ def best_sample(folder: Path) -> Sample | None:
     return None
 
 
-def titles(subject: Subject, options: Options) -> tuple[str, str]:
-    """What to call the columns of base and tuned: names where two adapters stand there."""
+def titles(subject: Subject, options: Options, *, among_three: bool = False) -> tuple[str, str]:
+    """What to call the columns of base and tuned: names where two adapters stand there, or three.
+
+    Args:
+        among_three: whether this is a round of a tournament, where two may be tuned.
+    """
     if subject.against is None:
-        return "Base", _scaled_name("Tuned", options.strength)
+        return "Base", _scaled_name(subject.name if among_three else "Tuned", options.strength)
     other = _scaled_name(subject.against.name, options.against_strength)
     own = _scaled_name(subject.name, options.strength)
     return (other, own) if other != own else (f"{other} (1)", f"{own} (2)")
 
 
+_SCALED = re.compile(r"(.+) × [0-9.e+-]+")
+
+
 def _scaled_name(name: str, strength: float) -> str:
     """`Pirate`, or `Pirate × 0.5`: what has another strength is another thing to vote on."""
     return name if strength == 1 else f"{name} × {strength:g}"
+
+
+def without_strength(name: str) -> str:
+    """The subject of a name that votes are counted under: of `Pirate × 0.5`, `Pirate`."""
+    found = _SCALED.fullmatch(name)
+    return found[1] if found else name
 
 
 def named_for_votes(adapter: str, against: str, options: Options) -> tuple[str, str]:

@@ -138,6 +138,7 @@ class Launching:
         if job:
             return self.machines.preflight(config, job, caller, speed)
         found = self._preflights.preflight(config, caller.token, speed, caller.name)
+        found = self.machines.here(found, caller)
         if backend_for(config, self.settings) == "zerogpu":
             check = quota_check(config, found, caller.known_identity())
             found = replace(found, checks=[*found.checks, check])

@@ -21,6 +21,7 @@ from phi3lora.config import POCKET, RunConfig
 from phi3lora.errors import HubError, Phi3LoraError
 from phi3lora.hub.access import Identity
 from phi3lora.hub.jobs import JobRequest, check_may_run, find_flavor, flavors, time_limit
+from phi3lora.hub.machine import hourly
 from phi3lora.runs.copies import rows_that_leave
 from phi3lora.runs.store import with_whole_paths
 from phi3lora.settings import Settings
@@ -77,7 +78,14 @@ class Machines:
         if found.base and found.estimate:
             offer = offer_of(config, flavor, found.base, found.estimate)
             checks.append(_price(job, offer, who, config.devices))
+            found = priced(found, flavor.dollars(3600), offer.seconds)
         return replace(found, checks=checks)
+
+    def here(self, found: Preflight, caller: Caller) -> Preflight:
+        """With the price of this machine: a Space's own; on one's own machine there is none."""
+        if self._settings.space_id is None or self._settings.zero_gpu:
+            return found
+        return priced(found, hourly(self._settings.space_id, caller.token))
 
     def _may_leave(self, config: RunConfig, who: Identity, owner: str, token: str) -> list[Check]:
         """Whether the run has all it needs on another machine, and the sign-in may order one."""
@@ -87,6 +95,20 @@ class Machines:
         except Phi3LoraError as error:
             return [Check("Job", "red", str(error))]
         return []
+
+
+def priced(found: Preflight, rate: float | None, seconds: float | None = None) -> Preflight:
+    """An estimate with what the run costs.
+
+    Args:
+        rate: dollars an hour; None where nothing is paid.
+        seconds: for which the machine is paid, where that is more than the training.
+    """
+    if found.estimate is None or rate is None:
+        return found
+    known = seconds or found.estimate.seconds
+    cost = rate * known / 3600 if known else None
+    return replace(found, estimate=replace(found.estimate, dollars_an_hour=rate, dollars=cost))
 
 
 def cheapest(offers: list[Offer]) -> Offer | None:

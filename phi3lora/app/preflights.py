@@ -40,6 +40,7 @@ from phi3lora.training.preflight import (
 if TYPE_CHECKING:
     from phi3lora.data.columns import Columns
     from phi3lora.data.findings import Finding
+    from phi3lora.data.opened import OpenRow
 
 WORKERS = 2  # a long preflight of one visitor leaves room for another's
 CACHED = 32
@@ -141,6 +142,13 @@ class Preflights:
         """
         function = _odd_under_base if likelihood else _to_leave_out
         found: list[Finding] = self._call(person, function, config, token)
+        return found
+
+    def row(
+        self, config: RunConfig, token: str | None, person: str, number: int, source: int
+    ) -> OpenRow:
+        """A row of a source by its number, with its texts. Raises DataError or HubError."""
+        found: OpenRow = self._call(person, _row, config, token, number, source)
         return found
 
     def hardware(self) -> Hardware:
@@ -312,14 +320,27 @@ def _parts(path: str, name: str | None, token: str | None) -> tuple[list[str], l
 def _to_leave_out(config: RunConfig, token: str | None) -> list[Finding]:
     """In the helper: what the first rows hold, whatever the config leaves out of them."""
     from phi3lora.data.inspection import inspect
+
+    tokenizer = _tokenizer(config, token)
+    looked = config.with_values({"data.leave_out": []})
+    seen = inspect(looked, tokenizer, token=token, limit=PREVIEW_ROWS, findings=True)
+    return [replace(finding, rows=finding.rows[:FINDING_ROWS]) for finding in seen.findings]
+
+
+def _tokenizer(config: RunConfig, token: str | None) -> Any:
+    """Of the base that would be trained; no weights are read."""
     from phi3lora.models.base import resolve_path
     from phi3lora.models.loading import load_tokenizer
 
     path = resolve_path(config.model.path, detect_hardware(config.model.device))
-    tokenizer = load_tokenizer(path, config.model.revision, token, weights=False)
-    looked = config.with_values({"data.leave_out": []})
-    seen = inspect(looked, tokenizer, token=token, limit=PREVIEW_ROWS, findings=True)
-    return [replace(finding, rows=finding.rows[:FINDING_ROWS]) for finding in seen.findings]
+    return load_tokenizer(path, config.model.revision, token, weights=False)
+
+
+def _row(config: RunConfig, token: str | None, number: int, source: int) -> OpenRow:
+    """In the helper: one row, as training would read it."""
+    from phi3lora.data.opened import open_row
+
+    return open_row(config, number, _tokenizer(config, token), source=source, token=token)
 
 
 def _odd_under_base(config: RunConfig, token: str | None) -> list[Finding]:

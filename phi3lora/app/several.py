@@ -13,6 +13,7 @@ from typing import Any
 from phi3lora import words
 from phi3lora.app.views import Follower, RunView
 from phi3lora.errors import Phi3LoraError, RunError
+from phi3lora.runs.permission import is_run
 from phi3lora.runs.store import Run
 
 FEWEST, MOST = 2, 5
@@ -92,3 +93,12 @@ def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]
             yield from _flat(value, f"{prefix}{name}.")
         else:
             yield prefix + name, "not set" if value is None else str(value)
+
+
+def run_before(run: Run) -> str:
+    """The id of the run whose result this one went on from; empty where it began anew."""
+    try:
+        start = run.config.model.adapter or ""
+    except Phi3LoraError:
+        return ""
+    return start if is_run(start) else ""

@@ -29,6 +29,10 @@ from phi3lora.runs.store import Run, RunStore
 
 KEPT = 64  # runs whose events stay folded in memory
 POINTS = 4000  # of a curve, at least, once a run has logged as many
+LOGGED = (  # figures that not every step has
+    *("loss", "learning_rate", "grad_norm", "token_accuracy", "tokens_per_second"),
+    *("reward", "reward_margin", "reward_accuracy"),
+)
 FRESH = 0.8  # seconds for which a list of runs answers everybody's pulse
 
 
@@ -45,7 +49,11 @@ class RunView:
     notices: list[Notice] = field(default_factory=list)
     losses: list[tuple[int, float]] = field(default_factory=list)  # (step, loss)
     rates: list[tuple[int, float]] = field(default_factory=list)  # (step, learning rate)
+    speeds: list[tuple[int, float]] = field(default_factory=list)  # (step, tokens a second)
+    memory: list[tuple[int, float]] = field(default_factory=list)  # (step, bytes)
     held_out: list[tuple[int, float]] = field(default_factory=list)  # (step, loss)
+    rewards: list[tuple[int, float]] = field(default_factory=list)  # (step, reward or its margin)
+    held_out_rewards: list[tuple[int, float]] = field(default_factory=list)
     clock: list[tuple[int, float]] = field(default_factory=list)  # (step, seconds since 1970)
 
     def add(self, event: Event) -> None:
@@ -55,6 +63,8 @@ class RunView:
         elif isinstance(event, Evaluated):
             self.evaluated = event
             self.held_out.append((event.step, event.loss))
+            if (reward := earned(event)) is not None:
+                self.held_out_rewards.append((event.step, reward))
         elif isinstance(event, Resumed):
             self._rewind(event.step)
         elif isinstance(event, Notice):
@@ -71,23 +81,32 @@ class RunView:
             add_point(self.losses, (event.step, event.loss))
         if event.learning_rate is not None:
             add_point(self.rates, (event.step, event.learning_rate))
+        if event.speed is not None:
+            add_point(self.speeds, (event.step, event.speed))
+        if event.memory is not None:
+            add_point(self.memory, (event.step, float(event.memory)))
+        if (reward := earned(event)) is not None:
+            add_point(self.rewards, (event.step, reward))
 
     def _rewind(self, step: int) -> None:
         """What came after the checkpoint is done again, so it is forgotten."""
         self.ended = None
-        for points in (self.losses, self.rates, self.held_out, self.clock):
+        machine, rewards = (self.speeds, self.memory), (self.rewards, self.held_out_rewards)
+        curves = (self.losses, self.rates, self.held_out, self.clock, *machine, *rewards)
+        for points in curves:
             points[:] = [point for point in points if point[0] <= step]
+
+
+def earned(event: Step | Evaluated) -> float | None:
+    """What a method that knows rewards says: of own answers, or of better less worse ones."""
+    return event.reward if event.reward is not None else event.reward_margin
 
 
 def kept(step: Step, before: Step | None) -> Step:
     """A step whose figures that were not logged are those of the one before."""
     if before is None:
         return step
-    missing = {
-        name: getattr(before, name)
-        for name in ("loss", "learning_rate", "grad_norm", "token_accuracy", "tokens_per_second")
-        if getattr(step, name) is None
-    }
+    missing = {name: getattr(before, name) for name in LOGGED if getattr(step, name) is None}
     return replace(step, **missing)
 
 

@@ -13,13 +13,22 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from phi3lora.app.callers import SIGN_IN, Caller
-from phi3lora.app.comparing import Comparing, Sides, Subject, draw_sides, named_for_votes
+from phi3lora.app.comparing import (
+    Comparing,
+    Meeting,
+    Place,
+    Sides,
+    Subject,
+    draw_sides,
+    named_for_votes,
+    without_strength,
+)
 from phi3lora.app.datasets import Datasets
 from phi3lora.app.launching import LONGEST_TITLE, Launching
 from phi3lora.chat.options import SETTINGS, Options
@@ -69,6 +78,14 @@ class Standing:
         return f"{have}: enough to train on with {self.method.upper()}."
 
 
+@dataclass(frozen=True)
+class Standings:
+    """How several stand by the votes on every two of them: the best first, and each two."""
+
+    places: list[Place]
+    meetings: list[Meeting]
+
+
 class Voting:
     """What can be done with votes."""
 
@@ -78,20 +95,35 @@ class Voting:
         self.settings = settings
         self._comparing, self._datasets, self._launching = comparing, datasets, launching
 
-    def standing(self, adapter: str, caller: Caller, against: str = "") -> Standing:
+    def standing(
+        self, adapter: str, caller: Caller, against: str = "", options: Options | None = None
+    ) -> Standing:
         """Counts alone, which whoever may compare the adapter may see.
 
-        The tally is of the votes beside `against`, or the base; the rest of all votes on it.
+        The tally is of the votes beside `against`, or the base, at the strengths that the options
+        name; the rest of all votes on it.
         """
         self._comparing.opposed(adapter, against, caller)
         votes = self._comparing.votes(adapter)
         usable = [vote for vote in votes if _is_usable(vote)]
         return Standing(
-            self._comparing.tally(adapter, against),
+            self._comparing.tally(*named_for_votes(adapter, against, options or Options())),
             pairs=sum(vote.winner is not None for vote in usable),
             bad=sum(vote.choice == "both bad" for vote in usable),
             untold=sum(vote.row() is None for vote in votes),
         )
+
+    def standings(self, names: Sequence[str], caller: Caller) -> Standings:
+        """How two, three or more stand among each other; an empty name is the base.
+
+        Raises ConfigError for fewer than two, and what `Comparing.subject` does.
+        """
+        if len(set(names)) < 2:
+            message = "expected two or more to compare; `base` is the base itself."
+            raise ConfigError([Problem("NAME", message)])
+        for name in names:
+            self._comparing.subject(without_strength(name), caller)
+        return Standings(self._comparing.tournament(names), self._comparing.meetings(names))
 
     def cast(
         self,
@@ -207,13 +239,13 @@ class Voting:
 
         An earlier one by this name is brought up to date. Raises AccessError without a token or
         for others' votes, RunError for none, HubError for a name that is somebody's, or something,
-        else.
+        else, and for an open dataset that is meant to be private.
         """
         from phi3lora.hub.sending import create, send
 
         rows = self.rows(adapter, caller)
         token = caller.needed_token(SIGN_IN)
-        _check_target(repo, caller, token)
+        _check_target(repo, caller, token, private)
         card = dataset_card(repo, rows, self._comparing.tally(adapter))
         url = create(token, repo, kind="dataset", private=private)
         contents = {VOTES: _lines(rows), "README.md": card.encode()}
@@ -265,8 +297,8 @@ class Voting:
         return config.with_values(changes)
 
 
-def _check_target(repo: str, caller: Caller, token: str) -> None:
-    """Raises HubError where votes would stand in another's place, or in another dataset's."""
+def _check_target(repo: str, caller: Caller, token: str, private: bool) -> None:
+    """Raises HubError where votes would stand in another's place, in another dataset's, or open."""
     from phi3lora.hub.client import find_repo, is_hub_id
     from phi3lora.hub.upload import BARE, check_owner
 
@@ -279,6 +311,11 @@ def _check_target(repo: str, caller: Caller, token: str) -> None:
         raise HubError(
             f"{repo} holds something else than votes; choose another name, so that nothing of it "
             "is lost."
+        )
+    if info is not None and private and not info.private:
+        raise HubError(
+            f"{repo} is open to everybody on the Hub. Make it private in its settings there, "
+            "choose another name, or untick Private."
         )
 
 

@@ -39,8 +39,10 @@ if TYPE_CHECKING:
     from phi3lora.chat.serving import Serving
 
 MOST_ACTIVE = 8  # requests that are answered together
+NEWCOMERS = 2  # more that may join them at once, for their first turn
 MOST_WAITING = 32  # requests in the queue; more are refused
 LONGEST_PAUSE = 10.0  # turns after whose beginning an answer is no longer overtaken by new ones
+LONGER = 2  # times the tokens of a question and its answer, from which a shorter one goes first
 POLL_SECONDS = 1.0  # how often the engine checks whether a training needs its memory
 RELOAD_PATIENCE = 3.0  # times the loading time that a base is kept while another is waited for
 BYTES = {"none": 0, "nf4": 0.6, "fp4": 0.6, "int8": 1.1}  # of a weight; 0: by its precision
@@ -123,17 +125,24 @@ class ChatEngine(Answering):
                     f"{MOST_WAITING} questions are waiting for an answer already. Ask again in a "
                     "moment."
                 )
-            self._waiting.insert(self._place(), request)
+            self._waiting.insert(self._place(request), request)
             if not self._alive():  # the first request; or a forked process, which has no thread
                 self._thread = threading.Thread(target=self._serve, name="chat", daemon=True)
                 self._thread.start()
             self._changed.notify_all()
 
-    def _place(self) -> int:
-        """Where a new request waits: before answers that had a turn lately, who go on after it."""
+    def _place(self, request: Request) -> int:
+        """Where a request waits: before those that go on after it, else last.
+
+        These are answers that have said more, and longer questions; but nobody is overtaken for
+        longer than `LONGEST_PAUSE`.
+        """
         lately = time.monotonic() - LONGEST_PAUSE * self._turn_seconds
-        had = [bool(one.columns) and one.turn_began > lately for one in self._waiting]
-        return had.index(True) if True in had else len(had)
+        for place, one in enumerate(self._waiting):
+            longer = one.base == request.base and one.promised > LONGER * request.promised
+            if one.waiting_since > lately and (one.said > request.said or longer):
+                return place
+        return len(self._waiting)
 
     def _news(self, request: Request) -> Iterator[Pair]:
         """What is new about a request, whenever something is."""
@@ -236,14 +245,15 @@ class ChatEngine(Answering):
         paused = [request for request in self._waiting if request.columns and request is not head]
         promised = sum(request.promised for request in [*self._active, head, *paused])
         other_base = serving.base != head.base
-        if not other_base and len(self._active) < MOST_ACTIVE and serving.make_room(promised):
+        most = MOST_ACTIVE + (0 if head.columns else NEWCOMERS)
+        if not other_base and len(self._active) < most and serving.make_room(promised):
             return True
         turn = max(self._turn_seconds, RELOAD_PATIENCE * serving.load_seconds * other_base)
-        first = min(self._active, key=lambda request: request.turn_began)
-        if time.monotonic() - first.turn_began > turn:
+        began = time.monotonic() - turn
+        if had := [request for request in self._active if request.turn_began < began]:
             with self._changed:
-                self._active.remove(first)
-                self._waiting.append(first)
+                self._active.remove(one := max(had, key=lambda request: request.said))
+                self._waiting.insert(self._place(one), one)
         return False
 
     def _start(self, request: Request) -> None:

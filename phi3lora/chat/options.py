@@ -18,6 +18,7 @@ from phi3lora.errors import ConfigError, Problem
 
 Side = Literal["base", "tuned"]
 BOTH: tuple[Side, Side] = ("base", "tuned")
+BASE = "base"  # what people call the base itself beside adapters, whose name is empty below
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -53,6 +54,7 @@ class Request:
         serving: the loaded base that `columns` belong to; None before, and when it was released.
         notes: what is being done for it, oldest first; the last is shown.
         notices: what to know about base and adapter.
+        asked: when it came, in seconds of the monotonic clock.
         turn_began: when it last got the model, in seconds of the monotonic clock.
         changes: goes up whenever there is something new to read.
         cancelled: its reader is gone.
@@ -70,6 +72,7 @@ class Request:
     serving: Serving | None = None
     notes: list[str] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
+    asked: float = field(default_factory=time.monotonic)
     turn_began: float = 0.0
     changes: int = 0
     cancelled: bool = False
@@ -86,6 +89,16 @@ class Request:
     def open_columns(self) -> list[Column]:
         """The answers that have not ended."""
         return [column for column in self.columns.values() if not column.done]
+
+    @property
+    def said(self) -> int:
+        """Tokens of its answers so far."""
+        return sum(column.new for column in self.columns.values())
+
+    @property
+    def waiting_since(self) -> float:
+        """When it came, or had its last turn."""
+        return self.turn_began if self.columns else self.asked
 
     @property
     def promised(self) -> int:

@@ -135,6 +135,14 @@ class Tally:
         low, high = self.interval
         return "better" if low > 0.5 else "worse" if high < 0.5 else "cannot tell"
 
+    def in_words(self) -> str:
+        """`wins 71% (95 % interval 58% to 82%), better`, or that it cannot tell."""
+        if self.win_rate is None:
+            return "cannot be told apart yet: no vote had a winner"
+        low, high = self.interval
+        say = "which cannot tell them apart" if self.verdict == "cannot tell" else self.verdict
+        return f"wins {self.win_rate:.0%} (95 % interval {low:.0%} to {high:.0%}), {say}"
+
 
 class VoteBook:
     """All votes, in one file; safe for several processes.

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from phi3lora.chat.options import BOTH, SETTINGS, Options
+from phi3lora.chat.options import BASE, BOTH, SETTINGS, Options
 from phi3lora.cli.root import app
 from phi3lora.cli.shared import AsJson, here, tell
 from phi3lora.config import ModelConfig
-from phi3lora.errors import ConfigError, Problem
+from phi3lora.errors import ConfigError, DataError, Problem
+from phi3lora.words import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from phi3lora.app.comparing import Subject
     from phi3lora.chat.options import Pair, Side
 
-BASE = "base"  # the base itself as one of three
 RESULT = "/tool "  # how a line begins that is what a tool answered
 VOTES = {"a": "left", "b": "right", "t": "tie", "n": "both bad"}
 
@@ -55,6 +55,14 @@ def chat(
     ] = None,
     prompt: Annotated[
         str | None, typer.Option(help="Ask this one question, print the answers and exit.")
+    ] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Ask every line of this file, each as a conversation of its own, print a table "
+            "of the answers and exit.",
+        ),
     ] = None,
     blind: Annotated[
         bool,
@@ -99,13 +107,17 @@ def chat(
         tools=_text_or_file(tools),
     )
     names = [adapter, *("" if name == BASE else name for name in against or [""])]
-    _check(names, model, prompt, blind, as_json)
+    _check(names, model, prompt, prompts, blind, as_json)
+    asked = _lines_of(prompts) if prompts else []
     application, caller = here()
     subject = application.comparing.opposed(adapter, names[1], caller)
     if model:
         subject = replace(subject, base=ModelConfig(path=model))
     for note in application.comparing.load(subject, caller):
         tell(note)
+    if asked:
+        _ask_set(application, caller, subject, asked, options, as_json)
+        return
     talk = Talk(application, caller, subject, names, options, blind)
     if prompt is None:
         talk.converse()
@@ -114,15 +126,23 @@ def chat(
 
 
 def _check(
-    names: list[str], model: str | None, prompt: str | None, blind: bool, as_json: bool
+    names: list[str],
+    model: str | None,
+    prompt: str | None,
+    prompts: Path | None,
+    blind: bool,
+    as_json: bool,
 ) -> None:
     wrong, adapter = [], names[0]
     if any(names[1:]) and not adapter:
         wrong.append(Problem("--against", "stands beside an --adapter; name one."))
     if len(names) > 2 and (not blind or len(names) > 3):
         wrong.append(Problem("--against", "is given once, or twice for a --blind tournament."))
-    if as_json and prompt is None:
-        wrong.append(Problem("--json", "answers one question; give it with --prompt."))
+    if as_json and prompt is None and prompts is None:
+        problem = "answers one question or a set; give it with --prompt or --prompts."
+        wrong.append(Problem("--json", problem))
+    if prompts is not None and (prompt is not None or blind):
+        wrong.append(Problem("--prompts", "asks in the open; leave out --prompt and --blind."))
     if blind and not adapter:
         wrong.append(Problem("--blind", "hides which of two answers is whose; name an --adapter."))
     if blind and as_json:
@@ -131,6 +151,43 @@ def _check(
         wrong.append(Problem("--model", "is for the base alone; an adapter names its own base."))
     if wrong:
         raise ConfigError(wrong)
+
+
+def _lines_of(file: Path) -> list[str]:
+    """The prompts of a file, one on each line. Raises DataError."""
+    from phi3lora.app.prompt_sets import prompts_in
+
+    try:
+        return prompts_in(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "it is no text in UTF-8"
+        raise DataError(f"{file} cannot be read: {reason}.") from None
+
+
+def _ask_set(
+    application: Application,
+    caller: Caller,
+    subject: Subject,
+    prompts: list[str],
+    options: Options,
+    as_json: bool,
+) -> None:
+    """Ask them one after the other; a JSON object a line, or a table at the end."""
+    from phi3lora.app.comparing import titles
+    from phi3lora.app.prompt_sets import ask_all
+    from phi3lora.cli.terminal import print_answers, print_json
+
+    rows = []
+    for said in ask_all(application.comparing, subject, prompts, options, caller=caller):
+        if isinstance(said, str):
+            tell(said)
+            continue
+        rows.append(said)
+        if as_json:
+            print_json(asdict(said))
+    if not as_json:
+        names = titles(subject, options) if subject.result else ("Base",)
+        print_answers(names, [(row.prompt, row.base, row.tuned) for row in rows])
 
 
 def _text_or_file(given: str) -> str:
@@ -194,6 +251,21 @@ class Talk:
             last = self._show(prompt)
             self._base.append({"role": "assistant", "content": last.base})
             self._tuned.append({"role": "assistant", "content": last.tuned})
+        if self._blind:
+            self._sum_up()
+
+    def _sum_up(self) -> None:
+        """How all blind votes stand on what was compared here."""
+        from phi3lora.app.comparing import titles
+        from phi3lora.cli.terminal import print_line, print_standings
+
+        if len(self._names) > 2:
+            print_standings(self._voting.standings(self._names, self._caller))
+            return
+        adapter, against = self._names
+        tally = self._voting.standing(adapter, self._caller, against, self._options).tally
+        _, tuned = titles(self._subject, self._options)
+        print_line(f"{counted(tally.votes, 'blind vote')}: {tuned} {tally.in_words()}")
 
     def _show(self, prompt: str) -> Pair:
         from phi3lora.app.comparing import draw_sides, titles

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from phi3lora.cli.root import app
-from phi3lora.cli.shared import AsJson, given, here, pairs, tell
+from phi3lora.cli.shared import AsJson, Changes, given, here, pairs, tell, with_changes
 from phi3lora.config import RunConfig
 from phi3lora.errors import ConfigError, Problem
 from phi3lora.recipes import describe, recipes
+
+if TYPE_CHECKING:
+    from phi3lora.data.opened import OpenRow
 
 
 @app.command()
@@ -27,6 +30,13 @@ def inspect(
     ] = None,
     split: Annotated[
         str | None, typer.Option(help="The split of a Hub dataset, such as train.")
+    ] = None,
+    test_split: Annotated[
+        str | None,
+        typer.Option(
+            help="The split of a Hub dataset that is held out; --findings looks for its rows "
+            "among those to train on."
+        ),
     ] = None,
     revision: Annotated[
         str | None, typer.Option(help="The branch, tag or commit of a Hub dataset.")
@@ -109,10 +119,29 @@ def inspect(
         list[str] | None,
         typer.Option(
             metavar="NUMBER:COLUMN=TEXT",
-            help="Read another text in one cell, by the row's number from 0 and the column; may be "
-            "repeated. The source stays as it is. A config keeps it as `data.edits`.",
+            help="Read another text in one cell, by the row's number from 0 and the column, or the "
+            "place in it, such as `messages.1.content`; may be repeated. The source stays as it "
+            "is. A config keeps it as `data.edits`.",
         ),
     ] = None,
+    keep: Annotated[
+        bool,
+        typer.Option(
+            "--keep",
+            help="Keep the edits and the rows left out in a small file, beside what was kept "
+            "before; the page finds them there, and `train --edits` takes the file.",
+        ),
+    ] = False,
+    row: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            metavar="NUMBER",
+            help="Show each text of the row of this number, counted from 0, with the place that "
+            "--edit takes, and nothing else.",
+        ),
+    ] = None,
+    changes: Changes = None,
     as_json: AsJson = False,
 ) -> None:
     """Show what a dataset holds and what of it would be trained."""
@@ -128,6 +157,7 @@ def inspect(
         "data.path": source,
         "data.name": name,
         "data.split": split,
+        "data.test_split": test_split,
         "data.revision": revision,
         "data.format": format,
         "data.columns": pairs("--column", column),
@@ -141,8 +171,13 @@ def inspect(
         "data.leave_out_rows": leave_out_row,
         "data.edits": _edits(edit) or None,
     }
-    config = RunConfig().with_values(given(values))
+    config = with_changes(RunConfig().with_values(given(values)), changes)
     application, caller = here()
+    if keep:
+        tell(f"Kept in {application.editing.keep(config, caller)}.")
+    if row is not None:
+        _show_row(application.editing.open(config, caller, row), as_json)
+        return
     found = application.datasets.inspect(config, caller, limit, findings=findings)
     figures, listed = found.to_json(), list(found.findings)
     if likelihood:
@@ -168,6 +203,18 @@ def inspect(
             print_conversation(rejected[place])
     if findings or likelihood:
         print_findings(listed)
+
+
+def _show_row(row: OpenRow, as_json: bool) -> None:
+    from phi3lora.cli.terminal import print_json, print_line
+
+    if as_json:
+        print_json(asdict(row))
+        return
+    for text in row.texts:
+        print_line(f"{text.row}:{text.place} ({text.label})\n{text.said}\n")
+    if row.unused:
+        print_line(f"It is not trained on as it is: {row.unused}.")
 
 
 def _mixed(given: str) -> dict[str, Any]:

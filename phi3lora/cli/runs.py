@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -20,13 +20,24 @@ if TYPE_CHECKING:
 app.add_typer(runs_app, name="runs")
 
 
+Order = Literal["newest", "loss", "title", "status"]
+
+
 @runs_app.command("list")
-def list_runs(as_json: AsJson = False) -> None:
-    """List the runs of this machine, newest first."""
+def list_runs(
+    sort: Annotated[
+        Order,
+        typer.Option(help="What the list is sorted by; without it the newest run comes first."),
+    ] = "newest",
+    as_json: AsJson = False,
+) -> None:
+    """List the runs of this machine, newest first unless told otherwise."""
     from phi3lora.cli.terminal import print_json, print_runs
 
     application, caller = here()
     found = application.launching.runs(caller)
+    if sort != "newest":
+        found = sorted(found, key=lambda run: _sorted_by(run, sort))
     if as_json:
         print_json([_summary(run) for run in found])
     elif found:
@@ -54,6 +65,14 @@ def show_run(
     print_line(found.log_tail(lines))
 
 
+def _sorted_by(run: Run, order: Order) -> Any:
+    """What a run is sorted by; one without a loss comes last."""
+    if order == "loss":
+        losses = here()[0].views.view(run).losses
+        return losses[-1][1] if losses else float("inf")
+    return run.title.lower() if order == "title" else run.status
+
+
 def _summary(run: Run) -> dict[str, Any]:
     """What identifies a run, and how it stands."""
     state = run.state.model_dump(include={"created", "queued", "started", "ended"})
@@ -72,10 +91,11 @@ def _progress(run: Run) -> dict[str, Any]:
 
     A run that is over has no time left, whatever its last step thought.
     """
+    from phi3lora.app.trackers import tracker_of
     from phi3lora.runs.store import ACTIVE
 
     application, _ = here()
-    view = application.views.view(run)
+    view, tracker = application.views.view(run), tracker_of(run)
     last = asdict(view.step) if view.step else {}
     names = ("step", "total_steps", "epoch", "tokens_per_second", "seconds_left")
     active = run.status in ACTIVE
@@ -85,6 +105,7 @@ def _progress(run: Run) -> dict[str, Any]:
         **{name: last.get(name) for name in names if active or name != "seconds_left"},
         "loss": view.losses[-1][1] if view.losses else None,
         "adapter": str(run.result.folder.resolve()) if run.has_result else None,
+        "tracker": (tracker.address or tracker.command) if tracker else None,
     }
 
 

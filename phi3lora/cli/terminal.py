@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from rich.console import Console
 from rich.live import Live
@@ -22,7 +22,7 @@ from rich.text import Text
 from phi3lora import words
 from phi3lora.app.models import Base
 from phi3lora.app.several import Several
-from phi3lora.chat.options import Pair, Side
+from phi3lora.chat.options import BASE, Pair, Side
 from phi3lora.config import FindingName
 from phi3lora.data.findings import Finding
 from phi3lora.events import Event, Stage, Step
@@ -32,6 +32,10 @@ from phi3lora.runs.store import Run
 from phi3lora.thoughts import split_thoughts
 from phi3lora.training.offers import Offer
 from phi3lora.wording import describe
+
+if TYPE_CHECKING:
+    from phi3lora.app.voting import Standings
+    from phi3lora.chat.votes import Tally
 
 Show = Callable[[Event], None]
 SUPERVISED = "bold green"
@@ -110,6 +114,16 @@ def print_several(several: Several) -> None:
         table.add_column(Text(f"{run.title}\n{run.id}"))
     for name, values in several.rows():
         table.add_row(name, *map(Text, values))
+    _print_table(table)
+
+
+def print_answers(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """A line for each prompt with the answer of each of `titles`; none is cut."""
+    table = Table("prompt", *titles, box=None, pad_edge=False, show_lines=True)
+    for column in table.columns:
+        column.overflow = "fold"
+    for row in rows:
+        table.add_row(*map(Text, row[: len(titles) + 1]))
     _print_table(table)
 
 
@@ -228,6 +242,23 @@ def print_findings(findings: Sequence[Finding]) -> None:
         console.print()
 
 
+def print_standings(standings: Standings) -> None:
+    """Who leads, each with its win rate and interval, and then every two of them."""
+    for place in standings.places:
+        rounds = f"{place.won} of {place.decided} rounds"
+        print_line(f"{place.name or BASE}: {rounds}; {place.tally.in_words()}")
+    if len(standings.meetings) > 1:
+        print_line()
+        for met in standings.meetings:
+            print_line(f"{met.name} against {met.against or BASE}: {_counts(met.tally)}")
+
+
+def _counts(tally: Tally) -> str:
+    """`5 to 2, 1 tie, 0 both bad; wins 71% …`."""
+    drawn = f"{words.counted(tally.ties, 'tie')}, {tally.both_bad} both bad"
+    return f"{tally.tuned} to {tally.base}, {drawn}; {tally.in_words()}"
+
+
 def print_pair(
     pairs: Iterable[Pair],
     order: Sequence[Side] = ("base", "tuned"),
@@ -270,13 +301,15 @@ def _answer(text: str) -> Text:
 
 
 def with_units(figures: dict[str, Any]) -> dict[str, Any]:
-    """The same with bytes and seconds in words, and the unit out of the name."""
+    """The same with bytes, seconds and dollars in words, and the unit out of the name."""
     said: dict[str, Any] = {}
     for name, value in figures.items():
         if name.endswith("_bytes") and value is not None:
             said[name.removesuffix("_bytes")] = words.size(value)
         elif name == "seconds" and value is not None:
             said["time"] = words.duration(value)
+        elif name.startswith("dollars"):  # nothing is paid on one's own machine
+            said |= {} if value is None else {name.replace("dollars", "cost"): words.dollars(value)}
         else:
             said[name] = value
     return said

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from phi3lora import words
 from phi3lora.cli.places import AtMost, FlavorName, On, Place, job_request
 from phi3lora.cli.root import app
 from phi3lora.cli.shared import (
@@ -122,6 +123,14 @@ def train(
             "loralib checkpoint (`.pt`).",
         ),
     ] = None,
+    edits: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Train on the rows as this file edits them and without those that it leaves out: "
+            "what `inspect --keep` and the page write for the same data.",
+        ),
+    ] = None,
     on: On = Place.here,
     flavor: FlavorName = None,
     at_most: AtMost = None,
@@ -138,7 +147,10 @@ def train(
     """
     job = job_request(on, flavor, at_most)
     application, caller = here(helper=True)  # so that this process stays small while it waits
-    checked = application.launching.as_launched(_what_to_train(config, start, changes))
+    wanted = _what_to_train(config, start, changes)
+    if edits is not None:
+        wanted = application.editing.with_file(wanted, edits)
+    checked = application.launching.as_launched(wanted)
     if application.launching.takes_part():
         application.launching.take_part(checked, caller)
         return
@@ -244,3 +256,5 @@ def evaluate(
             f"{comparison.high:+.4f})  {comparison.verdict}"
         )
     print_line(report.summary())
+    if chosen := words.chosen_rows(report.left_out, report.edited):
+        print_line(chosen)

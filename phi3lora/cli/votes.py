@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from phi3lora.chat.options import Options
+from phi3lora.chat.options import BASE, Options
 from phi3lora.cli.root import app
 from phi3lora.cli.shared import AsJson, Changes, here, tell, with_changes
 from phi3lora.config import RunConfig
 from phi3lora.errors import ConfigError, Problem
 from phi3lora.methods import GRPOSection
+
+if TYPE_CHECKING:
+    from phi3lora.chat.votes import Tally
 
 votes = typer.Typer(
     help="Blind votes: count them, take them as rows, publish them, train on them.",
@@ -32,29 +35,71 @@ def show_votes(
     against: Annotated[
         str, typer.Option(metavar="NAME", help="Count the votes beside this one, not the base.")
     ] = "",
+    strength: Annotated[
+        float,
+        typer.Option(help="Count the votes on the adapter at this strength, as `chat` names it."),
+    ] = Options.strength,
+    against_strength: Annotated[
+        float, typer.Option(help="Count the votes beside the other one at this strength.")
+    ] = Options.against_strength,
     as_json: AsJson = False,
 ) -> None:
     """Show how many votes there are, who won, and whether they suffice to train on."""
     from phi3lora.cli.terminal import print_json, print_line
 
     application, caller = here()
-    standing = application.voting.standing(adapter, caller, against)
+    options = Options(strength=strength, against_strength=against_strength)
+    standing = application.voting.standing(adapter, caller, against, options)
     tally = standing.tally
     if as_json:
-        found = {"win_rate": tally.win_rate, "interval": tally.interval, "verdict": tally.verdict}
-        print_json({**asdict(standing), **found, "method": standing.method})
+        print_json({**asdict(standing), **_rate(tally), "method": standing.method})
         return
-    other = against or "base"
+    other = against or BASE
     counts = (
         f"{tally.tuned} tuned, {tally.base} {other}, {tally.ties} ties, {tally.both_bad} both bad"
     )
     print_line(f"{tally.votes} blind votes: {counts}")
     if tally.win_rate is not None:
-        low, high = tally.interval
-        say = "which cannot tell them apart" if tally.verdict == "cannot tell" else tally.verdict
-        rate = f"tuned wins {tally.win_rate:.0%}"
-        print_line(f"{rate} (95 % interval {low:.0%} to {high:.0%}), {say}")
+        print_line(f"tuned {tally.in_words()}")
     print_line(standing.summary())
+
+
+@votes.command(name="standings")
+def show_standings(
+    names: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="NAME...",
+            help="Two, three or more that were compared blind; `base` is the base itself.",
+        ),
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """Show how several stand among each other by the blind votes on every two of them."""
+    from phi3lora.cli.terminal import print_json, print_standings
+
+    application, caller = here()
+    standings = application.voting.standings([_named(name) for name in names], caller)
+    if not as_json:
+        print_standings(standings)
+        return
+    met = [
+        {"name": one.name, "against": one.against or BASE, **asdict(one.tally), **_rate(one.tally)}
+        for one in standings.meetings
+    ]
+    placed = [
+        {**asdict(one), "name": one.name or BASE, **_rate(one.tally)} for one in standings.places
+    ]
+    print_json({"places": placed, "meetings": met})
+
+
+def _named(name: str) -> str:
+    """A subject's name as everywhere below: the base has an empty one."""
+    return "" if name == BASE else name
+
+
+def _rate(tally: Tally) -> dict[str, Any]:
+    return {"win_rate": tally.win_rate, "interval": tally.interval, "verdict": tally.verdict}
 
 
 @votes.command(name="judge")

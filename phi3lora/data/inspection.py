@@ -21,7 +21,7 @@ from phi3lora.data.edits import open_edited
 from phi3lora.data.findings import KINDS, Finding, Why, find, found_row
 from phi3lora.data.hub_rows import Tell
 from phi3lora.data.mixing import Share, leave_out, nothing_left, shares_in_words, used_of
-from phi3lora.data.plan import HeldOut, held_out, parts_of
+from phi3lora.data.plan import HeldOut, held_out, parts_of, split_of
 from phi3lora.data.preferences import Answers, JudgedTally, answers_of, read_rows, tally_for
 from phi3lora.data.reading import Kept, Recipe, Tally, recipe_for
 from phi3lora.data.rendering import Segment, pieces, segments
@@ -31,6 +31,7 @@ from phi3lora.data.sources import Count, Source, not_applicable
 Progress = Callable[[float], None]
 
 TOKENS_SHOWN = 600  # of a previewed conversation, one by one
+MOST_TRIED = 50  # first rows of which the previewed ones are taken, where some are left out
 MOST_NAMED, LONGEST_NAME = 20, 60  # columns that are named, and characters of a name
 
 
@@ -49,7 +50,10 @@ class Inspection:
         total_tokens: of the kept rows.
         supervised_tokens: those that carry loss.
         truncated: kept rows that are cut at `max_length`.
-        preview: the first kept rows, each as segments that join to the rendered conversation.
+        preview: the first rows that are used, each as segments that join to the rendered
+            conversation.
+        places: of the rows of `preview`, the source's place in the config and the row's number;
+            and `preview_lengths`, their tokens before the cut.
         preview_tokens: the same rows token by token, the first TOKENS_SHOWN of each.
         reason: why this format, in a sentence.
         changes: what was joined or left out in kept rows → rows.
@@ -96,6 +100,8 @@ class Inspection:
     drawn_tokens: float = 1.0
     findings: list[Finding] = field(default_factory=list)
     preview_tokens: list[list[Segment]] = field(default_factory=list, repr=False)
+    places: list[tuple[int, int]] = field(default_factory=list)
+    preview_lengths: list[int] = field(default_factory=list)
 
     @property
     def unread_in_words(self) -> str:
@@ -178,16 +184,31 @@ def inspect(
         DataError: unreadable, no format fits, or no row can be used.
         HubError: the Hub said no, or nothing.
     """
-    parts = parts_of(config.data)
-    looks = []
-    for number, part in enumerate(parts):
+    parts, kinds = parts_of(config.data), KINDS if findings else config.data.leave_out
+    split = split_of(config.data) if "held_out" in kinds else None
+    read = [*parts, split] if split else parts
+    looks, held = [], None
+    for number, part in enumerate(read):
         one = config.model_copy(update={"data": part})
         source = open_edited(
             part, token=token, endpoint=endpoint, cache_folder=cache_folder, tell=tell
         )
-        told, shown = _share(progress, number, len(parts)), preview if number == 0 else 1
-        looks.append(_look(one, source, tokenizer, shown, limit, told, findings))
-    return _together(config, tokenizer, looks, findings)
+        told, shown = _share(progress, number, len(read)), preview if number == 0 else 1
+        if part is split:
+            held = _signed(one, source, tokenizer, limit, told)
+        else:
+            looks.append(_look(one, source, tokenizer, shown, limit, told, findings))
+    return _together(config, tokenizer, looks, findings, held)
+
+
+def _signed(
+    config: RunConfig, source: Source, tokenizer: Any, limit: int | None, progress: Progress
+) -> Any:
+    """`signatures` of the rows of a split that is held out."""
+    recipe = recipe_for(config, source)
+    rows = source.rows(progress, limit)
+    batches = read_rows(rows, recipe, tokenizer, tally_for(recipe))
+    return signatures(text_of(kept.messages) for batch in batches for kept in batch)
 
 
 def _share(progress: Progress | None, part: int, parts: int) -> Progress:
@@ -202,13 +223,17 @@ def _share(progress: Progress | None, part: int, parts: int) -> Progress:
 
 @dataclass(frozen=True)
 class _Look:
-    """What was read of one source; `rows` and `supervised` are of its kept rows, in order."""
+    """What was read of one source; `rows` and `supervised` are of its kept rows, in order.
+
+    `first` are the first of these, of which `preview` are shown.
+    """
 
     part: DataConfig
     source: Source
     recipe: Recipe
     tally: Tally
-    shown: list[Kept]
+    first: list[Kept]
+    preview: int
     rows: array[int]
     supervised: array[int]
     conversations: list[list[Message]]
@@ -227,7 +252,9 @@ def _look(
 ) -> _Look:
     """Read one source; `keep` its conversations. Raises DataError where none can be used."""
     recipe = recipe_for(config, source)
-    tally, shown = tally_for(recipe), list[Kept]()
+    tally, first = tally_for(recipe), list[Kept]()
+    some = config.data.leave_out or config.data.leave_out_rows
+    tried = max(preview, MOST_TRIED) if some else preview
     rows, supervised = array("Q"), array("I")
     conversations: list[list[Message]] = []
     place: list[tuple[int, float | None]] = []
@@ -237,7 +264,7 @@ def _look(
         progress(share)
 
     for batch in read_rows(source.rows(told, limit), recipe, tokenizer, tally):
-        shown += batch[: preview - len(shown)]
+        first += batch[: tried - len(first)]
         rows.extend(kept.row for kept in batch)
         supervised.extend(kept.supervised for kept in batch)
         if keep or config.data.leave_out:
@@ -252,7 +279,8 @@ def _look(
         source,
         recipe,
         tally,
-        shown,
+        first,
+        preview,
         rows,
         supervised,
         conversations,
@@ -261,8 +289,14 @@ def _look(
     )
 
 
-def _together(config: RunConfig, tokenizer: Any, looks: list[_Look], findings: bool) -> Inspection:
-    """What was read of all sources, without the rows that are left out."""
+def _together(
+    config: RunConfig, tokenizer: Any, looks: list[_Look], findings: bool, held: Any
+) -> Inspection:
+    """What was read of all sources, without the rows that are left out.
+
+    Args:
+        held: `signatures` of a held-out split of its own, where they were asked for.
+    """
     import numpy as np
 
     first, tallies = looks[0].recipe.detected, [look.tally for look in looks]
@@ -274,7 +308,7 @@ def _together(config: RunConfig, tokenizer: Any, looks: list[_Look], findings: b
             [look.supervised for look in looks],
         )
     )
-    found = _find(looks, cut, KINDS if findings else config.data.leave_out)
+    found = _find(looks, cut, KINDS if findings else config.data.leave_out, held)
     named = np.concatenate(
         [np.isin(np.asarray(look.rows), look.part.leave_out_rows) for look in looks]
     )
@@ -287,7 +321,13 @@ def _together(config: RunConfig, tokenizer: Any, looks: list[_Look], findings: b
     for tally in tallies:
         dropped.update(tally.dropped)
         changes.update(tally.changes)
-    shares = _shares(looks, np.split(used, np.cumsum([len(look.rows) for look in looks])[:-1]), cut)
+    of_each = np.split(used, np.cumsum([len(look.rows) for look in looks])[:-1])
+    shares = _shares(looks, of_each, cut)
+    shown = [
+        (number, look, kept)
+        for number, (look, mask) in enumerate(zip(looks, of_each, strict=True))
+        for kept in _shown(look, mask)
+    ]
     complete, kept, tokens = all(look.complete for look in looks), int(used.sum()), cut[used]
     return Inspection(
         format=first.format,
@@ -299,11 +339,9 @@ def _together(config: RunConfig, tokenizer: Any, looks: list[_Look], findings: b
         total_tokens=int(tokens.sum()),
         supervised_tokens=int(supervised[used].sum()),
         truncated=int((whole > cut)[used].sum()),
-        preview=[
-            segments(tokenizer, kept.rendered, kept.messages)
-            for look in looks
-            for kept in look.shown
-        ],
+        preview=[segments(tokenizer, kept.rendered, kept.messages) for _, _, kept in shown],
+        places=[(number, kept.row) for number, _, kept in shown],
+        preview_lengths=[kept.rendered.whole for _, _, kept in shown],
         reason=first.reason,
         changes=dict(changes),
         unread=_unread(looks),
@@ -320,15 +358,19 @@ def _together(config: RunConfig, tokenizer: Any, looks: list[_Look], findings: b
         findings=_findings(looks, found) if findings else [],
         rejected_preview=[
             _rejected(tokenizer, kept)
-            for look in looks
-            for kept in look.shown
+            for _, look, kept in shown
             if isinstance(look.tally, JudgedTally)
         ],
         answers=answers_of(tallies),
-        preview_tokens=[
-            pieces(tokenizer, kept.rendered, TOKENS_SHOWN) for look in looks for kept in look.shown
-        ],
+        preview_tokens=[pieces(tokenizer, kept.rendered, TOKENS_SHOWN) for _, _, kept in shown],
     )
+
+
+def _shown(look: _Look, used: Any) -> list[Kept]:
+    """The first rows of a source that are used."""
+    return [kept for kept, is_used in zip(look.first, used, strict=False) if is_used][
+        : look.preview
+    ]
 
 
 def _unread(looks: list[_Look]) -> list[str]:
@@ -373,14 +415,14 @@ def _shares(looks: list[_Look], used: list[Any], cut: Any) -> list[Share]:
     return [Share(*one, one[-1] / total) for one in given]
 
 
-def _find(looks: list[_Look], lengths: Any, kinds: Collection[str]) -> dict[str, Why]:
+def _find(looks: list[_Look], lengths: Any, kinds: Collection[str], held: Any) -> dict[str, Why]:
     """Positions among the kept rows of all sources → why, for each kind."""
     if not kinds:
         return {}
     conversations = [messages for look in looks for messages in look.conversations]
-    near = {"near_duplicates", "held_out"} & set(kinds)
+    near = "near_duplicates" in kinds or ("held_out" in kinds and held is not None)
     signed = signatures(map(text_of, conversations)) if near else None
-    return find(conversations, lengths, kinds, signed, names=_names(looks))
+    return find(conversations, lengths, kinds, signed, held, _names(looks))
 
 
 def _names(looks: list[_Look]) -> Callable[[int], str]:

@@ -78,6 +78,15 @@ def parts_of(data: DataConfig) -> tuple[DataConfig, ...]:
     return (data, *others)
 
 
+def split_of(data: DataConfig) -> DataConfig | None:
+    """The section of the split that is held out, where it is one of its own."""
+    if held_out(data) != "split":
+        return None
+    split: dict[str, Any] = {"split": data.test_split, "max_rows": None}
+    split |= {"leave_out_rows": [], "edits": {}}  # rows of the split to train on
+    return data.model_copy(update=split)
+
+
 def plan_data(
     data: DataConfig,
     *,
@@ -93,11 +102,8 @@ def plan_data(
         HubError: the Hub said no, or nothing.
     """
     kind, parts = held_out(data), parts_of(data)
-    wanted = list(parts)
-    if kind == "split":
-        split: dict[str, Any] = {"split": data.test_split, "max_rows": None}
-        split |= {"leave_out_rows": [], "edits": {}}  # rows of the split to train on
-        wanted.append(data.model_copy(update=split))
+    split = split_of(data)
+    wanted = [*parts, split] if split else list(parts)
     sources = tuple(
         open_edited(one, token=token, endpoint=endpoint, cache_folder=cache_folder, tell=tell)
         for one in wanted

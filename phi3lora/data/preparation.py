@@ -47,7 +47,7 @@ from phi3lora.data.similar import signatures, text_of
 from phi3lora.data.sources import Source
 from phi3lora.errors import DataError
 from phi3lora.files import damage_of, describe, write_whole
-from phi3lora.methods import JUDGED, PAIRED
+from phi3lora.methods import JUDGED, PAIRED, REWARDED
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -240,6 +240,8 @@ def _fingerprint(source: Source, recipe: Recipe, tokenizer: Any) -> str:
     ]
     if recipe.method in JUDGED:
         parts.append("judged" if recipe.method in PAIRED else recipe.method)
+    elif recipe.method in REWARDED:
+        parts.append("asked")  # a row without a question is none
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 

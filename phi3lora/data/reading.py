@@ -40,12 +40,14 @@ from phi3lora.data.rendering import (
 )
 from phi3lora.data.sources import Source
 from phi3lora.errors import DataError
+from phi3lora.methods import REWARDED
 
 MOVED = {
     "merge": "the system message was put before the first question: the template has none",
     "drop": "the system message was left out: the template has none",
 }
 NOTHING_LEFT = "nothing left to learn after the length limit"
+UNASKED = "nothing is asked, so there is nothing to answer"
 _ROWS, _CHARACTERS = 1000, 1 << 21  # a batch ends with whichever comes first
 
 
@@ -171,6 +173,8 @@ def conversations(
                 row, recipe.detected, recipe.system_prompt, join=recipe.join_turns, writes=writes
             )
             found = _within(found, recipe.max_length)
+            if recipe.method in REWARDED and not _asks(found):
+                raise Unusable(UNASKED)
         except Unusable as error:
             tally.dropped[str(error)] += 1
             continue
@@ -189,6 +193,11 @@ def _within(found: Conversation, max_length: int | None) -> Conversation:
     if most is None or len(found.messages) <= most:
         return found
     return Conversation(whole(found.messages[:most]).messages, (*found.changes, BEYOND))
+
+
+def _asks(found: Conversation) -> bool:
+    """Whether somebody speaks before the last answer: what is rewarded answers a question."""
+    return any(message["role"] == "user" for message in found.messages[:-1])
 
 
 def gathered(rows: Iterable[Row], recipe: Recipe, tally: Tally) -> Iterator[Row]:

@@ -179,12 +179,18 @@ def _samples(facts: Facts) -> str:
     return "\n\n".join(parts)
 
 
-def prompts_of(card: str) -> list[str]:
-    """The held-out prompts that a card of ours shows."""
-    return [match.group(2) for match in _PROMPT.finditer(card)]
+def samples_of(card: str) -> list[dict[str, str]]:
+    """The held-out rows that a card of ours shows: `prompt`, `reference`, `base` and `tuned`."""
+    samples: list[dict[str, str]] = []
+    for title, _, text in _QUOTED.findall(card):
+        if title == "Prompt":
+            samples.append({})
+        if samples:
+            samples[-1][title.lower()] = text
+    return samples
 
 
-_PROMPT = re.compile(r"\*\*Prompt\*\*\n\n(`{3,})text\n(.+?)\n\1", re.DOTALL)
+_QUOTED = re.compile(r"\*\*(Prompt|Reference|Base|Tuned)\*\*\n\n(`{3,})text\n(.*?)\n\2", re.DOTALL)
 _SAMPLE = (("Prompt", "prompt"), ("Reference", "reference"), ("Base", "base"), ("Tuned", "tuned"))
 
 

@@ -31,21 +31,21 @@ def check_hub(config: RunConfig, token: str | None, seconds: float | None = None
     try:
         who = cached_identity(token)
     except Unreachable as error:
-        return [Check("Token", "amber", f"It could not be checked. {error}")]
+        return [Check("Sign-in", "amber", f"It could not be checked. {error}")]
     except HubError as error:
-        return [Check("Token", "red", str(error))]
+        return [Check("Sign-in", "red", str(error))]
     return [_token(who, config, seconds), *_backup(who, config, token)]
 
 
 def _without_token(config: RunConfig) -> Check:
     if config.hub.backup:
         return Check(
-            "Token",
+            "Sign-in",
             "red",
             "The run is to be backed up, and nobody is signed in.",
             "Sign in, or switch hub.backup off.",
         )
-    return Check("Token", "green", "None needed to train; publishing needs a sign-in.")
+    return Check("Sign-in", "green", "None needed to train; publishing needs a sign-in.")
 
 
 def _token(who: Identity, config: RunConfig, seconds: float | None) -> Check:
@@ -53,7 +53,7 @@ def _token(who: Identity, config: RunConfig, seconds: float | None) -> Check:
     needed: Level = "red" if config.hub.backup else "amber"
     if who.can_write is False:
         return Check(
-            "Token",
+            "Sign-in",
             needed,
             f"{who.name}'s token may only read.",
             "Take one with write rights to publish or back up; training alone works.",
@@ -63,13 +63,13 @@ def _token(who: Identity, config: RunConfig, seconds: float | None) -> Check:
         ends = _hours(max(left, 0))
         takes = f", and the run takes about {_hours(seconds)}" if seconds else ""
         return Check(
-            "Token",
+            "Sign-in",
             "amber",
             f"{who.name}'s sign-in ends in {ends}{takes}.",
             "Sign in again before it starts, or before it is published.",
         )
     lasts = "" if left is None else f", good for {_hours(left)}"
-    return Check("Token", "green", f"{who.name}{lasts}.")
+    return Check("Sign-in", "green", f"{who.name}{lasts}.")
 
 
 def _backup(who: Identity, config: RunConfig, token: str) -> Iterator[Check]:

@@ -346,6 +346,14 @@ def _set_up(space: str, token: str, wanted: SpaceSettings) -> None:
             with_retries(lambda: api.request_space_hardware(space, hardware))
 
 
+def pause(space: str, token: str | None) -> None:
+    """Stop a Space, which then costs nothing, until its owner restarts it. Raises HubError."""
+    from huggingface_hub import HfApi
+
+    with explained(HubRequest(space, "space", token=token, doing="pause")):
+        with_retries(lambda: HfApi(token=token or False).pause_space(space))
+
+
 def _requested(api: Any, space: str) -> str | None:
     """The hardware that a Space has, or is about to have."""
     runtime = with_retries(lambda: api.get_space_runtime(space))

@@ -54,6 +54,7 @@ from phi3lora.hub.jobs import (
 from phi3lora.hub.sending import send
 from phi3lora.hub.shipping import command, files
 from phi3lora.isolation import hide_process, receive_token
+from phi3lora.runs.afterwards import tell_end
 from phi3lora.runs.copies import rows_that_leave
 from phi3lora.runs.redaction import RedactedStream, redact, redact_event
 from phi3lora.runs.remote import ACCEPT, KEY, SECONDS
@@ -85,7 +86,10 @@ def main() -> int:
     hold(folder, int(sys.argv[2]) if len(sys.argv) > 2 else None)
     follower = Follower(open_run(folder), settings, token, leaving)
     with renewable(folder, follower.sign_in):
-        return follower.work()
+        status = follower.work()
+    if not (settings.on_space or leaving.is_set()):  # there the app does, which knows where to
+        tell_end(open_run(folder), settings)
+    return status
 
 
 class Follower:

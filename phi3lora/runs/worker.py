@@ -29,6 +29,7 @@ from phi3lora.errors import ChangedInputsError, Phi3LoraError, RunError
 from phi3lora.events import Emit, Ended, Event, EventLog, Notice, Stage
 from phi3lora.isolation import end_with_parent, hide_process, receive_token
 from phi3lora.runs import life
+from phi3lora.runs.afterwards import tell_end
 from phi3lora.runs.backends.local import devices, watch
 from phi3lora.runs.copies import Copy, copied
 from phi3lora.runs.group import dismiss, group_of, needed, share_job
@@ -67,7 +68,10 @@ def main() -> int:
     sys.stderr = cast(TextIO, RedactedStream(sys.stderr, token))
     folder = Path(sys.argv[1])
     hold(folder, int(sys.argv[2]) if len(sys.argv) > 2 else None)
-    return work(open_run(folder), settings, stopped.is_set, token)
+    status = work(open_run(folder), settings, stopped.is_set, token)
+    if not settings.on_space:  # there the app does, which knows where to
+        tell_end(open_run(folder), settings)
+    return status
 
 
 def hold(folder: Path, lock: int | None) -> None:

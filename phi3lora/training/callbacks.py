@@ -18,6 +18,7 @@ from transformers.trainer_utils import IntervalStrategy
 
 from phi3lora.events import Emit, Evaluated, Resumed, Saved, Step
 from phi3lora.training import processes
+from phi3lora.training.memory import held_memory
 
 Outcome = Literal["finished", "stopped", "paused"]
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
@@ -62,6 +63,7 @@ class Progress(TrainerCallback, ExportableState):
         self._longest_step = 0.0
         self._training_seconds = 0.0
         self._tokens_at_start = 0
+        self._told = (0, 0.0)  # tokens and seconds of training when a step was told last
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps of this callback; read back by `FastTrainer`."""
@@ -76,6 +78,7 @@ class Progress(TrainerCallback, ExportableState):
         self._started = self._last_report = self._last_step = time.monotonic()
         self.step = self._first_step = state.global_step
         self._tokens_at_start = self.tokens
+        self._told = (self.tokens, self._training_seconds)
         if state.global_step or self.again:
             self.emit(Resumed(step=state.global_step))
 
@@ -187,9 +190,17 @@ class Progress(TrainerCallback, ExportableState):
                 reward=logs.get("reward"),
                 tokens=self.tokens,
                 tokens_per_second=trained / max(self._training_seconds, 1e-9),
+                speed=self._speed(),
+                memory=held_memory(),
                 seconds_left=left,
             )
         )
+
+    def _speed(self) -> float | None:
+        """Tokens a second since the step that was told before; None where there was none since."""
+        (tokens, seconds), self._told = self._told, (self.tokens, self._training_seconds)
+        lasted = self._training_seconds - seconds
+        return (self.tokens - tokens) / lasted if lasted > 0 else None
 
 
 def _evaluates_later(args: TrainingArguments, state: TrainerState) -> bool:

@@ -19,8 +19,9 @@ from typing import Any
 
 from phi3lora.config import RunConfig
 from phi3lora.data.plan import held_out_number, holds_out
+from phi3lora.lora.initial import starts_apart
 from phi3lora.lora.starting import size_of
-from phi3lora.methods import PAIRED, REFERRED, REWARDED
+from phi3lora.methods import PAIRED, REWARDED, has_reference
 from phi3lora.models.base import BaseInfo, check_base, resolve_path
 from phi3lora.models.hardware import Hardware, choose_dtype
 from phi3lora.models.phi3 import EMBEDDING, HEAD, PHI3, QKV
@@ -62,6 +63,8 @@ class Estimate:
             is free; 0 where there is none. `memory_bytes` is the larger of the two.
         start_bytes: of the adapter that training goes on from; the run's folder keeps a copy.
         exact: False where the rows were extrapolated, so that steps, tokens and time are "about".
+        dollars_an_hour: of the machine; None where nothing is paid for it, or it is not known.
+        dollars: for `seconds` on it, likewise.
     """
 
     memory_bytes: int
@@ -75,6 +78,8 @@ class Estimate:
     exact: bool = True
     proof_bytes: int = 0
     start_bytes: int = 0
+    dollars_an_hour: float | None = None
+    dollars: float | None = None
 
 
 def estimate(
@@ -197,9 +202,9 @@ def _parts(
 ) -> dict[str, float]:
     """What is held at the peak, in bytes."""
     element = BYTES["bfloat16" if config.training_config.bf16 else dtype]
-    # The reference reads the batch while what the model computed is still held; GRPO's has read it
-    # before.
-    referred = config.method in REFERRED and config.method not in REWARDED
+    # What a reference reads is gone before the first gradient is in flight, which takes as much.
+    # A copy of the adapter that training goes on from stays.
+    copied = has_reference(config) and starts_apart(config)
     trained = _trained_bytes(config, hardware, dtype)
     between, layer = _activation_bytes(config, base, hardware, element)
     # The logits are gone when the first layer's gradients are in flight: the larger of both counts.
@@ -216,7 +221,7 @@ def _parts(
         "gradients": trainable * trained,
         "optimizer": trainable * _state_bytes(config.training_config.optim, trained),
         "activations": tokens * (between + layer),
-        **({"reference": tokens * layer} if referred else {}),
+        **({"reference": trainable * trained} if copied else {}),
         "loss": loss,
         "process": PROCESS[hardware.device],
     }
@@ -351,7 +356,7 @@ def _activation_bytes(
     """
     hidden, inner = base.hidden, base.intermediate
     kept = 5 * hidden + base.shapes[QKV][1] + 3 * inner
-    if config.peft_config.lora_dropout and config.adapter == "peft":
+    if _drops(config):
         masks = 3 * hidden + inner
         kept += masks if hardware.device == "cpu" else masks // element + hidden
     if not config.training_config.fast:
@@ -361,6 +366,12 @@ def _activation_bytes(
     if config.training_config.gradient_checkpointing:
         return base.layers * hidden * between, (1 + IN_FLIGHT) * layer
     return base.layers * layer, layer
+
+
+def _drops(config: RunConfig) -> bool:
+    """Whether an adapter's dropout is computed: preferences are learnt without, unless asked."""
+    off = getattr(config.method_config, "disable_dropout", False)
+    return config.adapter == "peft" and config.peft_config.lora_dropout > 0 and not off
 
 
 def _loss_bytes(

@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from accelerate.utils import is_peft_model
 from datasets import Dataset
 from torch import Tensor
 from trl import DPOTrainer, KTOTrainer
@@ -48,6 +49,8 @@ class Referred(Resumable):
 
     def __init__(self, *args: Any, start: bool = False, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        if not is_peft_model(self.model):  # no reference is asked for, so there is no copy
+            return
         if not start and REFERENCE in self.model.peft_config:
             self.model.delete_adapter(REFERENCE)
         # The copy is made again at each start; neither a checkpoint nor the result holds it.

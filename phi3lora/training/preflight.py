@@ -123,7 +123,7 @@ def preflight(
     elif elsewhere.disk:
         checks.append(_disk_elsewhere(config, base, elsewhere, estimate))
     order = ["Data", "Model", "Adapter", "Settings", "Hardware", "Memory"]
-    order += ["Token", "Backup", "Disk"]
+    order += ["Sign-in", "Backup", "Disk"]
     return Preflight(
         sorted(checks, key=lambda check: order.index(check.name)), inspection, estimate, base
     )

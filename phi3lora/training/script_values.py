@@ -15,7 +15,7 @@ from phi3lora.config import RunConfig
 from phi3lora.data.plan import holds_out
 from phi3lora.lora.initial import replaces_base, starts_apart
 from phi3lora.lora.slices import slices_of, switched_on
-from phi3lora.methods import JUDGED, PAIRED, REFERRED, REWARDED
+from phi3lora.methods import JUDGED, PAIRED, REWARDED, has_reference
 from phi3lora.models.phi3 import PHI3
 from phi3lora.training.fallbacks import TRACKERS, needs_bitsandbytes
 from phi3lora.training.script_marks import Marks
@@ -92,16 +92,11 @@ def facts(config: RunConfig, marks: Marks) -> set[str]:
         "float16": _may_be_float16(config),
         "judged": config.method in JUDGED,
         "paired": config.method in PAIRED,
-        "from_base": _has_reference(config) and not starts_apart(config),
+        "from_base": has_reference(config) and not starts_apart(config),
         **{method: config.method == method for method in (*sorted(JUDGED), "sft", "grpo")},
         **{name: name in config.grpo_config.rewarded for name in _REWARDS},
     }
     return {name for name, true in found.items() if true}
-
-
-def _has_reference(config: RunConfig) -> bool:
-    """Whether TRL copies the adapter for what the model is compared with."""
-    return config.method in REFERRED and config.beta > 0
 
 
 _REWARDS = {

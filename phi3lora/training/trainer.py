@@ -12,7 +12,6 @@ from __future__ import annotations
 import logging
 import os
 import platform
-import resource
 import shutil
 import time
 from collections.abc import Callable
@@ -60,6 +59,7 @@ from phi3lora.training.failures import explained, is_disk_full, not_finite
 from phi3lora.training.fallbacks import within_reach
 from phi3lora.training.fast.trainer import Resumable
 from phi3lora.training.kinds import kind_of
+from phi3lora.training.memory import peak_memory
 from phi3lora.training.rewards import rewards_of
 from phi3lora.versions import library_versions
 
@@ -409,16 +409,3 @@ def _end(
     except OSError as failure:
         if not is_disk_full(failure):
             raise
-
-
-def peak_memory() -> int:
-    """Most memory held so far in bytes: of the GPU where there is one, else of the process."""
-    if torch.cuda.is_available():
-        return int(torch.cuda.max_memory_allocated())
-    try:
-        # Not `getrusage`: a process inherits the peak of the one that started it.
-        status = Path("/proc/self/status").read_text(encoding="ascii")
-        return int(status.split("VmHWM:")[1].split()[0]) * 1024
-    except (OSError, IndexError):
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak * (1 if platform.system() == "Darwin" else 1024)

@@ -6,6 +6,7 @@ launch(settings, host="127.0.0.1", port=7860)
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 from collections.abc import Callable
@@ -40,6 +41,9 @@ TEMPORARY = (600, 3600)  # seconds: how often old temporary files are swept, and
 WAITING = 200  # calls that may wait in the queue
 WORKED_ON = 128  # calls at a time; most wait for the model, a helper or the Hub
 LOOK_INTO_QUEUE = 0.02  # seconds
+# Seconds after which a thread that computes lets another in, a tenth of Python's own: an answer
+# asks for the interpreter hundreds of times a word, and waits that long for it each time.
+SWITCH = 0.0005
 # Where a keyboard may go at once, on each page: an element's id, and what the link says.
 SKIPS = {
     "Train": (("launch-panel", "Skip to launch"), ("step-data", "Skip to the form")),
@@ -120,13 +124,15 @@ def pulse(app: Application, request: Request) -> str:
 
 def preview(app: Application, request: Request) -> Shared | None:
     """What a link to a comparison shows before it is opened; None where nothing is known of it."""
-    query = request.query_params
+    query, only = request.query_params, app.comparing.settled
+    if request.url.path == "/" and not only:  # the Train page
+        return None
     question = query.get("q", "")[:LONGEST_IN_ADDRESS]
     try:
         settings = unusual(Options(**from_address(query)))
         caller = app.callers.caller(session_of(request))
-        adapter = query.get("adapter", "") or BUNDLED
-        link = asked_of(adapter, query.get("against", ""), question, settings)
+        adapter, against = query.get("adapter", "") or BUNDLED, query.get("against", "")
+        link = asked_of(only or adapter, "" if only else against, question, settings)
         return app.comparing.shared(link, caller)
     except Phi3LoraError:
         return None
@@ -160,6 +166,10 @@ def serve(demo: gr.Blocks, app: Application, host: str, port: int | None, block:
     """Serve pages that were built, with everything that keeps them safe and looking alike."""
     # What takes long has limits for each person of its own: none of them waits behind another's.
     demo.queue(default_concurrency_limit=None, max_size=WAITING, api_open=False)
+    sys.setswitchinterval(SWITCH)
+    # Read when torch is loaded, here and in workers: threads that wait for one another sleep. By
+    # default they spin, and where two programs compute each spins while the other has its cores.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     _without_waste(demo._queue)
     _without_reloading()
     rules = rules_for(app.settings, host)

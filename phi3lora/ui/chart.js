@@ -171,10 +171,13 @@
     return made;
   }
 
+  // A cell of CSV that no spreadsheet takes for a formula.
+  window.phi3lora.cell = (value) =>
+    `"${String(value).replace(/^([=+\-@])/, "'$1").replaceAll('"', '""')}"`;
+
   function csv(data) {
-    const quoted = (value) => `"${String(value).replaceAll('"', '""').replace(/^([=+\-@])/, "'$1")}"`;
     const lines = data.curves.flatMap((curve) =>
-      curve.points.map(([step, time, y]) => [quoted(curve.name), step, time.toFixed(1), y].join(",")),
+      curve.points.map(([step, time, y]) => [window.phi3lora.cell(curve.name), step, time.toFixed(1), y].join(",")),
     );
     return ["curve,step,seconds,value", ...lines].join("\n") + "\n";
   }
@@ -294,7 +297,7 @@
     chooseScale() {
       const ys = this.data.curves.flatMap((curve) => curve.points.map((point) => point[2]));
       const low = Math.min(...ys);
-      this.view.log = low > 0 && Math.max(...ys) / low > WIDE_RANGE;
+      this.view.log = this.data.log !== false && low > 0 && Math.max(...ys) / low > WIDE_RANGE;
       const box = this.element.querySelector("input[name=log]");
       if (box) box.checked = this.view.log;
     }

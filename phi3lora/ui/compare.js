@@ -44,6 +44,7 @@
       this.current = text;
       const talk = this.read(text);
       if (!talk || text.length > LONGEST) return;
+      if (talk.turns.length > 1) forgetQuestion();
       const others = this.all().filter((other) => this.read(other)?.id !== talk.id);
       this.keep([text, ...others]);
       const last = () => document.querySelector("#now .turn")?.scrollIntoView({ block: "nearest" });
@@ -53,6 +54,16 @@
       watch("value", () => this.write(props.value || ""));
     },
   };
+
+  // What a link asked is asked: a reload goes on with the conversation, and does not ask again.
+  function forgetQuestion() {
+    const address = new URL(window.location.href);
+    if (!address.searchParams.has("q")) return;
+    const kept = SUBJECTS.filter((name) => address.searchParams.has(name))
+      .map((name) => [name, address.searchParams.get(name)]);
+    address.search = new URLSearchParams(kept);
+    window.history.replaceState({}, "", address);
+  }
 
   const sectionsOf = (turn) => [...turn.querySelectorAll(".said")];
 
@@ -182,7 +193,46 @@
     canvas.toBlob((blob) => save(blob, "compare.png"));
   }
 
+  // The set of prompts is kept here; its table is saved from what the page shows.
+  const SET = "phi3lora-prompts";
+  phi3lora.promptSet = (element) => {
+    let kept = "";
+    try { kept = localStorage.getItem(SET) || ""; } catch { /* forbidden */ }
+    // The field comes a moment later than this, and what comes with it would empty it again.
+    const restore = (tries = 40) => {
+      const field = document.querySelector("#set-prompts textarea");
+      if (field && kept && !field.value && field !== document.activeElement) {
+        field.value = kept;
+        field.dispatchEvent(new Event("input", { bubbles: true }));
+      }
+      if (tries && !field?.dataset.touched) setTimeout(restore, 50, tries - 1);
+    };
+    restore();
+    document.addEventListener("input", (event) => {
+      if (!event.isTrusted || !event.target.closest?.("#set-prompts")) return;
+      event.target.dataset.touched = "";
+      try { localStorage.setItem(SET, event.target.value); } catch { /* kept nowhere */ }
+    });
+    element.addEventListener("click", (event) => {
+      const kind = event.target.dataset?.save;
+      if (!kind) return;
+      const rows = [...element.querySelectorAll("tr")]
+        .map((row) => [...row.cells].map((cell) => cell.textContent));
+      const text = kind === "csv" ? csvOf(rows) : jsonlOf(rows);
+      save(new Blob([text], { type: kind === "csv" ? "text/csv" : "application/jsonl" }), `answers.${kind}`);
+    });
+  };
+
+  const csvOf = (rows) => rows.map((row) => row.map(phi3lora.cell).join(",")).join("\n") + "\n";
+
+  function jsonlOf([head, ...rows]) {
+    const names = head.map((name) => name.toLowerCase());
+    const line = (row) => JSON.stringify(Object.fromEntries(row.map((text, at) => [names[at], text])));
+    return rows.map(line).join("\n") + "\n";
+  }
+
   phi3lora.share = (element) => {
+    window.addEventListener("popstate", () => window.location.reload()); // another adapter's page
     const told = element.querySelector(".shared");
     const tell = (words) => {
       told.textContent = words;

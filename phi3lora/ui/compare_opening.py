@@ -99,25 +99,26 @@ class CompareOpening(CompareParts):
     def _about(self, talk: Talk, caller: Caller) -> list[Any]:
         """Suggested prompts and the votes on what is compared."""
         prompts = self.app.comparing.suggestions(talk.adapter or talk.against, caller)
-        return [prompt_chips(prompts), self.standing_line(talk)]
+        return [prompt_chips(prompts), self.standing_line(talk, caller)]
 
-    def standing_line(self, talk: Talk) -> str:
+    def standing_line(self, talk: Talk, caller: Caller) -> str:
         """What was voted here, and what all visitors voted on these two, or three."""
         if len(talk.names) > 2:
             places = self.app.comparing.tournament(talk.names)
-            return game_line(talk, places=[(self._called(talk, one.name), one) for one in places])
+            called = [(self._called(talk, one.name, caller), one) for one in places]
+            return game_line(talk, places=called)
         options = Options(**talk.last.settings) if talk.last else Options()
         names = named_for_votes(talk.adapter, talk.against, options)
         return game_line(talk, self.app.comparing.tally(*names))
 
-    def _called(self, talk: Talk, name: str) -> str:
-        """What the conversation calls a subject; its name where it has not spoken yet."""
+    def _called(self, talk: Talk, name: str, caller: Caller) -> str:
+        """What the conversation calls a subject; a run's title where it has not spoken yet."""
         for turn in talk.turns:
             if turn.vote and turn.adapter == name:
                 return turn.title("tuned")
             if turn.vote and turn.against == name:
                 return turn.title("base")
-        return name or "Base"
+        return self.app.comparing.called(name, caller)
 
     def _loading(
         self, chosen: str | None, against: str, request: gr.Request

@@ -15,6 +15,7 @@ from typing import Any
 import gradio as gr
 
 from phi3lora.app.application import Application
+from phi3lora.app.callers import Caller
 from phi3lora.app.comparing import Subject, draw_sides, draw_two, titles
 from phi3lora.app.shared import Shared, asked_of
 from phi3lora.chat.options import BOTH, Options, Pair, Side
@@ -74,7 +75,7 @@ class ComparePage(CompareOpening):
                 settings=unusual(ask.options()),
                 adapter=name,
                 against=other,
-                titles=titles(subject, ask.options()),
+                titles=titles(subject, ask.options(), among_three=len(talk.names) > 2),
             )
             talk = talk.plus(turn)
             sides = BOTH if subject.result else BOTH[:1]
@@ -209,17 +210,18 @@ class ComparePage(CompareOpening):
         except Phi3LoraError as error:
             yield self._failed(ask.talk, "", error)
 
-    def on_clear(self, talk: Talk) -> list[Any]:
+    def on_clear(self, talk: Talk, request: gr.Request) -> list[Any]:
         """A fresh conversation; the one before comes back with Undo."""
         fresh = Talk(talk.adapter, against=talk.against, third=talk.third)
         hide = gr.update(visible=False)
         line = undo_line("A new conversation.")
-        return [*drawn(fresh), hide, self.standing_line(fresh), talk, line]
+        return [*drawn(fresh), hide, self.standing_line(fresh, self._caller(request)), talk, line]
 
-    def on_undo(self, before: Talk) -> list[Any]:
+    def on_undo(self, before: Talk, request: gr.Request) -> list[Any]:
         """The conversation that was cleared."""
         hidden = bool(before.last and before.last.hidden)
-        return [*drawn(before), gr.update(visible=hidden), self.standing_line(before), ""]
+        standing = self.standing_line(before, self._caller(request))
+        return [*drawn(before), gr.update(visible=hidden), standing, ""]
 
     @shown
     def on_vote(
@@ -243,7 +245,11 @@ class ComparePage(CompareOpening):
         )
         said = vote.winner or ("tie" if vote.choice == "tie" else "both bad")
         talk = talk.with_last(replace(turn, hidden=False, vote=said))
-        return [*drawn(talk), gr.update(visible=False), self.standing_line(talk)]
+        standing = self.standing_line(talk, self._caller(request))
+        return [*drawn(talk), gr.update(visible=False), standing]
+
+    def _caller(self, request: gr.Request) -> Caller:
+        return self.app.callers.caller(session_of(request))
 
     def wire(self, demo: gr.Blocks) -> None:
         """Connect components and handlers."""
@@ -265,6 +271,7 @@ class ComparePage(CompareOpening):
         )
         opened.success(self.on_first, inputs, self.answering, **quiet)
         self.votes.wire(subjects)
+        self.prompt_set.wire(inputs, self.sampling)
         changed = gr.on(
             [subject.input for subject in subjects],
             self.on_adapter,

@@ -18,6 +18,7 @@ from phi3lora.ui.compare_show import (
     subject_field,
     third_choices,
 )
+from phi3lora.ui.prompt_set import PromptSetPanel
 from phi3lora.ui.runs_page import EVERY
 from phi3lora.ui.talk import Talk
 from phi3lora.ui.votes_panel import VotesPanel
@@ -82,8 +83,10 @@ class CompareParts:
                 apply_default_css=False,
             )
             self.clear = gr.Button("New", size="md", elem_id="clear")
-        self._settings()
-        self.votes = VotesPanel(self.app)
+        with gr.Row(elem_classes="folds"):
+            self._settings()
+            self.votes = VotesPanel(self.app)
+            self.prompt_set = PromptSetPanel(self.app)
 
     def _subject(self) -> None:
         if settled := self.app.comparing.settled:

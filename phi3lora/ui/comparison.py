@@ -18,9 +18,14 @@ from phi3lora.ui.compare_page import ComparePage
 from phi3lora.ui.frame import NAME
 
 
-def build(app: Application, repo: str, revision: str | None = None) -> gr.Blocks:
-    """The page of one adapter."""
-    app = replace(app, comparing=ComparingOne(app.comparing, repo, revision))
+def settled(app: Application, repo: str, revision: str | None = None) -> Application:
+    """An application in which there is one adapter to compare."""
+    return replace(app, comparing=ComparingOne(app.comparing, repo, revision))
+
+
+def build(app: Application) -> gr.Blocks:
+    """The page of the one adapter of an application."""
+    repo = app.comparing.settled
     with gr.Blocks(title=f"{repo} · {NAME}", analytics_enabled=False, fill_width=True) as demo:
         ComparePage(app).wire(demo)
     return demo
@@ -31,6 +36,6 @@ def launch(
 ) -> gr.Blocks:
     """Serve the page until interrupted; on a Space to everybody, else to this machine alone."""
     settings = Settings.from_environment()
-    app = Application.open(settings)
+    app = settled(Application.open(settings), repo, revision)
     host = "0.0.0.0" if settings.on_space else "127.0.0.1"
-    return serve(build(app, repo, revision), app, host, port, block)
+    return serve(build(app), app, host, port, block)

@@ -18,6 +18,8 @@ from phi3lora.app.several import Several
 from phi3lora.app.views import RunView
 
 POINTS = 400  # of a curve on the page
+GB = 1e9
+NATS = "loss (nats a token)"  # what answers are learnt by; preferences have losses of their own
 Points = list[tuple[int, float]]
 DRAW = "window.phi3lora.chart(element, props, watch)"
 VIEW = (
@@ -62,15 +64,43 @@ def loss_curves(of: str, view: RunView) -> str:
         _curve("training", 0, view.losses, view.clock),
         _curve(words.HELD_OUT, 1, view.held_out, view.clock, kind="dots"),
     ]
-    return _chart(of, "Loss", "loss (nats a token)", curves)
+    return _chart(of, "Loss", "loss" if view.rewards else NATS, curves)
+
+
+def reward_curves(of: str, view: RunView) -> str:
+    """The reward of the model's own answers, or the margin of better over worse ones."""
+    if len(view.rewards) < 2:
+        return ""
+    own = view.step is not None and view.step.reward is not None
+    title = "Reward" if own else "Reward margin"
+    curves = [
+        _curve("training", 0, view.rewards, view.clock),
+        _curve(words.HELD_OUT, 1, view.held_out_rewards, view.clock, kind="dots"),
+    ]
+    return _chart(of, title, "reward" if own else "better less worse answers", curves, log=False)
 
 
 def rate_curves(of: str, view: RunView) -> str:
     """The learning rate."""
-    if len(view.rates) < 2:
+    return _one(of, "Learning rate", "learning rate", view.rates, view.clock)
+
+
+def speed_curves(of: str, view: RunView) -> str:
+    """How fast it trains, between two steps that were told."""
+    return _one(of, "Speed, tokens a second", "tokens a second", view.speeds, view.clock)
+
+
+def memory_curves(of: str, view: RunView) -> str:
+    """What it holds: of the GPU where there is one, else of the process."""
+    held = [(step, size / GB) for step, size in view.memory]
+    return _one(of, "Memory held, GB", "GB", held, view.clock)
+
+
+def _one(of: str, title: str, y: str, points: Points, clock: Points) -> str:
+    """A chart of a single curve; nothing where it would be a dot."""
+    if len(points) < 2:
         return ""
-    curves = [_curve("learning rate", 0, view.rates, view.clock)]
-    return _chart(of, "Learning rate", "learning rate", curves)
+    return _chart(of, title, y, [_curve(title.lower(), 0, points, clock)])
 
 
 def several_curves(several: Several) -> str:
@@ -82,11 +112,13 @@ def several_curves(several: Several) -> str:
             title = f"{run.title}, {words.HELD_OUT}"
             curves.append(_curve(title, place, view.held_out, view.clock, kind="dots"))
     names = " ".join(run.id for run in several.runs)
-    return _chart(names, "Losses", "loss (nats a token)", curves)
+    alike = not any(view.rewards for view in several.views)
+    return _chart(names, "Losses", NATS if alike else "loss", curves)
 
 
-def _chart(of: str, title: str, y: str, curves: list[dict[str, Any]]) -> str:
-    return json.dumps({"of": of, "title": title, "y": y, "curves": curves})
+def _chart(of: str, title: str, y: str, curves: list[dict[str, Any]], **how: Any) -> str:
+    """With `log: False` the axis is linear, whatever its range."""
+    return json.dumps({"of": of, "title": title, "y": y, "curves": curves, **how})
 
 
 def _curve(

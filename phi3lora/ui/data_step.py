@@ -10,7 +10,7 @@ choice has no data. `data.path`, a hidden field, is the choice of the tab that i
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,13 @@ from phi3lora.app.datasets import NO_PARTS
 from phi3lora.data.folders import SUFFIXES
 from phi3lora.data.opening import PACKED
 from phi3lora.data.sources import TAUGHT
-from phi3lora.errors import DataError, Phi3LoraError
+from phi3lora.errors import Phi3LoraError
 from phi3lora.ui import show
 from phi3lora.ui.columns_step import ColumnChoice
 from phi3lora.ui.findings import FindingsPanel
 from phi3lora.ui.launch_show import READING
+from phi3lora.ui.row_editor import RowEditor
+from phi3lora.ui.row_show import OPEN, source_of
 from phi3lora.ui.sessions import session_of
 from phi3lora.ui.steps import step
 from phi3lora.ui.train_show import dataset_line, named_dataset
@@ -35,6 +37,7 @@ EXAMPLE, FILE, HUB = "Example", "Your file", "Hub"
 TABS = (EXAMPLE, FILE, HUB)
 REST = 0.3  # seconds without a key after which the Hub is asked
 EXAMPLE_PREFIX = "example:"
+NOTHING_TYPED = "Type a few words, or a dataset's id, then press Enter."
 Choices = dict[str, str]  # the path that each tab has chosen
 
 
@@ -89,9 +92,9 @@ class DataStep:
                     "will read them, with the tokens that it learns tinted.",
                 ),
                 elem_id="data-summary",
-                js_on_load=None,
+                js_on_load=OPEN,
             )
-
+            self.rows = RowEditor(app, fields)
             self.findings = FindingsPanel(app, fields)
 
     def _hub(self) -> None:
@@ -149,8 +152,11 @@ class DataStep:
         caller = self.app.callers.caller(session_of(request))
         return chosen(FILE, str(self.app.datasets.keep_upload(Path(file), caller)), choices)
 
-    def on_result(self, dataset: str | None, choices: Choices | None) -> list[Any]:
-        """A dataset of the list, which is over with that."""
+    def on_result(
+        self, dataset: str | None, choices: Choices | None, request: gr.Request
+    ) -> list[Any]:
+        """A dataset of the list, which is over with that; so is a search that is still asking."""
+        self._typed.pop(str(request.session_hash), None)
         closed = gr.update(visible=False, choices=[], value=None)
         return [closed, dataset or gr.skip(), *self._anew(dataset or "", choices)]
 
@@ -179,16 +185,15 @@ class DataStep:
     @shown
     def on_search(self, query: str, choices: Choices | None, request: gr.Request) -> list[Any]:
         """A list of datasets that match; an id that exists is taken at once."""
-        query = named_dataset(query)
-        if not query:
-            raise DataError("Type a few words, or a dataset's id, then press Enter.")
+        query, kept = named_dataset(query), [gr.skip()] * 4
         self._typed.pop(str(request.session_hash), None)
+        if not query:
+            return [gr.skip(), show.notice(NOTHING_TYPED, "grey"), *kept]
         found = self._search(query, request)
         if query in [dataset for _, dataset in found] or (not found and "/" in query):
-            return [gr.update(visible=False, choices=[]), *self._anew(query, choices)]
-        if not found:
-            raise DataError(f"The Hub has no dataset like {query!r}; try fewer or other words.")
-        return [gr.update(choices=found, value=None, visible=True), *[gr.skip()] * 4]
+            return [gr.update(visible=False, choices=[]), "", *self._anew(query, choices)]
+        note = "" if found else nothing_found(query)
+        return [gr.update(choices=found, value=None, visible=bool(found)), note, *kept]
 
     def _search(self, query: str, request: gr.Request) -> list[tuple[str, str]]:
         """Suggested datasets as (what to show, id)."""
@@ -217,8 +222,12 @@ class DataStep:
             gr.skip(),
         ]
 
-    def show_path(self, path: str) -> list[Any]:
-        """The tab that a path belongs to, with it as its choice, in the order of `tabs`."""
+    def show_data(self, values: Mapping[str, Any]) -> list[Any]:
+        """The tab that the fields' data belongs to, with it as its choice; the order of `tabs`.
+
+        The edits that the fields hold are those of this data.
+        """
+        path = str(values.get("data.path") or "")
         tab = tab_of(path)
         example = path.removeprefix(EXAMPLE_PREFIX) if tab == EXAMPLE else None
         first = {EXAMPLE: EXAMPLE_PREFIX + next(iter(TAUGHT))}
@@ -227,13 +236,14 @@ class DataStep:
             *(gr.update(visible=tab == each) for each in TABS),
             {**first, tab: path},
             example if example in TAUGHT else None,
+            source_of(values),
         ]
 
     @property
     def tabs(self) -> list[Any]:
-        """What `show_path` fills."""
+        """What `show_data` fills."""
         panels = [self.example_panel, self.file_panel, self.hub_panel]
-        return [self.source, *panels, self.choices, self.example]
+        return [self.source, *panels, self.choices, self.example, self.rows.of]
 
     def wire(self) -> None:
         """Connect components and handlers; what follows from another path is the page's."""
@@ -250,7 +260,7 @@ class DataStep:
         self.search.submit(
             self.on_search,
             [self.search, own],
-            [self.results, *anew],
+            [self.results, self.search_note, *anew],
             show_progress="minimal",
             api_visibility="private",
         )
@@ -286,8 +296,8 @@ def first_step(source: str) -> str:
 def nothing_found(query: str) -> str:
     """What to do where no dataset matches the words so far."""
     return show.notice(
-        f"No dataset on the Hub matches {query!r}. Try fewer or other words, or press Enter if "
-        "this is a whole id.",
+        f"No dataset on the Hub matches {query!r}. Try fewer or other words, or type a whole id, "
+        "USER/NAME, and press Enter.",
         "grey",
     )
 

@@ -12,8 +12,9 @@ from typing import Any
 import gradio as gr
 
 from phi3lora.app.application import Application
-from phi3lora.data.findings import KINDS, Finding
+from phi3lora.data.findings import KINDS, Finding, FoundRow
 from phi3lora.ui import form, show
+from phi3lora.ui.row_show import OPEN, row_button
 from phi3lora.ui.sessions import session_of
 from phi3lora.ui.widgets import SPECS, Fields, shown
 
@@ -33,7 +34,7 @@ class FindingsPanel:
             with gr.Row():
                 self.look = gr.Button("Look through the rows", elem_id="find-rows", size="sm")
                 self.ask = gr.Button("Ask the base which are odd", elem_id="ask-base", size="sm")
-            self.found = gr.HTML(elem_id="findings", apply_default_css=False)
+            self.found = gr.HTML(elem_id="findings", apply_default_css=False, js_on_load=OPEN)
             self.kinds = gr.CheckboxGroup(choices([]), label="Leave out", elem_id="leave-out")
 
     @shown
@@ -95,10 +96,17 @@ def findings_html(found: list[Finding]) -> str:
 
 
 def _kind(one: Finding) -> str:
-    rows = [(row.place, row.why, row.asked, row.answer) for row in one.rows]
+    rows = [(row.place, row.why, row.asked, row.answer, _buttons(row)) for row in one.rows]
     more = f"<p>and {one.count - len(rows):,} more</p>" if one.count > len(rows) else ""
-    table = show.table(("Row", "Why", "Question", "Answer"), rows)
+    table = show.table(("Row", "Why", "Question", "Answer", ""), rows)
     return (
         f"<details class='finding'><summary><b>{show.text(one.title)}</b> · {one.count:,}"
-        f"</summary><p>{show.text(one.meaning)}</p>{table}{more}</details>"
+        f"</summary><p>{show.with_code(one.meaning)}</p>{table}{more}</details>"
     )
+
+
+def _buttons(row: FoundRow) -> show.Html:
+    """What can be done with it; train.js says beside them what was."""
+    place = (row.source, row.row)
+    buttons = row_button(*place, "Edit"), row_button(*place, "Leave out", "leave-out")
+    return show.Html(f'<span class="row-do">{"".join(buttons)}</span>')

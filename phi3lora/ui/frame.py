@@ -48,19 +48,18 @@ try {
 } catch {}
 </script>"""
 MISSING = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>Not found · phi3lora</title>
+<html lang="{language}"><head><meta charset="utf-8"><title>{title} · phi3lora</title>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <style>
-body { font: 16px/1.5 system-ui, sans-serif; margin: 20vh auto 0; padding: 0 20px; max-width: 36rem;
-  background: #f7f8f8; color: #171c1e; }
-a { color: #125f5b; }
-@media (prefers-color-scheme: dark) {
-  body { background: #0f1314; color: #e6eaea; } a { color: #73ccc2; } }
-</style></head><body><main><h1>There is no such page</h1>
-<p>This address leads nowhere here. There are three pages:
-<a href="./">Train</a>, <a href="./runs">Runs</a> and <a href="./compare">Compare</a>.</p>
+body {{ font: 16px/1.5 system-ui, sans-serif; margin: 20vh auto 0; padding: 0 20px;
+  max-width: 36rem; background: #f7f8f8; color: #171c1e; }}
+a {{ color: #125f5b; }}
+@media (prefers-color-scheme: dark) {{
+  body {{ background: #0f1314; color: #e6eaea; }} a {{ color: #73ccc2; }} }}
+</style></head><body><main><h1>{head}</h1>
+<p>{says} {pages}</p>
 </main></body></html>
-""".encode()
+"""
 
 
 class Frame:
@@ -73,7 +72,7 @@ class Frame:
         preview: Preview = lambda request: None,
     ) -> None:
         """`opened` is told of each first page that is asked for, before it is answered; `preview`
-        knows what a link to a comparison shows."""
+        knows what a link to a comparison shows; a Space of one adapter compares at its root."""
         self.app, self._opened, self._preview = app, opened, preview
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -86,7 +85,7 @@ class Frame:
             self._opened()
         language = language_of(headers.get("cookie", ""), headers.get("accept-language", ""))
         answer = _Answer(scope["path"], language, send)
-        if scope["path"].rstrip("/").endswith("/compare"):
+        if scope["path"] == "/" or scope["path"].rstrip("/").endswith("/compare"):
             request = Request(scope)
             shared = await run_in_threadpool(self._preview, request)
             answer.link = link_tags(shared, address_of(request)) if shared else ""
@@ -117,7 +116,7 @@ class _Answer:
     async def _finish(self) -> None:
         missing = self._start["status"] == 404
         page = (
-            missing_at(self._path)
+            missing_at(self._path, self._language)
             if missing
             else head_of(self._body, self._path, self._language, self.link)
         )
@@ -137,10 +136,22 @@ def is_page(start: Message) -> bool:
     return start["status"] == 200 and kind.startswith("text/html")
 
 
-def missing_at(path: str) -> bytes:
+def missing_at(path: str, language: str = "en") -> bytes:
     """What is read at an address that does not exist, with links that lead back from there."""
-    up = b"../" * max(path.count("/") - 1, 0)
-    return MISSING.replace(b'href="./', b'href="./' + up)
+    known = words_of(language)
+
+    def say(text: str) -> str:
+        return html.escape(known.get(text, text), quote=False)
+
+    up = "./" + "../" * max(path.count("/") - 1, 0)
+    links = (f'<a href="{up}{at.strip("/")}">{say(name)}</a>' for at, name in TITLES.items())
+    return MISSING.format(
+        language=language,
+        title=say("Not found"),
+        head=say("There is no such page"),
+        says=say("This address leads nowhere here. There are three pages:"),
+        pages=" · ".join(links),
+    ).encode()
 
 
 def head_of(page: bytes, path: str, language: str = "en", link: str = "") -> bytes:
@@ -153,10 +164,12 @@ def head_of(page: bytes, path: str, language: str = "en", link: str = "") -> byt
     if named is None or found is None or b"</head>" not in page:
         return page
     theirs = found[1].decode("utf-8", "replace").strip()  # of a Space for one adapter, its own
-    title = html.escape(f"{named} · {NAME}" if theirs == NAME else theirs)
+    known = words_of(language)
+    title = html.escape(f"{known.get(named, named)} · {NAME}" if theirs == NAME else theirs)
+    says = html.escape(known.get(SAYS, SAYS))
     plain = (
-        f'<meta name="description" content="{SAYS}"><meta property="og:title" content="{title}">'
-        f'<meta property="og:description" content="{SAYS}">'
+        f'<meta name="description" content="{says}"><meta property="og:title" content="{title}">'
+        f'<meta property="og:description" content="{says}">'
         '<meta name="twitter:card" content="summary">'
     )
     ours = "".join(

@@ -3,11 +3,16 @@
 (() => {
   const words = window.phi3loraWords || null;
   const RAW = "pre, code, textarea, td, script, style, svg, option, .message, .data-name, .trains-on b, "
-    + ".run-title h1, .run-name, .cm-editor, [data-raw]";
+    + ".run-title h1, .run-name, .run-item b, .cm-editor, .prose, .turn h2, .pair, .asked, .sample p, "
+    + "[data-prompt], [data-raw=text]";
   // Names in braces that stand for a number; the others stand for words.
   const NUMBERS = new Set(["number", "total", "place", "share", "epochs", "rank", "rate", "rows", "tokens"]);
   const ATTRIBUTES = ["placeholder", "aria-label", "title"];
+  const INLINE = new Set(["A", "B", "STRONG", "Q", "CODE"]);
+  const LEAST = 4;  // letters by which a pattern is known, whatever is filled in
+  const MOST = 5000;  // texts that are remembered
   const made = new WeakMap();  // text node → what was put there
+  const known = new Map();  // text → what it is here
 
   const escape = (text) => text.replace(/[.*+?^${}()|[\]\\]/g, "\\$&");
   // `{number} checks passed` as an expression, with the names of its groups in order.
@@ -16,45 +21,87 @@
     const source = from.split(/\{(\w+)\}/).map((part, place) => {
       if (place % 2 === 0) return escape(part);
       names.push(part);
-      return NUMBERS.has(part) ? "([\\d.,]+(?:e-?\\d+)?)" : "(.+?)";
+      return NUMBERS.has(part) ? "([\\d.,]+(?:e-?\\d+)?)" : "(.*?)";
     }).join("");
-    return { expression: new RegExp(`^${source}$`, "s"), names, to };
+    const own = from.replace(/\{\w+\}|[^\p{L}]/gu, "").length;
+    return { expression: new RegExp(`^${source}$`, "s"), names, to, own };
   }
-  const patterns = words
-    ? Object.entries(words).filter(([from]) => /\{\w+\}/.test(from)).map(compiled)
-    : [];
+  // The one with the most words of its own first: it says the most about a text.
+  const patterns = Object.entries(words || {}).filter(([from]) => /\{\w+\}/.test(from)).map(compiled)
+    .sort((one, other) => other.own - one.own);
 
   function line(text) {
-    const known = words[text];
-    if (known) return known;
-    for (const { expression, names, to } of patterns) {
-      const found = expression.exec(text);
-      if (found) {
-        return names.reduce((said, name, place) => {
-          const part = found[place + 1];
-          return said.replace(`{${name}}`, () => (NUMBERS.has(name) ? part : line(part)));
-        }, to);
-      }
+    if (!words || !/\p{L}/u.test(text)) return text;
+    if (!known.has(text)) {
+      if (known.size > MOST) known.clear();
+      known.set(text, words[text] || filled(text) || parts(text));
     }
-    return text;
+    return known.get(text);
+  }
+  // A text with something filled in, whose words are said, too.
+  function filled(text) {
+    for (const { expression, names, to, own } of patterns) {
+      const found = expression.exec(text);
+      if (!found) continue;
+      const inner = found.slice(1).map((part, place) => (NUMBERS.has(names[place]) ? part : within(part)));
+      // `{1} on {2}` says nothing by itself: whatever it is filled with has to be known.
+      const strange = (part, place) => part === found[place + 1] && /\p{L}/u.test(part);
+      if (own < LEAST && inner.some(strange)) continue;
+      return names.reduce((said, name, place) => said.replace(`{${name}}`, () => inner[place]), to);
+    }
+    return "";
+  }
+  // A part of a sentence, with the space and the comma before it.
+  function within(text) {
+    const whole = words[text.trim()];
+    if (whole) return text.replace(text.trim(), () => whole);
+    const [, before, body, after] = /^([\s,;]*)(.*?)(\s*)$/s.exec(text);
+    return before + line(body) + after;
+  }
+  // A text of several sentences, or `Title: message`; each part is said that is known.
+  function parts(text) {
+    const sentences = text.split(/(?<=[.!?…]) (?=\p{Lu})/u);
+    if (sentences.length > 1) return sentences.map(line).join(" ");
+    const title = /^([^:]{1,40}): (.+)$/s.exec(text);
+    return title && words[title[1]] ? `${words[title[1]]}: ${line(title[2])}` : text;
   }
   // A text with the spaces around it; cards are several lines, lines of facts have parts.
   function say(text) {
     const whole = text.trim();
     if (!whole) return text;
-    const said = line(whole);
-    if (said !== whole) return text.replace(whole, () => said);
-    const parts = text.split(/(\n| · )/);
-    if (parts.length === 1) return text;
-    return parts.map((part) => (part.trim() ? part.replace(part.trim(), () => line(part.trim())) : part)).join("");
+    if (words[whole]) return text.replace(whole, () => words[whole]);
+    return text.split(/(\n| · )/).map((part) => part.replace(part.trim(), (one) => line(one))).join("");
   }
 
   function sayNode(node) {
     if (made.get(node) === node.data || !/\p{L}/u.test(node.data)) return;
-    if (node.parentElement?.closest(RAW)) return;
+    const parent = node.parentElement;
+    if (parent?.closest(RAW) && !parent.matches(".prose summary")) return;
     const said = say(node.data);
     made.set(node, said);
     if (said !== node.data) node.data = said;
+  }
+  // One sentence around links, code or bold words is said as one, and they keep their places in it.
+  const marked = (node, text) => (node.nodeName === "CODE" ? "`" + text + "`" : text);
+  function sayInline(element) {
+    const inner = [...element.children];
+    if (!inner.length || inner.length > 4 || element.closest(RAW) || /svelte-/.test(element.className)) return;
+    if (!inner.every((one) => INLINE.has(one.tagName) && !one.children.length)) return;
+    const whole = [...element.childNodes].map((node) => marked(node, node.textContent)).join("").trim();
+    let rest = line(whole);
+    if (rest === whole) return;
+    const nodes = [];
+    for (const one of inner) {
+      const text = one.textContent;
+      const found = [text, line(text)].find((said) => said && rest.includes(marked(one, said)));
+      if (!found) return;
+      const [before, ...after] = rest.split(marked(one, found));
+      one.textContent = found;
+      nodes.push(before, one);
+      rest = after.join(marked(one, found));
+    }
+    element.replaceChildren(...[...nodes, rest].filter((node) => node !== ""));
+    [element, ...inner].forEach((one) => one.childNodes.forEach((node) => made.set(node, node.data)));
   }
   function sayElement(element) {
     for (const name of ATTRIBUTES) {
@@ -82,6 +129,7 @@
     if (root.nodeType !== Node.ELEMENT_NODE) return;
     sayElement(root);
     root.querySelectorAll(".info-text").forEach(sayHelp);
+    root.querySelectorAll(":has(> :is(a, b, strong, q, code))").forEach(sayInline);
     const walker = document.createTreeWalker(root, NodeFilter.SHOW_TEXT | NodeFilter.SHOW_ELEMENT);
     while (walker.nextNode()) {
       const node = walker.currentNode;

@@ -14,6 +14,7 @@ from typing import Any
 import gradio as gr
 
 from phi3lora.app.application import Application
+from phi3lora.config import TITLE_CHARACTERS
 from phi3lora.errors import HubError
 from phi3lora.ui import show
 from phi3lora.ui.launch_show import bar_line
@@ -55,7 +56,12 @@ class LaunchPanel:
                     apply_default_css=False,
                 )
                 self.estimate = gr.HTML(elem_id="estimate", apply_default_css=False)
-                fields.add("title", placeholder="Pirate, rank 16", max_lines=1)
+                fields.add(
+                    "title",
+                    placeholder="Pirate, rank 16",
+                    max_lines=1,
+                    max_length=TITLE_CHARACTERS,
+                )
                 self.place = PlaceStep(app, fields)
             self.why_not = gr.HTML(elem_id="why-not", visible=False, apply_default_css=False)
             self.launch = gr.Button("Launch", variant="primary", size="lg", elem_id="launch")

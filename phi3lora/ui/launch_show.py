@@ -22,7 +22,7 @@ from phi3lora.ui.train_show import data_name
 from phi3lora.ui.widgets import element_id
 
 UNKNOWN_TIME = "known after your first run here"
-AGAIN = {"Data", "Model", "Token", "Access"}  # what somebody else may have mended meanwhile
+AGAIN = {"Data", "Model", "Sign-in", "Access"}  # what somebody else may have mended meanwhile
 READING = '<div class="reading"><b></b>Checking …</div>'
 CHECKING = READING.replace('"reading"', '"reading later"')  # the preview is of this data
 
@@ -64,8 +64,8 @@ def nothing_yet(step: str) -> Panel:
 def broken_form(error: ConfigError) -> Panel:
     """What is wrong with the form; each line leads to its field. Figures of before stay."""
     lines = "".join(_problem_line(problem.field, problem.message) for problem in error.problems)
-    number = words.counted(len(error.problems), "field")
-    head = f"{number} {'has' if len(error.problems) == 1 else 'have'} to be mended"
+    number = len(error.problems)
+    head = words.counted(number, "field has to be mended", "fields have to be mended")
     return Panel(
         bar_line("red", head),
         f'<p class="broken">{show.text(head)}:</p><ul class="checks">{lines}</ul>',
@@ -97,12 +97,12 @@ def goto(field: str, label: str) -> str:
 def show_preflight(config: RunConfig, done: Preflight) -> Panel:
     """What a preflight found."""
     red, amber = (_of(done, level) for level in ("red", "amber"))
-    state = f"{words.counted(len(done.checks), 'check')} passed"
+    state = passed(len(done.checks))
     level = "green"
     if amber:
         level, state = "amber", words.counted(len(amber), "warning")
     if red:
-        level, state = "red", f"{words.counted(len(red), 'thing')} to mend"
+        level, state = "red", words.counted(len(red), "thing to mend", "things to mend")
     return Panel(
         bar_line(level, state, done.estimate),
         trains_on(config) + check_list(done),
@@ -110,6 +110,11 @@ def show_preflight(config: RunConfig, done: Preflight) -> Panel:
         gr.update(interactive=not red),
         spoken(config, red, amber),
     )
+
+
+def passed(number: int) -> str:
+    """`1 check passed`, `5 checks passed`."""
+    return words.counted(number, "check passed", "checks passed")
 
 
 def _of(done: Preflight, level: str) -> list[Check]:
@@ -141,7 +146,7 @@ def check_list(done: Preflight) -> str:
         return listed
     return (
         f'{listed}<details class="passed"><summary><i aria-hidden="true">✓</i>'
-        f"{words.counted(len(green), 'check')} passed</summary>"
+        f"{passed(len(green))}</summary>"
         f'<ul class="checks">{"".join(map(check_line, green))}</ul></details>'
     )
 
@@ -171,6 +176,7 @@ def bar_line(level: str, state: str, estimate: Any = None) -> str:
     if estimate is not None:
         needs.append(words.size(estimate.memory_bytes))
         needs.append(_time(estimate) if estimate.seconds is not None else "")
+        needs.append(words.dollars(estimate.dollars) if estimate.dollars else "")
     rest = " · ".join(need for need in needs if need)
     return (
         f'<button type="button" class="sheet-toggle {level}" aria-expanded="false" '
@@ -184,7 +190,7 @@ def _time(estimate: Any) -> str:
 
 
 def estimate_facts(estimate: Any) -> str:
-    """Memory, time, steps and the share that is trained."""
+    """Memory, time, steps, the share that is trained, and the cost where one is paid."""
     if estimate is None:
         return ""
     share = 100 * estimate.trainable / max(1, estimate.total)
@@ -196,6 +202,10 @@ def estimate_facts(estimate: Any) -> str:
         about = "" if estimate.exact else "about "
         pairs.append(("Updates", about + words.count(estimate.steps)))
     pairs.append(("Time", UNKNOWN_TIME if estimate.seconds is None else _time(estimate)))
+    if estimate.dollars:
+        pairs.append(("Cost", f"about {words.dollars(estimate.dollars)}"))
+    elif estimate.dollars_an_hour:
+        pairs.append(("Cost", f"{words.dollars(estimate.dollars_an_hour)} an hour"))
     return f'<div class="estimate">{show.facts(pairs)}</div>'
 
 

@@ -63,7 +63,7 @@ class ModelStep:
                 "More recipes: those of the guide", open=False, elem_classes="fold", elem_id="more"
             ):
                 self.more = gr.Radio(
-                    [(f"{describe(name)}", name) for name in recipes() if name not in CARDS],
+                    [(recipe_card(name), name) for name in recipes() if name not in CARDS],
                     value=None,
                     label="Recipes of the guide",
                     show_label=False,
@@ -89,6 +89,12 @@ class ModelStep:
             return gr.skip()
         paths = {path for _, path in known}
         return gr.update(choices=[*known, *((path, path) for path in mine if path not in paths)])
+
+
+def recipe_card(name: str) -> str:
+    """A recipe in two lines: what it does, and where it comes from or what it needs."""
+    does, _, more = describe(name).partition(": ")
+    return f"{does}\n{more[:1].upper()}{more[1:]}"
 
 
 def card_choices(bases: list[Base] | None) -> Choices:

@@ -33,12 +33,15 @@ window.phi3lora = {
     if (field && field.offsetParent) field.focus();
     else if (tries) requestAnimationFrame(() => this.focus(selector, tries - 1));
   },
-  // Show the chosen run in the address, so that a refresh and a shared link find it again.
-  remember(name, value) {
+  // Show the chosen run in the address, so that a refresh and a shared link find it again. What a
+  // page chose by itself replaces the address: the way back leads to where one came from.
+  remember(name, value, chosen = true) {
     const address = new URL(window.location.href);
     if (value) address.searchParams.set(name, value);
     else address.searchParams.delete(name);
-    if (address.href !== window.location.href) window.history.pushState({}, "", address);
+    if (address.href === window.location.href) return;
+    if (chosen) window.history.pushState({}, "", address);
+    else window.history.replaceState({}, "", address);
   },
 
   // The form of the Train page as this browser keeps it. An address that names a run is obeyed
@@ -164,10 +167,17 @@ document.addEventListener("click", (event) => {
       place.scrollIntoView({ block: "nearest" });
     }
   }
-  // What was said about the last action is over with the next.
-  if (target.closest("button")) {
-    document.querySelectorAll(".toast-wrap .toast-close").forEach((close) => close.click());
-  }
+  if (target.closest("button")) window.phi3lora.quiet();
+});
+// What was said about the last action is over with the next: a click, a choice, or Enter.
+window.phi3lora.quiet = () => {
+  document.querySelectorAll(".toast-wrap .toast-close").forEach((close) => close.click());
+};
+document.addEventListener("change", (event) => {
+  if (event.target.matches("[type=radio], [type=checkbox]")) window.phi3lora.quiet();
+});
+document.addEventListener("keydown", (event) => {
+  if (event.key === "Enter" && event.target.matches("input, textarea")) window.phi3lora.quiet();
 });
 
 window.phi3lora.watch = () => {

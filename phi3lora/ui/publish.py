@@ -139,7 +139,7 @@ class PublishCard:
             note = show.notice(SIGN_IN, "amber")
             off = gr.update(interactive=False)
             empty = [*head_values(""), *along_values([])]
-            return [gr.update(visible=True), "", "", "", note, *closed, "", "", off, "", *empty]
+            return [gr.update(visible=True), "", "", "", "", *closed, "", note, off, "", *empty]
         repo = self.app.publishing.name(run, caller)
         draft = self.app.publishing.draft(run, repo, caller)
         may = self._may(repo, False, caller)

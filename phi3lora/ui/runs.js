@@ -130,6 +130,23 @@
     const ticked = new Set();
     const tools = document.getElementById("run-tools");
     const bar = () => tools.querySelector(".tick-bar");
+    // What an item is ordered by; without a loss it comes last.
+    const keys = {
+      loss: (item) => (item.dataset.loss ? Number(item.dataset.loss) : Infinity),
+      title: (item) => item.querySelector("b").textContent.toLowerCase(),
+      status: (item) => item.dataset.status,
+    };
+    const newest = new Map(); // place of an item as the server sent it
+    const ordered = () => {
+      const items = [...element.querySelectorAll(".run-item")];
+      items.forEach((item, place) => { if (!newest.has(item)) newest.set(item, place); });
+      const key = keys[tools.querySelector("select").value] || (() => 0);
+      const sorted = items.toSorted((one, other) => {
+        const [a, b] = [key(one), key(other)];
+        return a < b ? -1 : a > b ? 1 : newest.get(one) - newest.get(other);
+      });
+      if (sorted.some((item, place) => item !== items[place])) sorted[0].parentElement.append(...sorted);
+    };
     const drawn = () => {
       const wanted = tools.querySelector("input").value.trim().toLowerCase();
       for (const item of element.querySelectorAll(".run-item")) {
@@ -137,6 +154,10 @@
         const box = item.querySelector("input");
         box.checked = ticked.has(box.dataset.tick);
       }
+      ordered();
+      const items = [...element.querySelectorAll(".run-item")];
+      tools.querySelector(".no-match").textContent =
+        items.length && items.every((item) => item.hidden) ? "No run matches." : "";
       bar().hidden = ticked.size < 2;
       bar().querySelector("[name=several]").textContent = `Compare ${ticked.size} runs`;
     };
@@ -165,7 +186,7 @@
     window.addEventListener("popstate", () => {
       trigger("click", { run: new URL(window.location.href).searchParams.get("run") || "" });
     });
-    watch("value", drawn);
+    watch("value", () => { newest.clear(); drawn(); });
     drawn();
   };
 

@@ -18,9 +18,13 @@ from phi3lora.ui.runs_show import COLOURS
 KNOWN = 30  # runs at the list's head that say their loss: each one's events are read for it
 SEARCH = """
 <div class="list-head"><h2 class="list-title">Runs</h2>
-<input type="search" id="run-search" placeholder="Search" aria-label="Search runs"></div>
+<input type="search" id="run-search" placeholder="Search" aria-label="Search runs">
+<select id="run-order" aria-label="Order of the runs"><option value="">Newest</option>
+<option value="loss">Lowest loss</option><option value="title">Title</option>
+<option value="status">Status</option></select></div>
 <div class="tick-bar" hidden><button type="button" class="chip" name="several"></button>
 <button type="button" class="chip" name="untick">Clear</button></div>
+<p class="no-match" role="status"></p>
 """
 
 
@@ -37,8 +41,10 @@ def _item(run: Run, chosen: str, follower: Follower | None) -> str:
     status, name = run.status, show.text(run.id)
     about = " · ".join(about_run(run, follower))
     thin = _thin(run, follower) if status in ACTIVE else ""
+    loss = last(follower.view(run).losses) if follower else None
+    order = f'data-loss="{"" if loss is None else loss}" data-status="{status}"'
     return (
-        f'<div class="run-item"><input type="checkbox" data-tick="{name}" '
+        f'<div class="run-item" {order}><input type="checkbox" data-tick="{name}" '
         f'aria-label="Put {show.text(run.title)} beside others">'
         f'<a href="runs?run={name}" data-run="{name}"{current}><b>{show.text(run.title)}</b>'
         f"{show.badge(status, COLOURS[status])}<small>{show.text(about)}</small>{thin}</a></div>"
@@ -119,4 +125,9 @@ def several_table(several: Several) -> str:
     """A column for each run: losses, then the settings in which they differ."""
     titles = [run.title for run in several.runs]
     same = "" if several.settings else "<p>Their settings are the same.</p>"
-    return show.table(["", *titles], [(name, *values) for name, values in several.rows()]) + same
+    return (
+        show.table(
+            ["Figure or setting", *titles], [(name, *values) for name, values in several.rows()]
+        )
+        + same
+    )

@@ -31,9 +31,13 @@ EVERY = 2.0  # seconds between two pulses
 MADE = 32  # runs whose rendered state is kept for the next visitor
 PULSE = "(seen, run) => window.phi3lora.pulse(seen, run)"
 REMEMBER = "(run) => { window.phi3lora.remember('run', run); return run; }"
+NAME = "(run) => { window.phi3lora.remember('run', run, false); return run; }"
 OPEN_COMPARE = "(run) => { window.location.href = 'compare?adapter=' + encodeURIComponent(run); }"
 FOCUS_TITLE = "() => window.phi3lora.focusWhenThere('#new-title')"
-EMPTY = ("live", "again", "menu", "more", "loss", "rate", "report", "log", "config")
+EMPTY = (
+    *("live", "again", "menu", "more", "loss", "reward", "rate", "speed", "memory", "tracker"),
+    *("report", "log", "config"),
+)
 DO = """
 element.addEventListener('click', (event) => {
   const button = event.target.closest('button[data-do]');
@@ -126,7 +130,12 @@ class RunsPage:
     def _panels(self) -> None:
         with gr.Column(elem_id="panel-curves", elem_classes="tab-panel"):
             self.loss = chart_component("loss-chart", tools=True)
-            self.rate = chart_component("rate-chart", small=True)
+            self.reward = chart_component("reward-chart")
+            with gr.Row(elem_classes="small-charts"):
+                self.rate = chart_component("rate-chart", small=True)
+                self.speed = chart_component("speed-chart", small=True)
+                self.memory = chart_component("memory-chart", small=True)
+            self.tracker = gr.HTML(elem_id="tracker", apply_default_css=False)
         with gr.Column(elem_id="panel-evidence", elem_classes="tab-panel"):
             self.report = gr.HTML(elem_id="report", apply_default_css=False)
         with gr.Column(elem_id="panel-settings", elem_classes="tab-panel"):
@@ -163,7 +172,11 @@ class RunsPage:
             "menu",
             "more",
             "loss",
+            "reward",
             "rate",
+            "speed",
+            "memory",
+            "tracker",
             "report",
             "log",
             "config",
@@ -180,11 +193,13 @@ class RunsPage:
     @shown
     def on_open(self, request: gr.Request) -> list[Any]:
         """What the address says: a run, or the newest one."""
-        run_id = request.query_params.get("run", "")
-        if not run_id:
-            runs = self.app.launching.runs(self._caller(request))
-            run_id = runs[0].id if runs else ""
+        run_id = request.query_params.get("run", "") or self._newest(request)
         return [run_id, *self.on_show(run_id, request)]
+
+    def _newest(self, request: gr.Request) -> str:
+        """The run that an address without one shows."""
+        runs = self.app.launching.runs(self._caller(request))
+        return runs[0].id if runs else ""
 
     @shown
     def on_show(self, run_id: str, request: gr.Request) -> list[Any]:
@@ -237,7 +252,8 @@ class RunsPage:
         """A run was clicked in the list, or several were ticked."""
         names = texts_told(event, "several")
         if names is None:
-            return [told(event, "run"), gr.update(visible=False), "", "", ""]
+            run_id = told(event, "run") or self._newest(request)
+            return [run_id, gr.update(visible=False), "", "", ""]
         caller = self._caller(request)
         runs = [self.app.launching.run(name, caller) for name in names]
         if not runs:
@@ -312,6 +328,7 @@ class RunsPage:
             "concurrency_limit": None,
         }
         opened = demo.load(self.on_open, None, [self.run_id, *self.seen], **quiet)
+        opened.success(None, self.run_id, self.run_id, js=NAME)
         self._compute_after(opened, quiet)
         self.timer.tick(
             None, [self.pulse, self.run_id], self.pulse, js=PULSE, show_progress="hidden"

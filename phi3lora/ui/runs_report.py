@@ -26,16 +26,24 @@ def verdict_line(report: dict[str, Any]) -> str:
     rows = words.counted(report.get("rows", 0), "held-out row")
     return (
         f'<section class="verdict {colour}" aria-label="Verdict"><p><b>{verdict}</b> on {rows}'
-        f"{_loss(report)}</p>{_one_pair(report)}</section>"
+        f"{_decisive(report)}</p>{_one_pair(report)}</section>"
     )
 
 
-def _loss(report: dict[str, Any]) -> str:
-    """`loss by token 6.84 → 0.03`."""
-    for item in report.get("comparisons", []):
-        if item.get("name") == "loss":
-            base, tuned = words.figure(item["base"], 2), words.figure(item["tuned"], 2)
-            return f"<span>loss by token {base} → {tuned}</span>"
+def _decisive(report: dict[str, Any]) -> str:
+    """What the method is judged by: `loss by token 6.84 → 0.03`, `reward 0.10 → 0.92`."""
+    found = {item.get("name"): item for item in report.get("comparisons", [])}
+    if item := found.get("win_rate"):
+        base, tuned = (f"{100 * item[side]:.0f} %" for side in ("base", "tuned"))
+        return f"<span>better answer likelier {base} → {tuned}</span>"
+    if item := found.get("earned"):
+        base, tuned = (words.figure(item[side], 2) for side in ("base", "tuned"))
+        return f"<span>reward {base} → {tuned}</span>"
+    if item := found.get("reward_margin"):
+        return f"<span>reward margin {words.figure(item['tuned'], 2)}</span>"
+    if item := found.get("loss"):
+        base, tuned = words.figure(item["base"], 2), words.figure(item["tuned"], 2)
+        return f"<span>loss by token {base} → {tuned}</span>"
     return ""
 
 
@@ -65,12 +73,19 @@ def evidence(report: dict[str, Any] | None, active: bool) -> str:
         '<div class="section-head"><div><h2>Base against tuned</h2>'
         f"<p>{show.text(verdict_words(report))} that were not trained on.</p></div></div>",
         comparison_table(report.get("comparisons", [])),
+        chosen_rows(report),
         *samples("Gained most", report.get("gained", [])),
         *samples("Lost most", lost),
     ]
     if not lost:
         body.append('<p class="none-lost">No held-out row got worse.</p>')
     return "".join(body)
+
+
+def chosen_rows(report: dict[str, Any]) -> str:
+    """Which rows the run's owner left out and edited; nothing where all are as they came."""
+    said = words.chosen_rows(report.get("left_out") or {}, report.get("edited") or 0)
+    return show.notice(said, "grey") if said else ""
 
 
 def comparison_table(comparisons: list[dict[str, Any]]) -> str:

@@ -11,11 +11,21 @@ from typing import Any
 import gradio as gr
 
 from phi3lora import words
+from phi3lora.app.several import run_before
+from phi3lora.app.trackers import Tracker, tracker_of
 from phi3lora.app.views import RunView
 from phi3lora.errors import Phi3LoraError
+from phi3lora.events import Evaluated, Step
 from phi3lora.runs.store import ACTIVE, RESUMABLE, Run
 from phi3lora.ui import show
-from phi3lora.ui.curves import last, loss_curves, rate_curves
+from phi3lora.ui.curves import (
+    last,
+    loss_curves,
+    memory_curves,
+    rate_curves,
+    reward_curves,
+    speed_curves,
+)
 from phi3lora.ui.downloads import menu
 from phi3lora.ui.runs_report import evidence, verdict_line, verdict_words
 
@@ -101,6 +111,8 @@ def show_run(run: Run, view: RunView, position: int | None, on_space: bool) -> d
         "resume": gr.update(
             visible=resumable,
             value="Resume with the changes" if run.state.changes else "Resume",
+            # What failed by itself would fail again as it is: another start comes first.
+            variant="secondary" if status == "failed" else "primary",
         ),
         "cancel": gr.update(visible=status == "queued"),
         "compare": gr.update(visible=usable),
@@ -111,11 +123,30 @@ def show_run(run: Run, view: RunView, position: int | None, on_space: bool) -> d
         "head": run_head(run, status, view, position, report),
         "live": announcement(run, status, view, position, report),
         "loss": loss_curves(run.id, view),
+        "reward": reward_curves(run.id, view),
         "rate": rate_curves(run.id, view),
+        "speed": speed_curves(run.id, view),
+        "memory": memory_curves(run.id, view),
+        "tracker": tracker_line(tracker_of(run), on_space),
         "report": evidence(report, status in ACTIVE),
         "log": f'<pre tabindex="0" role="region" aria-label="Log">{show.text(log)}</pre>',
         "config": config_text(run),
     }
+
+
+def tracker_line(tracker: Tracker | None, on_space: bool) -> str:
+    """Where else the curves are; a Space's visitor cannot type commands there."""
+    if tracker is None or (on_space and not tracker.address):
+        return ""
+    if tracker.address:
+        return (
+            f'<p class="tracker"><a href="{show.text(tracker.address)}" target="_blank" '
+            f'rel="noopener">Open in {show.text(tracker.title)}</a></p>'
+        )
+    return (
+        f'<p class="tracker"><span>Also in {show.text(tracker.title)}:</span> '
+        f"<code>{show.text(tracker.command)}</code></p>"
+    )
 
 
 def again_links(run: Run, usable: bool) -> str:
@@ -127,7 +158,20 @@ def again_links(run: Run, usable: bool) -> str:
     )
     return (
         f'<span><a class="plain-button" id="again" href="{address}" title="Open the form with the '
-        f'settings of this run">Train again</a>{further if usable else ""}</span>'
+        f'settings of this run">Train again</a>{further if usable else ""}'
+        f"{three_link(run) if usable else ''}</span>"
+    )
+
+
+def three_link(run: Run) -> str:
+    """Base, the run that this one went on from, and this one; nothing where it began anew."""
+    before = run_before(run)
+    if not before:
+        return ""
+    return (
+        f'<a class="plain-button" id="three" href="compare?adapter={show.text(run.id)}'
+        f'&amp;third={show.text(before)}" title="Base, the run that this one went on from, and '
+        'this one, in blind rounds of two">Compare all three</a>'
     )
 
 
@@ -258,17 +302,7 @@ def figures(view: RunView, active: bool) -> list[tuple[str, str]]:
         pairs.append(("Loss", words.figure(last(view.losses))))
         if view.evaluated:
             pairs.append((words.HELD_OUT_LOSS, words.figure(view.evaluated.loss)))
-        if step.reward_margin is not None:
-            pairs.append(("Reward margin", words.figure(step.reward_margin)))
-        if view.evaluated and view.evaluated.reward_margin is not None:
-            held_out = words.figure(view.evaluated.reward_margin)
-            pairs.append(("Held-out reward margin", held_out))
-        if step.reward is not None:
-            pairs.append(("Reward", words.figure(step.reward)))
-        if view.evaluated and view.evaluated.reward is not None:
-            pairs.append(("Held-out reward", words.figure(view.evaluated.reward)))
-        right = step.token_accuracy
-        pairs.append(("Correct next tokens", _known(right, lambda share: f"{100 * share:.0f} %")))
+        pairs += _learnt(step, view.evaluated)
         speed = step.tokens_per_second
         pairs.append(("Speed", _known(speed, lambda rate: f"{rate:,.0f} tokens/s")))
         pairs.append(("Epoch", f"{step.epoch:.2f}"))
@@ -278,6 +312,31 @@ def figures(view: RunView, active: bool) -> list[tuple[str, str]]:
     if view.ended and view.ended.peak_memory:
         pairs.append(("Peak memory", words.size(view.ended.peak_memory)))
     return pairs
+
+
+def _learnt(step: Step, held_out: Evaluated | None) -> list[tuple[str, str]]:
+    """What the method is after, beside its loss: rewards, or else the next tokens."""
+    pairs = [
+        (f"{when}{name}", text(value))
+        for field, name, text in _REWARDS
+        for when, event in (("", step), ("Held-out ", held_out))
+        if (value := getattr(event, field, None)) is not None
+    ]
+    found = [(name[0].upper() + name[1:], value) for name, value in pairs]
+    if step.token_accuracy is not None or not found:
+        found.append(("Correct next tokens", _known(step.token_accuracy, _percent)))
+    return found
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
+
+
+_REWARDS = (
+    ("reward", "reward", words.figure),
+    ("reward_margin", "reward margin", words.figure),
+    ("reward_accuracy", "pairs ranked right", _percent),
+)
 
 
 def _known(value: float | None, text: Callable[[float], str]) -> str:

@@ -6,6 +6,7 @@ show.notice("Pick other data.")
 
 from __future__ import annotations
 
+import functools
 import html
 import re
 from collections.abc import Iterable, Sequence
@@ -13,6 +14,10 @@ from collections.abc import Iterable, Sequence
 from phi3lora.thoughts import split_thoughts
 
 SIGNS = {"green": "✓", "amber": "!", "red": "×", "grey": "i"}
+
+
+class Html(str):
+    """Text that is HTML already, where a table has buttons among its cells."""
 
 
 def text(value: object) -> str:
@@ -29,13 +34,26 @@ def answer(said: str) -> str:
     return f"{fold}<p>{text(found.said)}</p>"
 
 
-ADDRESS = re.compile(r"https://huggingface\.co/[\w./-]*[\w/-]")
+CODE = re.compile(r"`([^`\n]+)`")
+
+
+@functools.cache
+def address() -> re.Pattern[str]:
+    """An address on the Hub: the public one, or the one that this installation works with."""
+    from huggingface_hub.constants import ENDPOINT
+
+    return re.compile(rf"(?:https://huggingface\.co|{re.escape(ENDPOINT)})/[\w./-]*[\w/-]")
 
 
 def linked(value: object) -> str:
-    """Escaped, with addresses on the Hub as links."""
+    """Escaped, with addresses on the Hub as links and what stands in backticks as code."""
     link = '<a href="{0}" target="_blank" rel="noopener">{0}</a>'
-    return ADDRESS.sub(lambda found: link.format(found[0]), text(value))
+    return address().sub(lambda found: link.format(found[0]), with_code(value))
+
+
+def with_code(value: object) -> str:
+    """Escaped, with what stands in backticks as code."""
+    return CODE.sub(r"<code>\1</code>", text(value))
 
 
 def heading(title: str, sub: str = "", number: int | None = None) -> str:
@@ -131,7 +149,8 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], align: str =
     )
     cells = (
         "".join(
-            f'<td{kind} data-of="{text(name)}">{text(cell)}</td>'
+            f'<td{kind} data-of="{text(name)}">'
+            f"{cell if isinstance(cell, Html) else text(cell)}</td>"
             for name, cell, kind in zip(columns, row, kinds, strict=True)
         )
         for row in rows

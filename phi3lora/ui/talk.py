@@ -17,12 +17,13 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from phi3lora.app.comparing import Sides
+from phi3lora.chat.options import BASE as BASE
 from phi3lora.chat.options import Pair, Side
 
 LONGEST = 1_000_000  # characters of a conversation that a browser sends back
 MOST_TURNS = 200
+SHORTEST = 0.01  # seconds of an answer whose speed is told; what came at once has none
 ROUNDS = 5  # of a blind game
-BASE = "base"  # the base as the third of a tournament
 
 
 @dataclass(frozen=True)
@@ -169,6 +170,6 @@ def answer_of(pair: Pair, side: Side, seconds: float, how: str) -> Said:
     """What one side has said so far."""
     tokens = getattr(pair, f"tokens_{side}")
     done = getattr(pair, f"done_{side}")
-    rate = tokens / seconds if done and seconds > 0 else 0.0
+    rate = tokens / seconds if done and seconds > SHORTEST else 0.0
     ended = bool(getattr(pair, f"stopped_{side}"))
     return Said(getattr(pair, side), tokens, ended, round(rate, 1), how)

@@ -217,6 +217,34 @@
     }));
   }
 
+  // ------------------------------------------------------------------ rows that were changed
+
+  // The lists of what was found are as they were; what was done since is said beside their rows.
+  function rowMarks() {
+    const place = one("#row-changes .row-changes");
+    const of = (name) => new Set((place?.dataset[name] || "").split(" "));
+    const edited = of("edited");
+    const out = of("out");
+    all("#findings .row-do").forEach((cell) => {
+      const [open, leave] = all("button", cell);
+      if (!cell.dataset.said) {  // the words of a table are people's, and not translated
+        cell.dataset.said = "yes";
+        [open, leave].forEach((button) => { button.textContent = window.phi3lora.say(button.textContent); });
+      }
+      const now = out.has(open.dataset.row) ? "use-again" : "leave-out";
+      cell.classList.toggle("edited", edited.has(open.dataset.row));
+      cell.classList.toggle("out", now === "use-again");
+      if (leave.dataset.open === now) return;
+      leave.dataset.open = now;
+      leave.textContent = window.phi3lora.say(now === "use-again" ? "Use again" : "Leave out");
+    });
+  }
+  async function toRow() {
+    const box = await waitFor(() => one("#row-editor textarea"));
+    one("#row-editor")?.scrollIntoView({ block: "nearest" });
+    box?.focus({ preventScroll: true });
+  }
+
   // ------------------------------------------------------------------ the configuration as a file
 
   function save(text) {
@@ -274,8 +302,8 @@
   });
 
   window.phi3lora.train = {
-    mark, save, load,
+    mark, save, load, toRow,
     launched: () => store("phi3lora-launched", "yes"),
   };
-  window.phi3lora.looks.push(steps, rules, marks, sheetState);
+  window.phi3lora.looks.push(steps, rules, marks, sheetState, rowMarks);
 })();

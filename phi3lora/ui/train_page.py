@@ -28,6 +28,7 @@ from phi3lora.ui.draft import READ, keep_script, read_draft
 from phi3lora.ui.launch_panel import OPEN_RUN, SIGN_IN, LaunchPanel
 from phi3lora.ui.model_step import CARDS, ModelStep, fits_line
 from phi3lora.ui.sessions import session_of
+from phi3lora.ui.train_opening import named_config
 from phi3lora.ui.train_show import (
     INTRO,
     amount_line,
@@ -216,36 +217,21 @@ class TrainPage:
         A run that cannot be had is said over the form, which stays as it is.
         """
         nothing = [gr.skip()] * (len(self.fields.by_name) + len(self.data.tabs))
-        if run_id := request.query_params.get("from", ""):
-            try:
-                caller = self.app.callers.caller(session_of(request))
-                run = self.app.launching.run(run_id, caller)
-                on = request.query_params.get("further")
-                config = self.app.launching.further(run) if on else run.config
-            except Phi3LoraError as error:
-                return [form_notes([str(error)], "amber"), *nothing]
-            note = f"These are the settings of {run.title}. Change what you like, then launch."
-            if on:
-                note += " The new run begins with what that one has learnt."
-            filled = self.fields.fill(config)
-            return [form_notes([note]), *filled, *self.data.show_path(config.data.path)]
-        if adapter := request.query_params.get("votes", ""):
-            try:
-                caller = self.app.callers.caller(session_of(request))
-                config = self.app.voting.config(adapter, caller)
-            except Phi3LoraError as error:
-                return [form_notes([str(error)], "amber"), *nothing]
-            note = (
-                f"This run learns from blind votes by {config.method.upper()}, and begins with "
-                "what the compared one has learnt. Look at the pairs, then launch."
-            )
-            filled = self.fields.fill(config)
-            return [form_notes([note]), *filled, *self.data.show_path(config.data.path)]
+        try:
+            named = named_config(self.app, request)
+        except Phi3LoraError as error:
+            return [form_notes([str(error)], "amber"), *nothing]
+        if named is not None:
+            config, note = named
+            return [form_notes([note]), *self.fields.fill(config), *self._tabs_of(config)]
         kept = read_draft(draft)
         if not kept:
             return [gr.skip(), *nothing]
         values = [kept.get(name, gr.skip()) for name in self.fields.by_name]
-        return [gr.skip(), *values, *self.data.show_path(str(kept.get("data.path") or ""))]
+        return [gr.skip(), *values, *self.data.show_data(kept)]
+
+    def _tabs_of(self, config: RunConfig) -> list[Any]:
+        return self.data.show_data(form.to_widgets(config))
 
     @shown
     def on_recipe(self, name: str) -> list[Any]:
@@ -261,7 +247,7 @@ class TrainPage:
     def on_yaml(self, text: str) -> list[Any]:
         """Fill the form from YAML, data included."""
         config, notices = RunConfig.from_text(text, "This")
-        tabs = self.data.show_path(config.data.path)
+        tabs = self._tabs_of(config)
         return [form_notes([], more=notices), *self.fields.fill(config), *tabs]
 
     @shown
@@ -283,6 +269,8 @@ class TrainPage:
         self.recipe = gr.State(self.start)
         method, sections = by_name["method"], self.amount.methods
         method.change(self.amount.on_method, method, list(sections.values()), **QUIET)
+        opened_rows = [self.data.summary, self.data.findings.found]
+        edited = self.data.rows.wire(everything, opened_rows)
         checked = {
             "fn": self.on_preflight,
             "inputs": [self.data.source, *everything, *self.place.inputs],
@@ -309,7 +297,7 @@ class TrainPage:
         gr.on([*settled, by_name["data.path"].change], **kept, show_progress="hidden")
         opening = [self.notes, *everything, *self.data.tabs]
         opened = demo.load(self.on_open, self.draft, opening, js=READ, **QUIET)
-        opened.then(**drawn).then(**checked)
+        opened.then(**self.data.rows.chosen).then(**drawn).then(**checked)
         for event in (
             *self._filling(last),
             self.amount.use_yaml.click(self.on_yaml, self.amount.yaml, opening, **QUIET),
@@ -317,6 +305,7 @@ class TrainPage:
                 None, self.amount.yaml, self.amount.yaml, js=LOAD_YAML
             ).success(self.on_yaml, self.amount.yaml, opening, **QUIET),
             self.data.findings.wire(everything),
+            *edited,
         ):
             event.success(**kept).success(**drawn).success(**checked)
         self.amount.save_yaml.click(None, self.amount.yaml, None, js=SAVE_YAML)
@@ -340,8 +329,9 @@ class TrainPage:
         # The YAML before the preflight: whoever reads what was found may change it meanwhile.
         for event in (by_name["data.path"].change, by_name["data.name"].input):
             event(self.data.on_parts, parts, [*parts[1:], self.panel.checks], **last).then(
-                **looked
-            ).then(**drawn).then(**checked)
+                **self.data.rows.chosen
+            ).then(**looked).then(**drawn).then(**checked)
+        by_name["data.split"].input(**self.data.rows.chosen)
         again = [by_name[f"data.{name}"] for name in ("format", "roles", "columns", "split")]
         gr.on([_settled(one) for one in again], **looked, trigger_mode="always_last")
         for one in (columns.question, columns.answer):

@@ -29,7 +29,7 @@ INTRO = (
     "exactly what will be trained, press Launch. At the end the tuned model is measured against "
     'its base. <a href="compare?adapter=example:pirate">See a tuned one answer</a></p></div>'
 )
-ELSEWHERE = {"Model", "Adapter", "Hardware", "Memory", "Token", "Backup", "Disk", "Settings"}
+ELSEWHERE = {"Model", "Adapter", "Hardware", "Memory", "Sign-in", "Backup", "Disk", "Settings"}
 POCKET_RECIPE, GPU_RECIPE = "pocket", "phi3-mini-lora"
 
 
@@ -210,16 +210,23 @@ def conversations(inspection: Any, limit: int) -> str:
             supervised(show.text(part["text"])) if part["supervised"] else show.text(part["text"])
             for part in segments
         )
-        whole = inspection.lengths[place] if place < len(inspection.lengths) else 0
+        lengths = inspection.preview_lengths[place : place + 1]
+        whole = lengths[0] if lengths else 0
         cut = f"cut here: {limit:,} of {whole:,} tokens are read" if whole > limit else ""
         end = f'<span class="cut">{show.text(cut)}</span>' if cut else ""
         hidden = " hidden" if place else ""
         worse = _instead_of(inspection.rejected_preview[place : place + 1])
-        cards.append(f'<pre tabindex="0"{hidden}>{"".join(parts)}{end}{worse}</pre>')
+        of = ":".join(map(str, inspection.places[place])) if inspection.places else ""
+        cards.append(
+            f'<pre tabindex="0" data-row="{of}"{hidden}>{"".join(parts)}{end}{worse}</pre>'
+        )
+    if not cards:
+        return show.notice("None of the first rows is trained on.", "grey")
     return (
         f'<figure class="conversation" data-as="chat"><figcaption>'
         f'<span class="place" data-words="Conversation {{place}} of {len(cards)}">'
         f'Conversation 1 of {len(cards)}</span><span class="pager">{_AS}'
+        f'<button type="button" class="as" data-open="shown">Edit</button>'
         f'<button type="button" data-turn="-1" aria-label="Previous conversation">‹</button>'
         f'<button type="button" data-turn="1" aria-label="Next conversation">›'
         f"</button></span></figcaption>{''.join(cards)}{_tokens(inspection.preview_tokens)}</figure>"

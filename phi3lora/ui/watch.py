@@ -8,7 +8,6 @@ differs does the page call Gradio, so that a hundred open pages cost next to not
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import hmac
 import json
@@ -34,6 +33,7 @@ from phi3lora.app.uploads import NO_ROOM, has_room
 from phi3lora.ui.frame import PICTURE, Frame, Preview
 from phi3lora.ui.guard import UPLOAD, read_body, refuse, replay
 from phi3lora.ui.picture import picture
+from phi3lora.ui.senders import Turns
 from phi3lora.ui.sessions import BROWSER, page_account, page_token, session_of, session_token
 
 Pulse = Callable[[Request], str]
@@ -45,7 +45,6 @@ FILE = "/gradio_api/file"
 HOUR = 3600.0
 HOURLY_BYTES = 4 * 2**30  # that one visitor of a Space may upload within an hour
 LONG = ("/v1/", "/gradio_api/mcp")  # answers to programs
-AT_ONCE = 4  # requests of one sender that are worked on
 MOST_CALLS = 16  # of one sender on a Space that are worked on or wait; a page makes a few
 REMEMBERED = 10_000  # uploads whose owner is known
 
@@ -111,43 +110,6 @@ def without_browser(scope: Scope) -> Scope:
         if part.strip() and part.partition("=")[0].strip() != BROWSER
     )
     return {**scope, "headers": [*kept, (b"cookie", others.encode("latin-1", "replace"))]}
-
-
-class Turns:
-    """Few requests of one sender are worked on at a time; the rest of theirs wait, nobody else's.
-
-    A turn ends with the answer's first byte, so that who reads slowly holds nobody up.
-    """
-
-    def __init__(self) -> None:
-        self._of: dict[str, tuple[asyncio.Semaphore, int]] = {}  # and how many want it
-
-    async def answer(
-        self, who: str, app: ASGIApp, scope: Scope, receive: Receive, send: Send
-    ) -> None:
-        """Pass a request on when it is its sender's turn."""
-        turns, wanted = self._of.get(who, (asyncio.Semaphore(AT_ONCE), 0))
-        self._of[who] = turns, wanted + 1
-        held = False
-
-        def leave() -> None:
-            nonlocal held
-            if held:
-                held = False
-                turns.release()
-
-        async def first(message: Message) -> None:
-            leave()
-            await send(message)
-
-        try:
-            held = await turns.acquire()
-            await app(scope, receive, first)
-        finally:
-            leave()
-            _, wanted = self._of.pop(who)
-            if wanted > 1:
-                self._of[who] = turns, wanted - 1
 
 
 class Visits:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from phi3lora.app.preflights import OF_STRANGERS, WORKERS, PreflightPool
-from phi3lora.chat.options import Options
+from phi3lora.chat.options import SETTINGS, Options
 from phi3lora.chat.requests import check_lengths
 from phi3lora.config import RunConfig
 from phi3lora.errors import Phi3LoraError
@@ -37,6 +37,10 @@ SLOWER = 3.0  # times what it took just before, where the machine is busy with s
 MOST_MEMORY = WORKERS * (OF_STRANGERS.bytes or 0) + 4 * GIB
 CROWD, LOOKS, LAUNCHES, CHATS, STREAMS = 200, 200, 1000, 50, 60
 SMALL_DISK = 512 * MIB
+LONGEST = int(
+    (SETTINGS["max_new_tokens"].slider or (0, 0))[1]
+)  # tokens that the page lets one ask for
+REFUSED = ("unfinished runs", "within 24 hours", "previews of yours are waiting")
 Attack = Callable[[Space, threading.Event], str]  # what is wrong afterwards; "" where nothing is
 
 
@@ -288,7 +292,7 @@ def _full_queue(space: Space, over: threading.Event) -> str:
     from phi3lora.ui.app import WAITING
 
     def begin(_: int) -> int:
-        return space.begin("on_ask", "eve", message="x " * 900, max_new_tokens=4096)
+        return space.begin("on_ask", "eve", message="x " * 900, max_new_tokens=LONGEST)
 
     with ThreadPoolExecutor(8) as pool:
         codes = Counter(pool.map(begin, range(2 * WAITING)))
@@ -303,7 +307,7 @@ def _left_streams(space: Space, over: threading.Event) -> str:
     chat = {
         "model": "example:pirate",
         "messages": [{"role": "user", "content": "x " * 900}],
-        "max_tokens": 4000,
+        "max_tokens": LONGEST,
         "stream": True,
     }
     tool = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": call}
@@ -371,7 +375,7 @@ def _chats(space: Space, over: threading.Event) -> str:
                 "on_ask",
                 f"eve{number}",
                 message="x " * 999,
-                max_new_tokens=4096,
+                max_new_tokens=LONGEST,
                 temperature=2.0,
             )
             return ANSWERED in said
@@ -387,7 +391,7 @@ def _launches(space: Space, over: threading.Event) -> str:
         said = list(pool.map(lambda _: launch(space, "eve"), range(LAUNCHES)))
     runs = [path for path in (space.home / "space" / "runs").iterdir() if path.is_dir()]
     begun = sum('"success":true' in one for one in said)
-    refused = sum("unfinished runs" in one or "within 24 hours" in one for one in said)
+    refused = sum(any(words in one for words in REFUSED) for one in said)
     few = 0 < len(runs) <= 20 and begun == len(runs) and begun + refused == LAUNCHES
     return "" if few else f"of {LAUNCHES} {begun} began, {refused} were refused, {len(runs)} remain"
 

@@ -42,9 +42,10 @@ def _result(scenario: list[Any]) -> dict[str, Any]:
 
     kind, card, changes, *more = scenario
     try:
-        if kind == "training":
-            return scenarios.training(CARDS[card], changes)
         shapes = {"tiny": scenarios.TINY, "few": scenarios.FEW, "mini": scenarios.MINI}
+        if kind == "training":
+            shape, tokens = more or ("tiny", 0)
+            return scenarios.training(CARDS[card], changes, shapes[shape], tokens)
         if kind == "chat":
             return scenarios.chat(CARDS[card], changes, shapes[more[0]], more[1])
         if kind == "fixed":

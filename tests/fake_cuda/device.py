@@ -89,6 +89,7 @@ class Gpu:
         self.reset()
         self.bounds: list[int] = [0, 1]  # of the documents in the row that is computed
         self.values: dict[int, list[int]] = {}  # storages of which the host knows what they hold
+        self.fused = False  # whether `sdpa` is one kernel without scores, as a GPU's are
         self._known: dict[int, int] = {}
         self.truths: set[int] = set()  # storages of what answers True
         self.constants: dict[int, Any] = {}  # storages of which every number is this one
@@ -181,6 +182,8 @@ class _Counting(TorchDispatchMode):
             return self._nonzero(args[0])
         if name == "to":  # of known values in inference mode: it would try to lay them there
             args[0].constant = None
+        if name == "index" and _is_mask(args[1][0]):
+            return self._masked(*args)
         self._count_copy(name, args, kwargs)
         if name == "_efficient_attention_backward":
             out = efficient.backward(self.gpu.saw, *args, **kwargs)
@@ -194,9 +197,10 @@ class _Counting(TorchDispatchMode):
         """What is one known number throughout: how a loop over tokens learns that it is over."""
         known = [self.gpu.known(x) for x in args]
         told: Any = None
-        if name.endswith("_") and not name.startswith("_"):
+        written = name.endswith("_") and not name.startswith("__")
+        if written and args and isinstance(args[0], torch.Tensor):
             self.gpu.constants.pop(args[0].untyped_storage()._cdata, None)
-        elif name == "full":
+        elif name == "full" and len(args) > 1:
             told = args[1]
         elif name in ("bitwise_or", "__or__") and any(x is not None and x for x in known):
             told = True
@@ -223,6 +227,14 @@ class _Counting(TorchDispatchMode):
         """All of it: the most there may be."""
         self.gpu.syncs["nonzero"] += 1
         return torch.empty((x.numel(), x.dim()), dtype=torch.int64, device=x.device)
+
+    def _masked(self, x: torch.Tensor, indices: Any) -> torch.Tensor:
+        """What `x[mask]` gives where the mask is true everywhere: the most there may be."""
+        mask = indices[0]
+        self.gpu.syncs["nonzero"] += mask.device.type == "cuda"
+        found = x.new_empty((mask.numel(), *x.shape[mask.dim() :]))
+        self._count("index", (x, mask), {}, found)
+        return found
 
     def _count_copy(self, name: str, args: Any, kwargs: Any) -> None:
         if name not in ("_to_copy", "copy_"):
@@ -251,7 +263,7 @@ class _Counting(TorchDispatchMode):
 
 
 class _Lists(TorchFunctionMode):
-    """`tolist` reads values: where documents begin, or ones; `torch.tensor` copies them there."""
+    """What is not seen below: values that are read or copied there, and attention's one kernel."""
 
     def __init__(self, gpu: Gpu) -> None:
         super().__init__()
@@ -260,6 +272,8 @@ class _Lists(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.Tensor.tolist and isinstance(args[0], FakeTensor):
             return _listed(self.gpu, args[0])
+        if func is torch.nn.functional.scaled_dot_product_attention and self.gpu.fused:
+            return torch.empty_like(args[0])  # without a gradient: answers are given
         if (
             func is torch.tensor
             and torch.device((kwargs or {}).get("device") or "cpu").type == "cuda"
@@ -268,6 +282,10 @@ class _Lists(TorchFunctionMode):
             made = func(*args, **{**(kwargs or {}), "device": "cpu"})
             return torch.empty(made.shape, dtype=made.dtype, device="cuda")
         return func(*args, **(kwargs or {}))
+
+
+def _is_mask(index: Any) -> bool:
+    return index is not None and index.dtype == torch.bool
 
 
 def _listed(gpu: Gpu, x: torch.Tensor) -> Any:

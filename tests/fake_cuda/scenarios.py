@@ -31,6 +31,7 @@ from torch import nn
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.data import DataLoader
 from transformers import BitsAndBytesConfig, Phi3Config, Phi3ForCausalLM
+from transformers.generation import utils
 
 from phi3lora.chat.decoding import Row, advance
 from phi3lora.chat.options import Options
@@ -48,7 +49,6 @@ from phi3lora.training import kinds
 from phi3lora.training import trainer as module
 from phi3lora.training.callbacks import Progress
 from phi3lora.training.fast.patches import patched
-from phi3lora.training.fast.trainer import FastTrainer
 from tests.fake_cuda.device import Card, Gpu, device, pretend
 
 Shape = dict[str, int]
@@ -73,16 +73,26 @@ LENGTHS = (40, 60, 30, 70)
 ANSWER = {"role": "assistant", "content": "Hello, what can I do?"}
 
 
-def training(card: Card, changes: dict[str, Any]) -> dict[str, Any]:
-    """Two updates of two batches; what was counted from the first batch on."""
+def training(
+    card: Card, changes: dict[str, Any], shape: Shape = TINY, tokens: int = 0
+) -> dict[str, Any]:
+    """Two updates of two batches; what was counted from the first batch on.
+
+    Args:
+        tokens: of each answer with its prompt; 0 for short ones of several lengths.
+    """
     gpu, config, tokenizer = Gpu(), _config(changes), load_tokenizer("pocket")
     pretend(card, gpu)
     events: list[Any] = []
+    rows = _rows_for(config, tokens)
     with device(gpu), _collected(gpu), tempfile.TemporaryDirectory() as folder:
-        model = attached(config, TINY)
+        model = attached(config, shape)
+        if config.method == "grpo":
+            gpu.fused = True
+            _answers_to_the_end(model, config.grpo_config.max_completion_length)
         gpu.reset()
         progress = Progress(events.append)
-        outcome = module.fit(config, Path(folder), model, tokenizer, _rows(), None, progress)
+        outcome = module.fit(config, Path(folder), model, tokenizer, rows, None, progress)
         trained = {str(p.dtype) for p in model.parameters() if p.requires_grad}
     loaded = next(event for event in events if event.kind == "loaded")
     return {
@@ -91,7 +101,7 @@ def training(card: Card, changes: dict[str, Any]) -> dict[str, Any]:
         "device": loaded.device,
         "attention": loaded.attention,
         "trained": sorted(trained),
-        **_Trainer.seen,
+        **_Laid.seen,
         **_counted(gpu),
     }
 
@@ -400,13 +410,31 @@ def _row(tokens: int, cut: list[int]) -> dict[str, Any]:
     }
 
 
-def _rows() -> Dataset:
-    lengths = LENGTHS * 8
-    labels = [[-100] * 10 + [5] * (length - 10) for length in lengths]
-    return Dataset.from_dict({"input_ids": [[5] * n for n in lengths], "labels": labels})
+def _rows_for(config: RunConfig, tokens: int) -> Dataset:
+    """As `prepare` gives them: answers, pairs of answers, or questions to answer."""
+    lengths = [tokens] * 32 if tokens else list(LENGTHS * 8)
+    silent = 0 if tokens else 10
+    ids = [[5] * length for length in lengths]
+    labels = [[-100] * silent + [5] * (length - silent) for length in lengths]
+    if config.method == "sft":
+        return Dataset.from_dict({"input_ids": ids, "labels": labels})
+    if config.method == "grpo":
+        asked = {"role": "user", "content": "word " * (2 * tokens)}
+        said = {"role": "assistant", "content": "word"}
+        return Dataset.from_dict({"messages": [[asked, said]] * 32})
+    worse = {"rejected_input_ids": ids, "rejected_labels": labels}
+    good = [True] * len(lengths)
+    return Dataset.from_dict({"input_ids": ids, "labels": labels, **worse, "good": good})
 
 
-class _Trainer(FastTrainer):
+def _answers_to_the_end(model: Any, tokens: int) -> None:
+    """Answers end at their longest: whether one ended sooner is a value, which is not there."""
+    base, left = model.get_base_model(), itertools.cycle([True] * tokens + [False])
+    base._has_unfinished_sequences = lambda *_, **__: next(left)
+    utils.DeferredStopCheck.is_supported = staticmethod(lambda *_, **__: False)
+
+
+class _Laid:
     """Real batches of the real collator, laid on the fake device with the shapes they have."""
 
     gpu: Gpu
@@ -414,7 +442,7 @@ class _Trainer(FastTrainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        _Trainer.seen = {
+        _Laid.seen = {
             "precision": self.args.mixed_precision,
             "scaled": self.accelerator.scaler is not None,
             "patches": sorted(self._replaced),
@@ -425,18 +453,39 @@ class _Trainer(FastTrainer):
         with _disable_current_modes():
             for _, batch in zip(range(count), iterator, strict=False):
                 found.append(batch)
-            bounds = [batch["cu_seq_lens_q"].tolist() for batch in found]
-        laid = [{name: _lay(value) for name, value in batch.items()} for batch in found]
+            bounds = [_bounds(batch) for batch in found]
+            self.gpu.bounds = bounds[-1]
+        laid = [_laid(batch) for batch in found]
         for batch, told in zip(laid, bounds, strict=True):
-            self.gpu.values[batch["cu_seq_lens_q"].untyped_storage()._cdata] = told
+            if "cu_seq_lens_q" in batch:
+                self.gpu.values[batch["cu_seq_lens_q"].untyped_storage()._cdata] = told
         return laid, self._get_num_items_in_batch(laid, where)
 
     def get_train_dataloader(self) -> Any:
         return DataLoader(
             self.train_dataset,
-            batch_size=self.args.per_device_train_batch_size,
+            batch_size=self.args.per_device_train_batch_size
+            * getattr(self.args, "steps_per_generation", 1),
             collate_fn=self.data_collator,
         )
+
+
+def _bounds(batch: Any) -> list[int]:
+    """Where the documents of a batch begin."""
+    if "cu_seq_lens_q" in batch:
+        return batch["cu_seq_lens_q"].tolist()  # type: ignore[no-any-return]
+    if isinstance(batch, list):  # questions, whose answers are not yet there
+        return [0, 1]
+    masks = [value for name, value in batch.items() if name.endswith("attention_mask")]
+    lengths = [mask.shape[1] for mask in masks for _ in mask]
+    return [0, *itertools.accumulate(lengths)]
+
+
+def _laid(batch: Any) -> Any:
+    """On the device; questions in words stay where they are."""
+    if isinstance(batch, list):
+        return batch
+    return {name: _lay(value) for name, value in batch.items()}
 
 
 def _lay(value: Any) -> Any:
@@ -447,13 +496,18 @@ def _lay(value: Any) -> Any:
 
 @contextmanager
 def _collected(gpu: Gpu) -> Iterator[None]:
-    """`fit` makes its trainer of this one."""
-    before, kinds.FastTrainer = kinds.FastTrainer, _Trainer  # type: ignore[misc]
-    _Trainer.gpu = gpu
+    """`fit` makes its trainer of these batches, whatever the method."""
+    before, _Laid.gpu = module.kind_of, gpu
+
+    def laid(method: str) -> kinds.Kind:
+        kind = before(method)
+        return kinds.Kind(type("Laid", (_Laid, kind.trainer), {}), kind.arguments)
+
+    module.kind_of = laid
     try:
         yield
     finally:
-        kinds.FastTrainer = before  # type: ignore[misc]
+        module.kind_of = before
 
 
 def _counted(gpu: Gpu) -> dict[str, Any]:

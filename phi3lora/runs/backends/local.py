@@ -18,6 +18,7 @@ from phi3lora.errors import RunError
 from phi3lora.isolation import inherited, send_token
 from phi3lora.models.hardware import visible_gpus
 from phi3lora.runs import life
+from phi3lora.runs.afterwards import after_worker
 from phi3lora.settings import Settings
 
 PACKAGE_PARENT = Path(__file__).parents[3]
@@ -68,8 +69,12 @@ def hand_over(
     finally:
         os.close(lock)  # the worker's copy keeps it
     send_token(process, token)
-    # Waited for, so that no dead child lingers.
-    threading.Thread(target=process.wait, daemon=True, name=f"reaper of {folder.name}").start()
+
+    def reap() -> None:  # so that no dead child lingers
+        process.wait()
+        after_worker(folder, settings)
+
+    threading.Thread(target=reap, daemon=True, name=f"reaper of {folder.name}").start()
 
 
 def watch(folder: Path, pid: int, seconds: float, reason: str) -> None:

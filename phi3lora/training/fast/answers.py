@@ -26,7 +26,7 @@ from phi3lora.training.fast.loss import CHUNK, IGNORED
 
 
 @contextmanager
-def answer_head(base: Any) -> Iterator[None]:
+def answer_head(base: Any, temperature: float = 1.0) -> Iterator[None]:
     """Answer `fused_lm_head=True` in the block; any other call goes where it went."""
     mine, original = "forward" in vars(base), base.forward
 
@@ -35,7 +35,7 @@ def answer_head(base: Any) -> Iterator[None]:
     def forward(self: Any, *args: Any, fused_lm_head: bool = False, **kwargs: Any) -> Any:
         if not fused_lm_head:
             return original(*args, **kwargs)
-        return answer_log_probs(self, *args, **kwargs)
+        return answer_log_probs(self, *args, temperature=temperature, **kwargs)
 
     added = base.forward = types.MethodType(forward, base)
     try:
@@ -49,7 +49,13 @@ def answer_head(base: Any) -> Iterator[None]:
 
 
 def answer_log_probs(
-    base: Any, input_ids: Tensor, attention_mask: Tensor, labels: Tensor, **kwargs: Any
+    base: Any,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    labels: Tensor,
+    *,
+    temperature: float = 1.0,
+    **kwargs: Any,
 ) -> FusedCausalLMOutput:
     """What TRL's fused head gives: figures of each labelled next token, zero elsewhere.
 
@@ -57,14 +63,15 @@ def answer_log_probs(
         base: a causal language model of transformers with a head that is not trained.
         input_ids, attention_mask: (batch, seq), padded on either side.
         labels: (batch, seq), -100 where no next token is asked for.
+        temperature: by which logits are divided, as the answers were drawn.
     """
     hidden = _states(base, input_ids, attention_mask, kwargs)  # (batch · seq, hidden)
     wanted = labels[:, 1:] != IGNORED  # (batch, seq - 1)
     places = torch.nn.functional.pad(wanted, (0, 1)).flatten().nonzero().squeeze(1)
-    states = hidden.index_select(0, places)
+    states, targets = hidden.index_select(0, places), labels.flatten().index_select(0, places + 1)
     head = base.get_output_embeddings()
     states = states.to(compute_dtype(states))
-    figures = _LogProbs.apply(states, head.weight, head.bias, labels[:, 1:][wanted])
+    figures = _LogProbs.apply(states, head.weight, head.bias, targets, temperature)
     log_probs, entropy, mean_logits, top = (
         figure.new_zeros(wanted.shape).masked_scatter(wanted, figure) for figure in figures
     )
@@ -101,16 +108,21 @@ def _states(base: Any, input_ids: Tensor, mask: Tensor, kwargs: dict[str, Any]) 
 
 
 class _LogProbs(torch.autograd.Function):
-    """log softmax(states @ weight.T + bias) at each target, with three figures beside it.
+    """log softmax((states @ weight.T + bias) / t) at each target, with three figures beside it.
 
     states (n, hidden), weight (vocabulary, hidden), targets (n) → four of (n): log-probability in
     nats, entropy, mean logit, and whether the target is the first choice. Only the states get a
-    gradient: d log p / dz = onehot(target) - p, computed while the logits are at hand.
+    gradient: d log p / dz = (onehot(target) - p) / t, computed while the logits are at hand.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, states: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor
+        ctx: Any,
+        states: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        temperature: float,
     ) -> tuple[Tensor, ...]:
         head = weight.to(states.dtype)
         grad = torch.empty_like(states) if ctx.needs_input_grad[0] else None
@@ -120,8 +132,12 @@ class _LogProbs(torch.autograd.Function):
             part = slice(start, start + size)
             logits = states[part] @ head.t()  # (rows, vocabulary)
             logits = (logits if bias is None else logits + bias).float()
+            if temperature != 1:
+                logits /= temperature
             slope = _figures(logits, targets[part], figures[:, part])
             if grad is not None:
+                if temperature != 1:
+                    slope /= temperature
                 torch.mm(slope.to(states.dtype), head, out=grad[part])
         ctx.save_for_backward(grad)
         found = figures.unbind()
@@ -133,7 +149,7 @@ class _LogProbs(torch.autograd.Function):
         (states,) = ctx.saved_tensors
         return (
             states * grad[:, None].to(states.dtype) if states is not None else None,
-            *[None] * 3,
+            *[None] * 4,
         )
 
 

@@ -35,13 +35,13 @@ class Patch:
     Attributes:
         what: one sentence that says what is computed instead of what.
         applies: given the base and TRL's arguments, whether it can stand in.
-        applied: given the base, a context in which it stands in.
+        applied: given the base and TRL's arguments, a context in which it stands in.
     """
 
     name: str
     what: str
     applies: Callable[[Any, Any], bool]
-    applied: Callable[[Any], AbstractContextManager[Any]]
+    applied: Callable[[Any, Any], AbstractContextManager[Any]]
 
 
 PATCHES = (
@@ -49,30 +49,28 @@ PATCHES = (
         "attention",
         "transformers' `sdpa` gives way to attention document by document, without a mask.",
         lambda base, args: base.config._attn_implementation in REPLACED_ATTENTION,
-        packed_attention,
+        lambda base, args: packed_attention(base),
     ),
     Patch(
         "loss",
         "`model(..., supervised_loss=True)` returns sums over supervised tokens, not logits.",
         # Label smoothing needs whole logits, so its loss stays TRL's.
         lambda base, args: args.label_smoothing_factor == 0 and not _judges(args),
-        supervised_head,
+        lambda base, args: supervised_head(base),
     ),
     Patch(
         "answers",
         "`model(..., fused_lm_head=True)` reads rows end to end, and the head for answers alone.",
-        # A head that is trained gets its gradient from TRL's own, and so does a temperature.
-        lambda base, args: (
-            _judges(args) and not _is_trained(base) and getattr(args, "temperature", 1.0) == 1.0
-        ),
-        answer_head,
+        # A head that is trained gets its gradient from TRL's own.
+        lambda base, args: _judges(args) and not _is_trained(base),
+        lambda base, args: answer_head(base, getattr(args, "temperature", 1.0)),
     ),
     Patch(
         "layers",
         "PEFT's linear layers, Phi-3's attention, gate and norms run as one function each.",
         # A compiled model sees through PEFT's layers better than through ours.
         lambda base, args: not args.torch_compile,
-        fast_layers,
+        lambda base, args: fast_layers(base),
     ),
 )
 
@@ -140,7 +138,7 @@ def patched(model: Any, args: Any) -> Iterator[list[str]]:
     chosen = patches(model, args)
     with ExitStack() as stack:
         for patch in chosen:
-            stack.enter_context(patch.applied(base_of(model)))
+            stack.enter_context(patch.applied(base_of(model), args))
         yield [patch.name for patch in chosen]
 
 
