@@ -14,7 +14,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -98,6 +98,8 @@ def _grouped(bounds: Tensor, places: tuple[int, ...]) -> tuple[Group, ...]:
         starts = (bounds[first : end + 1] - bounds[first]).to(torch.int32)
         longest = max(after - before for before, after in itertools.pairwise(part))
         found.append(Group(slice(part[0], part[-1]), starts, longest))
+    # What lies behind the last document stays in the row, and is nobody's.
+    found[-1] = replace(found[-1], rows=slice(found[-1].rows.start, None))
     return tuple(found)
 
 
