@@ -19,6 +19,7 @@ import statistics
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ from benchmarks.harness import (
     timed,
 )
 from phi3lora.chat.options import Options
+from phi3lora.chat.replay import Replay
 from phi3lora.chat.serving import Column, Serving
 from phi3lora.config import ModelConfig
 from phi3lora.models.base import check_base
@@ -52,8 +54,15 @@ SIZES = {
 QUESTION = "What is the capital of France, and what is the opposite of warm? Tell me both."
 TURN = 16  # new tokens of an answer in the middle of a conversation, at most
 BASE, TUNED, BOTH = "base alone", "tuned alone", "together"
+GRAPH = "together, CUDA graph"
 GENERATE, MIXED = "transformers, base alone", "PEFT, mixed batch"
-RATIOS = ((BOTH, BASE), (BOTH, TUNED), (BOTH, GENERATE), (MIXED, GENERATE))
+RATIOS = (
+    (BOTH, BASE),
+    (BOTH, TUNED),
+    (GRAPH, BOTH),
+    (BOTH, GENERATE),
+    (MIXED, GENERATE),
+)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -125,11 +134,19 @@ def _ours(serving: Serving, folder: Path, tokens: int) -> dict[str, Contestant]:
 
         return contestant
 
-    return {
-        BASE: answer(None),
-        TUNED: answer(adapter),
-        BOTH: answer(None, adapter),
-    }
+    found = {BASE: answer(None), TUNED: answer(adapter), BOTH: answer(None, adapter)}
+    if serving.model.device.type == "cuda":
+        found[GRAPH] = partial(_replayed, serving, found[BOTH])
+    return found
+
+
+def _replayed(serving: Serving, contestant: Contestant) -> float:
+    """The same with `PHI3LORA_CHAT_GRAPH=1`, recording included."""
+    serving.replay = Replay(serving.model, serving.router)
+    try:
+        return contestant()
+    finally:
+        serving.replay = None
 
 
 def _peers(base: ModelConfig, folder: Path, tokens: int) -> dict[str, Contestant]:

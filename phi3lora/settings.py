@@ -38,6 +38,7 @@ class Settings:
         hours_per_run: how long a run may compute before it is paused; None for no limit.
         stop_seconds: after how long a run that was asked to stop, and does not, is ended by force.
         turn_seconds: how long one answer may hold the model while somebody else waits.
+        chat_graph: whether a GPU's chat replays its steps as a CUDA graph.
         poll_seconds: between two polls of a Job that computes elsewhere.
         webhook: where the end of every run is sent; None for nowhere.
         pause_when_done: whether a Space pauses itself once no run is left to compute.
@@ -58,6 +59,7 @@ class Settings:
     hours_per_run: float | None = None
     stop_seconds: float = 600.0
     turn_seconds: float = 2.0
+    chat_graph: bool = False
     poll_seconds: float = 5.0
     webhook: str | None = None
     pause_when_done: bool = False
@@ -119,6 +121,7 @@ class Settings:
             hours_per_run=_limit(environ, "PHI3LORA_HOURS_PER_RUN", 24, space_id) or None,
             stop_seconds=float(environ.get("PHI3LORA_STOP_SECONDS", "600")),
             turn_seconds=float(environ.get("PHI3LORA_TURN_SECONDS", "2.0")),
+            chat_graph=environ.get("PHI3LORA_CHAT_GRAPH") == "1",
             poll_seconds=float(environ.get("PHI3LORA_POLL_SECONDS", "5.0")),
             webhook=environ.get("PHI3LORA_WEBHOOK") or None,
             pause_when_done=environ.get("PHI3LORA_PAUSE_WHEN_DONE", "") == "1",

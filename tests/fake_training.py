@@ -20,7 +20,7 @@ from phi3lora.runs.store import Run, RunStore, Status
 
 SOURCE = """
 import os, sys, time, types
-from phi3lora.errors import DataError, TrainingError
+from phi3lora.errors import ChangedInputsError, DataError, TrainingError
 from phi3lora.events import Ended, Saved, Stage, Step
 
 def train(config, folder, emit, should_stop, deadline, token, cache_folder, accept_changes):
@@ -28,6 +28,8 @@ def train(config, folder, emit, should_stop, deadline, token, cache_folder, acce
         raise DataError("No rows fit.")
     if config.title == "bad data on the second device" and os.environ.get("RANK") == "1":
         raise DataError("No rows fit there.")
+    if config.title == "rows that changed" and not accept_changes:
+        raise ChangedInputsError(["the rows of the data"])
     if config.title == "bug":
         raise KeyError("surprise")
     if config.title == "leaky":

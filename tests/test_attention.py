@@ -6,10 +6,12 @@ import itertools
 
 import pytest
 import torch
+import torch.utils.checkpoint
 from torch.nn import functional
 
-from phi3lora.training.fast import attention
+from phi3lora.training.fast import attention, efficient
 from phi3lora.training.fast.attention import PACKED, packed_attention_forward, register
+from tests.fake_cuda.efficient import on_a_cpu
 from tests.small import small_base
 
 DIM = 8
@@ -99,3 +101,83 @@ def test_padded_batch_is_masked_as_ever() -> None:
     got = model(ids, attention_mask=padding).logits
     torch.testing.assert_close(got[padding.bool()], expected[padding.bool()], rtol=0, atol=0)
     assert torch.allclose(got[1, :2], model(ids[1:, :2]).logits[0], atol=1e-5)
+
+
+# The kernel of GPUs from before 2020; on a CPU what its source says is computed in its place
+
+
+def by_efficient(q, k, v, lengths: list[int], window: int | None) -> torch.Tensor:
+    bounds = torch.tensor([0, *lengths]).cumsum(0)
+    places = tuple(bounds.tolist())
+    parts = (x.squeeze(0) for x in (q, k, v))
+    return efficient.attend(*parts, bounds, places, DIM**-0.5, window)[None]
+
+
+@pytest.mark.parametrize("laid_out", [efficient.LAID_OUT, 2 * efficient.TILE])
+@pytest.mark.parametrize("window", [None, 3, 20])
+@pytest.mark.parametrize("heads", [(4, 4), (4, 2), (6, 1)])
+@pytest.mark.parametrize("lengths", [[9], [1, 5, 2], [20, 1, 1, 13]])
+def test_the_older_kernel_equals_a_mask(
+    lengths: list[int],
+    heads: tuple[int, int],
+    window: int | None,
+    laid_out: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(efficient, "LAID_OUT", laid_out)
+    inputs = states(*heads, sum(lengths))
+    weight = torch.randn(1, sum(lengths), heads[0], DIM)
+    results = []
+    with on_a_cpu() as calls:
+        for attend in (by_efficient, masked):
+            out = attend(*inputs, lengths, window)
+            results.append([out, *torch.autograd.grad((out * weight).sum(), inputs)])
+    torch.testing.assert_close(results[0], results[1], rtol=1e-5, atol=1e-5)
+    groups = -(-len(lengths) // 2) if laid_out == 2 * efficient.TILE else 1
+    assert calls == ["forward"] * groups + ["backward"] * groups
+
+
+def test_documents_are_grouped_so_that_little_memory_is_worked_in() -> None:
+    assert efficient.cuts((0, 2048, 4096)) == [(0, 2)]
+    # One document of 2,048 among short ones would lay each of them out as long as itself.
+    lengths = [2048, *[50] * 100, 2048, *[50] * 100]
+    places = (0, *itertools.accumulate(lengths))
+    found = efficient.cuts(places)
+    assert [first for first, _ in found] == [0, *(end for _, end in found[:-1])]
+    assert found[-1][1] == len(lengths)
+    for first, end in found:
+        assert (end - first) * max(lengths[first:end]) <= efficient.LAID_OUT
+    assert len(found) < 30
+    assert efficient.cuts((0, 100_000, 100_001)) == [(0, 1), (1, 2)], "a long one goes alone"
+
+
+def test_a_kernel_is_used_where_it_gives_what_blocks_give(caplog: pytest.LogCaptureFixture) -> None:
+    def trusted() -> bool:
+        return efficient.is_trusted.__wrapped__(attention.by_blocks, torch.device("cpu"), DIM)
+
+    torch.manual_seed(0)
+    drawn = torch.get_rng_state()
+    with on_a_cpu() as calls:
+        assert trusted()
+    assert torch.equal(torch.get_rng_state(), drawn), "the training's draws are as without it"
+    assert calls.count("backward") == 2
+    assert caplog.messages == []
+    with on_a_cpu(reach=1):
+        assert not trusted(), "a window that is one key too wide"
+    assert not trusted(), "PyTorch has no such kernel for a CPU"
+    assert ["differs" in caplog.messages[0], "does not run" in caplog.messages[1]] == [True, True]
+
+
+def test_the_first_question_of_a_card_is_asked_in_a_checkpoint() -> None:
+    """What the comparison keeps for its own way back is not what the checkpoint keeps."""
+    efficient.is_trusted.cache_clear()
+
+    def layer(x: torch.Tensor) -> torch.Tensor:
+        assert efficient.is_trusted(attention.by_blocks, x.device, DIM)
+        return x * x
+
+    x = torch.ones(3, requires_grad=True)
+    with on_a_cpu():
+        torch.utils.checkpoint.checkpoint(layer, x, use_reentrant=False).sum().backward()
+    assert torch.equal(x.grad, torch.full((3,), 2.0))
+    efficient.is_trusted.cache_clear()

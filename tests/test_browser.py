@@ -357,8 +357,8 @@ def test_a_link_asks_its_question(app: str, browser: Browser) -> None:
 KEPT = """() => {
   const said = (text) => [{text, tokens: 3}];
   const turn = {question: "Where?", base: said("**Kyiv**"), tuned: said("```\\n<b>1</b>\\n```")};
-  const talk = {id: "own", adapter: "example:pirate", turns: [turn]};
-  const kept = JSON.parse(localStorage.getItem("phi3lora-talks"));
+  const talk = {id: "own", adapter: "example:pirate", turns: [turn, turn]};
+  const kept = JSON.parse(localStorage.getItem("phi3lora-talks") || "[]");
   localStorage.setItem("phi3lora-talks", JSON.stringify([JSON.stringify(talk), ...kept]));
 }"""
 

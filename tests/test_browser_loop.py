@@ -148,8 +148,8 @@ def test_the_loop_by_hand(page: Page, home: Path) -> None:
     assert store.get(second, "local").config.model.adapter == first.id
 
     page.click("#three")
-    page.wait_for_url(f"**/compare?adapter={second}&third={first.id}")
-    page.click("#blind label")
+    page.wait_for_url(f"**/compare?adapter={second}&third={first.id}&blind=1")
+    page.wait_for_selector("#blind input:checked")
     left, right = ask_both(page, "Where is the treasure?")
     assert left
     assert right

@@ -8,9 +8,12 @@ from typing import Any
 import pytest
 import torch
 
+from phi3lora.chat.decoding import Row, advance
+from phi3lora.chat.replay import SETTLED, Replay
 from phi3lora.config import RunConfig
-from phi3lora.training.fast import attention, layers
+from phi3lora.training.fast import attention, efficient, layers
 from phi3lora.training.trainer import train
+from tests.test_replay import TOKENS, loaded, said
 
 pytestmark = [
     pytest.mark.gpu,
@@ -42,13 +45,19 @@ SHAPES = [
 ]
 
 
-@pytest.mark.parametrize("way", ["kernel", "blocks"])
+@pytest.mark.parametrize("way", ["kernel", "efficient", "blocks"])
 @pytest.mark.parametrize(("heads", "kv_heads", "dim", "window", "dtype"), SHAPES)
 def test_attention_gives_what_a_mask_gives(
     way: str, heads: int, kv_heads: int, dim: int, window: int | None, dtype: torch.dtype
 ) -> None:
     if way == "kernel" and torch.cuda.get_device_capability() < (8, 0):
-        pytest.skip("the kernel needs a GPU of 2020 or later")
+        pytest.skip("FlashAttention needs a GPU of 2020 or later")
+    if (
+        way == "efficient"
+        and dtype != torch.float16
+        and torch.cuda.get_device_capability() < (8, 0)
+    ):
+        pytest.skip("such a GPU has no bfloat16")
     torch.manual_seed(0)
 
     def made(count: int) -> torch.Tensor:
@@ -60,6 +69,9 @@ def test_attention_gives_what_a_mask_gives(
     scale = dim**-0.5
     if way == "kernel":
         out = attention._by_kernel(q, k, v, bounds, 339, scale, window)
+    elif way == "efficient":
+        assert efficient.is_trusted(attention.by_blocks, q.device, dim)
+        out = efficient.attend(q, k, v, bounds, BOUNDS, scale, window)
     else:
         out = attention._PackedAttention.apply(q, k, v, BOUNDS, scale, window)
     expected = reference(q, k, v, scale, window)
@@ -92,6 +104,19 @@ def test_dropout_drops_its_share_and_its_gradient_knows_which() -> None:
     torch.testing.assert_close(out[kept], torch.full_like(out[kept], 4 / 3))
     (grad,) = torch.autograd.grad(out.sum(), x)
     torch.testing.assert_close(grad, kept.float() * 4 / 3)
+
+
+def test_a_recorded_step_says_what_passes_say() -> None:
+    """The chat's CUDA graph, for base and tuned of one question."""
+    model, router, adapter = loaded({}, "cuda")
+    usual, ours = ([Row([7, 8, 9, 10]), Row([7, 8, 9, 5], adapter)] for _ in range(2))
+    wanted = said(lambda rows: advance(model, router, rows), usual)
+    replay = Replay(model, router)
+    found = said(replay.advance, ours)
+    assert replay.works
+    assert replay.replayed == 2 * (TOKENS - 1 - SETTLED)
+    assert [row.tokens for row in ours] == [row.tokens for row in usual]
+    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-3)
 
 
 def test_a_run_learns(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from phi3lora.ui.languages import LANGUAGES, language_of, words_of
 from tests import stage
 from tests.said import lacking, unsaid
 from tests.said import said as collected
-from tests.test_browser import browser, open_every_fold, serving  # noqa: F401 - a fixture
+from tests.test_browser import KEPT, browser, open_every_fold, serving  # noqa: F401 - a fixture
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -33,7 +33,9 @@ OTHERS = sorted(set(LANGUAGES) - {"en"})
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The app with a finished run; its address."""
     home = tmp_path_factory.mktemp("home")
-    stage.finished(RunStore(Settings(home=home)))
+    store = RunStore(Settings(home=home))
+    for title in ("Pirate, rank 4", "Pirate"):
+        stage.finished(store, title)
     with serving(home) as address:
         yield address
 
@@ -115,6 +117,37 @@ class TestInABrowser:
                     found.append((scheme, width, violation["id"], violation["impact"], nodes[:4]))
             page.set_viewport_size({"width": 1280, "height": 900})
             page.click("#scheme")
+        assert found == []
+
+    def test_axe_finds_nothing_in_what_a_click_opens(self, place: str, page: Page) -> None:
+        """Tabs, menus, the dialog and ticked runs; a conversation of two turns."""
+        axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+        found = []
+
+        def look(what: str) -> None:
+            for violation in axe.run(page).response["violations"]:
+                nodes = [node["target"] for node in violation["nodes"]]
+                found.append((what, violation["id"], nodes[:4]))
+
+        go(page, place, "runs")
+        for what in ("#tab-evidence", "#tab-settings", "#tab-log", "#download-menu summary"):
+            page.click(what)
+            look(what)
+        for box in page.query_selector_all("[data-tick]")[:2]:
+            box.check()
+        page.click("[name=several]")
+        page.wait_for_selector("#several-table td")
+        look("several")
+        page.click("#publish")
+        page.wait_for_selector("#publish-card[role=dialog]")
+        look("publish")
+        page.evaluate(KEPT)
+        page.goto(f"{place}/compare?adapter=example:pirate")
+        page.wait_for_selector("#past .turn")
+        page.click(".share summary")
+        look("share")
+        page.click(".earlier summary")
+        look("earlier")
         assert found == []
 
     @pytest.mark.parametrize("width", [1280, 390])

@@ -10,6 +10,7 @@ from typing import Any
 
 import gradio as gr
 import pytest
+from huggingface_hub import HfApi
 from typer.testing import CliRunner
 
 from phi3lora import cli
@@ -20,11 +21,13 @@ from phi3lora.data.edits import open_edited
 from phi3lora.data.inspection import inspect
 from phi3lora.data.opened import open_row, with_row_left_out, with_texts, without_edits
 from phi3lora.errors import AccessError, DataError, Phi3LoraError
+from phi3lora.hub import access
 from phi3lora.models.loading import load_tokenizer
 from phi3lora.models.pocket import CHECKPOINT
 from phi3lora.settings import Settings
 from phi3lora.ui import train_page
 from phi3lora.ui.row_show import changes_html, place_of
+from tests.hub import LoopbackHub
 
 ME = Caller("local")
 TURNS = [
@@ -247,6 +250,42 @@ def test_the_terminal_opens_edits_and_keeps(
         app.editing.with_file(config("example:pirate"), kept.file)
     said = json.loads(CliRunner().invoke(cli.app, [*ask, *edit[:1], "--row=1", "--json"]).output)
     assert said["texts"][1]["said"] == "A sailor."
+
+
+def test_a_row_that_a_finding_left_out_is_used_once_it_is_mended(
+    tmp_path: Path, pocket: Any
+) -> None:
+    rows = [*ROWS, {"prompt": "Q12?", "completion": "N/A"}]
+    wanted = config(written(tmp_path, rows), leave_out=["empty"])
+    assert inspect(wanted, pocket).dropped == {"empty answers (data.leave_out)": 1}
+    mended = with_texts(wanted, open_row(wanted, 12, pocket), ["Q12?", "A12."])
+    assert inspect(mended, pocket).dropped == {}
+
+
+def test_edits_of_a_hub_dataset_hold_for_its_commit(
+    hub: LoopbackHub, app: Application, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody else writes rows before it: what was edited stays the row that was seen."""
+    monkeypatch.setattr(access, "_IDENTITIES", {})
+    hub.add_user("ann", token="hf_ann")
+    lines = "".join(json.dumps(row) + "\n" for row in ROWS)
+    hub.add_repo("dataset", "ann/rows", {"train.jsonl": lines})
+    wanted, ann = config("ann/rows"), Caller("local", "hf_ann")
+    opened = app.editing.open(wanted, ann, 3)
+    edited = app.editing.save(wanted, ann, opened, ["Q3?", "Mended."])
+    assert edited.data.revision == opened.commit
+    first = json.dumps({"prompt": "New?", "completion": "New."}) + "\n"
+    HfApi(token="hf_ann").upload_file(
+        path_or_fileobj=(first + lines).encode(),
+        path_in_repo="train.jsonl",
+        repo_id="ann/rows",
+        repo_type="dataset",
+    )
+    again = app.editing.open(edited, ann, 3)
+    assert [text.said for text in again.texts] == ["Q3?", "Mended."]
+    kept = app.editing.kept(wanted.data, ann)
+    assert kept is not None
+    assert kept.data.revision == opened.commit, "who picks it anew has the commit with the edits"
 
 
 # ------------------------------------------------------------------ the page's handlers

@@ -42,7 +42,7 @@ from phi3lora.ui.runs_show import (
     subtitle,
     tracker_line,
 )
-from tests import stage
+from tests import fake_training, stage
 from tests.test_ui import app, clicked, page_of, parts, request  # noqa: F401
 
 HELD_OUT = 1
@@ -58,6 +58,25 @@ def show(page: Any, run: Run) -> dict[str, Any]:
 
 
 # ------------------------------------------------------------------------------- What is shown
+
+
+def test_what_changed_is_shown_before_a_run_goes_on_with_it(
+    app: Any,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fake_training.install(tmp_path / "fake", monkeypatch)
+    page, queue = page_of(runs_page, app), app.launching.queue
+    made = queue.store.create(fake_training.config("rows that changed"), app.callers.name)
+    try:
+        run = fake_training.wait_for(queue.submit(made), "failed")
+        shown = show(page, run)
+        assert shown["resume"]["value"] == "Resume with the changes"
+        assert "the rows of the data" in shown["head"]
+        page.on_resume(run.id, request())
+        assert not fake_training.wait_for(run, "finished").state.changes
+    finally:
+        fake_training.kill_all(queue.store)
 
 
 def test_the_held_out_curve_is_there_before_its_first_point() -> None:

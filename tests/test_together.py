@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import signal
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -47,6 +49,7 @@ BASE: dict[str, Any] = {
 }
 BATCH = "training_config.per_device_train_batch_size"
 CLOSE, ROUNDED = 1e-5, 2e-2  # of losses; bfloat16 has three digits, and is summed in another order
+ALL: dict[str, Any] = {"adapter": "none", "training_config.learning_rate": 1e-4}
 DDP: dict[str, dict[str, Any]] = {
     "LoRA, slices, accumulation": {
         "peft_config.slices": {"k": False},
@@ -62,7 +65,7 @@ FSDP2: dict[str, dict[str, Any]] = {
         "training_config.packing": True,
         "peft_config.slices": {"v": False},
     },
-    "all weights": {"adapter": "none", "training_config.learning_rate": 1e-4},
+    "all weights": ALL,
     "DoRA, checkpointing, bfloat16": {
         "model.dtype": "bfloat16",
         "peft_config.use_dora": True,
@@ -70,6 +73,9 @@ FSDP2: dict[str, dict[str, Any]] = {
     },
 }
 WAYS = {"ddp": DDP, "fsdp2": FSDP2}
+SLICES = "LoRA, slices, accumulation"
+ZERO: dict[str, dict[str, Any]] = {SLICES: DDP[SLICES], "all weights": ALL}
+WITH_DEEPSPEED = ("zero2", "zero3")
 Found = dict[str, dict[str, dict[str, Any]]]  # what was seen, by way and kind
 STOPPED = "stopped and resumed"
 # One group of eight answers, of which each process gives and learns a half.
@@ -143,8 +149,12 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("way", WAYS)
 def test_all_stop_and_go_on_together(found: tuple[Found, Path], way: str) -> None:
-    whole, folder = next(iter(WAYS[way])), found[1] / way
-    seen, at_once = found[0][way][STOPPED], found[0][way][whole]
+    resumed(found[0][way], found[1] / way, next(iter(WAYS[way])))
+
+
+def resumed(found: dict[str, dict[str, Any]], folder: Path, whole: str) -> None:
+    """A run that was stopped and went on is the one that did not, with a state of each process."""
+    seen, at_once = found[STOPPED], found[whole]
     files = folder / STOPPED / "checkpoints"
     assert seen["outcomes"] == ["stopped", "finished"]
     assert seen["losses"] == pytest.approx(at_once["losses"], abs=1e-6)
@@ -155,6 +165,32 @@ def test_all_stop_and_go_on_together(found: tuple[Found, Path], way: str) -> Non
     ours, theirs = (weights(folder / name / "adapter") for name in (whole, STOPPED))
     for name in ours:
         torch.testing.assert_close(theirs[name], ours[name], atol=1e-6, rtol=0)
+
+
+@pytest.fixture(scope="module")
+def spread(tmp_path_factory: pytest.TempPathFactory) -> tuple[Found, Path]:
+    """The same by DeepSpeed. Skips, loudly, where it is not installed."""
+    if importlib.util.find_spec("deepspeed") is None:
+        warnings.warn("no deepspeed: ZeRO was NOT run; see docs/scaling.md", stacklevel=1)
+        pytest.skip("ZeRO needs deepspeed; docs/scaling.md says how to run these tests")
+    folder = tmp_path_factory.mktemp("spread")
+    seen: Found = {}
+    for way in WITH_DEEPSPEED:  # which of them it is stays with a process for its life
+        seen |= trained({way: scenarios(ZERO)}, folder)
+    return seen, folder
+
+
+@pytest.mark.parametrize("kind", ZERO)
+@pytest.mark.parametrize("way", WITH_DEEPSPEED)
+def test_zero_is_one_process_with_the_same_batch(
+    spread: tuple[Found, Path], tmp_path: Path, way: str, kind: str
+) -> None:
+    compare(ZERO[kind], spread[0][way][kind], spread[1] / way / kind, tmp_path)
+
+
+@pytest.mark.parametrize("way", WITH_DEEPSPEED)
+def test_zero_stops_and_goes_on(spread: tuple[Found, Path], way: str) -> None:
+    resumed(spread[0][way], spread[1] / way, next(iter(ZERO)))
 
 
 def test_two_processes_learn_from_their_answers_as_one_would(

@@ -21,7 +21,7 @@ from transformers import Phi3ForCausalLM
 
 from phi3lora.config import OPTIMIZERS, POCKET, SCHEDULERS, RunConfig
 from phi3lora.errors import DataError, TrainingError
-from phi3lora.events import Event
+from phi3lora.events import Event, Step
 from phi3lora.training.checkpoints import is_finished, newest_whole
 from phi3lora.training.failures import is_out_of_memory
 from phi3lora.training.trainer import train
@@ -425,6 +425,18 @@ def test_accumulation_equals_a_larger_batch(tmp_path: Path) -> None:
     other = run(tmp_path / "parts", parts, model=small_model(dropout=0))
     for name, weight in one.weights.items():
         torch.testing.assert_close(weight, other.weights[name], rtol=1e-4, atol=1e-5)
+
+
+def test_each_step_says_how_fast_it_was_and_what_is_held(
+    pocket_run: tuple[Path, list[Event], str],
+) -> None:
+    steps = [event for event in pocket_run[1] if isinstance(event, Step)]
+    assert steps[0].speed == pytest.approx(
+        steps[0].tokens_per_second
+    )  # of the first it is the mean
+    slowest, fastest = (pick(step.speed or 0.0 for step in steps) for pick in (min, max))
+    assert slowest <= (steps[-1].tokens_per_second or 0.0) <= fastest
+    assert all(50e6 < (step.memory or 0) < 100e9 for step in steps)
 
 
 def test_tensorboard_writes_into_the_run_folder(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -126,6 +127,22 @@ def test_a_turn_ends_with_its_run(settings: Settings) -> None:
     with worker.turn(run, store, emitted.append, lambda: True) as held:
         assert held is None
     assert emitted == []
+
+
+def test_a_failure_is_told_before_its_copy_on_the_hub_is_finished(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last upload may take a quarter of an hour, and the Hub may not answer at all."""
+    run = RunStore(settings).create(config("bad data"), "local")
+    heard: list[str] = []
+    monkeypatch.setattr(worker.Copy, "finish", lambda copy: heard.append(run.refresh().status))
+    monkeypatch.setattr(worker, "compute", refused)
+    assert worker.work(run, settings, lambda: False) == 2
+    assert heard == ["failed"]
+
+
+def refused(*_: Any) -> Any:
+    raise DataError("No rows fit.")
 
 
 def test_errors_in_words() -> None:

@@ -13,7 +13,7 @@ the same adapter lie side by side, which is all the adapter layers need to know 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention as sdpa
@@ -64,7 +64,8 @@ class Row:
         config = model.config
         size = max(length, capacity * 3 // 2, GROWTH)
         head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        grown = torch.empty(
+        # Zeros: what a mask hides is multiplied by nothing, and garbage may be no number.
+        grown = torch.zeros(
             (config.num_hidden_layers, 2, config.num_key_value_heads, size, head),
             dtype=model.dtype,
             device=model.device,
@@ -76,6 +77,25 @@ class Row:
     def forget(self) -> None:
         """Drop the cache; the tokens are read again when the row goes on."""
         self.store, self.cached = None, 0
+
+
+class Attending(Protocol):
+    """What the model's layers are handed as `rows`: they leave attention to it."""
+
+    def attend(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        scale: float,
+        window: int | None,
+    ) -> torch.Tensor:
+        """Attention of each row over itself.
+
+        `query` is (1, heads, tokens, head size), `key` and `value` have the key/value heads.
+        Returns (1, tokens, heads, head size).
+        """
 
 
 class Pass:
@@ -109,11 +129,7 @@ class Pass:
         scale: float,
         window: int | None,
     ) -> torch.Tensor:
-        """Attention of each row over itself.
-
-        `query` is (1, heads, tokens, head size), `key` and `value` have the key/value heads.
-        Returns (1, tokens, heads, head size).
-        """
+        """As `Attending` says."""
         both = torch.cat((key, value)).split(self.counts, dim=2)  # (2, key/value heads, new, size)
         queries = query.split(self.counts, dim=2)
         outputs = []
@@ -197,7 +213,7 @@ def _attention(
     attention_mask: torch.Tensor | None,
     *,
     scaling: float,
-    rows: Pass,
+    rows: Attending,
     sliding_window: int | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:

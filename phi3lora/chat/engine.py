@@ -63,7 +63,7 @@ class ChatEngine(Answering):
     """Answers with base and tuned; one for the whole app, safe to use from any thread.
 
     Args:
-        settings: `turn_seconds` is read.
+        settings: `turn_seconds` and `chat_graph` are read.
         training: bytes that a training on this device may yet take; None when none computes.
             Asked about once a second while a base is loaded.
     """
@@ -72,6 +72,7 @@ class ChatEngine(Answering):
         self, settings: Settings, training: Callable[[], int | None] = no_training
     ) -> None:
         self._turn_seconds = settings.turn_seconds
+        self._graph = settings.chat_graph
         self._training = training
         self._changed = threading.Condition()
         self._waiting: deque[Request] = deque()
@@ -286,7 +287,10 @@ class ChatEngine(Answering):
         if not room.fits:
             raise BusyError(room.message)
         self._serving = Serving.open(
-            request.base, lambda text: self._say(request, text), request.token
+            request.base,
+            lambda text: self._say(request, text),
+            request.token,
+            graph=self._graph,
         )
         return self._serving
 

@@ -24,6 +24,7 @@ from phi3lora.chat.adapters import Adapter
 from phi3lora.chat.decoding import Row, advance
 from phi3lora.chat.options import Options
 from phi3lora.chat.patches import patched
+from phi3lora.chat.replay import Replay
 from phi3lora.chat.sampling import TextStream, choose, generator
 from phi3lora.config import ModelConfig
 from phi3lora.data.conversation import TOOLS, Message
@@ -69,6 +70,7 @@ class Serving:
         base: what was asked for.
         load_seconds: how long loading took.
         cache_bytes: all rows' caches together are kept below this.
+        graph: on a GPU, tokens after the first few come from a CUDA graph (see replay.py).
     """
 
     base: ModelConfig
@@ -77,16 +79,25 @@ class Serving:
     load_seconds: float = 0.0
     cache_bytes: int = 2**31
     notices: list[str] = field(default_factory=list)
+    graph: bool = False
     _adapters: dict[tuple[Path, int], Adapter] = field(default_factory=dict)  # newest use last
     _idle: list[Row] = field(default_factory=list)  # newest last
 
     def __post_init__(self) -> None:
         self.model.requires_grad_(False)
         self.router = patched(self.model)
+        on_gpu = self.model.device.type == "cuda"
+        self.replay = Replay(self.model, self.router) if self.graph and on_gpu else None
         self._stops = set(stop_tokens(self.tokenizer, self.model.generation_config))
 
     @classmethod
-    def open(cls, base: ModelConfig, progress: Progress, token: str | None = None) -> Serving:
+    def open(
+        cls,
+        base: ModelConfig,
+        progress: Progress,
+        token: str | None = None,
+        graph: bool = False,
+    ) -> Serving:
         """Load a base. Raises ModelError or HubError."""
         from phi3lora.models.hardware import detect_hardware
 
@@ -108,6 +119,7 @@ class Serving:
             load_seconds=time.monotonic() - began,
             cache_bytes=int(free * SHARE),
             notices=notices,
+            graph=graph,
         )
 
     @property
@@ -166,7 +178,11 @@ class Serving:
     def step(self, columns: list[Column]) -> None:
         """One pass over the weights: the next token of every column whose prompt is read."""
         by_row = {id(column.row): column for column in columns}
-        ready, logits = advance(self.model, self.router, [column.row for column in columns])
+        rows = [column.row for column in columns]
+        replay = self.replay
+        ready, logits = (
+            advance(self.model, self.router, rows) if replay is None else replay.advance(rows)
+        )
         speaking = [by_row[id(row)] for row in ready]
         tokens = choose(
             logits,
@@ -181,6 +197,8 @@ class Serving:
         """Keep what an answer cached for the next turn; the oldest makes room."""
         if column.row.store is not None:
             self._idle.append(column.row)
+        if self.replay is not None:  # it would hold a cache that is dropped here
+            self.replay.forget()
         self._idle = self._idle[-IDLE_ROWS:]
         self.make_room(0)
 

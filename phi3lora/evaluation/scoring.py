@@ -192,7 +192,7 @@ def _answers(
             pad_token_id=pad,
             use_cache=True,
         )[:, ids.shape[1] :]
-    return [_answer(tokenizer, row.tolist(), set(stops)) for row in generated]
+    return [_answer(tokenizer, row, set(stops)) for row in generated.tolist()]
 
 
 def _answer(tokenizer: Any, tokens: list[int], stops: set[int]) -> tuple[str, int, bool]:

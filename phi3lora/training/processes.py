@@ -73,6 +73,17 @@ def leave() -> None:
         os.environ["WORLD_SIZE"] = "1"
 
 
+def forget_sharing() -> None:
+    """The training is over: the next model of this process, the proof's, is loaded whole.
+
+    With ZeRO-3 transformers remembers its configuration, and would load no model on a device.
+    """
+    if launched() and sharing() == "zero3":
+        from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+        unset_hf_deepspeed_config()
+
+
 def number() -> int:
     """How many processes train together."""
     return dist.get_world_size() if _together() else 1
@@ -163,7 +174,7 @@ def _whole(parameter: Any) -> torch.Tensor:
     if hasattr(parameter, "full_tensor"):  # FSDP2's
         return torch.as_tensor(parameter.full_tensor())
     if hasattr(parameter, "ds_id"):  # ZeRO-3's
-        from deepspeed.zero import GatheredParameters
+        from deepspeed.runtime.zero import GatheredParameters
 
         with GatheredParameters([parameter]):
             return torch.as_tensor(parameter.detach().clone())

@@ -104,6 +104,7 @@ def train(
             outcome = _train(
                 config, Path(folder), progress, emit, token, cache_folder, accept_changes
             )
+        processes.forget_sharing()
         free_memory()
     except Exception as error:
         _end(emit, "failed", progress.step, started, error)

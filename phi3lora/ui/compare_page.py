@@ -34,6 +34,7 @@ REMEMBER = """(...names) => {
   ['adapter', 'against', 'third'].forEach((name, at) => window.phi3lora.remember(name, names[at]));
   return names;
 }"""
+BLIND = "(now) => now || new URLSearchParams(window.location.search).get('blind') === '1'"
 READ = "() => [window.phi3lora.talks.newest()]"
 
 
@@ -106,15 +107,19 @@ class ComparePage(CompareOpening):
         request: gr.Request,
     ) -> Iterator[list[Any]]:
         """Frames of the last turn while these sides answer it."""
-        turn, began = talk.turns[-1], 0.0
+        turn, began, first = talk.turns[-1], 0.0, Pair()
         places = {side: len(turn.variants(side)) for side in sides}
         for side in sides:
             turn = turn.heard(side, Said(how=how), places[side])
         yield self._frame(talk, turn, Pair(), "asking")
         for pair in self._pairs(talk, sides, subject, options, request):
-            began = began or (time.monotonic() if pair.tokens_base + pair.tokens_tuned else 0.0)
+            if not began and pair.tokens_base + pair.tokens_tuned:
+                began, first = time.monotonic(), pair
             for side in sides:
-                said = answer_of(pair, side, time.monotonic() - began if began else 0.0, how)
+                lasted = time.monotonic() - began if began else 0.0
+                said, before = answer_of(pair, side, how, first, lasted), turn.shown(side)
+                if before and before.rate:  # it had ended; the other one goes on
+                    said = replace(said, rate=before.rate)
                 turn = turn.heard(side, said, places[side])
             yield self._frame(talk, turn, pair, "answering")
         self._remember(talk.with_last(turn), options, request)
@@ -269,6 +274,7 @@ class ComparePage(CompareOpening):
             js=READ,
             **quiet,
         )
+        demo.load(None, self.blind, self.blind, js=BLIND, **quiet)
         opened.success(self.on_first, inputs, self.answering, **quiet)
         self.votes.wire(subjects)
         self.prompt_set.wire(inputs, self.sampling)

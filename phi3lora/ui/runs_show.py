@@ -170,8 +170,8 @@ def three_link(run: Run) -> str:
         return ""
     return (
         f'<a class="plain-button" id="three" href="compare?adapter={show.text(run.id)}'
-        f'&amp;third={show.text(before)}" title="Base, the run that this one went on from, and '
-        'this one, in blind rounds of two">Compare all three</a>'
+        f'&amp;third={show.text(before)}&amp;blind=1" title="Base, the run that this one went on '
+        'from, and this one, in blind rounds of two">Compare all three</a>'
     )
 
 

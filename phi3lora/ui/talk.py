@@ -166,10 +166,16 @@ def read_talk(text: str) -> Talk | None:
     return talk if usable and 0 < len(talk.turns) <= MOST_TURNS else None
 
 
-def answer_of(pair: Pair, side: Side, seconds: float, how: str) -> Said:
-    """What one side has said so far."""
+def answer_of(pair: Pair, side: Side, how: str, first: Pair, seconds: float) -> Said:
+    """What one side has said so far.
+
+    Args:
+        first: what both had said when the first token was seen, `seconds` ago: the speed is that of
+            the tokens since. An answer that came all at once has none.
+    """
     tokens = getattr(pair, f"tokens_{side}")
-    done = getattr(pair, f"done_{side}")
-    rate = tokens / seconds if done and seconds > SHORTEST else 0.0
+    since = tokens - getattr(first, f"tokens_{side}")
+    timed = getattr(pair, f"done_{side}") and since > 0 and seconds > SHORTEST
+    rate = since / seconds if timed else 0.0
     ended = bool(getattr(pair, f"stopped_{side}"))
     return Said(getattr(pair, side), tokens, ended, round(rate, 1), how)

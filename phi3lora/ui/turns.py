@@ -67,10 +67,11 @@ def _column(turn: Turn, side: Side, name: str, at: int, *, busy: bool, last: boo
     is_base = side == "base" and not turn.against
     lock = LOCK if is_base and not turn.hidden else ""
     return (
-        f'<section class="{kind}" data-raw="{show.text(said.text)}" aria-label="{show.text(name)}">'
+        f'<div role="group" class="{kind}" data-raw="{show.text(said.text)}" '
+        f'aria-label="{show.text(name)}">'
         f"<h3>{show.text(name)}{lock}</h3>{_prose(said, other, busy=busy)}"
         f'<div class="answer-facts"><span>{_facts(said, busy=busy)}</span>{tools}</div>'
-        "</section>"
+        "</div>"
     )
 
 

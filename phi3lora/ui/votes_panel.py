@@ -85,7 +85,8 @@ class VotesPanel:
             return [text + show.notice(refusal, "grey"), hide, gr.skip(), "", "", hide]
         why_not = self._why_not(name, standing, caller)
         button = gr.update(value=train_label(standing), interactive=not why_not)
-        note = show.notice(why_not, "grey") if why_not else ""
+        told = why_not == standing.summary()  # it stands under the counts already
+        note = show.notice(why_not, "grey") if why_not and not told else ""
         return [text, gr.update(visible=True), button, note, "", hide]
 
     def _why_not(self, name: str, standing: Standing, caller: Caller) -> str:

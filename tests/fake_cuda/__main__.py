@@ -48,8 +48,12 @@ def _result(scenario: list[Any]) -> dict[str, Any]:
             return scenarios.training(CARDS[card], changes, shapes[shape], tokens)
         if kind == "chat":
             return scenarios.chat(CARDS[card], changes, shapes[more[0]], more[1])
+        if kind == "fixed":
+            return scenarios.fixed(CARDS[card], changes, shapes[more[0]])
         if kind == "scoring":
             return scenarios.scoring(CARDS[card], changes, shapes[more[0]], more[1])
+        if kind == "evaluation":
+            return scenarios.evaluation(CARDS[card], changes, shapes[more[0]], more[1])
         shape, tokens, documents, states = more
         return scenarios.one_pass(CARDS[card], changes, shapes[shape], tokens, documents, states)
     except Exception:  # noqa: BLE001 - told to the test that asked

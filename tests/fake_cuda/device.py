@@ -26,6 +26,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from tests.fake_cuda import efficient
+
 GIB = 2**30
 # Operations that launch nothing: views, and memory that is only reserved.
 SILENT = {
@@ -81,13 +83,16 @@ CARDS = {
 class Gpu:
     """What happened on the device since `reset`."""
 
-    def __init__(self) -> None:
+    def __init__(self, all_true: bool = True) -> None:
         self.now = self.peak = 0  # bytes
+        self.all_true = all_true  # what `all` answers: of a mask, that no row is padded
         self.reset()
         self.bounds: list[int] = [0, 1]  # of the documents in the row that is computed
+        self.values: dict[int, list[int]] = {}  # storages of which the host knows what they hold
         self.fused = False  # whether `sdpa` is one kernel without scores, as a GPU's are
         self._known: dict[int, int] = {}
         self.truths: set[int] = set()  # storages of what answers True
+        self.constants: dict[int, Any] = {}  # storages of which every number is this one
 
     def reset(self) -> None:
         """Count from here; what is held stays held."""
@@ -110,6 +115,14 @@ class Gpu:
     def _gone(self, key: int) -> None:
         self.now -= self._known.pop(key, 0)
         self.truths.discard(key)
+        self.values.pop(key, None)
+        self.constants.pop(key, None)
+
+    def known(self, x: Any) -> Any:
+        """The number that all of a tensor is, or None; a number is itself."""
+        if not isinstance(x, torch.Tensor):
+            return x if isinstance(x, int | float | bool) else None
+        return self.constants.get(x.untyped_storage()._cdata)
 
 
 def pretend(card: Card, gpu: Gpu) -> None:
@@ -161,19 +174,51 @@ class _Counting(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = func.overloadpacket.__name__
-        if name == "_local_scalar_dense":
+        if name in ("_local_scalar_dense", "item"):
             return self._value(args[0])
+        if name == "is_nonzero":
+            return bool(self._value(args[0]))
         if name == "nonzero":
             return self._nonzero(args[0])
+        if name == "to":  # of known values in inference mode: it would try to lay them there
+            args[0].constant = None
         if name == "index" and _is_mask(args[1][0]):
             return self._masked(*args)
         self._count_copy(name, args, kwargs)
-        out = func(*args, **kwargs)
+        if name == "_efficient_attention_backward":
+            out = efficient.backward(self.gpu.saw, *args, **kwargs)
+        else:
+            out = func(*args, **kwargs)
         self._count(name, args, kwargs, out)
+        self._follow(name, args, out)
         return out
+
+    def _follow(self, name: str, args: Any, out: Any) -> None:
+        """What is one known number throughout: how a loop over tokens learns that it is over."""
+        known = [self.gpu.known(x) for x in args]
+        told: Any = None
+        written = name.endswith("_") and not name.startswith("__")
+        if written and args and isinstance(args[0], torch.Tensor):
+            self.gpu.constants.pop(args[0].untyped_storage()._cdata, None)
+        elif name == "full" and len(args) > 1:
+            told = args[1]
+        elif name in ("bitwise_or", "__or__") and any(x is not None and x for x in known):
+            told = True
+        elif name in ("bitwise_and", "__and__") and any(x is not None and not x for x in known):
+            told = False
+        elif name in ("bitwise_not", "__invert__") and known[0] is not None:
+            told = not known[0]
+        elif name == "max" and len(args) == 1:
+            told = known[0]
+        elif name == "eq" and None not in known:
+            told = bool(known[0] == known[1])
+        if told is not None and _on_gpu(out):
+            self.gpu.constants[out.untyped_storage()._cdata] = told
 
     def _value(self, x: torch.Tensor) -> Any:
         self.gpu.syncs["item"] += x.device.type == "cuda"
+        if (told := self.gpu.known(x)) is not None:
+            return told
         if x.dtype == torch.bool:
             return x.untyped_storage()._cdata in self.gpu.truths
         return 1.0 if x.dtype.is_floating_point else 1
@@ -208,7 +253,7 @@ class _Counting(TorchDispatchMode):
         ins, outs = ([x for x in tree_leaves(t) if _on_gpu(x)] for t in ((args, kwargs), out))
         for tensor in outs:
             self.gpu.saw(tensor)
-            if name == "all":
+            if name == "all" and self.gpu.all_true:
                 self.gpu.truths.add(tensor.untyped_storage()._cdata)
         if (ins or outs) and name not in SILENT and not _only_views(name, ins, outs):
             self.gpu.kernels += 1
@@ -234,6 +279,8 @@ class _Lists(TorchFunctionMode):
             and torch.device((kwargs or {}).get("device") or "cpu").type == "cuda"
         ):
             self.gpu.copies["to device"] += 1
+            made = func(*args, **{**(kwargs or {}), "device": "cpu"})
+            return torch.empty(made.shape, dtype=made.dtype, device="cuda")
         return func(*args, **(kwargs or {}))
 
 
@@ -244,7 +291,7 @@ def _is_mask(index: Any) -> bool:
 def _listed(gpu: Gpu, x: torch.Tensor) -> Any:
     gpu.syncs["tolist"] += x.device.type == "cuda"
     if x.dtype == torch.int32 and x.dim() == 1:
-        return list(gpu.bounds)
+        return list(gpu.values.get(x.untyped_storage()._cdata, gpu.bounds))
     return _ones(tuple(x.shape), 1.0 if x.dtype.is_floating_point else 1)
 
 

@@ -3,7 +3,9 @@
     training(card, changes)        # fit() from the first batch to the last, two updates
     one_pass(card, changes, …)     # forward and backward on one packed row
     chat(card, changes, …)         # a token for both columns of the chat
+    fixed(card, changes, …)        # the same as a step that a CUDA graph can be recorded of
     scoring(card, changes, …)      # the likelihoods of a batch of held-out rows
+    evaluation(card, changes, …)   # evaluate(): both models' likelihoods and answers, the report
 
 Models are made of Phi-3's own classes and adapters by the project's own `attach_adapter`. Layers of
 4 bits are made by hand, since bitsandbytes quantizes real numbers only.
@@ -11,12 +13,15 @@ Models are made of Phi-3's own classes and adapters by the project's own `attach
 
 from __future__ import annotations
 
+import gc
 import itertools
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import bitsandbytes
 import torch
@@ -32,9 +37,11 @@ from phi3lora.chat.decoding import Row, advance
 from phi3lora.chat.options import Options
 from phi3lora.chat.packing import twin
 from phi3lora.chat.patches import patched as patched_for_chat
+from phi3lora.chat.replay import FixedPass
 from phi3lora.chat.sampling import choose
-from phi3lora.config import RunConfig
-from phi3lora.evaluation.scoring import HeldOutRow, likelihoods
+from phi3lora.config import POCKET, RunConfig
+from phi3lora.evaluation import report
+from phi3lora.evaluation.scoring import HeldOutRow, held_out_rows, likelihoods, score_rows
 from phi3lora.lora.adapters import attach_adapter
 from phi3lora.models.hardware import choose_dtype, detect_hardware
 from phi3lora.models.loading import load_tokenizer
@@ -63,6 +70,7 @@ MINI: Shape = {  # microsoft/Phi-3-mini-4k-instruct
 }
 FEW: Shape = {**MINI, "num_hidden_layers": 6}  # as wide, in a fifth of the time
 LENGTHS = (40, 60, 30, 70)
+ANSWER = {"role": "assistant", "content": "Hello, what can I do?"}
 
 
 def training(
@@ -152,11 +160,7 @@ def chat(card: Card, changes: dict[str, Any], shape: Shape, temperature: float) 
     pretend(card, gpu)
     options = Options(temperature=temperature)
     with device(gpu):
-        model = base_of(config, shape).eval()
-        router = patched_for_chat(model)
-        with torch.device("cuda"):
-            adapter = router.add(attach_adapter(twin(model), config), Path(), [])
-        rows = [Row([5] * 40), Row([5] * 40, adapter)]
+        model, router, rows = _asked(config, shape)
         draws = [None if options.temperature == 0 else torch.Generator() for _ in rows]
         for _ in range(3):
             gpu.reset()
@@ -165,6 +169,39 @@ def chat(card: Card, changes: dict[str, Any], shape: Shape, temperature: float) 
             for row, token in zip(ready, said, strict=True):
                 row.tokens.append(token)
     return {"ready": len(ready), "cached": [row.cached for row in rows], **_counted(gpu)}
+
+
+def fixed(card: Card, changes: dict[str, Any], shape: Shape) -> dict[str, Any]:
+    """Three steps of the same two rows: what of them a CUDA graph would have to launch."""
+    gpu, config = Gpu(), _config(changes)
+    pretend(card, gpu)
+    steps = []
+    with device(gpu):
+        model, router, rows = _asked(config, shape)
+        ready, _ = advance(model, router, rows)
+        for row in rows:
+            row.tokens.append(1)
+        router.route([(row.adapter, 1) for row in ready])
+        with torch.inference_mode():
+            made = FixedPass(model, ready)
+            for _ in range(3):
+                made.read()
+                gpu.reset()
+                logits = made.step()
+                steps.append(_counted(gpu))
+                for row in rows:
+                    row.tokens.append(1)
+                    row.cached += 1
+    return {"steps": steps, "logits": [str(logits.dtype), logits.device.type, *logits.shape]}
+
+
+def _asked(config: RunConfig, shape: Shape) -> tuple[Any, Any, list[Row]]:
+    """A model, and base and tuned of one question of 40 tokens."""
+    model = base_of(config, shape).eval()
+    router = patched_for_chat(model)
+    with torch.device("cuda"):
+        adapter = router.add(attach_adapter(twin(model), config), Path(), [])
+    return model, router, [Row([5] * 40), Row([5] * 40, adapter)]
 
 
 def scoring(card: Card, changes: dict[str, Any], shape: Shape, rows: int) -> dict[str, Any]:
@@ -180,6 +217,63 @@ def scoring(card: Card, changes: dict[str, Any], shape: Shape, rows: int) -> dic
         gpu.reset()
         scores = list(likelihoods(model, tokenizer, held, rows))
     return {"scored": len(scores), **_counted(gpu)}
+
+
+def evaluation(card: Card, changes: dict[str, Any], shape: Shape, rows: int) -> dict[str, Any]:
+    """The proof of a run, from the base's loading to the report; then what a token more takes."""
+    few = {"model.path": POCKET, "evaluation.max_new_tokens": 2}
+    gpu, config = Gpu(all_true=False), _config({**few, **changes})
+    pretend(card, gpu)
+    held: list[int] = []  # bytes on the device, as a model is loaded
+
+    def loaded(*_: Any, **__: Any) -> Any:
+        held.append(gpu.now)
+        return base_of(config, shape).eval()
+
+    def adapted(model: Any, _: Path) -> Any:
+        with torch.device("cuda"):
+            return attach_adapter(model, config).eval()
+
+    spoken = [[{"role": "user", "content": "Hi " * n}, ANSWER] for n in range(1, rows + 1)]
+    prepared = SimpleNamespace(test=Dataset.from_dict({"messages": spoken}), leaked=0, dropped={})
+    result = SimpleNamespace(
+        ready=lambda: Path(), kind="model" if config.adapter == "none" else "adapter"
+    )
+    stood_in = {
+        "load_model": loaded,
+        "load_adapter": adapted,
+        "prepare": lambda *_, **__: prepared,
+        "find_result": lambda *_: result,
+    }
+    with device(gpu), tempfile.TemporaryDirectory() as folder:
+        with mock.patch.multiple(report, **stood_in):
+            told = report.evaluate(config, Path(folder), rows)
+        gc.collect()
+        left = gpu.now
+        tokenizer = load_tokenizer(POCKET)
+        texts = held_out_rows(tokenizer, spoken, 128)
+        model = adapted(loaded(), Path())
+        counted = []
+        for tokens in (2, 6):
+            gpu.reset()
+            score_rows(model, tokenizer, texts, max_new_tokens=tokens, batch_size=rows)
+            counted.append(_counted(gpu))
+            devices = {p.device.type for p in model.parameters()}
+    fewer, more = counted
+    waits = [sum(c["syncs"].values()) + c["copies"].get("to host", 0) for c in counted]
+    return {
+        "scored": told.rows,
+        "held": held,
+        "left": left,
+        "devices": sorted(devices),
+        "token": {
+            "kernels": (more["kernels"] - fewer["kernels"]) / 4,
+            "waits": (waits[1] - waits[0]) / 4,
+            "copies": (more["copies"].get("to device", 0) - fewer["copies"].get("to device", 0))
+            / 4,
+        },
+        **more,
+    }
 
 
 def attached(config: RunConfig, shape: Shape) -> Any:
@@ -359,8 +453,12 @@ class _Laid:
         with _disable_current_modes():
             for _, batch in zip(range(count), iterator, strict=False):
                 found.append(batch)
-            self.gpu.bounds = _bounds(found[-1])
+            bounds = [_bounds(batch) for batch in found]
+            self.gpu.bounds = bounds[-1]
         laid = [_laid(batch) for batch in found]
+        for batch, told in zip(laid, bounds, strict=True):
+            if "cu_seq_lens_q" in batch:
+                self.gpu.values[batch["cu_seq_lens_q"].untyped_storage()._cdata] = told
         return laid, self._get_num_items_in_batch(laid, where)
 
     def get_train_dataloader(self) -> Any:

@@ -5,9 +5,9 @@
 
 A packed row holds several documents that must not see each other. The usual way is a mask of
 (row, row), of which nearly all is wasted; here each document is multiplied with itself alone. On a
-CPU, and on a GPU from before 2020, that is a loop over blocks of queries, small enough to stay in
-its caches; on a newer GPU it is PyTorch's variable-length kernel. What has no document lengths
-(a padded batch, a cache) goes to transformers' own `sdpa`.
+CPU that is a loop over blocks of queries, small enough to stay in its caches; on a GPU it is
+FlashAttention, or in float16 before 2020 PyTorch's memory-efficient kernel (see `efficient`). What
+has no document lengths (a padded batch, a cache) goes to transformers' own `sdpa`.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from torch.utils.weak import WeakIdKeyDictionary
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
+
+from phi3lora.training.fast import efficient
 
 PACKED = "phi3lora_packed"
 BLOCK = 256  # queries at a time: their scores against one document stay in a core's cache
@@ -84,8 +86,11 @@ def packed_attention_forward(
     )  # (seq, heads, dim)
     if _has_kernel(q):
         out = _by_kernel(q, k, v, cu_seq_lens_q, max_length_q, scale, sliding_window)
+    elif _is_older(q) and efficient.is_trusted(by_blocks, q.device, q.shape[-1]):
+        places = _on_host(cu_seq_lens_q)
+        out = efficient.attend(q, k, v, cu_seq_lens_q, places, scale, sliding_window)
     else:
-        out = _PackedAttention.apply(q, k, v, _on_host(cu_seq_lens_q), scale, sliding_window)
+        out = by_blocks(q, k, v, _on_host(cu_seq_lens_q), scale, sliding_window)
     return out[None], None
 
 
@@ -113,6 +118,15 @@ def _has_kernel(query: Tensor) -> bool:
         query.is_cuda
         and query.dtype in (torch.bfloat16, torch.float16)
         and torch.cuda.get_device_capability(query.device) >= (8, 0)
+    )
+
+
+def _is_older(query: Tensor) -> bool:
+    """Whether the kernel for GPUs from before 2020 is the one to ask; they have no bfloat16."""
+    return (
+        query.is_cuda
+        and query.dtype == torch.float16
+        and torch.cuda.get_device_capability(query.device) < (8, 0)
     )
 
 
@@ -145,6 +159,14 @@ def _by_kernel(
         window_size_left=-1 if window is None else window - 1,
         window_size_right=0,
     )[0]
+    return out
+
+
+def by_blocks(
+    q: Tensor, k: Tensor, v: Tensor, bounds: tuple[int, ...], scale: float, window: int | None
+) -> Tensor:
+    """On any device: blocks of queries, one after another; (seq, heads, dim) in and out."""
+    out: Tensor = _PackedAttention.apply(q, k, v, bounds, scale, window)
     return out
 
 
