@@ -21,6 +21,7 @@ ORDER = (
     "chat",
     "chat-full",
     "startup",
+    "frames",
     "data",
     "gpu-lora",
     "gpu-lora-checkpointing",

@@ -68,6 +68,17 @@ new PerformanceObserver((list) => list.getEntries().forEach((entry) => {
 """
 
 
+# Fields to type in, by the letters that they show.
+SMALL = """() => [...document.querySelectorAll("input, textarea, select")]
+  .filter((one) => one.offsetParent && !["radio", "checkbox", "range", "file"].includes(one.type))
+  .filter((one) => parseFloat(getComputedStyle(one).fontSize) < 16)
+  .map((one) => one.id || one.closest("[id]").id)"""
+# Sentences of ours that are in English: four words of small letters in a row.
+ENGLISH = """() => [...document.querySelectorAll("body *:not(script, style)")]
+  .flatMap((one) => [...one.childNodes].filter((node) => node.nodeType === Node.TEXT_NODE))
+  .filter((node) => node.parentElement.checkVisibility())
+  .filter((node) => !node.parentElement.closest(".prose, .turn h2, .chip, pre, code, td, option"))
+  .map((node) => node.data.trim()).filter((text) => /([a-z]+ ){3}[a-z]+/.test(text))"""
 ROWS = b'{"prompt": "Hi", "completion": "Arr"}\n' * 8
 DROP = """name => {
   const files = new DataTransfer();
@@ -206,6 +217,25 @@ class TestInABrowser:
         page.wait_for_selector("#data-summary .data-name >> text=other.jsonl")
         page.wait_for_selector("#file-refused", state="hidden")
 
+    def test_a_message_is_over_with_the_next_action(self, place: str, page: Page) -> None:
+        """It says what went wrong, stands once, and is gone after what follows."""
+        go(page, place, "compare")
+        page.focus("#message textarea")
+        for _ in range(2):
+            page.keyboard.press("Enter")
+            page.wait_for_selector(".toast-body >> text=Type a question first.")
+        assert page.locator(".toast-body").count() == 1
+        assert page.inner_text(".toast-body strong") == "Check the data"
+        assert page.is_hidden(".toast-title"), "which says Error of everything"
+        page.click("#scheme")
+        page.wait_for_selector(".toast-body", state="detached")
+
+    def test_what_opens_has_the_focus_and_checks_are_spoken(self, place: str, page: Page) -> None:
+        go(page, place, "")
+        page.wait_for_selector("[role=status] >> text=pirate is ready to launch.", state="attached")
+        page.click("#account")
+        page.wait_for_function("document.activeElement.closest('#token')")
+
     def test_a_list_closes_when_its_field_is_left(self, place: str, page: Page) -> None:
         go(page, place, "")
         page.focus("#field-model-path input")
@@ -276,9 +306,18 @@ class TestInABrowser:
 
     # ------------------------------------------------------------------------ small screens
 
-    def test_launch_never_leaves_a_phone(self, place: str, page: Page) -> None:
+    def test_launch_never_leaves_a_phone(
+        self,
+        place: str,
+        browser: Browser,  # noqa: F811
+    ) -> None:
+        for page in page_in(browser, has_touch=True, is_mobile=True):
+            self.on_a_phone(place, page)
+
+    def on_a_phone(self, place: str, page: Page) -> None:
         page.set_viewport_size({"width": 390, "height": 844})
         go(page, place, "")
+        assert page.evaluate(SMALL) == [], "a phone zooms in on letters under 16 px"
         for place_on_page in (0, 400, 100_000):
             page.evaluate("y => window.scrollTo(0, y)", place_on_page)
             box = page.locator("#launch").bounding_box()
@@ -305,8 +344,15 @@ class TestInABrowser:
             assert "Name the capital of Ukraine." in page.inner_text(".conversation pre")
             page.select_option("#language", "ja")
             page.wait_for_selector(f"#step-data h2 >> text={words_of('ja')['Data']}")
+            said = words_of("ja")
+            page.wait_for_selector(f"#checks .passed >> text={said['Adapter']}", state="attached")
             go(page, place, "runs")
             assert page.evaluate("document.documentElement.lang") == "ja"
+            page.wait_for_selector(f"#run-head >> text={said['finished']}")
+            page.wait_for_selector(f".verdict >> text={said['Better than its base']}")
+            assert page.inner_text("#run-head h1") == "Pirate"
+            go(page, place, "compare")
+            assert page.evaluate(ENGLISH) == []
 
 
 def tab_to(page: Page, selector: str, most: int) -> int:

@@ -102,7 +102,8 @@ class CompareParts:
                 "Adapter",
                 "adapter",
                 "A finished run, or an adapter on the Hub: USER/NAME"
-                + ("" if self.app.settings.on_space else ", or a folder's path"),
+                if self.app.settings.on_space
+                else "A finished run, an adapter on the Hub: USER/NAME, or a folder's path",
                 [("No adapter: the base alone", BASE_ONLY)],
                 None,
             )

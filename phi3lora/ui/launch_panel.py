@@ -72,7 +72,11 @@ class LaunchPanel:
                 visible=False,
                 elem_id="sign-in-to-launch",
             )
-            self.spoken = gr.HTML(elem_id="launch-spoken", elem_classes="spoken")
+            self.spoken = gr.HTML(
+                html_template='<p role="status">${value}</p>',
+                elem_id="launch-spoken",
+                elem_classes="spoken",
+            )
         self.launched = gr.Textbox(visible="hidden", elem_id="launched")
 
     @property

@@ -169,5 +169,8 @@ def texts_told(event: gr.EventData, name: str) -> list[str] | None:
 
 
 def _notice(error: Phi3LoraError) -> gr.Error:
+    """Its title stands in the message: the browser's part of Gradio 6.31 reads another name for
+    titles than the server sends, and says "Error" over every one, which style.css hides."""
     title = next(words for kind, words in TITLES.items() if isinstance(error, kind))
-    return gr.Error(message_of(error), title=title, duration=12, print_exception=False)
+    message = f"<strong>{title}</strong><br>{message_of(error)}"
+    return gr.Error(message, title=title, duration=12, print_exception=False)
