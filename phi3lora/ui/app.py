@@ -167,9 +167,9 @@ def serve(demo: gr.Blocks, app: Application, host: str, port: int | None, block:
     # What takes long has limits for each person of its own: none of them waits behind another's.
     demo.queue(default_concurrency_limit=None, max_size=WAITING, api_open=False)
     sys.setswitchinterval(SWITCH)
-    # Read when torch is loaded, here and in workers: threads that wait for one another sleep. By
-    # default they spin, and where two programs compute each spins while the other has its cores.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Read when torch is loaded: for how long threads that wait for one another spin before they
+    # sleep. With the default of milliseconds each spins while the training has its core.
+    os.environ.setdefault("GOMP_SPINCOUNT", "30000")
     _without_waste(demo._queue)
     _without_reloading()
     rules = rules_for(app.settings, host)
