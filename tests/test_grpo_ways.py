@@ -24,15 +24,21 @@ CUT = "cut answers left out"  # all of them here
 EARLIER = "an earlier run's adapter"  # of which a copy is what the model is held near
 NO_REFERENCE = {"grpo_config.beta": 0.0}
 WAYS: dict[str, dict[str, Any]] = {
-    "QLoRA, slices": {"model.quantization": "nf4", "peft_config.slices": {"k": False}},
+    "QLoRA, slices, by batch": {
+        "model.quantization": "nf4",
+        "peft_config.slices": {"k": False},
+        "grpo_config.scale_rewards": "batch",
+        "grpo_config.loss_type": "dr_grpo",
+    },
     "DoRA, checkpointing, dropout": {
         "peft_config.use_dora": True,
         "peft_config.lora_dropout": 0.1,
         "training_config.gradient_checkpointing": True,
     },
     "every weight": {"adapter": "none", "training_config.learning_rate": 1e-4, **NO_REFERENCE},
-    "loralib": {"adapter": "loralib", **NO_REFERENCE},
-    "hot, evaluated": {
+    "loralib, hot, evaluated": {
+        "adapter": "loralib",
+        **NO_REFERENCE,
         "grpo_config.temperature": 1.7,
         "grpo_config.top_p": 0.9,
         "grpo_config.top_k": 50,
@@ -40,7 +46,6 @@ WAYS: dict[str, dict[str, Any]] = {
         "training_config.eval_steps": 1,
     },
     "from an adapter": {"model.adapter": EARLIER},
-    "by batch": {"grpo_config.scale_rewards": "batch", "grpo_config.loss_type": "dr_grpo"},
     CUT: {"grpo_config.mask_truncated_completions": True},
 }
 

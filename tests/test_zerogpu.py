@@ -182,7 +182,8 @@ def test_a_slice_that_is_too_long_for_an_account_is_cut(
 ) -> None:
     """One of 60 s is refused; half of it is not."""
     scheduler.longest = 40
-    run = RunStore(settings).create(config(**{"evaluation.enabled": False}))
+    few = {"evaluation.enabled": False, "training_config.max_steps": 5}
+    run = RunStore(settings).create(config(**few))
     process = driven(scheduler, settings, run, 60)
     assert process.wait(200) == 0
     assert run.refresh().status == "finished"
