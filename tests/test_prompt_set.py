@@ -35,7 +35,7 @@ def test_prompts_are_lines_each_once() -> None:
 def test_every_prompt_is_answered_in_a_table(app: Any) -> None:  # noqa: F811
     run = stage.finished(app.launching.store, "Pirate")
     panel = page_of(compare_page, app).prompt_set
-    seen = list(panel.on_ask(*values("Who?\n<b>Where?</b>", run.id)))
+    seen = list(panel.on_ask_all(*values("Who?\n<b>Where?</b>", run.id)))
     assert "0 of 2" in seen[0][0]
     assert "All 2 are answered." in seen[-1][0]
     table = [table for _, table, _ in seen if isinstance(table, str)][-1]
@@ -44,14 +44,14 @@ def test_every_prompt_is_answered_in_a_table(app: Any) -> None:  # noqa: F811
     assert ">Arr, the end!</td>" in table
     assert "&lt;b&gt;Where?&lt;/b&gt;" in table
     assert app.comparing.asked[1] == [{"role": "user", "content": "<b>Where?</b>"}]
-    alone = list(panel.on_ask(*values("Who?")))[-2][1]
+    alone = list(panel.on_ask_all(*values("Who?")))[-2][1]
     assert ">The end.</td>" in alone
     assert "Arr" not in alone
 
 
 def test_stop_keeps_what_is_answered(app: Any) -> None:  # noqa: F811
     panel = page_of(compare_page, app).prompt_set
-    told = panel.on_ask(*values("Who?\nWhere?\nWhen?"))
+    told = panel.on_ask_all(*values("Who?\nWhere?\nWhen?"))
     while "Who?" not in str(next(told)[1]):
         pass
     panel.on_stop(request())
@@ -62,7 +62,7 @@ def test_stop_keeps_what_is_answered(app: Any) -> None:  # noqa: F811
 
 @pytest.mark.parametrize("text", ["", 7, None])
 def test_a_set_that_is_none_says_so(app: Any, text: Any) -> None:  # noqa: F811
-    progress, table, _ = list(page_of(compare_page, app).prompt_set.on_ask(*values(text)))[-1]
+    progress, table, _ = list(page_of(compare_page, app).prompt_set.on_ask_all(*values(text)))[-1]
     assert "notice red" in progress
     assert table == ""
 

@@ -57,7 +57,7 @@ class PromptSetPanel:
             )
 
     @shown
-    def on_ask(self, request: gr.Request, text: Any, *values: Any) -> Iterator[list[Any]]:
+    def on_ask_all(self, request: gr.Request, text: Any, *values: Any) -> Iterator[list[Any]]:
         """Ask them one after the other; what was answered stays where something goes wrong."""
         ask = Ask.sent(values, self.sampling)
         rows: list[Answered] = []
@@ -99,7 +99,7 @@ class PromptSetPanel:
             "concurrency_limit": None,
         }
         outputs = [self.progress, self.table, self.stop]
-        self.ask.click(self.on_ask, [self.prompts, *inputs], outputs, **quiet)
+        self.ask.click(self.on_ask_all, [self.prompts, *inputs], outputs, **quiet)
         self.stop.click(self.on_stop, None, None, queue=False, **quiet)
 
 
