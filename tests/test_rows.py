@@ -122,6 +122,10 @@ def test_turns_of_a_tree_are_edited_where_they_stand(tmp_path: Path, pocket: Any
     changed = with_texts(wanted, second, ["Where?", "In port."])
     assert changed.data.edits == {4: {"text": "In port."}}
     assert open_row(changed, 1, pocket).texts[1].said == "In port."
+    assert open_row(changed, 4, pocket, edited=True) == open_row(changed, 1, pocket)
+    with pytest.raises(DataError, match="Row 1 of the source is in no conversation"):
+        open_row(changed, 1, pocket, edited=True)  # an answer that another one is preferred to
+    assert 'data-open="open-edited" data-row="0:4"' in changes_html(changed, None)
     assert without_edits(changed, second) == wanted
 
 

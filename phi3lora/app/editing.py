@@ -38,10 +38,21 @@ class Editing:
         self._preflights = preflights
         self._patches = Patches(settings)
 
-    def open(self, config: RunConfig, caller: Caller, number: int, source: int = 0) -> OpenRow:
-        """A row with its texts. Raises DataError or HubError where there is none to be had."""
+    def open(
+        self,
+        config: RunConfig,
+        caller: Caller,
+        number: int,
+        source: int = 0,
+        *,
+        edited: bool = False,
+    ) -> OpenRow:
+        """A row with its texts; with `edited` by its number in `data.edits`.
+
+        Raises DataError or HubError where there is none to be had.
+        """
         self._check(config, caller)
-        return self._preflights.row(config, caller.token, caller.name, number, source)
+        return self._preflights.row(config, caller.token, caller.name, number, source, edited)
 
     def save(
         self, config: RunConfig, caller: Caller, row: OpenRow, texts: Sequence[str]

@@ -145,10 +145,16 @@ class Preflights:
         return found
 
     def row(
-        self, config: RunConfig, token: str | None, person: str, number: int, source: int
+        self,
+        config: RunConfig,
+        token: str | None,
+        person: str,
+        number: int,
+        source: int,
+        edited: bool = False,
     ) -> OpenRow:
-        """A row of a source by its number, with its texts. Raises DataError or HubError."""
-        found: OpenRow = self._call(person, _row, config, token, number, source)
+        """A row of a source as `data.opened.open_row` finds it. Raises DataError or HubError."""
+        found: OpenRow = self._call(person, _row, config, token, number, source, edited)
         return found
 
     def hardware(self) -> Hardware:
@@ -336,11 +342,12 @@ def _tokenizer(config: RunConfig, token: str | None) -> Any:
     return load_tokenizer(path, config.model.revision, token, weights=False)
 
 
-def _row(config: RunConfig, token: str | None, number: int, source: int) -> OpenRow:
+def _row(config: RunConfig, token: str | None, number: int, source: int, edited: bool) -> OpenRow:
     """In the helper: one row, as training would read it."""
     from phi3lora.data.opened import open_row
 
-    return open_row(config, number, _tokenizer(config, token), source=source, token=token)
+    tokenizer = _tokenizer(config, token)
+    return open_row(config, number, tokenizer, source=source, token=token, edited=edited)
 
 
 def _odd_under_base(config: RunConfig, token: str | None) -> list[Finding]:

@@ -84,9 +84,19 @@ class _Placed(str):
 
 
 def open_row(
-    config: RunConfig, number: int, tokenizer: Any, *, source: int = 0, token: str | None = None
+    config: RunConfig,
+    number: int,
+    tokenizer: Any,
+    *,
+    source: int = 0,
+    token: str | None = None,
+    edited: bool = False,
 ) -> OpenRow:
     """A row with its texts, as training would read it.
+
+    Args:
+        edited: the number is one of `data.edits`, which counts the source's rows: where several
+            make one conversation, that conversation is opened.
 
     Raises:
         DataError: there is no such row, or nothing in it that can be edited here.
@@ -103,8 +113,12 @@ def open_row(
         now = changed(number, row, one.data.edits.get(number, {}))
         texts, unused = _texts(number, row, now, recipe), _unused(now, recipe, tokenizer)
     else:
-        rows = _placed(plain, one.data.edits, recipe)
-        texts = list(_found(_nth(gathered(rows, recipe, Tally()), number)))
+        rows = gathered(_placed(plain, one.data.edits, recipe), recipe, Tally())
+        made = (list(_found(row)) for row in rows)
+        if edited:
+            number, texts = _holding(made, number)
+        else:
+            texts = _nth(made, number)
         unused = ""
     _check_size(number, texts)
     return OpenRow(source, number, texts, unused, _commit(plain))
@@ -117,6 +131,14 @@ def _nth(rows: Iterator[Any], number: int) -> Any:
         if last == number:
             return row
     raise DataError(f"There is no row {number}; the last one is row {last}.")
+
+
+def _holding(rows: Iterator[list[Text]], number: int) -> tuple[int, list[Text]]:
+    """The row that was put together of this one of the source, among others; and its number."""
+    for place, texts in enumerate(rows):
+        if any(text.row == number for text in texts):
+            return place, texts
+    raise DataError(f"Row {number} of the source is in no conversation that is used.")
 
 
 def _commit(source: Source) -> str | None:

@@ -104,7 +104,8 @@ class RowEditor:
             out = do == "leave-out"
             wanted = self.app.editing.leave_out(config, caller, source, row, out=out)
             return [*[gr.skip()] * len(self.seen), *self._filled(wanted)]
-        opened = Opened(self.app.editing.open(config, caller, row, source))
+        edited = do == "open-edited"
+        opened = Opened(self.app.editing.open(config, caller, row, source, edited=edited))
         return [*self._shown(config, opened), *[gr.skip()] * len(CHANGED)]
 
     @shown

@@ -102,7 +102,10 @@ def changes_html(config: RunConfig, kept: Patch | None) -> str:
     if out:
         said.append(words.counted(len(out), "row left out by hand", "rows left out by hand"))
     rows = list(dict.fromkeys([*edited, *out]))
-    buttons = "".join(row_button(*place, row_name(config, *place)) for place in rows[:MOST_NAMED])
+    buttons = "".join(
+        row_button(*place, row_name(config, *place), "open-edited" if place in edited else "open")
+        for place in rows[:MOST_NAMED]
+    )
     more = f"<span>and {len(rows) - MOST_NAMED:,} more</span>" if len(rows) > MOST_NAMED else ""
     where = "The source stays as it is."
     if kept:
