@@ -40,10 +40,10 @@ def train(config, folder, emit, should_stop, deadline, token, cache_folder, acce
         with open(folder / "big", "wb", buffering=0) as file:
             while True:
                 file.write(bytes(4096))
-    steps = 10_000 if config.title in ("slow", "bad data on the second device") else 3
+    steps = 10_000 if config.title in ("slow", "deaf", "bad data on the second device") else 3
     for step in range(1, steps + 1):
         emit(Step(step=step, total_steps=steps, loss=1 / step))
-        if should_stop():
+        if config.title != "deaf" and should_stop():
             emit(Saved(step=step, path="checkpoints/checkpoint-1"))
             emit(Ended(outcome="stopped", step=step))
             return "stopped"

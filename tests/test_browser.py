@@ -320,6 +320,11 @@ def compare(page: Page) -> None:
     names = {page.inner_text(f"#now .said.{side} h3").split()[0].lower() for side in SIDES}
     assert names == {"base", "tuned"}
 
+    ask_both(page, "Name the color of a cherry.")  # another round: hidden, and by itself
+    assert page.inner_text("#now .said.left h3").strip().lower() == "answer a"
+    page.click("#vote-right")
+    page.wait_for_selector("#tally >> text=2 blind votes")
+
     page.click("#now [data-do=again] >> nth=0")
     page.wait_for_selector("#now .tools >> text=2/2")
     page.reload()  # and all of it is still there
@@ -388,6 +393,27 @@ def test_a_conversation_is_edited_and_found_again(app: str, browser: Browser) ->
     page.click(".earlier summary")
     page.click(".earlier [data-talk]:text-is('Who is she?')")
     page.wait_for_selector("#now h2:text-is('Name the color of a cherry.')")
+    assert wrong == []
+
+
+def test_an_answer_is_stopped_and_drawn_again(app: str, browser: Browser) -> None:
+    """Random words with none said twice go on for long; another answer has other ones."""
+    far = "temperature=2&repetition_penalty=2&max_new_tokens=2048&seed=3"
+    page, wrong = open_page(
+        browser, f"{app}/compare?adapter=example%3Apirate&q=Who+are+you%3F&{far}"
+    )
+    page.wait_for_selector("#now .turn:not(.demo) .said.left .prose:not(:empty)")
+    page.fill("#message textarea", "And who is she?")
+    page.keyboard.press("Enter")  # nothing is asked while an answer comes, and nothing is lost
+    page.click("#message .stop-button")
+    page.wait_for_selector("#now [data-do=again]")
+    assert ", cut" in page.inner_text("#now")
+    assert page.input_value("#message textarea") == "And who is she?"
+    assert page.locator(".turn").count() == 1
+    said = page.inner_text("#now .said.left .prose")
+    page.click("#now [data-do=again] >> nth=0")
+    page.wait_for_selector("#now .tools >> text=2/2")
+    assert page.inner_text("#now .said.left .prose") != said
     assert wrong == []
 
 

@@ -134,7 +134,7 @@ def test_the_whole_way(place: Place, browser: Browser, tmp_path: Path) -> None: 
     sign_in(page, "ann")
     pick_and_launch(page)
     wait_for_status(page, "finished")
-    publish(page)
+    publish(page, place.hub)
     files = place.hub.files("model", "ann/by-ann")
     assert {"adapter_model.safetensors", "adapter_config.json", "README.md", "config.yaml"} <= set(
         files
@@ -221,7 +221,7 @@ def ask_for_access(page: Page, hub: LoopbackHub) -> None:
     page.wait_for_selector("#data-summary >> text=64 of 64")
 
 
-def publish(page: Page) -> None:
+def publish(page: Page, hub: LoopbackHub) -> None:
     """Name it, change the card, send it; then a Space that compares it."""
     page.click("#publish")
     page.wait_for_function("document.querySelector('#repo textarea, #repo input')?.value")
@@ -243,6 +243,11 @@ def publish(page: Page) -> None:
     card = page.input_value("#card textarea")
     assert "bob/pirate-talk" in card
     page.fill("#card textarea", card + "\nEdited by ann.\n")
+    hub.fail("/api/repos/create", 402, message="Pay first.")
+    page.click("#send")
+    page.wait_for_selector("#published .notice.red >> text=Pay first.")
+    assert page.inner_text("#published").count("Writing the card") == 0  # nothing goes on
+    hub.heal()
     page.click("#send")
     page.wait_for_selector("#published >> text=Published as ann/by-ann")
     assert "PeftModel.from_pretrained" in page.inner_text("#published .snippet")

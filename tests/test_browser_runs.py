@@ -127,7 +127,12 @@ def test_a_run_that_goes_on_is_followed_without_a_reload(place: Place) -> None:
         "name => document.querySelectorAll(`[data-name='${name}'] circle`).length == 2",
         arg=HELD_OUT,
     )
-    assert "Correct next tokens" in page.inner_text("#run-head .facts")
+    figures = page.locator("#run-head .facts dt").all_inner_texts()
+    assert "Correct next tokens" in figures
+    with EventLog(run.folder / "events.jsonl") as log:
+        log.emit(Step(step=82, total_steps=135))  # between two logs
+    page.wait_for_selector("#run-head >> text=step 82 of 135")
+    assert page.locator("#run-head .facts dt").all_inner_texts() == figures
     page.add_script_tag(content=f"window.away = true; {HIDE}")
     with EventLog(run.folder / "events.jsonl") as log:
         log.emit(Ended(outcome="finished", step=135, seconds=60))

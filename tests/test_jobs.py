@@ -166,7 +166,7 @@ def test_one_that_does_not_hear_is_cancelled(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("PHI3LORA_STOP_SECONDS", "0")
-    run = at_work(queue)
+    run = at_work(queue, "deaf")
     queue.stop(run)
     run = wait_for(run, "stopped")
     assert the_job(jobs_hub).stage == "CANCELED"

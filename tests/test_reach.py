@@ -233,8 +233,12 @@ class TestInABrowser:
     def test_what_opens_has_the_focus_and_checks_are_spoken(self, place: str, page: Page) -> None:
         go(page, place, "")
         page.wait_for_selector("[role=status] >> text=pirate is ready to launch.", state="attached")
+        place_of_data = page.locator("#step-data").bounding_box()
         page.click("#account")
         page.wait_for_function("document.activeElement.closest('#token')")
+        page.wait_for_selector("#whoami .notice")
+        assert page.locator("#step-data").bounding_box() == place_of_data, "it lies over the page"
+        assert "Nobody is signed in" in page.inner_text("#whoami")
 
     def test_a_list_closes_when_its_field_is_left(self, place: str, page: Page) -> None:
         go(page, place, "")
