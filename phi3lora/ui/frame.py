@@ -33,7 +33,12 @@ THEIRS = re.compile(rb'<meta\s+(?:property="og:|name="twitter:|name="description
 # Gradio writes no title into the page, but into what its script reads there.
 OWN_TITLE = re.compile(rb'"title":"([^"\\<]*)","space_id"')
 # Before anything is painted: who has launched here once is not told again what this is.
-BOOT = """<style>
+FONTS = "static/fonts/IBMPlexSans/IBMPlexSans"  # of the theme; late, they break lines anew
+BOOT = (
+    f"""<link rel="preload" href="{FONTS}-Regular.woff2" as="font" type="font/woff2" crossorigin>
+<link rel="preload" href="{FONTS}-Bold.woff2" as="font" type="font/woff2" crossorigin>
+"""
+    + """<style>
 /* The first "loading" is laid over the page; in it, everything would jump as it goes. */
 [data-testid="status-tracker"].full { position: fixed !important; inset: 0; }
 /* Nor may a bar that our styles, which come later, take away push the page down. */
@@ -47,6 +52,7 @@ try {
     ?? (innerWidth < 1024 ? "step-model step-amount" : "");
 } catch {}
 </script>"""
+)
 MISSING = """<!doctype html>
 <html lang="{language}"><head><meta charset="utf-8"><title>{title} · phi3lora</title>
 <meta name="viewport" content="width=device-width, initial-scale=1">
