@@ -396,27 +396,6 @@ def test_a_conversation_is_edited_and_found_again(app: str, browser: Browser) ->
     assert wrong == []
 
 
-def test_an_answer_is_stopped_and_drawn_again(app: str, browser: Browser) -> None:
-    """Random words with none said twice go on for long; another answer has other ones."""
-    far = "temperature=2&repetition_penalty=2&max_new_tokens=2048&seed=3"
-    page, wrong = open_page(
-        browser, f"{app}/compare?adapter=example%3Apirate&q=Who+are+you%3F&{far}"
-    )
-    page.wait_for_selector("#now .turn:not(.demo) .said.left .prose:not(:empty)")
-    page.fill("#message textarea", "And who is she?")
-    page.keyboard.press("Enter")  # nothing is asked while an answer comes, and nothing is lost
-    page.click("#message .stop-button")
-    page.wait_for_selector("#now [data-do=again]")
-    assert ", cut" in page.inner_text("#now")
-    assert page.input_value("#message textarea") == "And who is she?"
-    assert page.locator(".turn").count() == 1
-    said = page.inner_text("#now .said.left .prose")
-    page.click("#now [data-do=again] >> nth=0")
-    page.wait_for_selector("#now .tools >> text=2/2")
-    assert page.inner_text("#now .said.left .prose") != said
-    assert wrong == []
-
-
 def test_a_set_of_prompts_becomes_a_table(app: str, browser: Browser) -> None:
     page, wrong = open_page(browser, f"{app}/compare?adapter=example%3Apirate")
     page.wait_for_selector("#now .turn")
