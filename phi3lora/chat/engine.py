@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 MOST_ACTIVE = 8  # requests that are answered together
 NEWCOMERS = 2  # more that may join them at once, for their first turn
-MOST_WAITING = 32  # requests in the queue; more are refused
+MOST_WAITING = 128  # requests in the queue, which hold next to nothing; more are refused
 LONGEST_PAUSE = 10.0  # turns after whose beginning an answer is no longer overtaken by new ones
 LONGER = 2  # times the tokens of a question and its answer, from which a shorter one goes first
 POLL_SECONDS = 1.0  # how often the engine checks whether a training needs its memory
