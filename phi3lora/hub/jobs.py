@@ -138,10 +138,16 @@ def flavors(token: str | None) -> list[Flavor]:
 _PRICES: dict[str, tuple[float, list[Flavor]]] = {}
 
 
+def price(row: Any) -> float | None:
+    """Dollars a second of a machine in the Hub's lists; None where its price cannot be read."""
+    unit = SECONDS.get(row.unit_label)
+    return None if unit is None else row.unit_cost_usd / unit
+
+
 def _flavor(row: Any) -> Flavor | None:
     """One of them; None for what no PyTorch of ours runs on, or has no price that can be read."""
-    card, unit = row.accelerator, SECONDS.get(row.unit_label)
-    if unit is None or (card and (card.type != "gpu" or card.manufacturer.lower() != "nvidia")):
+    card, dollars = row.accelerator, price(row)
+    if dollars is None or (card and (card.type != "gpu" or card.manufacturer.lower() != "nvidia")):
         return None
     return Flavor(
         name=row.name,
@@ -150,7 +156,7 @@ def _flavor(row: Any) -> Flavor | None:
         cards=int(card.quantity) if card else 0,
         memory=_bytes(card.vram if card else row.ram) // (int(card.quantity) if card else 1),
         disk=_bytes(row.ephemeral_storage),
-        dollars_per_second=row.unit_cost_usd / unit,
+        dollars_per_second=dollars,
     )
 
 

@@ -9,7 +9,7 @@ import time
 
 from phi3lora.errors import HubError
 from phi3lora.hub.client import HubRequest, explained
-from phi3lora.hub.jobs import PRICES_SECONDS, SECONDS
+from phi3lora.hub.jobs import PRICES_SECONDS, price
 
 _KNOWN: dict[str, tuple[float, float | None]] = {}
 
@@ -20,11 +20,11 @@ def hourly(space: str, token: str | None) -> float | None:
     if known and time.monotonic() < known[0]:
         return known[1]
     try:
-        price = _asked(space, token)
+        found = _asked(space, token)
     except HubError:  # a private Space, or the Hub is away: a run can be launched all the same
-        price = None
-    _KNOWN[space] = (time.monotonic() + PRICES_SECONDS, price)
-    return price
+        found = None
+    _KNOWN[space] = (time.monotonic() + PRICES_SECONDS, found)
+    return found
 
 
 def _asked(space: str, token: str | None) -> float | None:
@@ -35,6 +35,5 @@ def _asked(space: str, token: str | None) -> float | None:
         name = api.get_space_runtime(space).hardware
         rows = api.list_spaces_hardware()
     row = next((row for row in rows if row.name == name), None)
-    if row is None or row.unit_label not in SECONDS or not row.unit_cost_usd:
-        return None
-    return 3600 * row.unit_cost_usd / SECONDS[row.unit_label]
+    dollars = price(row) if row else None
+    return 3600 * dollars if dollars else None

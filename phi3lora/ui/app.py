@@ -41,9 +41,6 @@ TEMPORARY = (600, 3600)  # seconds: how often old temporary files are swept, and
 WAITING = 200  # calls that may wait in the queue
 WORKED_ON = 128  # calls at a time; most wait for the model, a helper or the Hub
 LOOK_INTO_QUEUE = 0.02  # seconds
-# Seconds after which a thread that computes lets another in, a tenth of Python's own: an answer
-# asks for the interpreter hundreds of times a word, and waits that long for it each time.
-SWITCH = 0.0005
 # Where a keyboard may go at once, on each page: an element's id, and what the link says.
 SKIPS = {
     "Train": (("launch-panel", "Skip to launch"), ("step-data", "Skip to the form")),
@@ -166,7 +163,6 @@ def serve(demo: gr.Blocks, app: Application, host: str, port: int | None, block:
     """Serve pages that were built, with everything that keeps them safe and looking alike."""
     # What takes long has limits for each person of its own: none of them waits behind another's.
     demo.queue(default_concurrency_limit=None, max_size=WAITING, api_open=False)
-    sys.setswitchinterval(SWITCH)
     # Read when torch is loaded: for how long threads that wait for one another spin before they
     # sleep. With the default of milliseconds each spins while the training has its core.
     os.environ.setdefault("GOMP_SPINCOUNT", "30000")

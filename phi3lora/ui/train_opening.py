@@ -26,9 +26,8 @@ def named_config(app: Application, request: gr.Request) -> tuple[RunConfig, str]
         note = f"These are the settings of {run.title}. Change what you like, then launch."
         if not asked.get("further"):
             return run.config, note
-        return app.launching.further(
-            run
-        ), note + " The new run begins with what that one has learnt."
+        note += " The new run begins with what that one has learnt."
+        return app.launching.further(run), note
     config = app.voting.config(asked["votes"], caller)
     return config, (
         f"This run learns from blind votes by {config.method.upper()}, and begins with what the "

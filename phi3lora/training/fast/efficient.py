@@ -180,7 +180,7 @@ def is_trusted(blocks: Attend, device: torch.device, dim: int) -> bool:
     """
     try:
         agree = all(_agrees(blocks, device, dim, window) for window in (None, 37))
-    except (RuntimeError, NotImplementedError) as error:
+    except RuntimeError as error:  # NotImplementedError is one
         if is_out_of_memory(error):
             raise
         logger.warning("PyTorch's memory-efficient attention does not run here: %s", error)
