@@ -742,7 +742,7 @@ class EvaluationConfig(Section):
 
 
 class HubConfig(Section):
-    """What goes to the Hub while the run goes on, so that it can be found again."""
+    """What goes to the Hub while the run goes on, and what becomes of a Space after it."""
 
     backup: bool = option(
         False,
@@ -753,6 +753,12 @@ class HubConfig(Section):
         None,
         "Backup repository",
         "Where the backup is kept, as `USER/NAME`. Empty means `USER/phi3lora-RUN`.",
+    )
+    pause_space: bool = option(
+        False,
+        "Pause the Space afterwards",
+        "Pauses your Space when this run has ended and no other one computes; it then costs "
+        "nothing until you restart it. The Space's secret `HF_TOKEN` has to allow that.",
     )
 
 

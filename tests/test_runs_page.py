@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from phi3lora.app.callers import Caller
 from phi3lora.app.publishing import Publishing
-from phi3lora.app.several import side_by_side
+from phi3lora.app.several import keys_of, ordered, side_by_side
 from phi3lora.app.trackers import tracker_of
 from phi3lora.app.views import RunView
 from phi3lora.cli import app as terminal
@@ -33,6 +33,7 @@ from phi3lora.ui.curves import (
     speed_curves,
     thin,
 )
+from phi3lora.ui.runs_list import several_table
 from phi3lora.ui.runs_report import evidence, verdict_line
 from phi3lora.ui.runs_show import (
     STARTING,
@@ -303,6 +304,48 @@ def test_a_run_whose_config_is_damaged_is_compared_all_the_same(app: Any) -> Non
     several = side_by_side([whole, store.get(broken.id, "local")], app.views)
     assert several.settings["configuration"][1] == "config.yaml cannot be read"
     assert several.losses[0] == several.losses[1]
+    assert several_table(several).count("<tr>") == 3
+    assert dict(several.rows())["Base"] == ["pocket", ""]
+
+
+def test_a_damaged_run_keeps_no_sign_in_from_the_others(app: Any, monkeypatch: Any) -> None:  # noqa: F811
+    renewed: list[str] = []
+    monkeypatch.setattr(
+        "phi3lora.app.launching.renew", lambda folder, _: renewed.append(folder.name)
+    )
+    store = app.launching.store
+    kept = store.create(stage.config("Kept", **{"hub.backup": True}))
+    stage.hold(kept)
+    changed(kept, status="running")
+    (stage.failed(store).folder / "config.yaml").write_text("hub: [")  # newer: it comes first
+    app.launching.renew(Caller("local", "hf_new"))
+    assert renewed == [kept.id]
+
+
+def test_runs_are_sorted_and_what_has_no_value_comes_last(app: Any) -> None:  # noqa: F811
+    store = app.launching.store
+    going, big = stage.running(store, "b"), stage.finished(store, "C", **{"model.path": "A/Big"})
+    quick = changed(stage.finished(store, "a"), started=100.0, ended=130.0)
+    (big.result.folder / "adapter_model.safetensors").write_bytes(b"x" * 100)
+    big = changed(big, started=100.0, ended=160.0)
+    runs = [going, big, quick]
+    expected = {
+        "newest": "b C a",
+        "title": "a b C",
+        "base": "C b a",
+        "size": "a C b",
+        "time": "a C b",
+        "status": "C a b",
+    }
+    for by, titles in expected.items():
+        found = ordered(runs, by, app.views)
+        assert [run.title for run in found] == titles.split()
+    assert ordered(runs, "loss", app.views)[-1] is going  # its loss is the highest
+    figures = {figure.name: figure for figure in side_by_side(runs, app.views).figures}
+    assert figures["Time"].texts == ["–", "1 min 00 s", "30 s"]
+    assert figures["Size"].keys == [None, 100, 10]
+    assert keys_of(["0.0002", "not set", "1e-3"]) == [0.0002, None, 0.001]
+    assert keys_of(["linear", "8"]) == ["linear", "8"]
 
 
 # ----------------------------------------------------------------------------------- The bin

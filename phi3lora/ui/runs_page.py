@@ -84,7 +84,11 @@ class RunsPage:
         with gr.Column(elem_classes="card", visible=False, elem_id="several") as self.several:
             gr.HTML(show.heading("Side by side", "The ticked runs in one chart, and what differs."))
             self.several_chart = chart_component("several-chart", tools=True)
-            self.several_table = gr.HTML(elem_id="several-table", apply_default_css=False)
+            self.several_table = gr.HTML(
+                elem_id="several-table",
+                js_on_load="window.phi3lora.sortable(element)",
+                apply_default_css=False,
+            )
 
     def _detail(self) -> None:
         with gr.Column(elem_classes="card", elem_id="run-card") as self.card:
@@ -159,29 +163,9 @@ class RunsPage:
     @property
     def parts(self) -> dict[str, Any]:
         """What depends on the chosen run, by the names that `show_run` uses."""
-        names = (
-            "head",
-            "live",
-            "actions",
-            "stop",
-            "resume",
-            "cancel",
-            "compare",
-            "publish",
-            "again",
-            "menu",
-            "more",
-            "loss",
-            "reward",
-            "rate",
-            "speed",
-            "memory",
-            "tracker",
-            "report",
-            "log",
-            "config",
-        )
-        return {name: getattr(self, name) for name in names}
+        names = "head live actions stop resume cancel compare publish again menu more"
+        charts = "loss reward rate speed memory tracker report log config"
+        return {name: getattr(self, name) for name in f"{names} {charts}".split()}
 
     @property
     def seen(self) -> list[Any]:
