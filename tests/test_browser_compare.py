@@ -175,6 +175,16 @@ def test_another_answer_at_a_temperature_is_another_one(place: Place) -> None:
     assert page.evaluate(said) == answers[1]
 
 
+def test_a_set_of_prompts_is_stopped_in_the_middle(place: Place) -> None:
+    page = place.open()
+    page.click("#prompt-set > button")
+    page.fill("#set-prompts textarea", "One?\nTwo?")
+    page.click("#set-ask")
+    page.click("#set-stop:not([disabled])")
+    page.wait_for_selector("#set-progress >> text=/Stopped after [01] of 2/")
+    page.click("#prompt-set > button")
+
+
 def test_an_address_sets_no_field_beyond_its_range(place: Place) -> None:
     page = place.open(repetition_penalty=100, max_new_tokens=16)
     ask(page, "Is this answered?")

@@ -151,6 +151,7 @@ def test_a_stage_is_named_from_the_first_second(place: Place) -> None:
     changed(run, status="running")
     page = place.open(run)
     page.wait_for_selector("#run-head .progress-text >> text=Starting Python, 10 to 20 s")
+    page.wait_for_selector("#loss-chart >> text=The curve begins with the second update.")
     with EventLog(run.folder / "events.jsonl") as log:
         log.emit(Stage(name="preparing the data", fraction=0.64))
         page.wait_for_selector("#run-head .progress-text >> text=Preparing the data")

@@ -163,9 +163,8 @@ class RunsPage:
     @property
     def parts(self) -> dict[str, Any]:
         """What depends on the chosen run, by the names that `show_run` uses."""
-        names = "head live actions stop resume cancel compare publish again menu more"
-        charts = "loss reward rate speed memory tracker report log config"
-        return {name: getattr(self, name) for name in f"{names} {charts}".split()}
+        names = ("head", "actions", "stop", "resume", "cancel", "compare", "publish", *EMPTY)
+        return {name: getattr(self, name) for name in names}
 
     @property
     def seen(self) -> list[Any]:
