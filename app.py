@@ -12,9 +12,11 @@ import spaces  # noqa: F401 - before gradio and torch, or ZeroGPU cannot lend it
 
 def main() -> None:
     """Read the environment and the two options, and serve until interrupted."""
+    from phi3lora.importing import heavy_imports
     from phi3lora.settings import Settings
-    from phi3lora.ui.app import launch
 
+    with heavy_imports():
+        from phi3lora.ui.app import launch
     settings = Settings.from_environment()
     parser = argparse.ArgumentParser(description="phi3lora: train and compare Phi-3 with LoRA.")
     parser.add_argument("--host", default="0.0.0.0" if settings.on_space else "127.0.0.1")

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from phi3lora.cli.root import app
+from phi3lora.importing import heavy_imports
 from phi3lora.settings import Settings
 
 
@@ -24,8 +25,8 @@ def open_app(
     ] = "127.0.0.1",
 ) -> None:
     """Open the pages in a browser: Train, Runs, Compare."""
-    from phi3lora.ui.app import launch
-
+    with heavy_imports():
+        from phi3lora.ui.app import launch
     launch(Settings.from_environment(), host=host, port=port)
 
 
