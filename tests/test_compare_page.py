@@ -624,6 +624,14 @@ def test_the_samples_of_a_published_card_are_found_again(app: Any, tmp_path: Pat
     card = draft_card(run.folder, "ann/pirate")
     kept = {name: stage.report()["gained"][0][name] for name in ("prompt", "reference", "base")}
     assert samples_of(card) == [{**kept, "tuned": kept["reference"]}]
+    example = f"{kept['prompt']}\n\nBase:  {kept['base']}\nTuned: {kept['reference']}\n```"
+    assert card.index(example) < card.index("## Base against tuned")  # at a glance
+    report = {**stage.report(), "verdict": "cannot tell"}
+    (run.folder / "report.json").write_text(json.dumps(report))
+    assert "Tuned: " not in draft_card(run.folder, "ann/pirate")
+    report = {**stage.report(), "gained": [{**stage.report()["gained"][0], "base": "a\n```\nb"}]}
+    (run.folder / "report.json").write_text(json.dumps(report))
+    assert "Tuned: " not in draft_card(run.folder, "ann/pirate")  # of several lines
     assert samples_of("**Prompt**\n\n```text\nno end") == []
     assert samples_of("**Base**\n\n```text\nof no prompt\n```") == []
     (tmp_path / "README.md").write_text(card)
