@@ -101,7 +101,7 @@ def test_stop_cuts_both_answers_of_this_tab_alone(place: Place, browser: Browser
     page = place.open()
     other, wrong = open_page(browser, f"{place.address}/compare")
     other.set_default_timeout(60_000)
-    place.open(other, max_new_tokens=300)
+    place.open(other, max_new_tokens=200)
     begin(other, "Who are you?")
     begin(page, "Tell me a story.")
     page.wait_for_function(GROWN, arg=20)
@@ -110,7 +110,7 @@ def test_stop_cuts_both_answers_of_this_tab_alone(place: Place, browser: Browser
     assert all("tokens, cut" in said for said in facts(page))
     assert all(int(said.split()[0].replace(",", "")) < 1900 for said in facts(page))
     other.wait_for_selector(RESTING)
-    assert all("300 tokens, cut" in said for said in facts(other))  # to its own limit
+    assert all("200 tokens, cut" in said for said in facts(other))  # to its own limit
     begin(other, "And now?")
     other.close()  # in the middle of its answer
 

@@ -157,9 +157,10 @@ def size_of(run: Run) -> int | None:
 
 def time_of(run: Run) -> float | None:
     """Seconds from a run's beginning to its end; None before that."""
-    state = run.state
-    over = state.started and state.ended and state.ended > state.started
-    return state.ended - state.started if over and run.status not in ACTIVE else None
+    began, ended = run.state.started, run.state.ended
+    if run.status in ACTIVE or began is None or ended is None or ended <= began:
+        return None
+    return ended - began
 
 
 def _options(run: Run) -> dict[str, str]:
