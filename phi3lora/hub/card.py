@@ -128,7 +128,7 @@ def _summary(facts: Facts, merged: bool) -> str:
 
 
 def _example(facts: Facts) -> str:
-    """One held-out row at a glance, for a model that got better: the first whose texts are short."""
+    """One held-out row at a glance, where the model got better: the first of short texts."""
     if facts.verdict != "better":
         return ""
     for row in facts.gained:
