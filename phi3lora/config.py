@@ -45,7 +45,7 @@ from phi3lora.methods import (
 from phi3lora.models.phi3 import GATE_UP, HEAD, PHI3, QKV
 from phi3lora.options import Section, option
 from phi3lora.problems import merged, problem_of, unknown_name
-from phi3lora.strict_yaml import read_yaml, shorten, write_yaml
+from phi3lora.strict_yaml import read_typed, read_yaml, shorten, write_yaml
 
 POCKET = "pocket"
 PHI3_MINI = "microsoft/Phi-3-mini-4k-instruct"
@@ -955,7 +955,7 @@ def _value(field: str, text: str) -> Any:
     """What was typed for a field, as its kinds have it; what is no YAML is text."""
     kinds = _kinds(dict(fields()).get(field))
     try:
-        value = read_yaml(text)
+        value = read_typed(text) if dict in kinds else read_yaml(text)
     except ConfigError:
         return text
     if kinds == {str}:

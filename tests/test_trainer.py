@@ -17,11 +17,12 @@ from typing import Any, get_args
 
 import pytest
 import torch
-from transformers import Phi3ForCausalLM
+from transformers import Phi3ForCausalLM, TrainerControl, TrainerState, TrainingArguments
 
 from phi3lora.config import OPTIMIZERS, POCKET, SCHEDULERS, RunConfig
 from phi3lora.errors import ConfigError, DataError, TrainingError
 from phi3lora.events import Event, Step
+from phi3lora.training.callbacks import Progress
 from phi3lora.training.checkpoints import is_finished, newest_whole
 from phi3lora.training.failures import is_out_of_memory
 from phi3lora.training.trainer import train
@@ -75,8 +76,10 @@ def test_events_tell_the_whole_story_in_order(pocket_run) -> None:
     assert by_kind["prepared"].supervised_tokens < by_kind["prepared"].train_tokens
     assert by_kind["loaded"].dtype == "float32"
     assert 0 < by_kind["loaded"].trainable_parameters < by_kind["loaded"].total_parameters
-    last = [event for event in events if event.kind == "step"][-1]
+    steps = [event for event in events if event.kind == "step"]
+    last = steps[-1]
     assert (last.step, last.total_steps, last.seconds_left) == (3, 3, 0.0)
+    assert steps[0].seconds_left is None, "after one step it would be a guess"
     assert last.tokens > 0
     assert last.tokens_per_second > 0
     assert 0 <= last.token_accuracy <= 1
@@ -116,6 +119,19 @@ def test_run_ends_with_its_error_as_an_event(tmp_path: Path) -> None:
         train(config, tmp_path, events.append)
     assert (events[-1].kind, events[-1].outcome) == ("ended", "failed")
     assert "batch" in events[-1].message
+
+
+def test_the_time_left_is_told_once_it_is_no_guess(tmp_path: Path) -> None:
+    events: list[Event] = []
+    progress = Progress(events.append)
+    args, control = TrainingArguments(str(tmp_path)), TrainerControl()
+    progress.on_train_begin(args, TrainerState(global_step=20, max_steps=40), control)
+    for step in (21, 29, 30, 40):
+        progress.on_log(args, TrainerState(global_step=step, max_steps=40), control, {"loss": 1.0})
+    told = [event for event in events if isinstance(event, Step)]
+    known = [step.seconds_left is not None for step in told]
+    assert known == [False, False, True, True], "ten updates after it went on"
+    assert told[-1].seconds_left == 0
 
 
 # Stop, pause and resume

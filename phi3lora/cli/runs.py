@@ -176,6 +176,7 @@ def delete_run(
     if not yes and sys.stdin.isatty():
         typer.confirm(f"Delete {found.id} ({found.title}) for good?", abort=True)
     application.launching.delete(found)
+    tell(f"Run {found.id} ({found.title}) is deleted.")
 
 
 @runs_app.command("compare")

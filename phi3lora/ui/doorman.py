@@ -11,6 +11,7 @@ from __future__ import annotations
 import socketserver
 import threading
 
+from phi3lora.importing import heavy_imports
 from phi3lora.settings import Settings
 from phi3lora.ui.languages import language_of
 from phi3lora.ui.quick_start import without_stubs
@@ -78,6 +79,6 @@ def launch_soon(settings: Settings, host: str, port: int | None) -> None:
     On a Space the platform waits for the app itself, with a page of its own.
     """
     doorman = None if settings.on_space else Doorman(host, port or PORT)
-    with without_stubs():
+    with heavy_imports(), without_stubs():
         from phi3lora.ui.app import launch
     launch(settings, host, port, ready=doorman.leave if doorman else lambda: None)

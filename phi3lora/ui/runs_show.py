@@ -31,7 +31,6 @@ from phi3lora.ui.runs_report import evidence, verdict_line, verdict_words
 from phi3lora.ui.samples import samples
 
 LOG_LINES = 2000
-ETA_AFTER = 10  # steps before which a remaining time would be a guess
 COLOURS = {
     "queued": "grey",
     "running": "accent",
@@ -290,11 +289,8 @@ def _staged(view: RunView) -> Progress:
 
 
 def _left(view: RunView) -> str:
-    """The time left, once it is more than a guess."""
-    step = view.step
-    if step is None or not step.seconds_left or step.step < min(ETA_AFTER, step.total_steps):
-        return ""
-    return f"{words.duration(step.seconds_left)} of training left"
+    left = view.step.seconds_left if view.step is not None else None
+    return f"{words.duration(left)} of training left" if left else ""
 
 
 def figures(view: RunView, active: bool) -> list[tuple[str, str]]:
