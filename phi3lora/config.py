@@ -667,6 +667,17 @@ class TrainingConfig(Section):
         own=True,
         ge=1,
     )
+    sample_answers: int = option(
+        0,
+        "Sample answers",
+        "Shows at each evaluation how the model answers this many held-out prompts by then; 0 asks "
+        "none.",
+        own=True,
+        rule="3 shows whether it learns what you mean long before the curves do; each costs up to "
+        "64 tokens at each evaluation.",
+        ge=0,
+        le=8,
+    )
     loraplus_lr_ratio: float | None = option(
         None,
         "LoRA+ ratio",
@@ -1008,6 +1019,7 @@ def _conflicts(config: RunConfig) -> Iterator[Problem]:
     """Combinations that cannot work, each with the reason."""
     yield from _adapter_conflicts(config)
     yield from _training_conflicts(config.training_config)
+    yield from _sample_conflicts(config)
     yield from _pattern_conflicts(config.peft_config)
     yield from _device_conflicts(config)
     yield from _metric_conflicts(config)
@@ -1174,6 +1186,25 @@ def _interval_conflicts(training: TrainingConfig) -> Iterator[Problem]:
                 f"training_config.{name}",
                 f"expected a whole number of updates, or a share below 1, got {value:g}.",
             )
+
+
+def _sample_conflicts(config: RunConfig) -> Iterator[Problem]:
+    """Answers are told after an evaluation, by one process that has all weights."""
+    training = config.training_config
+    if not training.sample_answers:
+        return
+    if training.eval_strategy == "no":
+        yield Problem(
+            "training_config.sample_answers",
+            "prompts are asked at each evaluation, and there is none: set eval_strategy to steps "
+            "or epoch.",
+        )
+    if config.devices > 1 and config.distributed != "ddp":
+        yield Problem(
+            "training_config.sample_answers",
+            f"{config.distributed} spreads the weights over the devices, so that none of them can "
+            "answer during the training: set it to 0, or distributed to ddp.",
+        )
 
 
 def _best_conflicts(training: TrainingConfig) -> Iterator[Problem]:

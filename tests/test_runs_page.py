@@ -20,7 +20,17 @@ from phi3lora.app.trackers import tracker_of
 from phi3lora.app.views import RunView
 from phi3lora.cli import app as terminal
 from phi3lora.errors import RunError
-from phi3lora.events import Ended, Evaluated, EventLog, Loaded, Resumed, Stage, Step
+from phi3lora.events import (
+    Answered,
+    Ended,
+    Evaluated,
+    EventLog,
+    Loaded,
+    Resumed,
+    SampleAnswer,
+    Stage,
+    Step,
+)
 from phi3lora.runs import bin
 from phi3lora.runs.store import Run, RunStore, changed
 from phi3lora.settings import Settings
@@ -43,6 +53,8 @@ from phi3lora.ui.runs_show import (
     subtitle,
     tracker_line,
 )
+from phi3lora.ui.samples import samples
+from phi3lora.wording import describe
 from tests import fake_training, stage
 from tests.test_ui import app, clicked, page_of, parts, request  # noqa: F401
 
@@ -110,6 +122,23 @@ def test_rewards_are_a_curve_and_figures(figure: str, title: str, named: str) ->
     assert "Correct next tokens" not in said
     view.add(Resumed(step=2))
     assert (len(view.rewards), view.held_out_rewards) == (2, [])
+
+
+def test_answers_by_now_are_a_table_for_each_prompt() -> None:
+    """The newest first, escaped, and those after a checkpoint are forgotten when it goes on."""
+    view = RunView()
+    assert samples(view.answers) == ""
+    for step, answer in ((2, "A cherry is red."), (4, "Arr <b>red</b>")):
+        row = SampleAnswer("Which colour?", "Red, matey", answer)
+        view.add(Answered(step=step, rows=[row]))
+    shown = samples(view.answers)
+    assert shown.index("Arr &lt;b&gt;") < shown.index("A cherry") < shown.index("Red, matey")
+    assert describe(view.answers[0]) == "answers at step 2: Which colour? → A cherry is red."
+    view.add(Resumed(step=3))
+    assert "Arr" not in samples(view.answers)
+    for step in range(100):
+        view.add(Answered(step=step, rows=[row]))
+    assert len(view.answers) == 20
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ import torch
 from transformers import Phi3ForCausalLM, TrainerControl, TrainerState, TrainingArguments
 
 from phi3lora.config import OPTIMIZERS, POCKET, SCHEDULERS, RunConfig
-from phi3lora.errors import DataError, TrainingError
+from phi3lora.errors import ConfigError, DataError, TrainingError
 from phi3lora.events import Event, Step
 from phi3lora.training.callbacks import Progress
 from phi3lora.training.checkpoints import is_finished, newest_whole
@@ -467,3 +467,41 @@ def test_no_token_reaches_the_checkpoints(tmp_path: Path) -> None:
     texts = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
     assert texts
     assert not any(b"hf_secret" in text for text in texts)
+
+
+def test_a_training_shows_what_its_model_answers_by_now(pocket_run, tmp_path: Path) -> None:
+    """And is the same to the bit as the one that asks nothing."""
+    folder, events, _ = pocket_run
+    asking, told = pocket_config({"training_config.sample_answers": 2}), []
+    assert train(asking, tmp_path, told.append) == "finished"
+    answers = [event for event in told if event.kind == "answered"]
+    assert [event.step for event in answers] == [
+        event.step for event in told if event.kind == "evaluated"
+    ]
+    assert all(len(event.rows) == 2 and event.rows[0].prompt for event in answers)
+    assert any(row.answer for event in answers for row in event.rows)
+    plain, asked = (
+        (run / "adapter" / "adapter_model.safetensors").read_bytes() for run in (folder, tmp_path)
+    )
+    assert plain == asked
+    assert [event for event in events if event.kind == "answered"] == []
+
+
+def test_what_a_training_goes_on_from_is_told_and_is_no_warning(pocket_run, tmp_path: Path) -> None:
+    told: list[Event] = []
+    further = pocket_config({"model.adapter": str(pocket_run[0] / "adapter")})
+    train(further.with_values({"training_config.max_steps": 1}), tmp_path, told.append)
+    (notice,) = [one for one in told if one.kind == "notice" and "goes on from" in one.message]
+    assert (notice.level, "adapter" in notice.message) == ("info", True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"training_config.eval_strategy": "no"}, "there is none"),
+        ({"devices": 2, "distributed": "fsdp2"}, "spreads the weights"),
+    ],
+)
+def test_answers_that_nobody_could_give_are_refused(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        pocket_config({"training_config.sample_answers": 2, **changes})

@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from phi3lora.cli.root import app
-from phi3lora.importing import heavy_imports
 from phi3lora.settings import Settings
 
 
@@ -25,9 +24,9 @@ def open_app(
     ] = "127.0.0.1",
 ) -> None:
     """Open the pages in a browser: Train, Runs, Compare."""
-    with heavy_imports():
-        from phi3lora.ui.app import launch
-    launch(Settings.from_environment(), host=host, port=port)
+    from phi3lora.ui.doorman import launch_soon
+
+    launch_soon(Settings.from_environment(), host, port)
 
 
 @app.command(hidden=True)

@@ -87,7 +87,7 @@ def reward_curves(of: str, view: RunView) -> str:
 
 
 def rate_curves(of: str, view: RunView) -> str:
-    """The learning rate."""
+    """How far each update went, by the schedule."""
     return _one(of, "Learning rate", "learning rate", view.rates, view.clock)
 
 

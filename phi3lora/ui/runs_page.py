@@ -36,7 +36,7 @@ OPEN_COMPARE = "(run) => { window.location.href = 'compare?adapter=' + encodeURI
 FOCUS_TITLE = "() => window.phi3lora.focusWhenThere('#new-title')"
 EMPTY = (
     *("live", "again", "menu", "more", "loss", "reward", "rate", "speed", "memory", "tracker"),
-    *("report", "log", "config"),
+    *("samples", "report", "log", "config"),
 )
 DO = """
 element.addEventListener('click', (event) => {
@@ -139,6 +139,7 @@ class RunsPage:
                 self.rate = chart_component("rate-chart", small=True)
                 self.speed = chart_component("speed-chart", small=True)
                 self.memory = chart_component("memory-chart", small=True)
+            self.samples = gr.HTML(elem_id="samples", apply_default_css=False)
             self.tracker = gr.HTML(elem_id="tracker", apply_default_css=False)
         with gr.Column(elem_id="panel-evidence", elem_classes="tab-panel"):
             self.report = gr.HTML(elem_id="report", apply_default_css=False)

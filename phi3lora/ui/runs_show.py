@@ -29,6 +29,7 @@ from phi3lora.ui.curves import (
 )
 from phi3lora.ui.downloads import menu
 from phi3lora.ui.runs_report import evidence, verdict_line, verdict_words
+from phi3lora.ui.samples import samples
 
 LOG_LINES = 2000
 COLOURS = {
@@ -127,6 +128,7 @@ def show_run(run: Run, view: RunView, position: int | None, on_space: bool) -> d
         "rate": rate_curves(run.id, view),
         "speed": speed_curves(run.id, view),
         "memory": memory_curves(run.id, view),
+        "samples": samples(view.answers),
         "tracker": tracker_line(tracker_of(run), on_space),
         "report": evidence(report, status in ACTIVE),
         "log": f'<pre tabindex="0" role="region" aria-label="Log">{show.text(log)}</pre>',
