@@ -52,6 +52,14 @@ def test_a_name_is_in_the_code(name: str) -> None:
         assert ".".join(inside) in defined(file), f"{file.name} has no {'.'.join(inside)}"
 
 
+def test_a_test_that_is_named_exists() -> None:
+    """docs/decisions.md says which test holds what."""
+    text = (REPOSITORY / "docs" / "decisions.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`(test_\w+)`", text))
+    code = "\n".join(file.read_text("utf-8") for file in (REPOSITORY / "tests").rglob("test_*.py"))
+    assert named <= set(re.findall(r"def (test_\w+)\(", code))
+
+
 @pytest.mark.parametrize("found", FILES)
 def test_a_file_is_there(found: tuple[str, str]) -> None:
     name = found[0] or found[1]
