@@ -121,6 +121,11 @@ def test_what_ran_out_of_memory_goes_on_with_a_smaller_batch(
     again = began(app.launching.resume(run, own, batch_size=2))
     training = again.config.training_config
     assert training.per_device_train_batch_size == training.gradient_accumulation_steps == 2
+    # The command that it was started by goes on with it, as it did before.
+    assert app.launching.launch_in(run.folder, config("slow"), own).id == run.id
+    larger = config("slow").with_values({"training_config.per_device_train_batch_size": 8})
+    with pytest.raises(RunError, match="differs in training_config"):
+        app.launching.launch_in(run.folder, larger, own)
     with pytest.raises(RunError, match=r"is (queued|running)"):  # the second click
         app.launching.resume(run, own, batch_size=1)
     assert again.refresh().config == again.config

@@ -235,7 +235,7 @@ class Launching:
         if not (folder / "state.json").exists():
             return self.launch(config, caller, folder, force=force, job=job)
         run = open_run(folder)
-        if different := differences(run.config, with_whole_paths(config)):
+        if different := differences(run.config, _divided_alike(config, run.config)):
             raise RunError(
                 f"{folder} holds another run: it differs in {', '.join(different)}. Name another "
                 f"folder, or delete that run with `phi3lora runs delete {folder}`."
@@ -406,6 +406,14 @@ class Launching:
             yield
         finally:
             os.close(descriptor)
+
+
+def _divided_alike(config: RunConfig, other: RunConfig) -> RunConfig:
+    """A config whose updates have as many rows as the other's, in passes of the other's size."""
+    config = with_whole_paths(config)
+    same = (config.devices, config.effective_batch) == (other.devices, other.effective_batch)
+    rows = other.training_config.per_device_train_batch_size
+    return config.with_batch(rows) if same else config
 
 
 def with_job(run: Run, job: JobRequest) -> Run:
