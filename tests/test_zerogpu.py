@@ -223,6 +223,7 @@ def test_spaces_is_imported_before_all_else() -> None:
         assert others[0] == "spaces"
 
 
+@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
 def test_neither_token_nor_model_crosses_into_a_fork(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:

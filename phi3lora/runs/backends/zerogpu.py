@@ -23,7 +23,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -493,8 +493,8 @@ def sent(token: str | None) -> Iterator[str]:
 
 
 def _write(pipe: Path, token: str) -> None:
-    """Blocks until the reader is there."""
-    with pipe.open("w", encoding="utf-8") as file:
+    """Blocks until the reader is there; one that goes at once, as `_drain`, takes nothing."""
+    with suppress(BrokenPipeError), pipe.open("w", encoding="utf-8") as file:
         file.write(token)
 
 
