@@ -237,7 +237,10 @@ class ChatEngine(Answering):
                 self._finish(request, _explained(error))
 
     def _may_start(self, head: Request) -> bool:
-        """Whether there is room among the active; one who had its turn makes room, if not."""
+        """Whether there is room among the active; if not, one who had its turn makes room.
+
+        That is the longest, and of these who has said most: what is short is soon over.
+        """
         if not self._active:
             return True
         serving = self._serving
@@ -254,7 +257,7 @@ class ChatEngine(Answering):
         began = time.monotonic() - turn
         if had := [request for request in self._active if request.turn_began < began]:
             with self._changed:
-                self._active.remove(one := max(had, key=lambda request: request.said))
+                self._active.remove(one := max(had, key=lambda r: (r.promised, r.said)))
                 self._waiting.insert(self._place(one), one)
         return False
 
