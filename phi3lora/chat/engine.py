@@ -31,6 +31,7 @@ from phi3lora.chat.options import Pair, Side
 from phi3lora.chat.requests import Request
 from phi3lora.config import ModelConfig
 from phi3lora.errors import ModelError, Phi3LoraError
+from phi3lora.importing import heavy_imports
 from phi3lora.settings import Settings
 from phi3lora.versions import without_advice
 
@@ -282,8 +283,8 @@ class ChatEngine(Answering):
 
     def _open(self, request: Request) -> Serving:
         """The base that a request names, loaded if it is not."""
-        from phi3lora.chat.serving import Serving
-
+        with heavy_imports():
+            from phi3lora.chat.serving import Serving
         if self._serving is not None and self._serving.base == request.base:
             return self._serving
         if self._serving is not None:
