@@ -13,14 +13,14 @@ import spaces  # noqa: F401 - before gradio and torch, or ZeroGPU cannot lend it
 def main() -> None:
     """Read the environment and the two options, and serve until interrupted."""
     from phi3lora.settings import Settings
-    from phi3lora.ui.app import launch
+    from phi3lora.ui.doorman import launch_soon
 
     settings = Settings.from_environment()
     parser = argparse.ArgumentParser(description="phi3lora: train and compare Phi-3 with LoRA.")
     parser.add_argument("--host", default="0.0.0.0" if settings.on_space else "127.0.0.1")
     parser.add_argument("--port", type=int, default=7860)
     arguments = parser.parse_args()
-    launch(settings, arguments.host, arguments.port)
+    launch_soon(settings, arguments.host, arguments.port)
 
 
 if __name__ == "__main__":

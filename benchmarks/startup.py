@@ -110,6 +110,17 @@ def _idle(app: Started, pages: int, seconds: float) -> dict[str, float]:
 @contextmanager
 def started(command: list[str], home: Path) -> Iterator[Started]:
     """Start an app with a store of finished runs, wait for its first page, end it afterwards."""
+    with starting(command, home) as (child, address):
+        began = time.perf_counter()
+        _wait_for_page(child, address)
+        seconds = time.perf_counter() - began
+        process = psutil.Process(child.pid)
+        yield Started(process, address, seconds, processor_time(process), resident(process))
+
+
+@contextmanager
+def starting(command: list[str], home: Path) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """The process of an app that has just been started, and the address where it will answer."""
     fill(home)
     port = free_port()
     environment = {
@@ -119,7 +130,6 @@ def started(command: list[str], home: Path) -> Iterator[Started]:
         "GRADIO_ANALYTICS_ENABLED": "False",
     }
     address = f"http://127.0.0.1:{port}"
-    began = time.perf_counter()
     child = subprocess.Popen(
         [sys.executable, *command, str(port)],
         cwd=REPOSITORY,
@@ -128,10 +138,7 @@ def started(command: list[str], home: Path) -> Iterator[Started]:
         stderr=subprocess.DEVNULL,
     )
     try:
-        _wait_for_page(child, address)
-        seconds = time.perf_counter() - began
-        process = psutil.Process(child.pid)
-        yield Started(process, address, seconds, processor_time(process), resident(process))
+        yield child, address
     finally:
         _end(child)
 

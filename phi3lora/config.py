@@ -45,7 +45,7 @@ from phi3lora.methods import (
 from phi3lora.models.phi3 import GATE_UP, HEAD, PHI3, QKV
 from phi3lora.options import Section, option
 from phi3lora.problems import merged, problem_of, unknown_name
-from phi3lora.strict_yaml import read_yaml, shorten, write_yaml
+from phi3lora.strict_yaml import read_typed, read_yaml, shorten, write_yaml
 
 POCKET = "pocket"
 PHI3_MINI = "microsoft/Phi-3-mini-4k-instruct"
@@ -667,6 +667,17 @@ class TrainingConfig(Section):
         own=True,
         ge=1,
     )
+    sample_answers: int = option(
+        0,
+        "Sample answers",
+        "Shows at each evaluation how the model answers this many held-out prompts by then; 0 asks "
+        "none.",
+        own=True,
+        rule="3 shows whether it learns what you mean long before the curves do; each costs up to "
+        "64 tokens at each evaluation.",
+        ge=0,
+        le=8,
+    )
     loraplus_lr_ratio: float | None = option(
         None,
         "LoRA+ ratio",
@@ -742,7 +753,7 @@ class EvaluationConfig(Section):
 
 
 class HubConfig(Section):
-    """What goes to the Hub while the run goes on, so that it can be found again."""
+    """What goes to the Hub while the run goes on, and what becomes of a Space after it."""
 
     backup: bool = option(
         False,
@@ -753,6 +764,12 @@ class HubConfig(Section):
         None,
         "Backup repository",
         "Where the backup is kept, as `USER/NAME`. Empty means `USER/phi3lora-RUN`.",
+    )
+    pause_space: bool = option(
+        False,
+        "Pause the Space afterwards",
+        "Pauses your Space when this run has ended and no other one computes; it then costs "
+        "nothing until you restart it. The Space's secret `HF_TOKEN` has to allow that.",
     )
 
 
@@ -966,7 +983,7 @@ def _value(field: str, text: str) -> Any:
     """What was typed for a field, as its kinds have it; what is no YAML is text."""
     kinds = _kinds(dict(fields()).get(field))
     try:
-        value = read_yaml(text)
+        value = read_typed(text) if dict in kinds else read_yaml(text)
     except ConfigError:
         return text
     if kinds == {str}:
@@ -1024,6 +1041,7 @@ def _conflicts(config: RunConfig) -> Iterator[Problem]:
     """Combinations that cannot work, each with the reason."""
     yield from _adapter_conflicts(config)
     yield from _training_conflicts(config.training_config)
+    yield from _sample_conflicts(config)
     yield from _pattern_conflicts(config.peft_config)
     yield from _device_conflicts(config)
     yield from _metric_conflicts(config)
@@ -1190,6 +1208,25 @@ def _interval_conflicts(training: TrainingConfig) -> Iterator[Problem]:
                 f"training_config.{name}",
                 f"expected a whole number of updates, or a share below 1, got {value:g}.",
             )
+
+
+def _sample_conflicts(config: RunConfig) -> Iterator[Problem]:
+    """Answers are told after an evaluation, by one process that has all weights."""
+    training = config.training_config
+    if not training.sample_answers:
+        return
+    if training.eval_strategy == "no":
+        yield Problem(
+            "training_config.sample_answers",
+            "prompts are asked at each evaluation, and there is none: set eval_strategy to steps "
+            "or epoch.",
+        )
+    if config.devices > 1 and config.distributed != "ddp":
+        yield Problem(
+            "training_config.sample_answers",
+            f"{config.distributed} spreads the weights over the devices, so that none of them can "
+            "answer during the training: set it to 0, or distributed to ddp.",
+        )
 
 
 def _best_conflicts(training: TrainingConfig) -> Iterator[Problem]:

@@ -114,6 +114,24 @@ class Evaluated(Event):
     reward: float | None = None
 
 
+@dataclass(frozen=True)
+class SampleAnswer:
+    """A held-out prompt, what the data answers, and what the model does by now."""
+
+    prompt: str
+    expected: str
+    answer: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answered(Event):
+    """What the model answers to a few held-out prompts, once it was evaluated."""
+
+    kind: ClassVar[str] = "answered"
+    step: int
+    rows: list[SampleAnswer]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Saved(Event):
     """A checkpoint is whole on disk."""
@@ -148,7 +166,7 @@ PREPARING = "preparing the data"  # the name of a stage
 DOWNLOADING = "downloading the base"
 KINDS: dict[str, type[Event]] = {
     kind.kind: kind
-    for kind in (Stage, Notice, Prepared, Loaded, Step, Evaluated, Saved, Resumed, Ended)
+    for kind in (Stage, Notice, Prepared, Loaded, Step, Evaluated, Answered, Saved, Resumed, Ended)
 }
 
 

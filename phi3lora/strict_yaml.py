@@ -64,6 +64,25 @@ def read_yaml(text: str, name: str = "this") -> Any:
         raise ConfigError([Problem("", f"{name} {_too_deep()}")]) from None
 
 
+def read_typed(text: str, name: str = "this") -> Any:
+    """As `read_yaml`, for what is typed into one line: `a: x, b: y` needs no braces."""
+    try:
+        return read_yaml(text, name)
+    except ConfigError as error:
+        pairs = _pairs(text)
+        if pairs is None:
+            raise error
+        return pairs
+
+
+def _pairs(text: str) -> dict[str, Any] | None:
+    try:
+        found = read_yaml("{" + text + "}")
+    except ConfigError:
+        return None
+    return found if isinstance(found, dict) and None not in found.values() else None
+
+
 def front_matter(text: str, name: str = "README.md") -> dict[str, Any]:
     """The YAML at the top of a Markdown file; empty where there is none. Raises ConfigError."""
     found = _FRONT.search(text)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from phi3lora import words
 from phi3lora.events import (
+    Answered,
     Ended,
     Evaluated,
     Event,
@@ -39,6 +40,9 @@ def describe(event: Event) -> str:
             found = "" if margin is None else f", reward margin {margin:+.4f}"
             found += "" if event.reward is None else f", reward {event.reward:.4f}"
             return f"{words.HELD_OUT_LOSS}, at step {event.step}: {event.loss:.4f}{found}"
+        case Answered():
+            said = "; ".join(f"{row.prompt} → {row.answer}" for row in event.rows)
+            return f"answers at step {event.step}: {' '.join(said.split())}"
         case Saved():
             return f"saved step {event.step} in {event.path}"
         case Resumed():

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 # Before any import of huggingface_hub: it reads its environment once.
@@ -23,12 +25,37 @@ pytest_plugins = ["tests.hub.fixtures"]
 
 REPOSITORY = Path(__file__).parent.parent
 VOCABULARY = "phi-3-mini-4k-instruct"
+MANY_MODULES = 100
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with slow tests first, so that no process is left with a long one at the end."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
+
+
+def pytest_collection_finish() -> None:
+    keep_imports()
+
+
+def pytest_runtest_logfinish() -> None:
+    keep_imports()
+
+
+_kept = 0  # modules that were imported when it was last done
+
+
+def keep_imports() -> None:
+    """Let collections pass over what was imported: classes and functions, which never go.
+
+    Each training and each chat ends with a collection. Over a million objects of torch, gradio
+    and thousands of tests it takes a second, over those of one test some milliseconds.
+    """
+    global _kept
+    if len(sys.modules) > _kept + MANY_MODULES:
+        gc.collect()
+        gc.freeze()
+        _kept = len(sys.modules)
 
 
 def pytest_make_parametrize_id(val: object) -> str | None:

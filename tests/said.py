@@ -25,7 +25,16 @@ from phi3lora.ui.model_step import CARDS, recipe_card
 
 ROOT = Path(phi3lora.__file__).parent
 # Of these no word reaches a page: they answer requests, or draw.
-SILENT = {"guard.py", "endpoints.py", "watch.py", "theme.py", "sessions.py", "picture.py"}
+SILENT = {
+    "doorman.py",
+    "quick_start.py",
+    "guard.py",
+    "endpoints.py",
+    "watch.py",
+    "theme.py",
+    "sessions.py",
+    "picture.py",
+}
 # Below the pages: of these all that reads like words, of the others the messages of errors alone.
 WHOLE = (
     "app/machines.py",
@@ -35,6 +44,8 @@ WHOLE = (
     "training/preflight.py",
 )
 BELOW = ("app", "data", "hub", "models", "runs", "config.py", "words.py")
+BELOW += ("training/failures.py", "training/trainer.py")
+NOTICES = ("inputs.py", "lora", "training")  # of the rest of these, what a run's page tells of
 # What the terminal says, a worker, or what is made of a file that a machine's owner names there.
 ELSEWHERE = ("app/export_page.py", "app/several.py", "app/publishing.py", "hub/backup.py")
 ELSEWHERE += ("hub/sending.py", "hub/facts.py", "hub/space.py", "runs/backends", "runs/copies.py")
@@ -45,6 +56,7 @@ ELSEWHERE += (
     "runs/worker.py",
     "data/tables.py",
 )
+TOLD = {"notices", "advice"}  # lists of sentences, or of parts of one, that a page shows
 MESSAGES = ("Error", "Check", "Problem", "Fix", "Kind", "Unusable")
 # What starts like these is code, a header, or said to the terminal.
 SILENT_TEXTS = (
@@ -135,6 +147,8 @@ def _all() -> Iterator[tuple[str, str]]:
         name = file.relative_to(ROOT).as_posix()
         if not name.startswith((*WHOLE, *ELSEWHERE)):
             yield from _messages(file)
+    for file in _files(NOTICES):
+        yield from _messages(file, notices=True)
 
 
 def _files(names: tuple[str, ...]) -> Iterator[Path]:
@@ -159,23 +173,37 @@ def _of_script(file: Path) -> Iterator[tuple[str, str]]:
                 yield f"{file.relative_to(ROOT)}:{number}", text
 
 
-def _messages(file: Path) -> Iterator[tuple[str, str]]:
-    """What an error, a check or a reason of a file says."""
+def _messages(file: Path, notices: bool = False) -> Iterator[tuple[str, str]]:
+    """What an error, a check or a reason of a file says; or of its `notices` alone."""
     tree = ast.parse(file.read_text(encoding="utf-8"))
+    if notices:
+        calls = (node for node in ast.walk(tree) if isinstance(node, ast.Call) and _tells(node))
+        for line, text in (told for node in calls for told in _literals(node)):
+            yield f"{file.relative_to(ROOT)}:{line}", text
+        return
     for node in ast.walk(tree):
         message = isinstance(node, ast.Call) and _called(node).endswith(MESSAGES)
         reason = isinstance(node, ast.FunctionDef) and node.name.endswith("reason")
         counted = isinstance(node, ast.Call) and _called(node) == "counted"
-        if message or reason or counted:
+        notice = isinstance(node, ast.Call) and _tells(node)
+        if message or reason or counted or notice:
             for line, text in _literals(node):
                 yield f"{file.relative_to(ROOT)}:{line}", text
     used = {one.id for one in ast.walk(tree) if isinstance(one, ast.Name)}
     for one in tree.body:  # messages that have a name, as TIE
         if isinstance(one, ast.Assign) and isinstance(one.targets[0], ast.Name):
             name = one.targets[0].id
-            if name.isupper() and name in used and SENTENCE.search(ast.unparse(one.value)):
+            sentence = name.isupper() and not name.endswith("_WORDS")  # those are looked for
+            if sentence and name in used and SENTENCE.search(ast.unparse(one.value)):
                 for line, text in _literals(one.value):
                     yield f"{file.relative_to(ROOT)}:{line}", text
+
+
+def _tells(node: ast.Call) -> bool:
+    """Whether a sentence is put into a list of notices, or told by `notify`."""
+    if isinstance(node.func, ast.Attribute) and node.func.attr == "append":
+        return getattr(node.func.value, "id", "") in TOLD
+    return _called(node).strip("_") in ("notify", "Notice")
 
 
 def _called(node: ast.Call) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from phi3lora.config import DataConfig, RunConfig
+from phi3lora.config import DataConfig, RunConfig, parse_setting
 from phi3lora.data.columns import Columns, columns_of
 from phi3lora.data.detection import detect
 from phi3lora.data.sources import open_source
@@ -43,6 +43,17 @@ def test_the_guess_is_one_that_training_reads(tmp_path: Path) -> None:
     found = look(path)
     mapping = found.mapping(found.question, found.answer)
     source = open_source(DataConfig(path=str(path), columns=mapping))
+    assert detect(source.columns, source.head, mapping=mapping).format == "prompt_completion"
+
+
+@pytest.mark.parametrize("names", [("Frage", "Antwort"), ("x", "y: z, 1"), ("Antwort", "Frage")])
+def test_what_the_refusal_proposes_is_read(tmp_path: Path, names: tuple[str, str]) -> None:
+    source = open_source(DataConfig(path=str(table(tmp_path, *names, rows=(("Was?", "Das."),)))))
+    with pytest.raises(DataError) as refusal:
+        detect(source.columns, source.head)
+    proposed = str(refusal.value).split("`")[1]
+    _, mapping = parse_setting(f"data.columns={proposed}")
+    assert set(mapping.values()) == set(names)
     assert detect(source.columns, source.head, mapping=mapping).format == "prompt_completion"
 
 

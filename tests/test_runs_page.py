@@ -15,12 +15,22 @@ from typer.testing import CliRunner
 
 from phi3lora.app.callers import Caller
 from phi3lora.app.publishing import Publishing
-from phi3lora.app.several import side_by_side
+from phi3lora.app.several import keys_of, ordered, side_by_side
 from phi3lora.app.trackers import tracker_of
 from phi3lora.app.views import RunView
 from phi3lora.cli import app as terminal
 from phi3lora.errors import RunError
-from phi3lora.events import Ended, Evaluated, EventLog, Loaded, Resumed, Stage, Step
+from phi3lora.events import (
+    Answered,
+    Ended,
+    Evaluated,
+    EventLog,
+    Loaded,
+    Resumed,
+    SampleAnswer,
+    Stage,
+    Step,
+)
 from phi3lora.runs import bin
 from phi3lora.runs.store import Run, RunStore, changed
 from phi3lora.settings import Settings
@@ -33,6 +43,7 @@ from phi3lora.ui.curves import (
     speed_curves,
     thin,
 )
+from phi3lora.ui.runs_list import several_table
 from phi3lora.ui.runs_report import evidence, verdict_line
 from phi3lora.ui.runs_show import (
     STARTING,
@@ -43,6 +54,8 @@ from phi3lora.ui.runs_show import (
     subtitle,
     tracker_line,
 )
+from phi3lora.ui.samples import samples
+from phi3lora.wording import describe
 from tests import fake_training, stage
 from tests.test_ui import app, clicked, page_of, parts, request  # noqa: F401
 
@@ -110,6 +123,23 @@ def test_rewards_are_a_curve_and_figures(figure: str, title: str, named: str) ->
     assert "Correct next tokens" not in said
     view.add(Resumed(step=2))
     assert (len(view.rewards), view.held_out_rewards) == (2, [])
+
+
+def test_answers_by_now_are_a_table_for_each_prompt() -> None:
+    """The newest first, escaped, and those after a checkpoint are forgotten when it goes on."""
+    view = RunView()
+    assert samples(view.answers) == ""
+    for step, answer in ((2, "A cherry is red."), (4, "Arr <b>red</b>")):
+        row = SampleAnswer("Which colour?", "Red, matey", answer)
+        view.add(Answered(step=step, rows=[row]))
+    shown = samples(view.answers)
+    assert shown.index("Arr &lt;b&gt;") < shown.index("A cherry") < shown.index("Red, matey")
+    assert describe(view.answers[0]) == "answers at step 2: Which colour? → A cherry is red."
+    view.add(Resumed(step=3))
+    assert "Arr" not in samples(view.answers)
+    for step in range(100):
+        view.add(Answered(step=step, rows=[row]))
+    assert len(view.answers) == 20
 
 
 @pytest.mark.parametrize(
@@ -216,7 +246,7 @@ def test_one_bar_goes_from_the_first_second_to_the_end_of_the_evaluation(store: 
     assert progress(run, "running", view, None).doing == STARTING
     for event in (
         Stage(name="preparing the data", fraction=0.64),
-        Step(step=1, total_steps=40, loss=1.0, seconds_left=126_000.0),
+        Step(step=1, total_steps=40, loss=1.0),
         Step(step=20, total_steps=40, loss=1.0, seconds_left=60.0),
         Step(step=40, total_steps=40, loss=1.0, seconds_left=0.0),
         Ended(outcome="finished", step=40, seconds=60),
@@ -225,7 +255,6 @@ def test_one_bar_goes_from_the_first_second_to_the_end_of_the_evaluation(store: 
     ):
         view.add(event)
         at = progress(run, "running", view, None)
-        assert "day" not in at.beside  # a guess after one step is told to nobody
         seen.append(at.fraction)
     known = [fraction or 0.0 for fraction in seen]
     assert known == sorted(known)
@@ -304,6 +333,48 @@ def test_a_run_whose_config_is_damaged_is_compared_all_the_same(app: Any) -> Non
     several = side_by_side([whole, store.get(broken.id, "local")], app.views)
     assert several.settings["configuration"][1] == "config.yaml cannot be read"
     assert several.losses[0] == several.losses[1]
+    assert several_table(several).count("<tr>") == 3
+    assert dict(several.rows())["Base"] == ["pocket", ""]
+
+
+def test_a_damaged_run_keeps_no_sign_in_from_the_others(app: Any, monkeypatch: Any) -> None:  # noqa: F811
+    renewed: list[str] = []
+    monkeypatch.setattr(
+        "phi3lora.app.launching.renew", lambda folder, _: renewed.append(folder.name)
+    )
+    store = app.launching.store
+    kept = store.create(stage.config("Kept", **{"hub.backup": True}))
+    stage.hold(kept)
+    changed(kept, status="running")
+    (stage.failed(store).folder / "config.yaml").write_text("hub: [")  # newer: it comes first
+    app.launching.renew(Caller("local", "hf_new"))
+    assert renewed == [kept.id]
+
+
+def test_runs_are_sorted_and_what_has_no_value_comes_last(app: Any) -> None:  # noqa: F811
+    store = app.launching.store
+    going, big = stage.running(store, "b"), stage.finished(store, "C", **{"model.path": "A/Big"})
+    quick = changed(stage.finished(store, "a"), started=100.0, ended=130.0)
+    (big.result.folder / "adapter_model.safetensors").write_bytes(b"x" * 100)
+    big = changed(big, started=100.0, ended=160.0)
+    runs = [going, big, quick]
+    expected = {
+        "newest": "b C a",
+        "title": "a b C",
+        "base": "C b a",
+        "size": "a C b",
+        "time": "a C b",
+        "status": "C a b",
+    }
+    for by, titles in expected.items():
+        found = ordered(runs, by, app.views)
+        assert [run.title for run in found] == titles.split()
+    assert ordered(runs, "loss", app.views)[-1] is going  # its loss is the highest
+    figures = {figure.name: figure for figure in side_by_side(runs, app.views).figures}
+    assert figures["Time"].texts == ["–", "1 min 00 s", "30 s"]
+    assert figures["Size"].keys == [None, 100, 10]
+    assert keys_of(["0.0002", "not set", "1e-3"]) == [0.0002, None, 0.001]
+    assert keys_of(["linear", "8"]) == ["linear", "8"]
 
 
 # ----------------------------------------------------------------------------------- The bin

@@ -9,7 +9,14 @@ import yaml
 
 from phi3lora.config import RunConfig
 from phi3lora.errors import ConfigError
-from phi3lora.strict_yaml import LARGEST, front_matter, read_yaml, shorten, write_yaml
+from phi3lora.strict_yaml import (
+    LARGEST,
+    front_matter,
+    read_typed,
+    read_yaml,
+    shorten,
+    write_yaml,
+)
 
 AWKWARD = {
     **{"a": "no", "b": "1e-4", "c": "012345", "d": "0x1f", "e": 1e-4, "f": "true", "g": ""},
@@ -96,3 +103,22 @@ def test_front_matter_is_read_as_strictly() -> None:
     for evil in ("a: &a [x]\nb: [*a]", "a: !!python/name:os.system", "a: " + "[" * 99):
         with pytest.raises(ConfigError, match=r"README\.md"):
             front_matter(f"---\n{evil}\n---\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("prompt: Frage, completion: Antwort", {"prompt": "Frage", "completion": "Antwort"}),
+        ("prompt: a, b", {"prompt": "a, b"}),  # YAML as it stands
+        ("{prompt: a}", {"prompt": "a"}),
+        ("[1, 2]", [1, 2]),
+    ],
+)
+def test_pairs_in_one_line_need_no_braces(text: str, value: object) -> None:
+    assert read_typed(text) == value
+
+
+@pytest.mark.parametrize("text", ["a: b: c", "prompt: a, completion:", "a: 1}, {b: 2", "a: [, b"])
+def test_what_are_no_pairs_is_refused_as_it_was_typed(text: str) -> None:
+    with pytest.raises(ConfigError, match="is not YAML"):
+        read_typed(text)

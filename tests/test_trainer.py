@@ -17,11 +17,12 @@ from typing import Any, get_args
 
 import pytest
 import torch
-from transformers import Phi3ForCausalLM
+from transformers import Phi3ForCausalLM, TrainerControl, TrainerState, TrainingArguments
 
 from phi3lora.config import OPTIMIZERS, POCKET, SCHEDULERS, RunConfig
-from phi3lora.errors import DataError, TrainingError
+from phi3lora.errors import ConfigError, DataError, TrainingError
 from phi3lora.events import Event, Step
+from phi3lora.training.callbacks import Progress
 from phi3lora.training.checkpoints import is_finished, newest_whole
 from phi3lora.training.failures import is_out_of_memory
 from phi3lora.training.trainer import train
@@ -75,8 +76,10 @@ def test_events_tell_the_whole_story_in_order(pocket_run) -> None:
     assert by_kind["prepared"].supervised_tokens < by_kind["prepared"].train_tokens
     assert by_kind["loaded"].dtype == "float32"
     assert 0 < by_kind["loaded"].trainable_parameters < by_kind["loaded"].total_parameters
-    last = [event for event in events if event.kind == "step"][-1]
+    steps = [event for event in events if event.kind == "step"]
+    last = steps[-1]
     assert (last.step, last.total_steps, last.seconds_left) == (3, 3, 0.0)
+    assert steps[0].seconds_left is None, "after one step it would be a guess"
     assert last.tokens > 0
     assert last.tokens_per_second > 0
     assert 0 <= last.token_accuracy <= 1
@@ -116,6 +119,19 @@ def test_run_ends_with_its_error_as_an_event(tmp_path: Path) -> None:
         train(config, tmp_path, events.append)
     assert (events[-1].kind, events[-1].outcome) == ("ended", "failed")
     assert "batch" in events[-1].message
+
+
+def test_the_time_left_is_told_once_it_is_no_guess(tmp_path: Path) -> None:
+    events: list[Event] = []
+    progress = Progress(events.append)
+    args, control = TrainingArguments(str(tmp_path)), TrainerControl()
+    progress.on_train_begin(args, TrainerState(global_step=20, max_steps=40), control)
+    for step in (21, 29, 30, 40):
+        progress.on_log(args, TrainerState(global_step=step, max_steps=40), control, {"loss": 1.0})
+    told = [event for event in events if isinstance(event, Step)]
+    known = [step.seconds_left is not None for step in told]
+    assert known == [False, False, True, True], "ten updates after it went on"
+    assert told[-1].seconds_left == 0
 
 
 # Stop, pause and resume
@@ -473,3 +489,41 @@ def test_no_token_reaches_the_checkpoints(tmp_path: Path) -> None:
     texts = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
     assert texts
     assert not any(b"hf_secret" in text for text in texts)
+
+
+def test_a_training_shows_what_its_model_answers_by_now(pocket_run, tmp_path: Path) -> None:
+    """And is the same to the bit as the one that asks nothing."""
+    folder, events, _ = pocket_run
+    asking, told = pocket_config({"training_config.sample_answers": 2}), []
+    assert train(asking, tmp_path, told.append) == "finished"
+    answers = [event for event in told if event.kind == "answered"]
+    assert [event.step for event in answers] == [
+        event.step for event in told if event.kind == "evaluated"
+    ]
+    assert all(len(event.rows) == 2 and event.rows[0].prompt for event in answers)
+    assert any(row.answer for event in answers for row in event.rows)
+    plain, asked = (
+        (run / "adapter" / "adapter_model.safetensors").read_bytes() for run in (folder, tmp_path)
+    )
+    assert plain == asked
+    assert [event for event in events if event.kind == "answered"] == []
+
+
+def test_what_a_training_goes_on_from_is_told_and_is_no_warning(pocket_run, tmp_path: Path) -> None:
+    told: list[Event] = []
+    further = pocket_config({"model.adapter": str(pocket_run[0] / "adapter")})
+    train(further.with_values({"training_config.max_steps": 1}), tmp_path, told.append)
+    (notice,) = [one for one in told if one.kind == "notice" and "goes on from" in one.message]
+    assert (notice.level, "adapter" in notice.message) == ("info", True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"training_config.eval_strategy": "no"}, "there is none"),
+        ({"devices": 2, "distributed": "fsdp2"}, "spreads the weights"),
+    ],
+)
+def test_answers_that_nobody_could_give_are_refused(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        pocket_config({"training_config.sample_answers": 2, **changes})

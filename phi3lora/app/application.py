@@ -20,6 +20,7 @@ from phi3lora.app.preflights import PreflightPool, Preflights
 from phi3lora.app.publishing import Publishing
 from phi3lora.app.views import Follower
 from phi3lora.app.voting import Voting
+from phi3lora.importing import heavy_imports
 from phi3lora.runs.bin import expire
 from phi3lora.runs.queue import Queue
 from phi3lora.runs.store import RunStore
@@ -49,7 +50,8 @@ class Application:
             helper: run preflights in a process of their own, as whoever serves many should.
         """
         if settings.zero_gpu:  # its functions must be there when a Space starts
-            from phi3lora.runs.backends import zerogpu  # noqa: F401
+            with heavy_imports():
+                from phi3lora.runs.backends import zerogpu  # noqa: F401
         store = RunStore(settings)
         views, callers = Follower(store), Callers(settings)
         preflights = PreflightPool(settings) if helper else Preflights(settings)

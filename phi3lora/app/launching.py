@@ -24,6 +24,7 @@ from phi3lora.config import RunConfig
 from phi3lora.errors import LimitError, Phi3LoraError, RunError
 from phi3lora.hub.backup import RunRepo, list_runs
 from phi3lora.hub.jobs import JobRequest
+from phi3lora.hub.preflight import check_pause
 from phi3lora.models.hardware import visible_gpus
 from phi3lora.runs import bin
 from phi3lora.runs.backends import backend_for
@@ -101,8 +102,7 @@ class Launching:
     def renew(self, caller: Caller) -> None:
         """Hand a new sign-in to the caller's runs that are at work: their backups go on with it."""
         for run in self.runs(caller):
-            kept = run.state.backend == "jobs" or run.config.hub.backup
-            if caller.token and run.status in ACTIVE and kept:
+            if caller.token and run.status in ACTIVE and _is_kept(run):
                 renew(run.folder, caller.token)
 
     # Before a run, and its beginning
@@ -139,6 +139,8 @@ class Launching:
             return self.machines.preflight(config, job, caller, speed)
         found = self._preflights.preflight(config, caller.token, speed, caller.name)
         found = self.machines.here(found, caller)
+        paused = check_pause(config, caller.name, self.settings)
+        found = replace(found, checks=[*found.checks, *paused])
         if backend_for(config, self.settings) == "zerogpu":
             check = quota_check(config, found, caller.known_identity())
             found = replace(found, checks=[*found.checks, check])
@@ -457,6 +459,14 @@ def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> 
             yield from _differences(before, after, f"{prefix}{name}.")
         elif before != after:
             yield prefix + name
+
+
+def _is_kept(run: Run) -> bool:
+    """Whether a run writes to the Hub while it is at work."""
+    try:
+        return run.state.backend == "jobs" or run.config.hub.backup
+    except Phi3LoraError:
+        return True  # nobody knows: it takes the sign-in if it listens for one
 
 
 def _same_base(run: Run, config: RunConfig) -> bool:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 
 from phi3lora.errors import RunError
 from phi3lora.events import (
+    Answered,
     Ended,
     Evaluated,
     Event,
@@ -29,6 +30,7 @@ from phi3lora.runs.store import Run, RunStore
 
 KEPT = 64  # runs whose events stay folded in memory
 POINTS = 4000  # of a curve, at least, once a run has logged as many
+MOST_ANSWERS = 20  # evaluations whose sample answers are shown
 LOGGED = (  # figures that not every step has
     *("loss", "learning_rate", "grad_norm", "token_accuracy", "tokens_per_second"),
     *("reward", "reward_margin", "reward_accuracy"),
@@ -54,6 +56,7 @@ class RunView:
     held_out: list[tuple[int, float]] = field(default_factory=list)  # (step, loss)
     rewards: list[tuple[int, float]] = field(default_factory=list)  # (step, reward or its margin)
     held_out_rewards: list[tuple[int, float]] = field(default_factory=list)
+    answers: list[Answered] = field(default_factory=list)  # of the last evaluations
     clock: list[tuple[int, float]] = field(default_factory=list)  # (step, seconds since 1970)
 
     def add(self, event: Event) -> None:
@@ -65,6 +68,8 @@ class RunView:
             self.held_out.append((event.step, event.loss))
             if (reward := earned(event)) is not None:
                 self.held_out_rewards.append((event.step, reward))
+        elif isinstance(event, Answered):
+            self.answers = [*self.answers, event][-MOST_ANSWERS:]
         elif isinstance(event, Resumed):
             self._rewind(event.step)
         elif isinstance(event, Notice):
@@ -95,6 +100,7 @@ class RunView:
         curves = (self.losses, self.rates, self.held_out, self.clock, *machine, *rewards)
         for points in curves:
             points[:] = [point for point in points if point[0] <= step]
+        self.answers = [told for told in self.answers if told.step <= step]
 
 
 def earned(event: Step | Evaluated) -> float | None:

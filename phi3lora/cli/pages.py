@@ -24,9 +24,9 @@ def open_app(
     ] = "127.0.0.1",
 ) -> None:
     """Open the pages in a browser: Train, Runs, Compare."""
-    from phi3lora.ui.app import launch
+    from phi3lora.ui.doorman import launch_soon
 
-    launch(Settings.from_environment(), host=host, port=port)
+    launch_soon(Settings.from_environment(), host, port)
 
 
 @app.command(hidden=True)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from phi3lora.config import DataConfig
-from phi3lora.data.detection import detect
+from phi3lora.data.detection import ASKS, SAYS, detect, named
 from phi3lora.data.sources import open_source
 from phi3lora.errors import DataError
 
@@ -26,15 +26,6 @@ PAIRS = {
     "question_answer": ("question", "answer"),
     "instruction": ("instruction", "output"),
 }
-# In a column's name, in the languages that tables come in; the first that is found decides.
-ASKS = (
-    *("question", "frage", "prompt", "pregunta", "domanda", "kérdés", "質問", "問題", "问题"),
-    *("instruction", "input", "query", "user", "customer", "ticket"),
-)
-SAYS = (
-    *("answer", "antwort", "completion", "réponse", "reponse", "respuesta", "risposta", "válasz"),
-    *("回答", "答案", "答え", "response", "reply", "output", "assistant", "agent"),
-)
 
 
 @dataclass(frozen=True)
@@ -93,8 +84,8 @@ def _guess(
 ) -> Columns:
     """By the columns' names, else the first two that hold words."""
     texts = [name for name in names if _holds_words([row.get(name) for row in head])]
-    answer = _named(texts, SAYS)
-    question = _named([name for name in texts if name != answer], ASKS)
+    answer = named(texts, SAYS)
+    question = named([name for name in texts if name != answer], ASKS)
     left = [name for name in texts if name not in (question, answer)]
     question = question or (left.pop(0) if left else "")
     answer = answer or (left.pop(0) if left else "")
@@ -102,11 +93,6 @@ def _guess(
     return Columns(
         list(names[:SHOWN_COLUMNS]), rows, question, answer, asked=len(texts) > 1, guessed=whole
     )
-
-
-def _named(names: Sequence[str], words: Sequence[str]) -> str:
-    lowered = {name: name.lower() for name in names}
-    return next((name for word in words for name in names if word in lowered[name]), "")
 
 
 def _holds_words(values: Sequence[Any]) -> bool:

@@ -30,6 +30,7 @@ from phi3lora.data.formats import FORMATS, PARTS
 from phi3lora.data.shape import Columns, Format, Seen
 from phi3lora.errors import DataError
 from phi3lora.methods import JUDGED, PAIRED
+from phi3lora.strict_yaml import write_yaml
 
 MOST_COLUMNS = 2_000
 _LABELLED = ("label", "labels")
@@ -42,6 +43,15 @@ _WANTED = {
     "orpo": "a better and a worse answer (such as columns `chosen` and `rejected`)",
     "kto": "answers with a `label` that is true or false, or a better and a worse answer",
 }
+# In a column's name, in the languages that tables come in; the first that is found decides.
+ASKS = (
+    *("question", "frage", "prompt", "pregunta", "domanda", "kérdés", "質問", "問題", "问题"),
+    *("instruction", "input", "query", "user", "customer", "ticket"),
+)
+SAYS = (
+    *("answer", "antwort", "completion", "réponse", "reponse", "respuesta", "risposta", "válasz"),
+    *("回答", "答案", "答え", "response", "reply", "output", "assistant", "agent"),
+)
 
 
 # Detection
@@ -194,9 +204,24 @@ def _nothing_fits(
     asked += f" with {_names(mapping)} given" if mapping else ""
     return (
         f"No conversation found{asked}: the columns are {_names(columns)}. Expected {wanted}. "
-        "Say which column holds what with data.columns, such as "
-        f"`prompt: {columns[0] if columns else 'Question'}`."
+        f"Say which column holds what with data.columns, such as `{_pair(columns)}`."
     )
+
+
+def _pair(columns: Sequence[str]) -> str:
+    """A mapping to begin with: by the columns' names, else the first two."""
+    answer = named(columns, SAYS)
+    question = named([name for name in columns if name != answer], ASKS)
+    left = [name for name in columns if name not in (question, answer)] + ["Question", "Answer"]
+    question = question or left.pop(0)
+    pair = {"prompt": question[:80], "completion": (answer or left.pop(0))[:80]}
+    return write_yaml(pair, default_flow_style=True, width=1_000).strip()
+
+
+def named(names: Sequence[str], words: Sequence[str]) -> str:
+    """The first name that holds one of these words, the first word deciding; empty where none."""
+    lowered = {name: name.lower() for name in names}
+    return next((name for word in words for name in names if word in lowered[name]), "")
 
 
 def _names(names: Iterable[str]) -> str:

@@ -8,20 +8,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from phi3lora.data.conversation import Message
-from phi3lora.data.rendering import (
-    decode_answer,
-    pad_token,
-    render,
-    render_prompt,
-    stop_tokens,
-)
+from phi3lora.data.rendering import pad_token, render, render_prompt
 from phi3lora.evaluation.metrics import RowScore, rouge_scores
-
-if TYPE_CHECKING:
-    import torch
+from phi3lora.models.generating import greedy_answers, padded
 
 IGNORED = -100  # the label of a token that carries no loss
 
@@ -113,7 +105,8 @@ def score_rows(
         pad = pad_token(tokenizer)
         likelihoods = _likelihoods(model, [(row.input_ids, row.supervised) for row in batch], pad)
         worse = _rejected(model, batch, pad)
-        answers = _answers(model, tokenizer, batch, max_new_tokens)
+        prompts = [row.prompt_ids for row in batch]
+        answers = greedy_answers(model, tokenizer, prompts, max_new_tokens)
         for row, (nll, tokens, correct), (answer, length, stopped), bad in zip(
             batch, likelihoods, answers, worse, strict=True
         ):
@@ -154,7 +147,7 @@ def _likelihoods(
     """(nll in nats, tokens, correct) of the supervised tokens of each row: (ids, supervised)."""
     import torch
 
-    ids, attention = _padded([ids for ids, _ in rows], pad, left=False)
+    ids, attention = padded([ids for ids, _ in rows], pad, left=False)
     # Token i is foretold at position i - 1; only supervised ones meet the vocabulary.
     places = [[i for i, learns in enumerate(learnt[1:]) if learns] for _, learnt in rows]
     counts = [len(found) for found in places]
@@ -171,46 +164,3 @@ def _likelihoods(
             sums.append(torch.stack((nll.double(), correct.double())))
         figures = torch.stack(sums).tolist()  # a GPU is waited for once, not three times a row
     return [(nll, count, int(right)) for (nll, right), count in zip(figures, counts, strict=True)]
-
-
-def _answers(
-    model: Any, tokenizer: Any, rows: Sequence[HeldOutRow], max_new_tokens: int
-) -> list[tuple[str, int, bool]]:
-    """(text, tokens, ended by itself) of each row's greedy answer."""
-    import torch
-
-    stops = stop_tokens(tokenizer, model.generation_config)
-    pad = pad_token(tokenizer)
-    ids, attention = _padded([row.prompt_ids for row in rows], pad, left=True)
-    with torch.inference_mode():
-        generated = model.generate(
-            input_ids=ids.to(model.device),
-            attention_mask=attention.to(model.device),
-            do_sample=False,
-            max_new_tokens=max_new_tokens,
-            eos_token_id=stops,
-            pad_token_id=pad,
-            use_cache=True,
-        )[:, ids.shape[1] :]
-    return [_answer(tokenizer, row, set(stops)) for row in generated.tolist()]
-
-
-def _answer(tokenizer: Any, tokens: list[int], stops: set[int]) -> tuple[str, int, bool]:
-    end = next((place for place, token in enumerate(tokens) if token in stops), None)
-    kept = tokens[:end]
-    return decode_answer(tokenizer, kept).strip(), len(kept), end is not None
-
-
-def _padded(
-    rows: Sequence[Sequence[int]], pad: int, *, left: bool
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """(batch, longest) of the rows and of their attention mask, padded on one side."""
-    import torch
-
-    longest = max(len(row) for row in rows)
-    ids, mask = [], []
-    for row in rows:
-        gap = longest - len(row)
-        ids.append([pad] * gap + list(row) if left else list(row) + [pad] * gap)
-        mask.append([0] * gap + [1] * len(row) if left else [1] * len(row) + [0] * gap)
-    return torch.tensor(ids), torch.tensor(mask)

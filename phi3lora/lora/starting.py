@@ -99,7 +99,11 @@ def fill_start(model: Any, config: RunConfig, notices: list[str]) -> None:
             load_in_two_steps(model, None, place)
         else:
             _fill_peft(model, place)
-    notices.append(f"Training goes on from {_name(start)}: nothing missing, nothing in vain.")
+
+
+def name_of_start(config: RunConfig) -> str:
+    """What people call the adapter that `model.adapter` names."""
+    return _name(find_start(Path(str(config.model.adapter))))
 
 
 def size_of(start: Path) -> int:

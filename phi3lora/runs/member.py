@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, TextIO, cast
 
 from phi3lora.config import RunConfig
+from phi3lora.importing import heavy_imports
 from phi3lora.isolation import hide_process
 from phi3lora.runs.redaction import RedactedStream
 from phi3lora.runs.worker import begin_log, explain
@@ -68,7 +69,8 @@ def take_part(cpu: bool, settings: Settings, token: str | None) -> None:
 
 
 def _train(config: RunConfig, job: dict[str, Any], settings: Settings, token: str | None) -> None:
-    from phi3lora.training.trainer import train
+    with heavy_imports():
+        from phi3lora.training.trainer import train
 
     train(
         config,

@@ -29,7 +29,7 @@ DAY = 86_400.0  # seconds
 
 
 class Queue:
-    """The queue of an installation."""
+    """Starts, stops, resumes and brings back the runs of an installation, by their backends."""
 
     def __init__(self, settings: Settings, store: RunStore | None = None) -> None:
         self.settings = settings

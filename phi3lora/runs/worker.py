@@ -27,6 +27,7 @@ from typing import TextIO, cast
 from phi3lora.data.plan import holds_out
 from phi3lora.errors import ChangedInputsError, Phi3LoraError, RunError
 from phi3lora.events import Emit, Ended, Event, EventLog, Notice, Stage
+from phi3lora.importing import heavy_imports
 from phi3lora.isolation import end_with_parent, hide_process, receive_token
 from phi3lora.runs import life
 from phi3lora.runs.afterwards import tell_end
@@ -264,8 +265,9 @@ def _train(
     deadline: float | None,
 ) -> str:
     """Train, beside other processes where several devices do; returns the outcome."""
-    from phi3lora.runs.starting import with_start
-    from phi3lora.training.trainer import train
+    with heavy_imports():
+        from phi3lora.runs.starting import with_start
+        from phi3lora.training.trainer import train
 
     config, accepted = with_start(run, settings, token), run.state.accept_changes
     with group_of(config, token, lambda reason: _abandon(run, emit, reason)) as group:

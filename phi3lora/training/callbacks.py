@@ -25,6 +25,7 @@ OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 
 # Between two logs, progress is reported no more often than this many seconds.
 QUIET_SECONDS = 1.0
+ETA_AFTER = 10  # updates before which the time left would be a guess
 
 
 def never() -> bool:
@@ -173,8 +174,6 @@ class Progress(TrainerCallback, ExportableState):
         logs = logs or {}
         now = time.monotonic()
         self._last_report = now
-        steps = state.global_step - self._first_step
-        left = (state.max_steps - state.global_step) * (now - self._started) / max(steps, 1)
         trained = self.tokens - self._tokens_at_start
         self.emit(
             Step(
@@ -192,9 +191,16 @@ class Progress(TrainerCallback, ExportableState):
                 tokens_per_second=trained / max(self._training_seconds, 1e-9),
                 speed=self._speed(),
                 memory=held_memory(),
-                seconds_left=left,
+                seconds_left=self._seconds_left(state, now),
             )
         )
+
+    def _seconds_left(self, state: TrainerState, now: float) -> float | None:
+        """By the mean of the steps so far; None while that would be a guess."""
+        steps, left = state.global_step - self._first_step, state.max_steps - state.global_step
+        if steps < ETA_AFTER and left > 0:
+            return None
+        return left * (now - self._started) / max(steps, 1)
 
     def _speed(self) -> float | None:
         """Tokens a second since the step that was told before; None where there was none since."""

@@ -82,12 +82,13 @@ _GONE = (
 def not_finite(loss: float, step: int, config: RunConfig) -> TrainingError:
     """The error for a loss that is infinite or not a number, at a step counted from 1."""
     rate = config.training_config.learning_rate
-    advice = f"lower training_config.learning_rate (now {rate:g}, try {rate / 10:g})"
+    advice = []
+    advice.append(f"lower training_config.learning_rate (now {rate:g}, try {rate / 10:g})")
     if config.model.dtype != "float32" or config.training_config.fp16:
-        advice += ", or set model.dtype to float32"
+        advice.append("or set model.dtype to float32")
     return TrainingError(
-        f"Training ended at step {step}: expected a finite loss, got {loss}. The weights have "
-        f"run away, and more steps would not bring them back; {advice}, and start a new run."
+        f"Training ended at step {step}: expected a finite loss, got {loss}. The weights have run "
+        f"away, and more steps would not bring them back; {', '.join(advice)}, and start a new run."
     )
 
 
@@ -113,7 +114,7 @@ def _reason(error: BaseException, config: RunConfig) -> str:
     if is_disk_full(error):
         return _DISK
     if is_out_of_memory(error):
-        return f"memory ran out. {_less_memory(config)}"
+        return f"memory ran out. To need less: {'; '.join(_less_memory(config))}."
     return _GONE if config.devices > 1 and _is_gone(error) else ""
 
 
@@ -123,7 +124,7 @@ def _is_gone(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(words in text for words in _GONE_WORDS)
 
 
-def _less_memory(config: RunConfig) -> str:
+def _less_memory(config: RunConfig) -> list[str]:
     """The settings that need less memory, those with the largest effect first."""
     training, advice = config.training_config, []
     if rows := config.smaller_batch:
@@ -137,4 +138,4 @@ def _less_memory(config: RunConfig) -> str:
     advice.append(f"lower training_config.max_length (now {training.max_length})")
     if config.model.quantization == "none" and config.adapter == "peft":
         advice.append("set model.quantization to nf4")
-    return f"To need less: {'; '.join(advice)}."
+    return advice

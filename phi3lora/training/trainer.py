@@ -42,6 +42,7 @@ from phi3lora.files import sync
 from phi3lora.inputs import check_inputs, fingerprint
 from phi3lora.lora.adapters import attach_adapter, save_adapter
 from phi3lora.lora.initial import starts_apart
+from phi3lora.lora.starting import name_of_start
 from phi3lora.lora.targets import count_parameters
 from phi3lora.lora.trial import check_head
 from phi3lora.methods import REFERRED, REWARDED
@@ -49,6 +50,7 @@ from phi3lora.models.base import check_base, fetch, resolve_path
 from phi3lora.models.hardware import detect_hardware, free_memory, use_one_gpu
 from phi3lora.models.loading import load_model, load_tokenizer
 from phi3lora.training import processes
+from phi3lora.training.answering import Answering
 from phi3lora.training.callbacks import Outcome, Progress, never
 from phi3lora.training.checkpoints import (
     drop_unfinished,
@@ -157,6 +159,9 @@ def _train(
     model = attach_adapter(model, config, notices)
     for notice in notices:
         emit(Notice(message=notice, level="warning"))
+    if config.model.adapter:
+        start = name_of_start(config)
+        emit(Notice(message=f"Training goes on from {start}: nothing missing, nothing in vain."))
 
     emit(Stage(name="training"))
     rows = data.conversations if config.method in REWARDED else data.train
@@ -201,7 +206,7 @@ def fit(
         processing_class=tokenizer,
         train_dataset=train_rows,
         eval_dataset=test_rows,
-        callbacks=_callbacks(training),
+        callbacks=_callbacks(training, tokenizer, test_rows, progress.emit),
         progress=progress,
         fast=training.fast,
         loraplus_lr_ratio=training.loraplus_lr_ratio,
@@ -270,10 +275,17 @@ def _own_to_the_method(config: RunConfig) -> dict[str, Any]:
     return own
 
 
-def _callbacks(training: TrainingConfig) -> list[Any]:
-    """What TRL itself offers beside our progress."""
-    patience = training.early_stopping_patience
-    return [] if patience is None else [EarlyStoppingCallback(patience)]
+def _callbacks(
+    training: TrainingConfig, tokenizer: Any, test_rows: Dataset | None, emit: Emit
+) -> list[Any]:
+    """What is asked for beside our progress: an early end, and answers at each evaluation."""
+    found: list[Any] = []
+    if training.early_stopping_patience is not None:
+        found.append(EarlyStoppingCallback(training.early_stopping_patience))
+    if training.sample_answers and test_rows is not None:
+        number, limit = training.sample_answers, training.max_length
+        found.append(Answering(tokenizer, test_rows, number, limit, emit))
+    return found
 
 
 def _check_rows(batches_of: int, rows: int, config: RunConfig) -> None:

@@ -32,6 +32,7 @@ from phi3lora.ui.asking import LONGEST_IN_ADDRESS, from_address, unusual
 from phi3lora.ui.frame import FAVICON, NAME
 from phi3lora.ui.guard import guarded, rules_for
 from phi3lora.ui.languages import LANGUAGES
+from phi3lora.ui.quick_start import one_server
 from phi3lora.ui.sessions import session_of
 from phi3lora.ui.theme import STYLES, head, theme
 from phi3lora.ui.watch import beside
@@ -63,6 +64,11 @@ PAGES = (("Train", "./"), ("Runs", "./runs"), ("Compare", "./compare"))
 
 def build(app: Application) -> gr.Blocks:
     """The three pages."""
+    with one_server():
+        return _pages(app)
+
+
+def _pages(app: Application) -> gr.Blocks:
     with gr.Blocks(
         title=NAME, analytics_enabled=False, fill_width=True, delete_cache=TEMPORARY
     ) as demo:
@@ -102,12 +108,21 @@ def header(active: str, app: Application) -> None:
 
 
 def launch(
-    settings: Settings, host: str = "127.0.0.1", port: int | None = None, block: bool = True
+    settings: Settings,
+    host: str = "127.0.0.1",
+    port: int | None = None,
+    block: bool = True,
+    ready: Callable[[], None] = lambda: None,
 ) -> gr.Blocks:
-    """Serve the pages until interrupted; with `block=False` return at once, for tests."""
+    """Serve the pages until interrupted; with `block=False` return at once, for tests.
+
+    `ready` is called when the pages are built, before anything listens.
+    """
     app = Application.open(settings)
     app.sweep()
-    return serve(build(app), app, host, port, block)
+    demo = build(app)
+    ready()
+    return serve(demo, app, host, port, block)
 
 
 def pulse(app: Application, request: Request) -> str:
@@ -162,7 +177,8 @@ def awake(app: Application) -> Callable[[], None]:
 def serve(demo: gr.Blocks, app: Application, host: str, port: int | None, block: bool) -> gr.Blocks:
     """Serve pages that were built, with everything that keeps them safe and looking alike."""
     # What takes long has limits for each person of its own: none of them waits behind another's.
-    demo.queue(default_concurrency_limit=None, max_size=WAITING, api_open=False)
+    with one_server():
+        demo.queue(default_concurrency_limit=None, max_size=WAITING, api_open=False)
     # Read when torch is loaded: for how long threads that wait for one another spin before they
     # sleep. With the default of milliseconds each spins while the training has its core.
     os.environ.setdefault("GOMP_SPINCOUNT", "30000")

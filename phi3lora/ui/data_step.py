@@ -44,11 +44,16 @@ Choices = dict[str, str]  # the path that each tab has chosen
 class DataStep:
     """The components that choose data, and their handlers."""
 
-    def __init__(self, app: Application, fields: Fields) -> None:
+    def __init__(
+        self, app: Application, fields: Fields, opening: tuple[str, str] | None = None
+    ) -> None:
+        """`opening` is a preview that is known from the start, and the line of the step."""
         self.app, self.fields = app, fields
         self._typed: dict[str, object] = {}  # the latest typing of each page that is served
         names = list(TAUGHT)
         with step("step-data", 1, "Data", names[0], then="step-model") as self.line:
+            if opening:
+                self.line.value = opening[1]
             self.source = gr.Radio(
                 list(TABS),
                 value=EXAMPLE,
@@ -86,7 +91,9 @@ class DataStep:
                 js_on_load=None,
             )
             self.summary = gr.HTML(
-                show.empty(
+                opening[0]
+                if opening
+                else show.empty(
                     "What will be trained shows up here",
                     "Pick an example, drop a file, or search the Hub: conversations as the model "
                     "will read them, with the tokens that it learns tinted.",

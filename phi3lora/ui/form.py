@@ -18,7 +18,7 @@ from pydantic.fields import FieldInfo
 
 from phi3lora.config import RunConfig, fields, rule_of
 from phi3lora.errors import ConfigError, Problem
-from phi3lora.strict_yaml import read_yaml, write_yaml
+from phi3lora.strict_yaml import read_typed, write_yaml
 
 Kind = Literal["number", "choice", "combo", "checkbox", "text", "yaml"]
 UNSET = "unset"  # how an optional choice shows that nothing was chosen
@@ -190,7 +190,7 @@ def from_widget(spec: Widget, shown: Any) -> Any:
         return {"true": True, "false": False}.get(shown, shown) if _has_bool(spec) else shown
     if spec.kind == "yaml" or (spec.kind == "combo" and str(shown).lstrip().startswith("[")):
         try:
-            return read_yaml(str(shown), "what stands here")
+            return read_typed(str(shown), "what stands here")
         except ConfigError as error:
             raise ValueError(str(error)) from None
     return shown

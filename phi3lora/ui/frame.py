@@ -21,10 +21,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from phi3lora.app.shared import Shared
 from phi3lora.ui.languages import language_of, words_of
+from phi3lora.ui.skeleton import skeleton
 
 Preview = Callable[[Request], Shared | None]
 PICTURE = "/compare.png"
 NAME = "phi3lora"
+BODY = re.compile(rb"<body[^>]*>")
 FAVICON = Path(__file__).with_name("favicon.svg")
 SAYS = "Fine-tune Phi-3 with LoRA, prove that it got better, and compare it with its base."
 TITLES = {"/": "Train", "/runs": "Runs", "/compare": "Compare"}
@@ -32,7 +34,6 @@ TITLES = {"/": "Train", "/runs": "Runs", "/compare": "Compare"}
 THEIRS = re.compile(rb'<meta\s+(?:property="og:|name="twitter:|name="description")[^>]*?/>')
 # Gradio writes no title into the page, but into what its script reads there.
 OWN_TITLE = re.compile(rb'"title":"([^"\\<]*)","space_id"')
-# Before anything is painted: who has launched here once is not told again what this is.
 FONTS = "static/fonts/IBMPlexSans/IBMPlexSans"  # of the theme; late, they break lines anew
 BOOT = (
     f"""<link rel="preload" href="{FONTS}-Regular.woff2" as="font" type="font/woff2" crossorigin>
@@ -47,7 +48,6 @@ BOOT = (
 <script>
 try {
   const root = document.documentElement, kept = localStorage;
-  if (kept.getItem("phi3lora-launched")) root.classList.add("returning");
   root.dataset.folded = kept.getItem("phi3lora-folded")
     ?? (innerWidth < 1024 ? "step-model step-amount" : "");
 } catch {}
@@ -187,7 +187,12 @@ def head_of(page: bytes, path: str, language: str = "en", link: str = "") -> byt
             words_script(language),
         )
     )
-    return THEIRS.sub(b"", page).replace(b"</head>", ours.encode() + b"</head>", 1)
+    framed = THEIRS.sub(b"", page).replace(b"</head>", ours.encode() + b"</head>", 1)
+    if (named, theirs) != ("Train", NAME):
+        return framed
+    first = skeleton(language).encode()
+    head, end, body = framed.partition(b"</head>")
+    return head + end + BODY.sub(lambda found: found[0] + first, body, count=1)
 
 
 def address_of(request: Request) -> str:

@@ -63,7 +63,9 @@
     const sentences = text.split(/(?<=[.!?…]) (?=\p{Lu})/u);
     if (sentences.length > 1) return sentences.map(line).join(" ");
     const title = /^([^:]{1,40}): (.+)$/s.exec(text);
-    return title && words[title[1]] ? `${words[title[1]]}: ${line(title[2])}` : text;
+    if (title && words[title[1]]) return `${words[title[1]]}: ${line(title[2])}`;
+    const advice = text.split(/(; |, (?=or ))/);  // `lower this; set that`
+    return advice.length > 1 ? advice.map(line).join("") : text;
   }
   // A text with the spaces around it; cards are several lines, lines of facts have parts.
   function say(text) {

@@ -36,7 +36,7 @@ OPEN_COMPARE = "(run) => { window.location.href = 'compare?adapter=' + encodeURI
 FOCUS_TITLE = "() => window.phi3lora.focusWhenThere('#new-title')"
 EMPTY = (
     *("live", "again", "menu", "more", "loss", "reward", "rate", "speed", "memory", "tracker"),
-    *("report", "log", "config"),
+    *("samples", "report", "log", "config"),
 )
 DO = """
 element.addEventListener('click', (event) => {
@@ -84,7 +84,11 @@ class RunsPage:
         with gr.Column(elem_classes="card", visible=False, elem_id="several") as self.several:
             gr.HTML(show.heading("Side by side", "The ticked runs in one chart, and what differs."))
             self.several_chart = chart_component("several-chart", tools=True)
-            self.several_table = gr.HTML(elem_id="several-table", apply_default_css=False)
+            self.several_table = gr.HTML(
+                elem_id="several-table",
+                js_on_load="window.phi3lora.sortable(element)",
+                apply_default_css=False,
+            )
 
     def _detail(self) -> None:
         with gr.Column(elem_classes="card", elem_id="run-card") as self.card:
@@ -135,6 +139,7 @@ class RunsPage:
                 self.rate = chart_component("rate-chart", small=True)
                 self.speed = chart_component("speed-chart", small=True)
                 self.memory = chart_component("memory-chart", small=True)
+            self.samples = gr.HTML(elem_id="samples", apply_default_css=False)
             self.tracker = gr.HTML(elem_id="tracker", apply_default_css=False)
         with gr.Column(elem_id="panel-evidence", elem_classes="tab-panel"):
             self.report = gr.HTML(elem_id="report", apply_default_css=False)
@@ -159,28 +164,7 @@ class RunsPage:
     @property
     def parts(self) -> dict[str, Any]:
         """What depends on the chosen run, by the names that `show_run` uses."""
-        names = (
-            "head",
-            "live",
-            "actions",
-            "stop",
-            "resume",
-            "cancel",
-            "compare",
-            "publish",
-            "again",
-            "menu",
-            "more",
-            "loss",
-            "reward",
-            "rate",
-            "speed",
-            "memory",
-            "tracker",
-            "report",
-            "log",
-            "config",
-        )
+        names = ("head", "actions", "stop", "resume", "cancel", "compare", "publish", *EMPTY)
         return {name: getattr(self, name) for name in names}
 
     @property

@@ -22,15 +22,16 @@ from phi3lora.ui.curves import (
     last,
     loss_curves,
     memory_curves,
+    no_curves,
     rate_curves,
     reward_curves,
     speed_curves,
 )
 from phi3lora.ui.downloads import menu
 from phi3lora.ui.runs_report import evidence, verdict_line, verdict_words
+from phi3lora.ui.samples import samples
 
 LOG_LINES = 2000
-ETA_AFTER = 10  # steps before which a remaining time would be a guess
 COLOURS = {
     "queued": "grey",
     "running": "accent",
@@ -122,11 +123,12 @@ def show_run(run: Run, view: RunView, position: int | None, on_space: bool) -> d
         "more": more_menu(run, status),
         "head": run_head(run, status, view, position, report),
         "live": announcement(run, status, view, position, report),
-        "loss": loss_curves(run.id, view),
+        "loss": loss_curves(run.id, view) or no_curves(run.id, status in ACTIVE),
         "reward": reward_curves(run.id, view),
         "rate": rate_curves(run.id, view),
         "speed": speed_curves(run.id, view),
         "memory": memory_curves(run.id, view),
+        "samples": samples(view.answers),
         "tracker": tracker_line(tracker_of(run), on_space),
         "report": evidence(report, status in ACTIVE),
         "log": f'<pre tabindex="0" role="region" aria-label="Log">{show.text(log)}</pre>',
@@ -302,11 +304,8 @@ def _staged(view: RunView) -> Progress:
 
 
 def _left(view: RunView) -> str:
-    """The time left, once it is more than a guess."""
-    step = view.step
-    if step is None or not step.seconds_left or step.step < min(ETA_AFTER, step.total_steps):
-        return ""
-    return f"{words.duration(step.seconds_left)} of training left"
+    left = view.step.seconds_left if view.step is not None else None
+    return f"{words.duration(left)} of training left" if left else ""
 
 
 def figures(view: RunView, active: bool) -> list[tuple[str, str]]:

@@ -34,6 +34,14 @@
     });
   }
 
+  // ------------------------------------------------------------------ the first look
+
+  // Until the form is drawn the skeleton shows what will be trained (skeleton.html).
+  function firstLook() {
+    const skeleton = document.getElementById("skeleton");
+    if (skeleton && document.getElementById("findings-fold")) skeleton.remove();
+  }
+
   // ------------------------------------------------------------------ leading to a field
 
   async function waitFor(find) {
@@ -305,5 +313,5 @@
     mark, save, load, toRow,
     launched: () => store("phi3lora-launched", "yes"),
   };
-  window.phi3lora.looks.push(steps, rules, marks, sheetState, rowMarks);
+  window.phi3lora.looks.push(firstLook, steps, rules, marks, sheetState, rowMarks);
 })();

@@ -25,6 +25,7 @@ from phi3lora.ui import form, launch_show, show
 from phi3lora.ui.amount_step import AmountStep
 from phi3lora.ui.data_step import DataStep, first_step
 from phi3lora.ui.draft import READ, keep_script, read_draft
+from phi3lora.ui.first_preview import first_preview, first_recipe
 from phi3lora.ui.launch_panel import OPEN_RUN, SIGN_IN, LaunchPanel
 from phi3lora.ui.model_step import CARDS, ModelStep, fits_line
 from phi3lora.ui.sessions import session_of
@@ -35,7 +36,6 @@ from phi3lora.ui.train_show import (
     data_line,
     data_summary,
     derived,
-    first_recipe,
     form_notes,
     message_lines,
     model_line,
@@ -68,7 +68,7 @@ class TrainPage:
         with gr.Row(elem_classes="page split", equal_height=False):
             with gr.Column(scale=17, min_width=340, elem_classes="main"):
                 self.notes = gr.HTML(visible=False, elem_id="form-notes")
-                self.data = DataStep(app, self.fields)
+                self.data = DataStep(app, self.fields, first_preview())
                 self.model = ModelStep(app, self.fields, self.start)
                 self.amount = AmountStep(app, self.fields, level_of(config))
             self.panel = LaunchPanel(app, self.fields)

@@ -7,7 +7,6 @@ model_line(config), amount_line(config)      a step in one line
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from phi3lora.app.datasets import Suggestion
 from phi3lora.app.strength import NAMES, level_of
 from phi3lora.config import RunConfig
 from phi3lora.errors import ConfigError
-from phi3lora.recipes import load_recipe, recipes
+from phi3lora.recipes import load_recipe
 from phi3lora.training.preflight import Preflight
 from phi3lora.ui import form, show
 from phi3lora.ui.steps import step_line
@@ -30,7 +29,6 @@ INTRO = (
     'its base. <a href="compare?adapter=example:pirate">See a tuned one answer</a></p></div>'
 )
 ELSEWHERE = {"Model", "Adapter", "Hardware", "Memory", "Sign-in", "Backup", "Disk", "Settings"}
-POCKET_RECIPE, GPU_RECIPE = "pocket", "phi3-mini-lora"
 
 
 def dataset_line(suggestion: Suggestion) -> str:
@@ -53,12 +51,6 @@ def dataset_line(suggestion: Suggestion) -> str:
 def named_dataset(query: str) -> str:
     """The words of a search, or the id in a dataset's address."""
     return query.strip().removeprefix("https://huggingface.co/datasets/").strip("/")
-
-
-def first_recipe() -> str:
-    """Phi-3-mini where there is a GPU, pocket elsewhere; without asking torch."""
-    on_gpu = shutil.which("nvidia-smi") is not None and GPU_RECIPE in recipes()
-    return GPU_RECIPE if on_gpu else POCKET_RECIPE
 
 
 def recipe_notes(config: RunConfig, notices: list[str]) -> Any:

@@ -111,6 +111,14 @@ CHANGES = (
         "Gradio looks into its empty queue less often, and serves no hot reload on a Space.",
     ),
     Change(
+        "phi3lora.ui.quick_start:without_stubs",
+        "While Gradio is imported it writes no `.pyi` beside its components.",
+    ),
+    Change(
+        "phi3lora.ui.quick_start:one_server",
+        "Gradio makes no server after each page that is built, but one when it is launched.",
+    ),
+    Change(
         "phi3lora.ui.endpoints:fit_mcp",
         "Gradio's MCP tools answer in JSON, and send the app's key to themselves.",
     ),
