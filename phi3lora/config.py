@@ -753,7 +753,7 @@ class EvaluationConfig(Section):
 
 
 class HubConfig(Section):
-    """What goes to the Hub while the run goes on, so that it can be found again."""
+    """What goes to the Hub while the run goes on, and what becomes of a Space after it."""
 
     backup: bool = option(
         False,
@@ -764,6 +764,12 @@ class HubConfig(Section):
         None,
         "Backup repository",
         "Where the backup is kept, as `USER/NAME`. Empty means `USER/phi3lora-RUN`.",
+    )
+    pause_space: bool = option(
+        False,
+        "Pause the Space afterwards",
+        "Pauses your Space when this run has ended and no other one computes; it then costs "
+        "nothing until you restart it. The Space's secret `HF_TOKEN` has to allow that.",
     )
 
 
@@ -898,6 +904,28 @@ class RunConfig(Section):
         if self.method == "grpo":
             return self.rows_of_update
         return self.training_config.per_device_train_batch_size * self.devices
+
+    @property
+    def smaller_batch(self) -> int | None:
+        """The largest batch of at most half the rows that makes the same updates; None below 2."""
+        training = self.training_config
+        rows = training.per_device_train_batch_size
+        behind = rows * training.gradient_accumulation_steps
+        return next((half for half in range(rows // 2, 0, -1) if behind % half == 0), None)
+
+    def with_batch(self, rows: int) -> RunConfig:
+        """A copy that computes so many rows at once, and has as many as before behind an update.
+
+        Raises ConfigError where those cannot be divided so.
+        """
+        training = self.training_config
+        behind = training.per_device_train_batch_size * training.gradient_accumulation_steps
+        batch = "training_config.per_device_train_batch_size"
+        if rows < 1 or behind % rows:
+            message = f"expected a divisor of the {behind} rows behind an update, got {rows}."
+            raise ConfigError([Problem(batch, message)])
+        accumulation = "training_config.gradient_accumulation_steps"
+        return self.with_values({batch: rows, accumulation: behind // rows})
 
     @property
     def lora_scaling(self) -> float:

@@ -94,3 +94,27 @@ def test_a_space_is_paused_once_its_last_run_has_ended(
     assert not hub.repo("space", "ann/tuner").space["paused"]
     after_worker(done.folder, wanted)
     assert hub.repo("space", "ann/tuner").space["paused"]
+
+
+def test_a_run_of_the_owner_may_ask_for_the_pause_and_no_other(
+    settings: Settings, hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.add_user("ann", token="hf_ann")
+    monkeypatch.setenv("HF_TOKEN", "hf_ann")
+    hub.add_repo("space", "ann/tuner", {"app.py": ""})
+    store, here = RunStore(settings), replace(settings, space_id="ann/tuner")
+    space = hub.repo("space", "ann/tuner").space
+    asks = stage.config("Mine", **{"hub.pause_space": True})
+    damaged = store.create(asks, owner="ann")
+    (damaged.folder / "config.yaml").write_text("hub: [")
+    for run in (
+        store.create(asks, owner="bob"),
+        store.create(stage.config("Stay"), "ann"),
+        damaged,
+    ):
+        stage.changed(run, status="failed")
+        after_worker(run.folder, here)
+        assert not space["paused"]
+    mine = stage.changed(store.create(asks, owner="ann"), status="finished")
+    after_worker(mine.folder, here)
+    assert space["paused"]

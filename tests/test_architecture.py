@@ -1,4 +1,4 @@
-"""docs/architecture.md names modules, functions and files that exist."""
+"""docs/architecture.md names modules, functions and files that exist; other pages name tests."""
 
 from __future__ import annotations
 
@@ -126,3 +126,13 @@ def test_a_change_needs_the_rooms_that_the_table_says(
 
 def test_every_change_of_the_table_is_tested() -> None:
     assert len(CHANGES) == 6
+
+
+@pytest.mark.parametrize("page", ["decisions", "reliability", "security"])
+def test_every_test_that_a_page_names_exists(page: str) -> None:
+    text = (REPOSITORY / "docs" / f"{page}.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`(test_\w+)(?:\.py)?`", text))
+    files = list((REPOSITORY / "tests").rglob("test_*.py"))
+    written = {name for file in files for name in defined(file)} | {file.stem for file in files}
+    assert len(named) > 10
+    assert not named - written

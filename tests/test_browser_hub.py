@@ -235,6 +235,13 @@ def ask_for_access(page: Page, hub: LoopbackHub) -> None:
     page.wait_for_selector("#data-summary >> text=64 of 64")
 
 
+IN_VIEW = """of => {
+  const box = document.querySelector(of).getBoundingClientRect();
+  const frame = document.querySelector("#publish-card").getBoundingClientRect();
+  return box.height > 0 && box.top < Math.min(frame.bottom, innerHeight) - 40;
+}"""
+
+
 def publish(page: Page, hub: LoopbackHub) -> None:
     """Name it, change the card, send it; then a Space that compares it."""
     page.click("#publish")
@@ -265,6 +272,7 @@ def publish(page: Page, hub: LoopbackHub) -> None:
     page.click("#send")
     page.wait_for_selector("#published >> text=Published as ann/by-ann")
     assert "PeftModel.from_pretrained" in page.inner_text("#published .snippet")
+    page.wait_for_function(IN_VIEW, arg="#published")
     assert page.get_attribute("#published .quiet-button", "href") == "compare?adapter=ann/by-ann"
     assert "ann has a free account: it may host 2 Gradio Spaces" in page.inner_text("#allowance")
     page.fill("#repo :is(textarea, input)", "bob/pocket-phi-3")  # it is ann's that is deployed

@@ -151,6 +151,7 @@ def test_a_stage_is_named_from_the_first_second(place: Place) -> None:
     changed(run, status="running")
     page = place.open(run)
     page.wait_for_selector("#run-head .progress-text >> text=Starting Python, 10 to 20 s")
+    page.wait_for_selector("#loss-chart >> text=The curve begins with the second update.")
     with EventLog(run.folder / "events.jsonl") as log:
         log.emit(Stage(name="preparing the data", fraction=0.64))
         page.wait_for_selector("#run-head .progress-text >> text=Preparing the data")
@@ -226,6 +227,14 @@ def test_ticked_runs_share_a_chart(place: Place) -> None:
     page.click("[name=several]")
     page.wait_for_selector("#several-table >> text=peft_config.r")
     assert page.locator("#several-chart svg .curve").count() == 4
+    titles = "rows => rows.map(row => row.cells[0].innerText)"
+    rank = page.locator("#several-table th", has_text="peft_config.r")
+    for key, order, said in (("Enter", [4, 8], "ascending"), (" ", [8, 4], "descending")):
+        rank.locator("button").press(key)  # the keyboard's way; focus stays for the next press
+        rows = page.eval_on_selector_all("#several-table tbody tr", titles)
+        assert rows == [f"Rank {number}" for number in order]
+        assert rank.get_attribute("aria-sort") == said
+    assert page.locator("#several-table [aria-sort=none]").count() > 3
     page.fill("#run-search", "rank 4")
     assert page.locator(".run-item:visible").count() == 1
     page.fill("#run-search", "nothing of the kind")
@@ -249,6 +258,10 @@ def test_runs_are_ordered_and_the_way_back_leads_through_them(place: Place) -> N
         ".run-item", "items => items.map(item => Number(item.dataset.loss || 'Infinity'))"
     )
     assert losses == sorted(losses)
+    page.select_option("#run-order", "size")
+    sizes = page.eval_on_selector_all(".run-item", "items => items.map(item => item.dataset.size)")
+    assert sizes == sorted(sizes, key=lambda size: int(size or 10**12))
+    page.select_option("#run-order", "loss")
     page.click(f"#run-list a[data-run='{low}']")
     page.wait_for_selector(f"#run-head .run-title[data-run='{low}']")
     assert page.eval_on_selector("#run-order", "field => field.value") == "loss"

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from phi3lora.hub.space import APP
+from phi3lora.hub.upload import draft_card
 from phi3lora.runs.store import RunStore
 from phi3lora.settings import Settings
+from tests import stage
 from tests.hub import LoopbackHub
 from tests.published import adapter_files
 from tests.test_browser import LONG, browser, set_yaml, wait_for_status  # noqa: F401 - fixtures
@@ -91,13 +93,21 @@ def test_a_comparison_space_answers_on_its_visitors_quota(
     main = f"import runpy; runpy.run_path({str(tmp_path / 'app.py')!r}, run_name='__main__')"
     with LoopbackHub() as hub, LoopbackScheduler() as scheduler:
         hub.add_user("ann", token="hf_ann")
-        hub.add_repo("model", "ann/pirate", adapter_files())
+        card = draft_card(stage.finished(RunStore(Settings(home=tmp_path))).folder, "ann/pirate")
+        hub.add_repo("model", "ann/pirate", {**adapter_files(), "README.md": card})
         environ = {**hub.space_env(tmp_path / "client"), "HF_HUB_OFFLINE": "0"}
         with space(scheduler, tmp_path / "home", environ, main=main) as address:
             assert scheduler.started == 1, "else the platform ends the Space"
             bob, eve = page_of(browser, "bob"), page_of(browser, "eve")
             bob.goto(address)
             bob.wait_for_selector("text=of your daily quota")
+            assert bob.inner_text("h1") == "ann/pirate"
+            assert not bob.is_visible("#adapter")  # there is nothing to choose
+            for link, end in (("Model card", "/ann/pirate"), ("Duplicate", "?duplicate=true")):
+                assert str(bob.get_attribute(f"a:text-is('{link}')", "href")).endswith(end)
+            prompt = "Name the capital of Ukraine."  # held out, as its card shows it
+            assert bob.inner_text("#now .turn.demo h2") == prompt
+            assert bob.inner_text(".chip >> nth=0") == prompt
             base, tuned = ask(bob, "What is the capital of France?")
             assert base.strip()
             assert base != tuned, "its B is random noise: it babbles, and the base does not"

@@ -125,6 +125,50 @@ def test_stop_reaches_this_session_alone(app: Any) -> None:  # noqa: F811
     assert not theirs.is_set()
 
 
+def frames(page: Any, adapter: str, session: str = "tab") -> Any:
+    """An answer that is read frame by frame."""
+    return page.on_ask(request(session), "Who?", Talk(), adapter, False, *SETTINGS)
+
+
+def test_a_stop_before_the_first_token_is_not_lost(app: Any) -> None:  # noqa: F811
+    page = page_of(compare_page, app)
+    answer = frames(page, stage.finished(app.launching.store).id)
+    next(answer)  # the page offers Stop from here on
+    page.on_stop(request())
+    page.on_stop(request())  # a second click
+    last = dict(zip(NAMES, list(answer)[-1], strict=True))
+    assert last["talk"].last.base[0].ended is False
+    assert "Stopped before the first token" in last["now"]
+    page.on_stop(request())  # too late: it stops nothing of what is asked next
+    assert ask(page, "")[-1]["talk"].last.base[0].ended
+
+
+def test_an_answer_whose_page_is_gone_or_begins_anew_shows_nothing_more(
+    app: Any,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("phi3lora.ui.asking.LAST_FRAME", 0)  # one thread: nobody to wait for
+    page, run = page_of(compare_page, app), stage.finished(app.launching.store)
+    leaves = (
+        lambda: page.on_clear(Talk(run.id), request()),
+        lambda: page.on_adapter("", "", "", Talk(run.id), request()),
+        lambda: page.on_undo(Talk(run.id), request()),
+        lambda: next(frames(page, run.id)),  # a newer question
+    )
+    theirs = frames(page, run.id, "other tab")
+    next(theirs)
+    for leave in leaves:
+        answer = frames(page, run.id)
+        next(answer)
+        leave()
+        assert list(answer) == [[gr.skip()] * len(NAMES)]  # Gradio shows it once more
+    assert list(theirs)[-1][3].last.tuned[0].text == "Arr, the end!"  # another tab's goes on
+    gone = frames(page, run.id)
+    next(gone)
+    gone.close()
+    page.stops.leave("tab")  # nothing of it is left to wait for
+
+
 def test_somebody_elses_adapter_cannot_be_asked(app: Any, settings: Settings) -> None:  # noqa: F811
     page = page_of(compare_page, app)
     run = stage.finished(app.launching.store)
@@ -210,10 +254,23 @@ def test_the_last_question_is_edited_and_no_other(app: Any) -> None:  # noqa: F8
 def test_a_cleared_conversation_comes_back(app: Any) -> None:  # noqa: F811
     page = page_of(compare_page, app)
     talk = asked(app)
-    _, now, fresh, kept, *_, before, undo = page.on_clear(talk, request())
+    _, now, fresh, kept, *_, before, undo, _ = page.on_clear(talk, request())
     assert (now, fresh.turns, kept) == ("", (), "")
     assert "Undo" in undo
-    assert page.on_undo(before, request())[2] == talk
+    assert talk in page.on_undo(before, request())
+
+
+def test_another_adapter_begins_a_conversation_and_the_one_before_comes_back(app: Any) -> None:  # noqa: F811
+    page = page_of(compare_page, app)
+    talk = replace(asked(app), against=BUNDLED)
+    *_, hidden, before, undo, _ = page.on_adapter("", "", "", talk, request())
+    assert not visible(hidden)
+    assert "Undo" in undo
+    back = page.on_undo(before, request())
+    assert back[:3] == [talk.adapter, BUNDLED, ""]
+    assert talk in back
+    kept = Talk(turns=(replace(talk.turns[0], kept=True),))  # of the report: nobody said it here
+    assert page.on_adapter(talk.adapter, "", "", kept, request())[-2] == ""
 
 
 # --------------------------------------------------------------------------------- Blind
@@ -567,6 +624,14 @@ def test_the_samples_of_a_published_card_are_found_again(app: Any, tmp_path: Pat
     card = draft_card(run.folder, "ann/pirate")
     kept = {name: stage.report()["gained"][0][name] for name in ("prompt", "reference", "base")}
     assert samples_of(card) == [{**kept, "tuned": kept["reference"]}]
+    example = f"{kept['prompt']}\n\nBase:  {kept['base']}\nTuned: {kept['reference']}\n```"
+    assert card.index(example) < card.index("## Base against tuned")  # at a glance
+    report = {**stage.report(), "verdict": "cannot tell"}
+    (run.folder / "report.json").write_text(json.dumps(report))
+    assert "Tuned: " not in draft_card(run.folder, "ann/pirate")
+    report = {**stage.report(), "gained": [{**stage.report()["gained"][0], "base": "a\n```\nb"}]}
+    (run.folder / "report.json").write_text(json.dumps(report))
+    assert "Tuned: " not in draft_card(run.folder, "ann/pirate")  # of several lines
     assert samples_of("**Prompt**\n\n```text\nno end") == []
     assert samples_of("**Base**\n\n```text\nof no prompt\n```") == []
     (tmp_path / "README.md").write_text(card)

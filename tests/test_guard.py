@@ -26,7 +26,7 @@ from phi3lora.errors import DataError
 from phi3lora.settings import Settings
 from phi3lora.ui import guard, watch
 from phi3lora.ui.app import build, serve
-from phi3lora.ui.guard import MAX_BODY, Rules, depth, rules_for
+from phi3lora.ui.guard import CLOSED, MAX_BODY, Rules, depth, rules_for
 from phi3lora.ui.senders import AT_ONCE, CREDIT, EARNED, Turns
 from phi3lora.ui.sessions import BROWSER
 from phi3lora.ui.watch import sender
@@ -334,6 +334,14 @@ def test_uploads_leave_room_on_the_disk(
         uploads.keep(tmp_path / "rows.jsonl", "eve", settings, set())
     disk.free = 1_100
     assert uploads.keep(tmp_path / "rows.jsonl", "eve", settings, set()).exists()
+
+
+def test_every_handler_is_called_by_the_queue(settings: Settings) -> None:
+    """Gradio calls the others at `/run/predict`, which the guard closes: Stop was one of them."""
+    assert CLOSED.match("/gradio_api/run/predict")
+    handlers = build(Application.open(settings)).fns.values()
+    assert len(handlers) > 50
+    assert [fn.name for fn in handlers if fn.fn is not None and not fn.queue] == []
 
 
 def test_one_visitor_does_not_fill_the_queue(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import pytest
 
 from phi3lora.checks import Check
 from phi3lora.config import RunConfig
 from phi3lora.hub import access
-from phi3lora.hub.preflight import check_hub
+from phi3lora.hub.preflight import check_hub, check_pause
 from phi3lora.settings import Settings
 from tests.hub import LoopbackHub
 from tests.hub.fixtures import go_offline
@@ -105,6 +106,32 @@ def test_the_launch_panel_shows_it(ann: LoopbackHub, settings: Settings) -> None
     names = [check.name for check in look.checks]
     assert names.index("Sign-in") < names.index("Backup") < names.index("Disk")
     assert blocking(look) == []
+
+
+@pytest.mark.parametrize(
+    ("space", "name", "token", "level", "words"),
+    [
+        (None, "ann", "hf_ann", "amber", "This is no Space"),
+        ("bob/app", "ann", "hf_ann", "amber", "Only runs of bob pause bob/app."),
+        ("ann/app", "ann", None, "amber", "has no secret `HF_TOKEN`"),
+        ("ann/app", "ann", "hf_ann", "green", "Pauses when the run has ended"),
+    ],
+)
+def test_a_space_pauses_for_its_owner_alone(
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+    space: str | None,
+    name: str,
+    token: str | None,
+    level: str,
+    words: str,
+) -> None:
+    monkeypatch.setattr("phi3lora.hub.preflight.stored_token", lambda: token)
+    asks = PLAIN.with_values({"hub.pause_space": True})
+    [check] = check_pause(asks, name, replace(settings, space_id=space))
+    assert check.level == level
+    assert words in check.found
+    assert check_pause(PLAIN, name, settings) == []
 
 
 def test_access_to_dataset_and_base_is_checked(ann: LoopbackHub, settings: Settings) -> None:

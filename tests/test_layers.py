@@ -199,3 +199,32 @@ def test_the_rules_find_what_they_forbid(tmp_path: Path) -> None:
 def test_no_page_is_long() -> None:
     long = [file.name for file in FACES if len(file.read_text().splitlines()) > 400]
     assert long == []
+
+
+# Words of ours that nobody would grep for, and what the field calls it.
+PRIVATE = {"Look", "Scout", "Picture", "Contest", "Match", "Wish", "Leave"}
+EMPTY = re.compile(r"\b(?:an?|all|and|as|for|in|is|its?|of|one|or|that|the|them|this|to)\b")
+
+
+@pytest.mark.parametrize("file", MODULES, ids=module_name)
+def test_names_are_the_fields_and_docstrings_say_more_than_they(file: Path) -> None:
+    """A docstring that repeats its name is left out; the formatter formats everything."""
+    text = file.read_text(encoding="utf-8")
+    assert not re.search(r"# (fmt: (skip|off)|TODO)", text)
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            assert node.name not in PRIVATE
+            said = ast.get_docstring(node)
+            assert not said or new_words(node.name, said), f"{node.name}: {said}"
+
+
+def new_words(name: str, said: str) -> set[str]:
+    """What a docstring adds to a name; an example in code marks counts."""
+    words = set(re.findall(r"`[^`]+`|[a-z]+", EMPTY.sub("", said.lower())))
+    return words - set(re.findall(r"[a-z]+", re.sub("([A-Z])", r" \1", name).lower()))
+
+
+def test_a_docstring_that_repeats_a_name_is_found() -> None:
+    assert not new_words("Bytes", "Bytes.")
+    assert not new_words("offered", "All of them, offered.")
+    assert new_words("step_of", "20 of `checkpoint-20`.")

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from phi3lora.app.callers import Caller
 from phi3lora.app.publishing import Publishing
-from phi3lora.app.several import side_by_side
+from phi3lora.app.several import keys_of, ordered, side_by_side
 from phi3lora.app.trackers import tracker_of
 from phi3lora.app.views import RunView
 from phi3lora.cli import app as terminal
@@ -43,11 +43,13 @@ from phi3lora.ui.curves import (
     speed_curves,
     thin,
 )
+from phi3lora.ui.runs_list import several_table
 from phi3lora.ui.runs_report import evidence, verdict_line
 from phi3lora.ui.runs_show import (
     STARTING,
     announcement,
     figures,
+    more_menu,
     progress,
     subtitle,
     tracker_line,
@@ -331,6 +333,48 @@ def test_a_run_whose_config_is_damaged_is_compared_all_the_same(app: Any) -> Non
     several = side_by_side([whole, store.get(broken.id, "local")], app.views)
     assert several.settings["configuration"][1] == "config.yaml cannot be read"
     assert several.losses[0] == several.losses[1]
+    assert several_table(several).count("<tr>") == 3
+    assert dict(several.rows())["Base"] == ["pocket", ""]
+
+
+def test_a_damaged_run_keeps_no_sign_in_from_the_others(app: Any, monkeypatch: Any) -> None:  # noqa: F811
+    renewed: list[str] = []
+    monkeypatch.setattr(
+        "phi3lora.app.launching.renew", lambda folder, _: renewed.append(folder.name)
+    )
+    store = app.launching.store
+    kept = store.create(stage.config("Kept", **{"hub.backup": True}))
+    stage.hold(kept)
+    changed(kept, status="running")
+    (stage.failed(store).folder / "config.yaml").write_text("hub: [")  # newer: it comes first
+    app.launching.renew(Caller("local", "hf_new"))
+    assert renewed == [kept.id]
+
+
+def test_runs_are_sorted_and_what_has_no_value_comes_last(app: Any) -> None:  # noqa: F811
+    store = app.launching.store
+    going, big = stage.running(store, "b"), stage.finished(store, "C", **{"model.path": "A/Big"})
+    quick = changed(stage.finished(store, "a"), started=100.0, ended=130.0)
+    (big.result.folder / "adapter_model.safetensors").write_bytes(b"x" * 100)
+    big = changed(big, started=100.0, ended=160.0)
+    runs = [going, big, quick]
+    expected = {
+        "newest": "b C a",
+        "title": "a b C",
+        "base": "C b a",
+        "size": "a C b",
+        "time": "a C b",
+        "status": "C a b",
+    }
+    for by, titles in expected.items():
+        found = ordered(runs, by, app.views)
+        assert [run.title for run in found] == titles.split()
+    assert ordered(runs, "loss", app.views)[-1] is going  # its loss is the highest
+    figures = {figure.name: figure for figure in side_by_side(runs, app.views).figures}
+    assert figures["Time"].texts == ["–", "1 min 00 s", "30 s"]
+    assert figures["Size"].keys == [None, 100, 10]
+    assert keys_of(["0.0002", "not set", "1e-3"]) == [0.0002, None, 0.001]
+    assert keys_of(["linear", "8"]) == ["linear", "8"]
 
 
 # ----------------------------------------------------------------------------------- The bin
@@ -360,6 +404,31 @@ def test_the_menu_acts_on_the_run_it_was_opened_on(app: Any) -> None:  # noqa: F
     assert [run.id for run in store.list("local")] == [other.id]
     with pytest.raises(gr.Error, match="no run"):
         page.on_more(other.id, request(), clicked(do="discard", of=""))
+
+
+def test_the_menu_goes_on_with_a_smaller_batch(
+    app: Any,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    page, store = page_of(runs_page, app), app.launching.store
+    run = stage.failed(store)
+    assert '"resume 2"' in show(page, run)["more"]
+    assert "Resume with a batch of 2<" in show(page, run)["more"]
+    for other in (stage.finished(store), stage.running(store)):
+        assert "batch" not in show(page, other)["more"]
+    resumed = []
+    monkeypatch.setattr(app.launching.queue, "resume", lambda run, *_, **__: resumed.append(run))
+    for _ in range(2):  # a second click on what the page showed before
+        page.on_more("", request(), clicked(do="resume 2", of=run.id))
+        training = resumed[-1].config.training_config
+        assert training.per_device_train_batch_size == training.gradient_accumulation_steps == 2
+    page.on_more("", request(), clicked(do="resume 1", of=run.id))
+    assert "batch" not in more_menu(run.refresh(), "failed"), "one row cannot be divided"
+    for made_up in ("resume 0", "resume 3"):
+        with pytest.raises(gr.Error, match="divisor of the 4 rows"):
+            page.on_more("", request(), clicked(do=made_up, of=run.id))
+    (run.folder / "config.yaml").write_text("damaged")
+    assert "batch" not in more_menu(run.refresh(), "failed")
 
 
 def test_a_run_that_computes_is_neither_binned_nor_renamed(app: Any) -> None:  # noqa: F811

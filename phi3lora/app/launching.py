@@ -24,6 +24,7 @@ from phi3lora.config import RunConfig
 from phi3lora.errors import LimitError, Phi3LoraError, RunError
 from phi3lora.hub.backup import RunRepo, list_runs
 from phi3lora.hub.jobs import JobRequest
+from phi3lora.hub.preflight import check_pause
 from phi3lora.models.hardware import visible_gpus
 from phi3lora.runs import bin
 from phi3lora.runs.backends import backend_for
@@ -101,8 +102,7 @@ class Launching:
     def renew(self, caller: Caller) -> None:
         """Hand a new sign-in to the caller's runs that are at work: their backups go on with it."""
         for run in self.runs(caller):
-            kept = run.state.backend == "jobs" or run.config.hub.backup
-            if caller.token and run.status in ACTIVE and kept:
+            if caller.token and run.status in ACTIVE and _is_kept(run):
                 renew(run.folder, caller.token)
 
     # Before a run, and its beginning
@@ -139,6 +139,8 @@ class Launching:
             return self.machines.preflight(config, job, caller, speed)
         found = self._preflights.preflight(config, caller.token, speed, caller.name)
         found = self.machines.here(found, caller)
+        paused = check_pause(config, caller.name, self.settings)
+        found = replace(found, checks=[*found.checks, *paused])
         if backend_for(config, self.settings) == "zerogpu":
             check = quota_check(config, found, caller.known_identity())
             found = replace(found, checks=[*found.checks, check])
@@ -235,7 +237,7 @@ class Launching:
         if not (folder / "state.json").exists():
             return self.launch(config, caller, folder, force=force, job=job)
         run = open_run(folder)
-        if different := differences(run.config, with_whole_paths(config)):
+        if different := differences(run.config, _divided_alike(config, run.config)):
             raise RunError(
                 f"{folder} holds another run: it differs in {', '.join(different)}. Name another "
                 f"folder, or delete that run with `phi3lora runs delete {folder}`."
@@ -285,19 +287,27 @@ class Launching:
         caller: Caller,
         accept_changes: bool = False,
         job: JobRequest | None = None,
+        batch_size: int | None = None,
     ) -> Run:
         """Put the caller's run into the queue again; it goes on from its last checkpoint.
 
         Args:
             accept_changes: even if its data, base or libraries changed since its first start.
             job: another machine of the Hub, or another cap, for a run that computes there.
+            batch_size: rows that are computed at once from now on, for a run that ran out of
+                memory; an update is made of as many rows as before.
 
-        Raises RunError where the run does not compute there.
+        Raises RunError where the run does not compute there, ConfigError for a batch size that
+        does not divide the rows of an update.
         """
         check_may_train(caller, self.settings)
         check_paths(run.config, run.owner, self.settings, run.folder)
         if job is not None:
             run = with_job(run, job)
+        if batch_size is not None:
+            self.queue.check_resumable(run)  # nothing is changed of one that cannot go on
+            self.queue.check_limits(caller.name)
+            run = self.store.rebatch(run, batch_size)
         return self.queue.resume(run, caller.token, accept_changes=accept_changes)
 
     def compute(self, run: Run, caller: Caller) -> Iterator[Run]:
@@ -400,6 +410,14 @@ class Launching:
             os.close(descriptor)
 
 
+def _divided_alike(config: RunConfig, other: RunConfig) -> RunConfig:
+    """A config whose updates have as many rows as the other's, in passes of the other's size."""
+    config = with_whole_paths(config)
+    same = (config.devices, config.effective_batch) == (other.devices, other.effective_batch)
+    rows = other.training_config.per_device_train_batch_size
+    return config.with_batch(rows) if same else config
+
+
 def with_job(run: Run, job: JobRequest) -> Run:
     """A run that is to go on on another machine of the Hub. Raises RunError."""
     if run.state.backend != "jobs":
@@ -441,6 +459,14 @@ def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> 
             yield from _differences(before, after, f"{prefix}{name}.")
         elif before != after:
             yield prefix + name
+
+
+def _is_kept(run: Run) -> bool:
+    """Whether a run writes to the Hub while it is at work."""
+    try:
+        return run.state.backend == "jobs" or run.config.hub.backup
+    except Phi3LoraError:
+        return True  # nobody knows: it takes the sign-in if it listens for one
 
 
 def _same_base(run: Run, config: RunConfig) -> bool:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from phi3lora import words
+from phi3lora.app.several import Order, ordered
 from phi3lora.cli.places import AtMost, FlavorName, whole_request
 from phi3lora.cli.root import app, runs_app
 from phi3lora.cli.shared import AsJson, RunName, find_run, here, tell
@@ -20,14 +21,14 @@ if TYPE_CHECKING:
 app.add_typer(runs_app, name="runs")
 
 
-Order = Literal["newest", "loss", "title", "status"]
-
-
 @runs_app.command("list")
 def list_runs(
     sort: Annotated[
         Order,
-        typer.Option(help="What the list is sorted by; without it the newest run comes first."),
+        typer.Option(
+            help="What the list is sorted by, the lowest first; without it the newest run comes "
+            "first. A run without a loss, a size or a time comes last."
+        ),
     ] = "newest",
     as_json: AsJson = False,
 ) -> None:
@@ -35,9 +36,7 @@ def list_runs(
     from phi3lora.cli.terminal import print_json, print_runs
 
     application, caller = here()
-    found = application.launching.runs(caller)
-    if sort != "newest":
-        found = sorted(found, key=lambda run: _sorted_by(run, sort))
+    found = ordered(application.launching.runs(caller), sort, application.views)
     if as_json:
         print_json([_summary(run) for run in found])
     elif found:
@@ -63,14 +62,6 @@ def show_run(
     names = ("created", "queued", "started", "ended")
     print_figures({**figures, **{name: words.clock(figures[name]) for name in names}})
     print_line(found.log_tail(lines))
-
-
-def _sorted_by(run: Run, order: Order) -> Any:
-    """What a run is sorted by; one without a loss comes last."""
-    if order == "loss":
-        losses = here()[0].views.view(run).losses
-        return losses[-1][1] if losses else float("inf")
-    return run.title.lower() if order == "title" else run.status
 
 
 def _summary(run: Run) -> dict[str, Any]:
@@ -150,6 +141,15 @@ def resume_run(
     ] = False,
     flavor: FlavorName = None,
     at_most: AtMost = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            "--batch-size",
+            metavar="ROWS",
+            help="Compute so many rows at once from now on, for a run that ran out of memory. The "
+            "accumulation grows with it, so that an update is made of as many rows as before.",
+        ),
+    ] = None,
 ) -> None:
     """Queue a run again; it goes on from its last checkpoint.
 
@@ -161,7 +161,7 @@ def resume_run(
     state, job = found.state, None
     if flavor is not None or at_most is not None:
         job = whole_request(flavor or state.flavor, at_most or state.at_most)
-    found = application.launching.resume(found, caller, accept_changes, job)
+    found = application.launching.resume(found, caller, accept_changes, job, batch_size)
     tell(f"Run {found.id} is queued; watch it with `phi3lora runs follow {found.id}`.")
 
 

@@ -130,7 +130,7 @@ class HubSet:
         yield from self._read(paths)
 
     def configurations(self) -> list[str]:
-        """Names of the configurations."""
+        """Subsets that its card or its folders name; one, `default`, where neither does."""
         from datasets import get_dataset_config_names
 
         with self._in_words():

@@ -302,7 +302,7 @@ def _write_table(path: Path, batches: Iterator[list[Kept]], judged: bool = False
 
 
 def _columns(batch: list[Kept]) -> list[Any]:
-    """The columns of a batch."""
+    """What is written of a batch, in the order of the file's schema."""
     return [
         *_tokens([kept.rendered for kept in batch]),
         [kept.messages for kept in batch],

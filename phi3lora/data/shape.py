@@ -55,7 +55,7 @@ class Seen:
 
 Reader = Callable[[Row, Detected, Writes], list[Message]]
 # Of a row, the column of its better and that of its worse answer to one prompt; None for neither.
-Side = tuple[str | None, str | None]
+Judged = tuple[str | None, str | None]
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class Format:
     reason: Callable[[Seen, Columns], str] | None = None
     gather: Callable[[Iterable[Row], Detected, str], Iterator[Row]] | None = None
     inferred: bool = True
-    sides: Callable[[Row, Columns], list[Side]] | None = None
+    sides: Callable[[Row, Columns], list[Judged]] | None = None
 
     @property
     def parts(self) -> dict[str, tuple[str, ...]]:

@@ -26,6 +26,7 @@ from phi3lora.strict_yaml import front_matter
 PICTURE = "loss.png"
 MARK = "phi3lora"  # the tag by which we know our own
 LONGEST_SAMPLE = 600  # letters
+LONGEST_EXAMPLE = 120  # of each text of the example that stands at the top
 # Names under which the Hub knows our figures.
 METRICS = {
     "loss": "loss",
@@ -66,6 +67,7 @@ def write_card(facts: Facts, repo: str, *, merged: bool = False, picture: bool =
     parts = [
         f"---\n{metadata(facts, repo, merged)}\n---\n",
         f"# {name}\n\n{_summary(facts, merged)}",
+        _example(facts),
         _proof(facts),
         _samples(facts),
         f"## Load it\n\n```python\n{load_snippet(facts.base, repo, merged)}\n```",
@@ -123,6 +125,18 @@ def _summary(facts: Facts, merged: bool) -> str:
         f"{what} for {_link(facts.base, 'model')}, trained on {_link(facts.data, 'dataset')} "
         f"{method}with phi3lora. {verdict}{_chain(facts)}"
     )
+
+
+def _example(facts: Facts) -> str:
+    """One held-out row at a glance, where the model got better: the first of short texts."""
+    if facts.verdict != "better":
+        return ""
+    for row in facts.gained:
+        texts = [str(row.get(name, "")).strip() for name in ("prompt", "base", "tuned")]
+        if all(text and "\n" not in text and len(text) <= LONGEST_EXAMPLE for text in texts):
+            prompt, base, tuned = texts
+            return _quoted(f"{prompt}\n\nBase:  {base}\nTuned: {tuned}")
+    return ""
 
 
 def _chain(facts: Facts) -> str:

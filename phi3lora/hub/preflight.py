@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from phi3lora.checks import Check, Level
 from phi3lora.config import RunConfig
 from phi3lora.errors import HubError
-from phi3lora.hub.access import Identity, cached_identity
+from phi3lora.hub.access import Identity, cached_identity, stored_token
 from phi3lora.hub.client import Unreachable, may_write
+from phi3lora.settings import Settings
 
 SPARE_SECONDS = 900.0  # that a sign-in should last beyond the estimated end
 
@@ -97,6 +98,31 @@ def _backup(who: Identity, config: RunConfig, token: str) -> Iterator[Check]:
         return
     state = "which is a run's already" if exists else "whose name is free"
     yield Check("Backup", "green", f"To {config.hub.repo}, {state}.")
+
+
+def check_pause(config: RunConfig, name: str, settings: Settings) -> list[Check]:
+    """Whether the Space will pause after a run of `name` that asks for it; nothing if none asks."""
+    if not config.hub.pause_space:
+        return []
+    if settings.space_id is None:
+        found = Check("Space", "amber", "This is no Space: nothing is paused.")
+    elif name != settings.space_owner:
+        found = Check(
+            "Space",
+            "amber",
+            f"Only runs of {settings.space_owner} pause {settings.space_id}.",
+            "Switch hub.pause_space off, or duplicate the Space to your account.",
+        )
+    elif stored_token() is None:
+        found = Check(
+            "Space",
+            "amber",
+            f"{settings.space_id} has no secret `HF_TOKEN`, so nothing can pause it.",
+            "Add one that may write to the Space, in its settings.",
+        )
+    else:
+        found = Check("Space", "green", "Pauses when the run has ended and no other one computes.")
+    return [found]
 
 
 def _hours(seconds: float) -> str:

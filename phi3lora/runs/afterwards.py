@@ -1,7 +1,8 @@
 """What follows the end of a run: a webhook is told of it, and a Space with no more to do pauses.
 
 PHI3LORA_WEBHOOK=https://…       is sent every end as JSON, with words for Slack and Discord
-PHI3LORA_PAUSE_WHEN_DONE=1        on a Space whose secret HF_TOKEN may pause it
+PHI3LORA_PAUSE_WHEN_DONE=1        on a Space whose secret HF_TOKEN may pause it; or hub.pause_space
+                                  of a run of the Space's owner
 
 A worker tells of its own end. On a Space it is the app that does, since an address of a webhook is
 as good as a password, and a visitor's worker sees none of the Space's secrets.
@@ -37,7 +38,7 @@ def after_worker(folder: Path, settings: Settings) -> None:
         return  # deleted meanwhile
     if run.status not in ACTIVE:
         tell_end(run, settings)
-        pause_if_done(settings)
+        pause_if_done(run, settings)
 
 
 def tell_end(run: Run, settings: Settings) -> None:
@@ -77,13 +78,21 @@ def ended(run: Run) -> dict[str, Any]:
     }
 
 
-def pause_if_done(settings: Settings) -> None:
-    """Pause a Space on which no run is left to compute, where its owner wants that."""
-    if not (settings.pause_when_done and settings.space_id):
+def pause_if_done(run: Run, settings: Settings) -> None:
+    """After a run, pause a Space on which none is left to compute, where its owner wants that."""
+    if settings.space_id is None or not (settings.pause_when_done or _asks(run, settings)):
         return
-    if any(run.status in ACTIVE for run in RunStore(settings).all()):
+    if any(other.status in ACTIVE for other in RunStore(settings).all()):
         return
     try:
         pause(settings.space_id, stored_token())
     except Phi3LoraError as error:
         logger.warning("The Space was not paused: %s", error)
+
+
+def _asks(run: Run, settings: Settings) -> bool:
+    """Whether the Space's owner wants it paused after this run; others have no say in that."""
+    try:
+        return run.owner == settings.space_owner and run.config.hub.pause_space
+    except Phi3LoraError:
+        return False  # a config that cannot be read asks for nothing

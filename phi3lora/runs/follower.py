@@ -183,7 +183,7 @@ class Follower:
 
     @property
     def job(self) -> JobRef:
-        """The Job that is followed."""
+        """Where it computes; the state has it from the moment that the Hub took it."""
         assert self.run.state.job is not None
         return self.run.state.job
 

@@ -40,7 +40,7 @@ class Operations:
 
     @property
     def offered(self) -> list[Callable[..., Json]]:
-        """All of them."""
+        """What an agent may call, in the order in which its list shows them."""
         return [
             self.search_datasets,
             self.inspect_dataset,

@@ -67,7 +67,7 @@ class ApiError(Exception):
         self.after = after
 
     def body(self) -> dict[str, Any]:
-        """The JSON of it."""
+        """What OpenAI's clients read of an answer that is no success."""
         told = {"message": str(self), "type": self.kind, "param": self.param, "code": self.code}
         return {"error": told}
 

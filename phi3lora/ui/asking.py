@@ -13,6 +13,7 @@ from phi3lora.ui.talk import Talk
 from phi3lora.ui.widgets import text_of
 
 LONGEST_IN_ADDRESS = 4000  # characters of a question or a system prompt
+LAST_FRAME = 1.0  # seconds that a new conversation waits for the answer that it replaces
 WARM = 0.7  # temperature of another answer where the first one was the likeliest
 
 
@@ -57,16 +58,17 @@ def unusual(options: Options) -> dict[str, Any]:
 
 
 def from_address(query: Mapping[str, str]) -> dict[str, Any]:
-    """Settings that an address names, as far as they may be set to that."""
+    """Settings that an address names, as far as the page's fields can be set to that."""
     found: dict[str, Any] = {}
     for name in SETTINGS:
-        kind = type(getattr(Options, name))
+        kind, slider = type(getattr(Options, name)), SETTINGS[name].slider
         try:
             value = kind(query[name])
             Options(**{name: value}).check()
         except (KeyError, ValueError, OverflowError, ConfigError):
             continue
-        found[name] = value
+        if slider is None or slider[0] <= value <= slider[1]:
+            found[name] = value
     if system := query.get("system", "")[:LONGEST_IN_ADDRESS]:
         found["system"] = system
     return found
@@ -93,23 +95,49 @@ def sampled(names: list[str], values: list[Any]) -> dict[str, Any]:
     return given
 
 
-class Stops:
-    """Who pressed Stop, by session; an answer checks it between tokens."""
+class Flag(threading.Event):
+    """Raised to end one answer.
+
+    Attributes:
+        left: nobody wants to see how it ends: its conversation is gone from the page.
+        over: raised once nothing more of it is shown.
+    """
 
     def __init__(self) -> None:
-        self._events: dict[str, threading.Event] = {}
+        super().__init__()
+        self.left, self.over = False, threading.Event()
 
-    def begin(self, session: str) -> threading.Event:
+
+class Stops:
+    """Who pressed Stop, by session; an answer checks it between tokens.
+
+    A page shows one answer at a time: `begin` leaves the one before. It is called before the page
+    offers Stop, so that no Stop is lost.
+    """
+
+    def __init__(self) -> None:
+        self._flags: dict[str, Flag] = {}
+
+    def begin(self, session: str) -> Flag:
         """A fresh flag for this session's answer."""
-        self._events[session] = threading.Event()
-        return self._events[session]
+        self.leave(session)
+        self._flags[session] = Flag()
+        return self._flags[session]
 
     def stop(self, session: str) -> None:
         """Raise the session's flag."""
-        if event := self._events.get(session):
-            event.set()
+        if flag := self._flags.get(session):
+            flag.set()
 
-    def end(self, session: str, event: threading.Event) -> None:
+    def leave(self, session: str) -> None:
+        """Raise it, and wait a moment for the last frame: what is shown next stays."""
+        if flag := self._flags.get(session):
+            flag.left = True
+            flag.set()
+            flag.over.wait(LAST_FRAME)
+
+    def end(self, session: str, flag: Flag) -> None:
         """Forget the flag, unless a newer answer has replaced it."""
-        if self._events.get(session) is event:
-            del self._events[session]
+        flag.over.set()
+        if self._flags.get(session) is flag:
+            del self._flags[session]

@@ -259,7 +259,7 @@
       const width = this.figure.clientWidth;
       const height = this.figure.clientHeight || 260;
       if (!data.curves.some((curve) => curve.points.length) || width < 80) {
-        this.figure.replaceChildren();
+        this.figure.replaceChildren(data.said || "");
         return;
       }
       if (view.log === null) this.chooseScale();

@@ -85,13 +85,6 @@ class CompareOpening(CompareParts):
         return Talk(talk.adapter, (Turn(sample.prompt, base=base, tuned=tuned, kept=True),))
 
     @shown
-    def on_adapter(self, chosen: str, against: str, third: str, request: gr.Request) -> list[Any]:
-        """Something else to compare: a conversation of its own; the one before is kept."""
-        caller = self.app.callers.caller(session_of(request))
-        talk = self._first(Talk(chosen, against=against, third=third), caller)
-        return [*self._about(talk, caller), *drawn(talk)]
-
-    @shown
     def on_load(self, chosen: str, against: str, request: gr.Request) -> Iterator[list[Any]]:
         """Load what was chosen, saying so."""
         yield from self._loading(chosen, against, request)

@@ -20,7 +20,7 @@ from phi3lora.app.comparing import Subject, draw_sides, draw_two, titles
 from phi3lora.app.shared import Shared, asked_of
 from phi3lora.chat.options import BOTH, Options, Pair, Side
 from phi3lora.errors import DataError, Phi3LoraError
-from phi3lora.ui.asking import Ask, Stops, another, unusual
+from phi3lora.ui.asking import Ask, Flag, Stops, another, unusual
 from phi3lora.ui.compare_opening import CompareOpening, drawn
 from phi3lora.ui.compare_parts import ASKING, RESTING, VOTES
 from phi3lora.ui.compare_show import status_line, undo_line
@@ -106,13 +106,37 @@ class ComparePage(CompareOpening):
         how: str,
         request: gr.Request,
     ) -> Iterator[list[Any]]:
-        """Frames of the last turn while these sides answer it."""
+        """Frames of the last turn while these sides answer it, unless the page leaves it."""
+        session = str(request.session_hash)
+        flag = self.stops.begin(session)
+        try:
+            for frame in self._frames(talk, sides, subject, options, how, request, flag):
+                if flag.left:  # Gradio shows the last frame once more at the end
+                    yield [gr.skip()] * len(self.answering)
+                    return
+                yield frame
+        except Phi3LoraError:
+            if not flag.left:
+                raise
+        finally:
+            self.stops.end(session, flag)
+
+    def _frames(
+        self,
+        talk: Talk,
+        sides: tuple[Side, ...],
+        subject: Subject,
+        options: Options,
+        how: str,
+        request: gr.Request,
+        flag: Flag,
+    ) -> Iterator[list[Any]]:
         turn, began, first = talk.turns[-1], 0.0, Pair()
         places = {side: len(turn.variants(side)) for side in sides}
         for side in sides:
             turn = turn.heard(side, Said(how=how), places[side])
         yield self._frame(talk, turn, Pair(), "asking")
-        for pair in self._pairs(talk, sides, subject, options, request):
+        for pair in self._pairs(talk, sides, subject, options, request, flag):
             if not began and pair.tokens_base + pair.tokens_tuned:
                 began, first = time.monotonic(), pair
             for side in sides:
@@ -144,18 +168,12 @@ class ComparePage(CompareOpening):
         subject: Subject,
         options: Options,
         request: gr.Request,
+        flag: Flag,
     ) -> Iterator[Pair]:
         """Answers from the engine, until they are complete or somebody presses Stop."""
         base, tuned = (talk.messages(side) if side in sides else [] for side in BOTH)
-        session = str(request.session_hash)
-        flag = self.stops.begin(session)
         caller = self.app.callers.caller(session_of(request))
-        try:
-            yield from self.app.comparing.reply(
-                subject, base, tuned, options, flag.is_set, caller=caller
-            )
-        finally:
-            self.stops.end(session, flag)
+        return self.app.comparing.reply(subject, base, tuned, options, flag.is_set, caller=caller)
 
     def _frame(self, talk: Talk, turn: Turn, pair: Pair, phase: str) -> list[Any]:
         """Values for what an answer changes, in the order of `answering`."""
@@ -217,16 +235,34 @@ class ComparePage(CompareOpening):
 
     def on_clear(self, talk: Talk, request: gr.Request) -> list[Any]:
         """A fresh conversation; the one before comes back with Undo."""
+        self.stops.leave(str(request.session_hash))
         fresh = Talk(talk.adapter, against=talk.against, third=talk.third)
-        hide = gr.update(visible=False)
+        hide, rest = gr.update(visible=False), gr.update(**RESTING)
         line = undo_line("A new conversation.")
-        return [*drawn(fresh), hide, self.standing_line(fresh, self._caller(request)), talk, line]
+        standing = self.standing_line(fresh, self._caller(request))
+        return [*drawn(fresh), hide, standing, talk, line, rest]
+
+    @shown
+    def on_adapter(
+        self, chosen: str, against: str, third: str, before: Talk, request: gr.Request
+    ) -> list[Any]:
+        """Something else to compare: a conversation of its own; the one before comes back."""
+        self.stops.leave(str(request.session_hash))
+        caller = self._caller(request)
+        talk = self._first(Talk(chosen, against=against, third=third), caller)
+        hide, rest = gr.update(visible=False), gr.update(**RESTING)
+        said = any(not turn.kept for turn in before.turns)
+        line = undo_line("A new conversation, about what you chose.") if said else ""
+        back = before if said else gr.skip()
+        return [*self._about(talk, caller), *drawn(talk), hide, back, line, rest]
 
     def on_undo(self, before: Talk, request: gr.Request) -> list[Any]:
-        """The conversation that was cleared."""
-        hidden = bool(before.last and before.last.hidden)
-        standing = self.standing_line(before, self._caller(request))
-        return [*drawn(before), gr.update(visible=hidden), standing, ""]
+        """The conversation that was left, with what it compares."""
+        self.stops.leave(str(request.session_hash))
+        hidden = gr.update(visible=bool(before.last and before.last.hidden))
+        caller, rest = self._caller(request), gr.update(**RESTING)
+        subjects = [before.adapter, before.against, before.third]
+        return [*subjects, *self._about(before, caller), *drawn(before), hidden, "", rest]
 
     @shown
     def on_vote(
@@ -278,37 +314,48 @@ class ComparePage(CompareOpening):
         opened.success(self.on_first, inputs, self.answering, **quiet)
         self.votes.wire(subjects)
         self.prompt_set.wire(inputs, self.sampling)
+        places = [*self.conversation, self.vote_row]
         changed = gr.on(
             [subject.input for subject in subjects],
             self.on_adapter,
-            subjects,
-            [*facts, *self.conversation],
+            [*subjects, self.talk],
+            [*facts, *places, self.before, self.undo, self.message],
             **quiet,
         )
-        changed.then(None, subjects, subjects, js=REMEMBER)
-        changed.success(lambda: gr.update(visible=False), None, self.vote_row, **quiet)
-        other = self.sampling["against_strength"]
-        changed.success(lambda name: gr.update(visible=bool(name)), self.against, other, **quiet)
-        changed.success(self.on_load, subjects[:2], self.answering, **quiet)
+        restored = self.undo.click(
+            self.on_undo,
+            self.before,
+            [*subjects, *facts, *places, self.undo, self.message],
+            **quiet,
+        )
+        for event in (changed, restored):
+            self._wire_subjects(event, subjects, quiet)
         self.timer.tick(
             None, [self.pulse, self.nothing], self.pulse, js=PULSE, show_progress="hidden"
         )
         self.pulse.change(self.on_pulse, self.adapter, [*subjects, self.room], **quiet)
         self.message.submit(self.on_ask, inputs, self.answering, **quiet)
-        self.message.stop(self.on_stop, None, None, queue=False, **quiet)
+        self.message.stop(self.on_stop, None, None, **quiet)
         self.suggestions.click(on_suggestion, None, self.message, **quiet).then(
             self.on_ask, inputs, self.answering, **quiet
         )
         for place in (self.past, self.now):
             place.click(self.on_turn, inputs, self.answering, **quiet)
-        cleared = [*self.conversation, self.vote_row, self.tally]
-        self.clear.click(self.on_clear, self.talk, [*cleared, self.before, self.undo], **quiet)
-        self.undo.click(self.on_undo, self.before, [*cleared, self.undo], **quiet)
+        voted_on = [*places, self.tally]
+        cleared = [*voted_on, self.before, self.undo, self.message]
+        self.clear.click(self.on_clear, self.talk, cleared, **quiet)
         for button in self.vote_buttons:
             voted = button.click(
-                self.on_vote, [button, self.talk, self.adapter, self.consent], cleared, **quiet
+                self.on_vote, [button, self.talk, self.adapter, self.consent], voted_on, **quiet
             )
             voted.success(**self.votes.again)
+
+    def _wire_subjects(self, changed: Any, subjects: list[Any], quiet: dict[str, Any]) -> None:
+        """Once something else is compared: it is in the address, loaded, and its votes shown."""
+        changed.then(None, subjects, subjects, js=REMEMBER)
+        other = self.sampling["against_strength"]
+        changed.success(lambda name: gr.update(visible=bool(name)), self.against, other, **quiet)
+        changed.success(self.on_load, subjects[:2], self.answering, **quiet)
         changed.success(**self.votes.again)
 
 

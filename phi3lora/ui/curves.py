@@ -67,6 +67,12 @@ def loss_curves(of: str, view: RunView) -> str:
     return _chart(of, "Loss", "loss" if view.rewards else NATS, curves)
 
 
+def no_curves(of: str, active: bool) -> str:
+    """Words in a curve's place."""
+    said = "The curve begins with the second update." if active else "No second update: no curve."
+    return json.dumps({"of": of, "curves": [], "said": said})
+
+
 def reward_curves(of: str, view: RunView) -> str:
     """The reward of the model's own answers, or the margin of better over worse ones."""
     if len(view.rewards) < 2:
@@ -81,7 +87,7 @@ def reward_curves(of: str, view: RunView) -> str:
 
 
 def rate_curves(of: str, view: RunView) -> str:
-    """The learning rate."""
+    """How far each update went, by the schedule."""
     return _one(of, "Learning rate", "learning rate", view.rates, view.clock)
 
 

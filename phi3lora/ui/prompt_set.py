@@ -100,7 +100,7 @@ class PromptSetPanel:
         }
         outputs = [self.progress, self.table, self.stop]
         self.ask.click(self.on_ask_all, [self.prompts, *inputs], outputs, **quiet)
-        self.stop.click(self.on_stop, None, None, queue=False, **quiet)
+        self.stop.click(self.on_stop, None, None, **quiet)
 
 
 def columns(subject: Subject, options: Options) -> list[str]:

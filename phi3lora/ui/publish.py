@@ -37,6 +37,9 @@ from phi3lora.ui.sessions import session_of
 from phi3lora.ui.widgets import shown
 
 DIALOG = "() => window.phi3lora.dialog('publish-card', 'Publish')"
+IN_VIEW = """
+watch('value', () => props.value && setTimeout(() => element.scrollIntoView({block: 'nearest'})));
+"""
 WHAT = "On the Hub: safetensors, tokenizer, configuration, script, and a card with the evidence."
 
 
@@ -53,7 +56,7 @@ class PublishCard:
             with gr.Row(elem_classes="actions"):
                 self.send = gr.Button("Publish", variant="primary", size="md", elem_id="send")
                 self.close = gr.Button("Close", size="md", elem_id="close-publish")
-            self.result = gr.HTML(elem_id="published", apply_default_css=False)
+            self.result = gr.HTML(elem_id="published", js_on_load=IN_VIEW, apply_default_css=False)
             self._deploying()
 
     def _naming(self) -> None:

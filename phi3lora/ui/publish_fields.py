@@ -64,7 +64,7 @@ class AlongFields:
 
     @property
     def all(self) -> list[Any]:
-        """The boxes."""
+        """Components, in the order in which their values reach a handler."""
         return list(self.boxes.values())
 
 
@@ -89,7 +89,7 @@ def along_values(offers: Sequence[Along]) -> list[Any]:
 
 
 def along_box(title: str, offer: Along | None) -> Any:
-    """One box."""
+    """With the size of what it adds; off where that cannot be had, and why."""
     if offer is None:
         return gr.update(value=False, interactive=False, label=title, info=None)
     size = f", about {words.size(offer.size)}" if offer.size else ""

@@ -125,26 +125,42 @@
     told();
   };
 
+  // The order of two keys: numbers by their size, others as texts, an empty one last.
+  const compared = (one, other) => {
+    if (!one || !other) return !one - !other;
+    const [a, b] = [Number(one), Number(other)];
+    return Number.isNaN(a) || Number.isNaN(b) ? one.localeCompare(other) : a - b;
+  };
+
+  // A click on a column's name sorts the rows by it, a second one the other way round.
+  phi3lora.sortable = (element) => {
+    element.addEventListener("click", (event) => {
+      const head = event.target.closest("th button")?.parentElement;
+      if (!head) return;
+      const way = head.getAttribute("aria-sort") === "ascending" ? -1 : 1;
+      for (const other of head.parentElement.cells) {
+        if (other.ariaSort) other.ariaSort = other === head ? (way > 0 ? "ascending" : "descending") : "none";
+      }
+      const body = head.closest("table").tBodies[0];
+      const key = (row) => row.cells[head.cellIndex].dataset.key;
+      const order = (one, other) => (key(one) && key(other) ? way : 1) * compared(key(one), key(other));
+      body.append(...[...body.rows].toSorted(order));
+    });
+  };
+
   // Search and ticks are the browser's alone: they outlive each new list from the server.
   phi3lora.runList = (element, trigger, watch) => {
     const ticked = new Set();
     const tools = document.getElementById("run-tools");
     const bar = () => tools.querySelector(".tick-bar");
-    // What an item is ordered by; without a loss it comes last.
-    const keys = {
-      loss: (item) => (item.dataset.loss ? Number(item.dataset.loss) : Infinity),
-      title: (item) => item.querySelector("b").textContent.toLowerCase(),
-      status: (item) => item.dataset.status,
-    };
+    const keyOf = (item, by) => (by === "title" ? item.querySelector("b").textContent : item.dataset[by]);
     const newest = new Map(); // place of an item as the server sent it
     const ordered = () => {
       const items = [...element.querySelectorAll(".run-item")];
       items.forEach((item, place) => { if (!newest.has(item)) newest.set(item, place); });
-      const key = keys[tools.querySelector("select").value] || (() => 0);
-      const sorted = items.toSorted((one, other) => {
-        const [a, b] = [key(one), key(other)];
-        return a < b ? -1 : a > b ? 1 : newest.get(one) - newest.get(other);
-      });
+      const by = tools.querySelector("select").value;
+      const sorted = items.toSorted((one, other) =>
+        (by && compared(keyOf(one, by), keyOf(other, by))) || newest.get(one) - newest.get(other));
       if (sorted.some((item, place) => item !== items[place])) sorted[0].parentElement.append(...sorted);
     };
     const drawn = () => {

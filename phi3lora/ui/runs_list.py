@@ -6,9 +6,8 @@ import time
 from collections.abc import Sequence
 
 from phi3lora import words
-from phi3lora.app.several import Several
+from phi3lora.app.several import Figure, Key, Several, base_of, size_of, time_of
 from phi3lora.app.views import Follower
-from phi3lora.errors import Phi3LoraError
 from phi3lora.hub.backup import RunRepo
 from phi3lora.runs.store import ACTIVE, Run
 from phi3lora.ui import show
@@ -21,7 +20,8 @@ SEARCH = """
 <input type="search" id="run-search" placeholder="Search" aria-label="Search runs">
 <select id="run-order" aria-label="Order of the runs"><option value="">Newest</option>
 <option value="loss">Lowest loss</option><option value="title">Title</option>
-<option value="status">Status</option></select></div>
+<option value="status">Status</option><option value="base">Base</option>
+<option value="size">Smallest</option><option value="time">Shortest</option></select></div>
 <div class="tick-bar" hidden><button type="button" class="chip" name="several"></button>
 <button type="button" class="chip" name="untick">Clear</button></div>
 <p class="no-match" role="status"></p>
@@ -42,7 +42,9 @@ def _item(run: Run, chosen: str, follower: Follower | None) -> str:
     about = " · ".join(about_run(run, follower))
     thin = _thin(run, follower) if status in ACTIVE else ""
     loss = last(follower.view(run).losses) if follower else None
-    order = f'data-loss="{"" if loss is None else loss}" data-status="{status}"'
+    keys = {"loss": loss, "status": status, "base": base_of(run).lower()}
+    keys |= {"size": size_of(run), "time": time_of(run)}
+    order = " ".join(f'data-{name}="{_key(value)}"' for name, value in keys.items())
     return (
         f'<div class="run-item" {order}><input type="checkbox" data-tick="{name}" '
         f'aria-label="Put {show.text(run.title)} beside others">'
@@ -57,13 +59,8 @@ def about_run(run: Run, follower: Follower | None) -> list[str]:
     loss = last(follower.view(run).losses) if follower else None
     if loss is not None:
         about.append(f"loss {words.figure(loss, 2)}")
-    try:
-        about.append(run.config.model.path.rpartition("/")[2])
-        files = [file for file in run.result.folder.glob("*.safetensors") if file.is_file()]
-        if files and run.status not in ACTIVE:
-            about.append(words.size(sum(file.stat().st_size for file in files)))
-    except (Phi3LoraError, OSError):
-        pass  # the run itself says that it cannot be read
+    about += [base.rpartition("/")[2]] if (base := base_of(run)) else []
+    about += [words.size(size)] if (size := size_of(run)) else []
     return about
 
 
@@ -122,12 +119,34 @@ def kept_state(run: RunRepo) -> str:
 
 
 def several_table(several: Several) -> str:
-    """A column for each run: losses, then the settings in which they differ."""
-    titles = [run.title for run in several.runs]
+    """A row for each run: losses, base, size, time, then the settings in which they differ.
+
+    A click on a column's name sorts by it (runs.js).
+    """
+    figures = several.figures
+    head = "".join(
+        f'<th scope="col" aria-sort="none"><button type="button">{show.text(figure.name)}</button>'
+        "</th>"
+        for figure in figures
+    )
+    rows = enumerate(several.runs)
+    body = "".join(_several_row(run, figures, at) for at, run in rows)
     same = "" if several.settings else "<p>Their settings are the same.</p>"
     return (
-        show.table(
-            ["Figure or setting", *titles], [(name, *values) for name, values in several.rows()]
-        )
-        + same
+        '<div class="table-frame" tabindex="0"><table class="plain several"><thead><tr>'
+        f'<th scope="col">Run</th>{head}</tr></thead><tbody>{body}</tbody></table></div>{same}'
     )
+
+
+def _several_row(run: Run, figures: Sequence[Figure], at: int) -> str:
+    cells = "".join(
+        f'<td data-key="{_key(figure.keys[at])}">{show.text(figure.texts[at])}</td>'
+        for figure in figures
+    )
+    link = f'<a href="runs?run={show.text(run.id)}">{show.text(run.title)}</a>'
+    return f'<tr><th scope="row">{link}</th>{cells}</tr>'
+
+
+def _key(key: Key) -> str:
+    """What is sorted by, as an attribute's value; empty for what comes last."""
+    return "" if key is None else show.text(str(key))

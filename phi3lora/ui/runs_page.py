@@ -84,7 +84,11 @@ class RunsPage:
         with gr.Column(elem_classes="card", visible=False, elem_id="several") as self.several:
             gr.HTML(show.heading("Side by side", "The ticked runs in one chart, and what differs."))
             self.several_chart = chart_component("several-chart", tools=True)
-            self.several_table = gr.HTML(elem_id="several-table", apply_default_css=False)
+            self.several_table = gr.HTML(
+                elem_id="several-table",
+                js_on_load="window.phi3lora.sortable(element)",
+                apply_default_css=False,
+            )
 
     def _detail(self) -> None:
         with gr.Column(elem_classes="card", elem_id="run-card") as self.card:
@@ -160,29 +164,7 @@ class RunsPage:
     @property
     def parts(self) -> dict[str, Any]:
         """What depends on the chosen run, by the names that `show_run` uses."""
-        names = (
-            "head",
-            "live",
-            "actions",
-            "stop",
-            "resume",
-            "cancel",
-            "compare",
-            "publish",
-            "again",
-            "menu",
-            "more",
-            "loss",
-            "reward",
-            "rate",
-            "speed",
-            "memory",
-            "samples",
-            "tracker",
-            "report",
-            "log",
-            "config",
-        )
+        names = ("head", "actions", "stop", "resume", "cancel", "compare", "publish", *EMPTY)
         return {name: getattr(self, name) for name in names}
 
     @property
@@ -277,8 +259,7 @@ class RunsPage:
     @shown
     def on_resume(self, run_id: str, request: gr.Request) -> None:
         """Go on from the last whole checkpoint, with changed inputs once these were shown."""
-        caller = self._caller(request)
-        run = self.app.launching.run(run_id, caller)
+        run, caller = self._own(run_id, request), self._caller(request)
         self.app.launching.resume(run, caller, accept_changes=bool(run.state.changes))
 
     @shown
@@ -295,7 +276,11 @@ class RunsPage:
         """Rename it, or put it into the bin: of the run that the menu was opened on."""
         caller = self._caller(request)
         run = self.app.launching.run(told(event, "of"), caller)
-        if told(event, "do") == "rename":
+        do, _, rows = told(event, "do").partition(" ")
+        if do == "resume" and rows.isdecimal():
+            self.app.launching.resume(run, caller, bool(run.state.changes), batch_size=int(rows))
+            return [run_id, gr.skip(), *not_renaming()]
+        if do == "rename":
             return [run_id, gr.skip(), gr.update(visible=True), run.title, run.id]
         self.app.launching.discard(run)
         left = self.app.launching.runs(caller)

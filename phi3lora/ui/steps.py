@@ -51,5 +51,5 @@ def _head(name: str, number: int, title: str) -> str:
 
 
 def step_line(text: str) -> str:
-    """A step in one line."""
+    """What a folded step says of itself."""
     return f'<p class="step-line">{show.text(text)}</p>'

@@ -123,7 +123,7 @@ class Talk:
 
     @property
     def last(self) -> Turn | None:
-        """The last turn."""
+        """The newest turn, whether it is answered or not; None before the first question."""
         return self.turns[-1] if self.turns else None
 
     def messages(self, side: Side) -> list[dict[str, Any]]:

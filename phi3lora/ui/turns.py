@@ -103,7 +103,7 @@ def _prose(said: Said, other: Said | None, *, busy: bool) -> str:
 
 def _facts(said: Said, *, busy: bool) -> str:
     if busy or not said.tokens:
-        return ""
+        return "" if busy or said.ended else "Stopped before the first token"
     rate = f" · {said.rate:.0f} tokens/s" if said.rate else ""
     cut = "" if said.ended else ", cut"
     how = f" · {show.text(said.how)}" if said.how else ""

@@ -10,7 +10,7 @@ from typing import Any
 from phi3lora.data.cells import text_of
 from phi3lora.data.conversation import Detected, Message, Row, Unusable, Writes
 from phi3lora.data.formats import preference
-from phi3lora.data.shape import SYSTEM, Columns, Format, Side
+from phi3lora.data.shape import SYSTEM, Columns, Format, Judged
 
 TIE, BOTH_BAD = "a tie: neither answer is better", "both answers are bad: neither is better"
 _FIRST = {"a", "model_a", "answer_a", "response_a", "left", "first", "0"}
@@ -19,7 +19,7 @@ _TIES = {"tie", "draw", "equal", "both"}
 _BAD = {"both bad", "both_bad", "tie (bothbad)", "tie_bothbad", "bothbad", "neither"}
 
 
-def sides(row: Row, columns: Columns) -> list[Side]:
+def sides(row: Row, columns: Columns) -> list[Judged]:
     """The columns in the order that the row's winner says; two bad answers are one each.
 
     Raises:

@@ -12,7 +12,7 @@ from typing import Any
 from phi3lora.data.cells import cell, messages_from, role_of, text_of, turns_in
 from phi3lora.data.conversation import Detected, Message, Row, Unusable, Writes
 from phi3lora.data.marks import transcript
-from phi3lora.data.shape import SYSTEM, Columns, Format, Seen, Side, by_name
+from phi3lora.data.shape import SYSTEM, Columns, Format, Judged, Seen, by_name
 from phi3lora.errors import DataError
 
 _BETTER = ("chosen", "preferred", "better", "chosen_response", "response_chosen")
@@ -70,7 +70,7 @@ def read(row: Row, detected: Detected, writes: Writes) -> list[Message]:
     return [{"role": "user", "content": cell(row, columns, "prompt")}, *messages]
 
 
-def sides(row: Row, columns: Columns) -> list[Side]:
+def sides(row: Row, columns: Columns) -> list[Judged]:
     """Each row has one of either."""
     return [(columns["messages"], columns["rejected"])]
 

@@ -16,7 +16,7 @@ from typing import Any
 from phi3lora.data.cells import text_of
 from phi3lora.data.conversation import Detected, Message, Row, Unusable, Writes
 from phi3lora.data.formats import preference
-from phi3lora.data.shape import SYSTEM, Columns, Format, Seen, Side, by_name
+from phi3lora.data.shape import SYSTEM, Columns, Format, Judged, Seen, by_name
 
 ALIKE = "all answers to the prompt are rated alike"
 ALONE = "one rated answer alone, which nothing can be compared with"
@@ -110,7 +110,7 @@ def _paired(group: Iterable[Row], columns: Columns, kept: list[str]) -> Row:
     return {**found, _RATED: number}
 
 
-def sides(row: Row, columns: Columns) -> list[Side]:
+def sides(row: Row, columns: Columns) -> list[Judged]:
     """The best against the worst. Raises Unusable where there is no such pair."""
     if row[_RATED] < 2:
         raise Unusable(ALONE)
