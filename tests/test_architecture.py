@@ -1,4 +1,4 @@
-"""docs/architecture.md names modules, functions and files that exist."""
+"""docs/architecture.md names modules, functions and files that exist; other pages name tests."""
 
 from __future__ import annotations
 
@@ -132,3 +132,14 @@ def test_every_change_of_the_table_is_tested_and_needs_no_more_rooms_than_it_may
         (number,) = [int(number) for change, number, *_ in CHANGES if change.startswith(name)]
         assert number <= most, name
     assert len(CHANGES) == len(MOST)
+
+
+@pytest.mark.parametrize("page", ["decisions", "reliability", "security"])
+def test_every_test_that_a_page_names_exists(page: str) -> None:
+    text = (REPOSITORY / "docs" / f"{page}.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`(test_\w+)(?:\.py)?`", text))
+    files = list((REPOSITORY / "tests").rglob("test_*.py"))
+    written = {name.rpartition(".")[2] for file in files for name in defined(file)}
+    written |= {file.stem for file in files}
+    assert len(named) > 10
+    assert not named - written

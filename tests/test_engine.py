@@ -594,14 +594,26 @@ def test_who_has_said_most_makes_room_and_goes_on_after_those_who_said_less(
     assert list(still._waiting) == [short, much, more]
 
 
-def test_those_who_had_no_turn_join_a_full_model(still: ChatEngine) -> None:
+def test_a_short_answer_makes_no_room_for_long_ones(still: ChatEngine) -> None:
+    """These have said nothing while their prompts are read, and it was short of its end."""
+    short, reading = answered(17, 97.0, limit=300), answered(0, 97.0, limit=4000)
+    still._active = [short, reading, *[answered(0, 99.0, limit=4000)] * (MOST_ACTIVE - 1)]
+    still._waiting.append(answered(0, 96.0, limit=4000))
+    still._serving = cast(Any, SimpleNamespace(base=POCKET, load_seconds=0.0))
+    assert not still._may_start(still._waiting[0])
+    assert short in still._active
+    assert reading not in still._active
+
+
+def test_short_ones_that_had_no_turn_join_a_full_model(still: ChatEngine) -> None:
     still._active = [answered(9, 99.0)] * MOST_ACTIVE
     still._serving = cast(
         Any, SimpleNamespace(base=POCKET, load_seconds=0.0, make_room=lambda promised: True)
     )
     assert still._may_start(asked("Ahoy?", 100.0))
+    assert not still._may_start(asked("x" * 600, 100.0)), "it would keep the place"
     assert not still._may_start(answered(9, 96.0))
-    still._active += [answered(1, 99.0)] * NEWCOMERS
+    still._active += [answered(1, 99.0, limit=200)] * NEWCOMERS
     assert not still._may_start(asked("Ahoy?", 100.0))
 
 

@@ -24,7 +24,7 @@ from phi3lora.models.loading import load_tokenizer
 from phi3lora.runs import life, worker
 from phi3lora.runs.queue import Queue
 from phi3lora.runs.store import RunStore
-from phi3lora.runs.sweep import sweep
+from phi3lora.runs.sweep import folder_for_download, sweep
 from phi3lora.settings import Settings
 from phi3lora.training.preflight import _checkpoints_kept
 from tests import fake_training
@@ -129,6 +129,21 @@ def test_leftovers_are_swept_and_nothing_else(
     for lock in (held, worker_lock):
         assert lock is not None
         os.close(lock)
+
+
+def test_a_download_that_was_taken_goes_with_a_later_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An app that is never restarted would keep a copy of all that was ever downloaded."""
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    taken, fresh, other = folder_for_download(), folder_for_download(), tmp_path / "phi3lora-zip"
+    other.mkdir()
+    (taken / "adapter.zip").touch()
+    for path in (taken, other):
+        os.utime(path, (1, 1))
+    newest = folder_for_download()
+    assert set(tmp_path.iterdir()) == {fresh, newest, other}
 
 
 def test_sweeping_a_home_that_is_not_there(settings: Settings) -> None:

@@ -25,7 +25,7 @@ from phi3lora.app.launching import Launching
 from phi3lora.chat.options import Options, Pair
 from phi3lora.config import ModelConfig, RunConfig
 from phi3lora.data.columns import Columns
-from phi3lora.errors import HubError, LimitError
+from phi3lora.errors import DataError, HubError, LimitError
 from phi3lora.models.hardware import GIB, Hardware
 from phi3lora.models.pocket import CHECKPOINT
 from phi3lora.runs.queue import Queue
@@ -285,3 +285,22 @@ def test_a_gated_base_that_somebody_loaded_answers_nobody_else(
     for name, token in (("bob", "hf_bob"), ("", None)):
         with pytest.raises(HubError, match="gated"):
             ask(name, token)
+
+
+def test_a_stranger_asks_no_more_than_two_thousand_characters(tmp_path: Path) -> None:
+    """Reading a question costs everybody on a Space; one's own machine reads what it is given."""
+    subject = Subject(ModelConfig(path="pocket"))
+    for space, longest in (("ann/space", 2_000), (None, 200_000)):
+        comparing = Application.open(Settings(tmp_path, space_id=space)).comparing
+        comparing._engine = Loaded()  # type: ignore[assignment]
+
+        def ask(*said: str, asked: Comparing = comparing) -> list[Any]:
+            talk = [{"role": "user", "content": text} for text in said]
+            return list(asked.reply(subject, talk, talk, Options(), caller=Caller("eve")))
+
+        assert ask("x" * longest)
+        if space:
+            with pytest.raises(DataError, match="at most 2,000 characters"):
+                ask("x" * (longest + 1))
+            with pytest.raises(DataError, match="too long to go on"):
+                ask(*["x" * 1_000] * 101)

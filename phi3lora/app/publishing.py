@@ -36,6 +36,7 @@ from phi3lora.runs.export import (
 from phi3lora.runs.forms import FORMS, Kind
 from phi3lora.runs.permission import check_paths
 from phi3lora.runs.store import ACTIVE, Run
+from phi3lora.runs.sweep import folder_for_download
 from phi3lora.settings import Settings
 
 if TYPE_CHECKING:
@@ -260,6 +261,10 @@ class Publishing:
         portable = portable or self.settings.on_space
         return export_code(config, kind, place, token=caller.token, portable=portable)
 
+    def folder(self) -> Path:
+        """Where a file lies until it was taken away."""
+        return folder_for_download()
+
     def take(self, run: Run, kind: str, caller: Caller) -> Path:
         """One file to take away, in a folder of its own: of a result, of its code, or the log.
 
@@ -267,7 +272,7 @@ class Publishing:
         """
         if kind not in get_args(Take):
             raise RunError(f"There is no download {kind!r}; expected {', '.join(get_args(Take))}.")
-        folder = Path(tempfile.mkdtemp(prefix="phi3lora-"))
+        folder = self.folder()
         if kind == "log":
             return self._log(run, folder)
         if kind in CODE:

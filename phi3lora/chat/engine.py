@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from phi3lora.chat.serving import Serving
 
 MOST_ACTIVE = 8  # requests that are answered together
-NEWCOMERS = 2  # more that may join them at once, for their first turn
+NEWCOMERS = 2  # more that may join them at once, for their first turn, where they are shorter
 MOST_WAITING = 128  # requests in the queue, which hold next to nothing; more are refused
 LONGEST_PAUSE = 10.0  # turns after whose beginning an answer is no longer overtaken by new ones
 LONGER = 2  # times the tokens of a question and its answer, from which a shorter one goes first
@@ -140,7 +140,7 @@ class ChatEngine(Answering):
         """
         lately = time.monotonic() - LONGEST_PAUSE * self._turn_seconds
         for place, one in enumerate(self._waiting):
-            longer = one.base == request.base and one.promised > LONGER * request.promised
+            longer = one.base == request.base and _is_longer(one, request)
             if one.waiting_since > lately and (one.said > request.said or longer):
                 return place
         return len(self._waiting)
@@ -238,7 +238,10 @@ class ChatEngine(Answering):
                 self._finish(request, _explained(error))
 
     def _may_start(self, head: Request) -> bool:
-        """Whether there is room among the active; one who had its turn makes room, if not."""
+        """Whether there is room among the active; if not, one who had its turn makes room.
+
+        That is the longest, and of these who has said most: what is short is soon over.
+        """
         if not self._active:
             return True
         serving = self._serving
@@ -246,14 +249,16 @@ class ChatEngine(Answering):
         paused = [request for request in self._waiting if request.columns and request is not head]
         promised = sum(request.promised for request in [*self._active, head, *paused])
         other_base = serving.base != head.base
-        most = MOST_ACTIVE + (0 if head.columns else NEWCOMERS)
+        # Long ones there would hold the places that short ones find at once.
+        shorter = any(_is_longer(one, head) for one in self._active)
+        most = MOST_ACTIVE + (NEWCOMERS if shorter and not head.columns else 0)
         if not other_base and len(self._active) < most and serving.make_room(promised):
             return True
         turn = max(self._turn_seconds, RELOAD_PATIENCE * serving.load_seconds * other_base)
         began = time.monotonic() - turn
         if had := [request for request in self._active if request.turn_began < began]:
             with self._changed:
-                self._active.remove(one := max(had, key=lambda request: request.said))
+                self._active.remove(one := max(had, key=lambda r: (r.promised, r.said)))
                 self._waiting.insert(self._place(one), one)
         return False
 
@@ -369,6 +374,11 @@ class ChatEngine(Answering):
                 "back by itself when the run ends."
             )
         return Room(False, need, hardware.memory_free, message)
+
+
+def _is_longer(one: Request, other: Request) -> bool:
+    """Whether it makes another wait for much more than that one has to say."""
+    return one.promised > LONGER * other.promised
 
 
 def _free_memory(base: ModelConfig) -> int:

@@ -22,6 +22,8 @@ from phi3lora.runs.store import ID, damaged_run
 from phi3lora.settings import Settings
 
 OLD_SECONDS = 86_400.0
+TAKEN_SECONDS = 4 * 3600.0  # after which a download was made and taken: pages serve a copy of it
+DOWNLOAD = "phi3lora-download-"
 WITHIN_RUN = (".*.part", "*.unfinished", "merged-*", ".backup")
 
 
@@ -32,6 +34,14 @@ def sweep(settings: Settings, old: float = OLD_SECONDS) -> list[Path]:
         if _is_older(path, old) and _remove(path):
             gone.append(path)
     return gone
+
+
+def folder_for_download() -> Path:
+    """A temporary folder for a file to take away; those that were taken long ago go."""
+    for path in Path(tempfile.gettempdir()).glob(f"{DOWNLOAD}*"):
+        if _is_older(path, TAKEN_SECONDS):
+            _remove(path)
+    return Path(tempfile.mkdtemp(prefix=DOWNLOAD))
 
 
 def _leftovers(settings: Settings) -> Iterator[Path]:

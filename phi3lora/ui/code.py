@@ -6,9 +6,7 @@ code.wire(config_of, inputs)                  `config_of(request, *values)` → 
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -51,9 +49,8 @@ class PlainCode:
     def _maker(self, kind: Kind, config_of: ConfigOf) -> Callable[..., Any]:
         @shown
         def make(request: gr.Request, *values: Any) -> Any:
-            folder = Path(tempfile.mkdtemp(prefix="phi3lora-"))
             caller = self.app.callers.caller(session_of(request))
-            config = config_of(request, *values)
+            config, folder = config_of(request, *values), self.app.publishing.folder()
             file = self.app.publishing.code(config, kind, folder / ARCHIVE[kind], caller)
             return gr.update(value=str(file), label=f"Download {file.name}", visible=True)
 

@@ -9,9 +9,7 @@ it away as JSON lines or a dataset, or trains on it.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -104,7 +102,7 @@ class VotesPanel:
     def on_export(self, adapter: str, against: str, request: gr.Request) -> tuple[str, Any]:
         """Write the rows, and offer the file."""
         caller = self.app.callers.caller(session_of(request))
-        file = Path(tempfile.mkdtemp(prefix="phi3lora-")) / FILE
+        file = self.app.publishing.folder() / FILE
         try:
             number = self.app.voting.export(adapter or against, file, caller)
         except Phi3LoraError as error:

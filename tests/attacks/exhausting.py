@@ -53,24 +53,24 @@ def bombs(ground: Ground) -> Iterator[Try]:
     yield from _talk()
     yield from _bombs(ground)
     if ground.full:
-        yield from _beside_another(LOOKING)
+        yield from _beside_another(ground, LOOKING)
 
 
 def crowds(ground: Ground) -> Iterator[Try]:
     """Slow senders and readers, a full queue, left streams, long chats: others wait 3 s at most."""
     yield from _crowd(ground, 30)
     if ground.full:
-        yield from _beside_another(CROWDS)
+        yield from _beside_another(ground, CROWDS)
 
 
 def launches(ground: Ground) -> Iterator[Try]:
     """A thousand launches by one visitor: a few runs, and others wait 3 s at most."""
-    yield from _beside_another(LAUNCHING)
+    yield from _beside_another(ground, LAUNCHING)
 
 
 def uploads(ground: Ground) -> Iterator[Try]:
     """Uploads up to the quota, on a small disk, and on a full one: others are served."""
-    yield from _beside_another(UPLOADING)
+    yield from _beside_another(ground, UPLOADING)
     yield from _small_disk()
 
 
@@ -237,9 +237,9 @@ def slow_reader(port: int, stack: ExitStack) -> None:
 # Beside another visitor: the app in a process of its own, and a clock
 
 
-def _beside_another(attacks: dict[str, Attack]) -> Iterator[Try]:
+def _beside_another(ground: Ground, attacks: dict[str, Attack]) -> Iterator[Try]:
     """Each attack on an app of its own."""
-    for name, attack in attacks.items():
+    for name, attack in ((name, one) for name, one in attacks.items() if ground.part in name):
         with (
             tempfile.TemporaryDirectory(prefix="attacks-") as folder,
             served(Path(folder), PHI3LORA_ATTACKED="1") as space,

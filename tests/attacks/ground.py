@@ -49,6 +49,7 @@ class Ground:
         folder: of this campaign.
         demo, app: on a Space; `port` answers for it.
         here: the port of the same app on one's own machine.
+        part: of the measured attacks those are tried that have it in their name.
     """
 
     full: bool
@@ -57,6 +58,7 @@ class Ground:
     app: Application
     port: int
     here: int
+    part: str = ""
 
     def ask(
         self, method: str, path: str, body: bytes | None = None, port: int = 0, **headers: str

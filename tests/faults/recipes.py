@@ -27,6 +27,7 @@ SMALL: dict[str, Any] = {
     "evaluation.rows": 2,
     "evaluation.max_new_tokens": 3,
 }
+PAIRS = {"data.path": "example:pirate_preferences", "training_config.max_length": 128}
 RECIPES: dict[str, dict[str, Any]] = {
     "LoRA": {"evaluation.enabled": True},
     "QLoRA": {"model.quantization": "nf4"},
@@ -38,6 +39,18 @@ RECIPES: dict[str, dict[str, Any]] = {
     "best at the end": {
         "training_config.load_best_model_at_end": True,
         "training_config.eval_steps": 2,
+    },
+    "DPO": {"method": "dpo", **PAIRS},
+    "KTO": {"method": "kto", **PAIRS},
+    "ORPO": {"method": "orpo", **PAIRS},
+    "GRPO": {
+        "method": "grpo",
+        "data.path": "example:sums",
+        "training_config.per_device_train_batch_size": 8,
+        "grpo_config.num_generations": 4,
+        "grpo_config.max_completion_length": 8,
+        "grpo_config.length": 10,
+        "grpo_config.temperature": 2.0,
     },
 }
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from phi3lora.app.views import RunView
+from phi3lora.data.sources import EXAMPLES
 from phi3lora.errors import Phi3LoraError, RunError
 from phi3lora.runs import life
 from phi3lora.runs.queue import Queue
@@ -125,11 +126,11 @@ def weights_of(run: Run) -> dict[str, bytes]:
 
 
 def curves_of(run: Run) -> tuple[Any, ...]:
-    """Losses, learning rates and held-out losses, as a page shows them."""
+    """Losses, learning rates and rewards, held-out ones too, as a page shows them."""
     view = RunView()
     for event in run.events()[0]:
         view.add(event)
-    return view.losses, view.rates, view.held_out
+    return view.losses, view.rates, view.held_out, view.rewards, view.held_out_rewards
 
 
 def judge(run: Run, recipe: str, with_curves: bool = True) -> tuple[Verdict, str]:
@@ -346,7 +347,8 @@ def changed_rows(recipe: str, chance: random.Random) -> Outcome:
     def attempt() -> tuple[Verdict, str]:
         with home() as queue, tempfile.TemporaryDirectory(prefix="faults-rows-") as folder:
             rows = Path(folder) / "rows.jsonl"
-            example = Path("examples/pirate.jsonl").read_text(encoding="utf-8").splitlines()[:40]
+            source = EXAMPLES[config(recipe).data.path.removeprefix("example:")]
+            example = source.read_text(encoding="utf-8").splitlines()[:40]
             rows.write_text("\n".join(example) + "\n", encoding="utf-8")
             run = launch(queue, recipe, **{"data.path": str(rows)})
             while not list((run.folder / "checkpoints").glob("*/manifest.json")):
