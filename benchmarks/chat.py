@@ -9,6 +9,8 @@ hold copies of the model of their own.
 
 - `together / alone`: time of both answers from one pass over one of them alone.
 - `tenth / first turn`: time to the first token of both columns.
+- `of the memory's rate`, on a GPU: every weight but the embedding's is read once a token, whoever
+  asks; that many bytes a second, over those that the card copies (read and written) in a second.
 """
 
 from __future__ import annotations
@@ -46,6 +48,7 @@ from phi3lora.config import ModelConfig
 from phi3lora.models.base import check_base
 from phi3lora.models.loading import load_model
 from phi3lora.models.pocket import CHECKPOINT
+from phi3lora.training.estimate import BYTES, FOUR_BITS
 
 SIZES = {
     "58m": {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8},
@@ -55,6 +58,7 @@ QUESTION = "What is the capital of France, and what is the opposite of warm? Tel
 TURN = 16  # new tokens of an answer in the middle of a conversation, at most
 BASE, TUNED, BOTH = "base alone", "tuned alone", "together"
 GRAPH = "together, CUDA graph"
+MIB = 2**20
 GENERATE, MIXED = "transformers, base alone", "PEFT, mixed batch"
 RATIOS = (
     (BOTH, BASE),
@@ -105,14 +109,18 @@ def measure(size: str, dtype: str, arguments: argparse.Namespace, folder: Path) 
     taken = take_turns(contestants, arguments.rounds)
     serving._stops = stops
     first, tenth = _turns(serving, adapter_folder, arguments.rounds)
+    read = _weights_read(base) * arguments.tokens  # bytes behind a pair of answers
+    seconds = medians(taken)
+    pair = min(seconds[name] for name in (BOTH, GRAPH) if name in seconds)
     return {
+        "of_the_memorys_rate": read / pair / _memory_rate(),
         "size": size,
         "parameters": check_base(base.path).parameters,
         "dtype": dtype,
         "quantization": arguments.quantization,
         "tokens": arguments.tokens,
         "rounds": arguments.rounds,
-        "seconds": medians(taken),
+        "seconds": seconds,
         "ratios": {
             f"{one} / {other}": ratio(taken, one, other)
             for one, other in RATIOS
@@ -122,6 +130,25 @@ def measure(size: str, dtype: str, arguments: argparse.Namespace, folder: Path) 
         "tenth_turn": tenth,
         "tenth_over_first": tenth / first,
     }
+
+
+def _weights_read(base: ModelConfig) -> float:
+    """Bytes of the weights that one pass reads: of the embedding it takes a row for each token."""
+    info = check_base(base.path)
+    table = info.vocabulary * info.hidden  # as large as the head, or the head itself
+    layers = info.parameters - table * (1 if info.tied else 2)
+    element = BYTES[base.dtype]
+    four_bits = FOUR_BITS[base.double_quantization]
+    return table * element + layers * (element if base.quantization == "none" else four_bits)
+
+
+def _memory_rate() -> float:
+    """Bytes a second that a copy reads and writes: the best of five."""
+    on_gpu = torch.cuda.is_available()
+    source = torch.zeros((1024 if on_gpu else 32) * MIB, device="cuda" if on_gpu else "cpu")
+    target = torch.empty_like(source)
+    taken = [timed(lambda: target.copy_(source)) for _ in range(6)]
+    return 2 * source.nbytes / min(taken[1:])
 
 
 def _ours(serving: Serving, folder: Path, tokens: int) -> dict[str, Contestant]:
@@ -270,6 +297,10 @@ def _report(arguments: argparse.Namespace, results: list[dict[str, Any]], comman
         ]
         for model, result in zip(models, results, strict=True)
     ]
+    shares = [
+        [model, f"{result['of_the_memorys_rate']:.0%}"]
+        for model, result in zip(models, results, strict=True)
+    ]
     shown = {name: [result["seconds"][name] for result in results] for name in names}
     kind = "-gpu" if torch.cuda.is_available() else "-full" if arguments.no_peers else ""
     return Report(
@@ -282,6 +313,7 @@ def _report(arguments: argparse.Namespace, results: list[dict[str, Any]], comman
             Table("One answer, or both", ["", *names], answers),
             Table("Ratios", ["", *kinds], ratios),
             Table("To the first token of both", ["", "first turn", "tenth turn", "ratio"], turns),
+            Table("Both answers, of the memory's rate", ["", "share"], shares),
         ],
         goals=[] if arguments.small else _goals(models, results),
         pictures=[Bars("One answer, or both", "seconds", shown, models)],
@@ -303,6 +335,9 @@ def _goals(models: list[str], results: list[dict[str, Any]]) -> list[Goal]:
         if result["parameters"] == largest:
             base, tuned = (result["ratios"][f"{BOTH} / {alone}"] for alone in (BASE, TUNED))
             turns = result["tenth_over_first"]
+            if torch.cuda.is_available():
+                share = 100 * result["of_the_memorys_rate"]
+                goals.append(Goal(f"Of the memory's rate, {model}", share, 60, "least", " %"))
             goals += [
                 Goal(
                     f"Both answers over the base's alone, {model}",

@@ -906,6 +906,28 @@ class RunConfig(Section):
         return self.training_config.per_device_train_batch_size * self.devices
 
     @property
+    def smaller_batch(self) -> int | None:
+        """The largest batch of at most half the rows that makes the same updates; None below 2."""
+        training = self.training_config
+        rows = training.per_device_train_batch_size
+        behind = rows * training.gradient_accumulation_steps
+        return next((half for half in range(rows // 2, 0, -1) if behind % half == 0), None)
+
+    def with_batch(self, rows: int) -> RunConfig:
+        """A copy that computes so many rows at once, and has as many as before behind an update.
+
+        Raises ConfigError where those cannot be divided so.
+        """
+        training = self.training_config
+        behind = training.per_device_train_batch_size * training.gradient_accumulation_steps
+        batch = "training_config.per_device_train_batch_size"
+        if rows < 1 or behind % rows:
+            message = f"expected a divisor of the {behind} rows behind an update, got {rows}."
+            raise ConfigError([Problem(batch, message)])
+        accumulation = "training_config.gradient_accumulation_steps"
+        return self.with_values({batch: rows, accumulation: behind // rows})
+
+    @property
     def lora_scaling(self) -> float:
         """What the update is multiplied by: alpha / rank, or alpha / √rank for rsLoRA."""
         peft = self.peft_config

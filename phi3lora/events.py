@@ -163,6 +163,7 @@ class Ended(Event):
 
 Emit = Callable[[Event], None]
 PREPARING = "preparing the data"  # the name of a stage
+DOWNLOADING = "downloading the base"
 KINDS: dict[str, type[Event]] = {
     kind.kind: kind
     for kind in (Stage, Notice, Prepared, Loaded, Step, Evaluated, Answered, Saved, Resumed, Ended)
@@ -171,15 +172,20 @@ KINDS: dict[str, type[Event]] = {
 
 def by_share(emit: Emit, stage: str) -> Callable[[float], None]:
     """Progress of a stage as events, one for each twentieth at most."""
-    told = 0.0
+    return in_twentieths(lambda fraction: emit(Stage(name=stage, fraction=fraction)))
 
-    def tell(fraction: float) -> None:
+
+def in_twentieths(tell: Callable[[float], None]) -> Callable[[float], None]:
+    """Tell of the first share that is heard, however little, and then of each twentieth more."""
+    told = -1.0
+
+    def hear(fraction: float) -> None:
         nonlocal told
         if fraction >= min(told + 0.05, 1.0) > told:
             told = fraction
-            emit(Stage(name=stage, fraction=fraction))
+            tell(fraction)
 
-    return tell
+    return hear
 
 
 class EventLog:

@@ -25,6 +25,11 @@ FILE = "inputs.json"
 WHOLE = 2**28  # bytes up to which a file of weights is read in full
 SAMPLES = 64  # pieces of a larger one, spread evenly
 PIECE = 2**20  # bytes
+# Rows of one pass, and passes of one update: together the rows that an update is made of.
+BATCH = (
+    "training_config.per_device_train_batch_size",
+    "training_config.gradient_accumulation_steps",
+)
 # Options that decide nothing about the result, or whose meaning a fingerprint holds.
 ASIDE = {
     "title",
@@ -79,15 +84,19 @@ def check_inputs(
     """Compare with the first start of the run in a folder, or write this one down as the first.
 
     Returns whether there was an earlier start. Raises ChangedInputsError for what differs, unless
-    changes are accepted; then they are told, and kept for the report and the card.
+    changes are accepted; then they are told, and kept for the report and the card. Other passes
+    over the same rows of an update need nobody's word: they are told and kept, too.
     """
     first = read_inputs(folder)
     changes = list(_changes(first, found)) if first else []
     if changes and not accept_changes:
         raise ChangedInputsError(changes)
-    accepted = [*first.get("accepted", []), *changes]
     if changes:
         notify(f"The run goes on although it changed since its first start: {'; '.join(changes)}.")
+    if divided := _divided(first, found):
+        notify(f"The run goes on with the same rows in each update, in other passes: {divided}.")
+        changes.append(divided)
+    accepted = [*first.get("accepted", []), *changes]
     if changes or not first:
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(folder / FILE, json.dumps({**found, "accepted": accepted}, indent=1))
@@ -116,11 +125,27 @@ def _changes(first: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:
         yield "the weights of the base"
     for part in ("options", "versions"):
         before: Any = first.get(part)
+        aside = BATCH if _divided(first, now) else ()
         for name, value in now[part].items():
-            if isinstance(before, dict) and before.get(name, value) != value:
+            if name not in aside and isinstance(before, dict) and before.get(name, value) != value:
                 yield f"{name} ({before[name]} → {value})"
     if first.get("threads", now["threads"]) != now["threads"]:
         yield f"threads ({first['threads']} → {now['threads']})"
+
+
+def _divided(first: dict[str, Any], now: dict[str, Any]) -> str:
+    """How the rows of an update are divided into passes now, where only that changed; else empty.
+
+    KTO compares the answers of a pass with each other, and what is dropped at the end of an epoch
+    is a pass: there another division is another training.
+    """
+    told, earlier = now["options"], first.get("options") or {}
+    before, after = ([options.get(name, 0) for name in BATCH] for options in (earlier, told))
+    if before == after or before[0] * before[1] != after[0] * after[1]:
+        return ""
+    if told.get("method") == "kto" or told.get("training_config.dataloader_drop_last"):
+        return ""
+    return f"batches of {before[0]} × {before[1]} → {after[0]} × {after[1]}"
 
 
 def _options(config: RunConfig) -> Iterator[tuple[str, Any]]:

@@ -96,12 +96,19 @@ class Run:
         """Ask base and tuned; see `ask`."""
         return ask(question, str(self.folder), **sampling)
 
-    def resume(self, *, progress: bool = True) -> Run:
-        """Go on from its last checkpoint until it ends. Raises RunError, TrainingError."""
+    def resume(self, *, batch_size: int | None = None, progress: bool = True) -> Run:
+        """Go on from its last checkpoint until it ends. Raises RunError, TrainingError.
+
+        Args:
+            batch_size: rows that are computed at once from now on, for a run that ran out of
+                memory; an update is made of as many rows as before.
+        """
         application, caller = _here()
         stored = self._stored()
         begin = stored.events_end()
-        return _follow(application.launching.resume(stored, caller), begin, progress)
+        return _follow(
+            application.launching.resume(stored, caller, batch_size=batch_size), begin, progress
+        )
 
     def publish(self, repo: str, *, private: bool = False) -> str:
         """Put its result on the Hub with its evidence; the address.

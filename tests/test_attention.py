@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -90,6 +91,37 @@ def test_model_on_a_packed_row_equals_the_model_on_each_document() -> None:
         cu_seq_lens_q=lengths,
     ).logits[0]
     torch.testing.assert_close(row, torch.cat(alone), rtol=1e-5, atol=1e-5)
+
+
+# Of torch 2.10.0, the lowest that is admitted: ATen/ops/_flash_attention_forward_ops.h.
+LOWEST = (
+    "aten::_flash_attention_forward(Tensor query, Tensor key, Tensor value, Tensor? cum_seq_q, "
+    "Tensor? cum_seq_k, SymInt max_q, SymInt max_k, float dropout_p, bool is_causal, "
+    "bool return_debug_mask, *, float? scale=None, SymInt? window_size_left=None, "
+    "SymInt? window_size_right=None, Tensor? seqused_k=None, Tensor? alibi_slopes=None) -> "
+    "(Tensor output, Tensor softmax_logsumexp, Tensor rng_state, Tensor unused, "
+    "Tensor debug_attn_mask)"
+)
+
+
+@pytest.mark.parametrize("window", [None, 7])
+def test_the_kernel_is_called_as_the_lowest_torch_has_it(
+    window: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+
+    def kernel(*args: Any, **kwargs: Any) -> Any:
+        called.append((args, kwargs))
+        return (args[0],)
+
+    monkeypatch.setattr(torch.ops.aten, "_flash_attention_forward", kernel)
+    q, bounds = torch.zeros(9, 2, 8), torch.tensor([0, 4, 9])
+    attention._by_kernel(q, q, q, bounds, 5, 0.5, window)
+    ((args, kwargs),) = called
+    arguments = torch._C.parse_schema(LOWEST).arguments
+    assert len(args) == sum(not argument.kwarg_only for argument in arguments)
+    assert kwargs.keys() <= {argument.name for argument in arguments if argument.kwarg_only}
+    assert kwargs["window_size_left"] == (-1 if window is None else 6), "the query counts, too"
 
 
 def test_padded_batch_is_masked_as_ever() -> None:

@@ -156,6 +156,7 @@ def test_chat(tmp_path: Path) -> None:
 
     chat.main(["--small", "--out", str(tmp_path)])
     (result,) = figures(tmp_path, "chat")["results"]
+    assert 0 < result["of_the_memorys_rate"] < 1
     assert result["tokens"] == 8
     assert set(result["seconds"]) >= {"base alone", "tuned alone", "together"}
 
@@ -245,3 +246,42 @@ def test_on_a_gpu_what_fails_does_not_keep_the_rest_from_running(
     for _, command in on_gpu.steps(tmp_path, tmp_path):
         for part in command:
             assert not part.startswith("tests/") or (on_gpu.REPOSITORY / part).is_file()
+
+
+@pytest.mark.parametrize("small", [False, True])
+def test_every_step_on_a_gpu_is_a_command_that_its_benchmark_takes(
+    tmp_path: Path, small: bool
+) -> None:
+    from benchmarks import on_gpu
+
+    for name, (_, module, *rest) in on_gpu.steps(tmp_path / "base", tmp_path, small):
+        if module.startswith("benchmarks."):
+            taken = importlib.import_module(module)._arguments(rest)
+            assert taken.small is small, name
+            assert taken.out == tmp_path or taken.make == tmp_path / "base"
+
+
+def test_on_a_gpu_every_goal_is_measured() -> None:
+    """Speed, rate and memory of a step, and of a pair of answers."""
+    from benchmarks import chat, gpu
+
+    lengths = {"2048": {"seconds": 1.0, "tokens": 8192.0, "peak": 2.0**30}}
+    slower = {"2048": {"seconds": 2.0, "tokens": 8192.0, "peak": 2.0**31}}
+    told = {"operations": 1e9, "rate": 1e13}
+    turns = {gpu.TRL: [{"lengths": slower, **told}], gpu.OURS: [{"lengths": lengths, **told}]}
+    arguments = gpu._arguments(["--lengths", "2048"])
+    goals = {
+        g.title.partition(":")[0]: (g.measured, g.met)
+        for g in gpu._report(arguments, turns, {}).goals
+    }
+    assert goals == {
+        "Times as fast as plain TRL and PEFT": (2.0, True),
+        "Of the bfloat16 rate": (pytest.approx(81.92), True),
+        "Of TRL's peak memory": (50.0, True),
+    }
+    ratios = {f"{chat.BOTH} / {alone}": 1.1 for alone in (chat.BASE, chat.TUNED)}
+    result = {"parameters": 1, "ratios": ratios, "tenth_over_first": 1, "of_the_memorys_rate": 0.5}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chat.torch.cuda, "is_available", lambda: True)
+        found = {g.title: g.met for g in chat._goals(["mini"], [result])}
+    assert found["Of the memory's rate, mini"] is False

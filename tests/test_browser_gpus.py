@@ -1,8 +1,9 @@
-"""Spaces with GPUs in a real Chromium: what a T4 is told, and the choice that four L4 have.
+"""Spaces with GPUs in a real Chromium, from the checks to a finished run: a T4, and four L4.
 
-The fake part is the hardware: the app, which is served by the test's own process and checks there,
-is told which GPUs this machine has. What is computed on such cards is tried in `test_fake_cuda.py`,
-what several do together in `test_together.py`.
+The fake parts are the hardware and the training: the app, which is served by the test's own process
+and checks there, is told which GPUs this machine has, and its workers, which take those cards and
+start each other as ever, count steps instead of computing them. What is computed on such cards is
+tried in `test_fake_cuda.py`, what several do together in `test_together.py`.
 """
 
 from __future__ import annotations
@@ -18,9 +19,11 @@ import pytest
 
 from phi3lora.app.application import Application
 from phi3lora.models.hardware import AMPERE, GIB, LENT, Hardware
+from phi3lora.runs.store import Run, RunStore
 from phi3lora.settings import Settings
 from phi3lora.ui.app import build, serve
-from tests.test_browser import LONG, browser, set_yaml  # noqa: F401 - fixtures
+from tests import fake_training
+from tests.test_browser import LONG, browser, set_yaml, wait_for_status  # noqa: F401 - fixtures
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -42,6 +45,7 @@ def machine_with(
     with pytest.MonkeyPatch.context() as patch:
         for variable, value in told.items():
             patch.setenv(variable, value)
+        fake_training.install(folder / "fake", patch)
         app = Application.open(Settings(home=folder), helper=False)
         pages = serve(build(app), app, "127.0.0.1", None, block=False)
         try:
@@ -49,6 +53,7 @@ def machine_with(
         finally:
             pages.close(verbose=False)
             app.close()
+            fake_training.kill_all(app.launching.store)
 
 
 def opened(browser: Browser, address: str) -> Page:  # noqa: F811
@@ -59,6 +64,15 @@ def opened(browser: Browser, address: str) -> Page:  # noqa: F811
     return page
 
 
+def launched(page: Page, folder: Path) -> Run:
+    """The run that the page has launched, once it says that it is finished."""
+    page.click("#launch:enabled")
+    page.wait_for_url("**/runs?run=*")
+    wait_for_status(page, "finished")
+    (run,) = RunStore(Settings(home=folder)).all()
+    return run
+
+
 def test_a_t4_says_what_it_cannot_do(browser: Browser, tmp_path: Path) -> None:  # noqa: F811
     with machine_with(tmp_path, 1, "Tesla T4", 15, (7, 5)) as address:
         page = opened(browser, address)
@@ -66,6 +80,9 @@ def test_a_t4_says_what_it_cannot_do(browser: Browser, tmp_path: Path) -> None: 
         page.wait_for_selector("#checks li.amber:has-text('Tesla T4 has no bfloat16')")
         assert "loaded in float16" in page.inner_text("#checks")
         assert page.locator("#field-devices").count() == 0, "nothing to choose with one card"
+        run = launched(page, tmp_path)
+        assert run.state.device == "cuda"
+        assert [lock.name for lock in tmp_path.glob("device-*.lock")] == ["device-0.lock"]
 
 
 def test_four_l4_train_one_run(browser: Browser, tmp_path: Path) -> None:  # noqa: F811
@@ -83,3 +100,8 @@ def test_four_l4_train_one_run(browser: Browser, tmp_path: Path) -> None:  # noq
         page.wait_for_selector("#checks li.green >> nth=3", state="attached")
         page.click("#numbers > button")
         page.wait_for_selector("#derived:has-text('× 4 devices)')")
+        run = launched(page, tmp_path)
+        assert run.config.devices == 4
+        assert run.state.cards == ["0", "1", "2", "3"]
+        taken = {lock.name for lock in tmp_path.glob("device-*.lock")}
+        assert taken == {f"device-{card}.lock" for card in range(4)}

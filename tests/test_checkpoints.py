@@ -16,11 +16,12 @@ from trl import SFTTrainer
 from phi3lora.config import RunConfig
 from phi3lora.errors import ChangedInputsError
 from phi3lora.events import Event
-from phi3lora.inputs import accepted_changes, fingerprint_base
+from phi3lora.inputs import accepted_changes, check_inputs, fingerprint, fingerprint_base
 from phi3lora.training import checkpoints, trainer
 from phi3lora.training.checkpoints import damage, newest_whole, training_was_over
 from tests.small import After, Result, run
 
+BATCH = "training_config.per_device_train_batch_size"
 STEPS = {"training_config.save_strategy": "steps", "training_config.save_steps": 3}
 STOPS_EARLY = {
     "training_config.early_stopping_patience": 3,
@@ -296,6 +297,37 @@ def test_a_run_that_starts_over_says_so(tmp_path: Path) -> None:
         trainer.train(config, tmp_path, emit)
     trainer.train(config, tmp_path, view.add)
     assert [step for step, _ in view.losses] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("changes", "asks"),
+    [
+        ({}, False),
+        ({"method": "kto"}, True),  # answers of a pass are compared with each other
+        ({"training_config.dataloader_drop_last": True}, True),
+    ],
+)
+def test_other_passes_of_the_same_updates_are_told_and_need_nobodys_word(
+    tmp_path: Path, changes: dict[str, Any], asks: bool
+) -> None:
+    before = RunConfig().with_values({"training_config.per_device_train_batch_size": 8, **changes})
+    first, smaller, other = (
+        fingerprint(config, "rows", tmp_path)
+        for config in (before, before.with_batch(2), before.with_values({BATCH: 4}))
+    )
+    told: list[str] = []
+    folder = tmp_path / "run"
+    check_inputs(folder, first, False, told.append)
+    with pytest.raises(ChangedInputsError, match=r"batch_size \(8 → 4\)"):
+        check_inputs(folder, other, False, told.append)
+    if asks:
+        with pytest.raises(ChangedInputsError, match=r"batch_size \(8 → 2\)"):
+            check_inputs(folder, smaller, False, told.append)
+        return
+    for _ in range(2):  # a second resume says nothing new
+        assert check_inputs(folder, smaller, False, told.append)
+    assert accepted_changes(folder) == ["batches of 8 × 1 → 2 × 4"]
+    assert len(told) == 1
 
 
 def test_a_base_that_was_replaced_is_another(tmp_path: Path) -> None:

@@ -166,7 +166,11 @@ def test_runs_by_id_and_by_folder(home: Settings) -> None:
     assert "stop it first" in call("runs", "delete", run.id, "--yes", status=2).stderr
     call("runs", "stop", run.folder)
     wait_for(run, "stopped")
-    call("runs", "resume", waiting.id)
+    assert (
+        "divisor of the 4" in call("runs", "resume", waiting.id, "--batch-size", 3, status=2).stderr
+    )
+    call("runs", "resume", waiting.id, "--batch-size", 2)
+    assert open_run(waiting.folder).config.training_config.gradient_accumulation_steps == 2
     assert "step 3/3" in call("runs", "follow", waiting.id).stdout
     call("runs", "delete", run.id, "--yes")
     assert [entry.id for entry in RunStore(home).list(LOCAL)] == [waiting.id]

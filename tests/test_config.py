@@ -333,6 +333,26 @@ def test_messages_are_in_our_words() -> None:
     assert max(map(len, found.values())) < 300
 
 
+@pytest.mark.parametrize(
+    ("batch", "accumulation", "smaller"),
+    [(4, 1, 2), (8, 4, 4), (3, 1, 1), (3, 2, 1), (5, 2, 2), (1, 8, None)],
+)
+def test_a_smaller_batch_makes_the_same_updates(
+    batch: int, accumulation: int, smaller: int | None
+) -> None:
+    names = ("per_device_train_batch_size", "gradient_accumulation_steps")
+    values = dict(zip(names, (batch, accumulation), strict=True))
+    config = RunConfig.from_values({"training_config": values})[0]
+    assert config.smaller_batch == smaller
+    if smaller:
+        again = config.with_batch(smaller)
+        assert again.training_config.per_device_train_batch_size == smaller
+        assert again.effective_batch == config.effective_batch
+    for rows in (0, -2, batch * accumulation + 1):
+        with pytest.raises(ConfigError, match=f"divisor of the {batch * accumulation} rows"):
+            config.with_batch(rows)
+
+
 def test_batch_and_scaling() -> None:
     config = RunConfig().with_values(
         {"training_config.gradient_accumulation_steps": 8, "peft_config.use_rslora": True}

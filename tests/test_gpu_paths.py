@@ -11,17 +11,20 @@ from typing import Any
 import pytest
 import torch
 
+from phi3lora.app.application import Application
 from phi3lora.config import RunConfig
 from phi3lora.errors import RunError
 from phi3lora.evaluation import report
 from phi3lora.models import hardware
 from phi3lora.models.hardware import GIB, Hardware, choose_attention, gpus_of_the_machine
-from phi3lora.runs.backends.local import devices, worker_environment
+from phi3lora.runs.backends.local import card_of, devices, worker_environment
+from phi3lora.runs.store import changed
 from phi3lora.settings import Settings
 from phi3lora.training import failures, fallbacks
 from phi3lora.training.fallbacks import within_reach
 from phi3lora.training.preflight import _hidden_gpu
 from phi3lora.training.trainer import train, with_precision
+from tests import stage
 from tests.small import small_base
 
 T4 = Hardware("cuda", "Tesla T4", 15 * GIB, 14 * GIB, False, 4, (7, 5))
@@ -278,6 +281,28 @@ def test_chat_stays_off_the_card_where_training_begins(
     found = hardware.detect_hardware()
     assert (found.index, found.name) == (expected, f"Card {expected}")
     assert found.memory_free == (expected + 1) * GIB
+
+
+def test_the_chat_minds_the_trainings_on_its_own_card(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of four, the chat has the last: it makes room for what trains there and for nothing else."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
+    card = Hardware("cuda", "NVIDIA L4", 22 * GIB, 22 * GIB, True, 8, (8, 9), index=3)
+    monkeypatch.setattr(hardware, "detect_hardware", lambda *_: card)
+    app = Application.open(settings, helper=False)
+    held = []
+    for taken, counts in ((["4"], False), (["5", "6"], False), (["6", "7"], True), ([], True)):
+        run = app.launching.store.create(RunConfig().with_values({"model.path": "pocket"}))
+        held.append(stage.hold(run))
+        run = changed(run, status="running", cards=taken)
+        assert (app.comparing._training_needs() is not None) is counts, taken
+        changed(run, status="stopped")
+    assert app.comparing._training_needs() is None
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert card_of(card) == "cpu", "where it cannot be counted"
+    for lock in held:
+        os.close(lock)
 
 
 CARDS = """0, GPU-aa, NVIDIA L4, 450, 22584, 8.9, [N/A]

@@ -9,14 +9,18 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import constants
 
-from phi3lora.config import PHI3_MINI, POCKET, ModelConfig
+from phi3lora.chat.serving import Serving
+from phi3lora.config import PHI3_MINI, POCKET, ModelConfig, RunConfig
 from phi3lora.errors import HubError, ModelError
 from phi3lora.lora.targets import count_parameters
 from phi3lora.models.base import check_base, fetch, portable_name, resolve_path
+from phi3lora.models.fetching import telling
 from phi3lora.models.hardware import GIB, Hardware
 from phi3lora.models.loading import load_model, load_tokenizer
 from phi3lora.models.pocket import CHECKPOINT
+from phi3lora.training.trainer import train
 from tests.bases import logits, make_base
 from tests.hub import LoopbackHub
 
@@ -344,6 +348,55 @@ def test_only_config_and_weights_come_from_the_hub(
     assert model.name_or_path == "ann/phi"
     names = {file.name for file in Path(str(model.files_folder)).iterdir()}
     assert names == {"config.json", "generation_config.json", "model.safetensors"}
+
+
+def test_a_download_tells_its_share_once(
+    hub: LoopbackHub, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # as a worker has it
+    weights = (base / "model.safetensors").stat().st_size
+    hub.add_repo("model", "ann/phi", files_of(base))
+    info = check_base("ann/phi", cache_folder=tmp_path)
+    assert info.stored == pytest.approx(weights / 2, rel=0.05), "16 bits on the Hub, 32 in this"
+    shares: list[float] = []
+    fetch(info, cache_folder=tmp_path, tell=shares.append)
+    assert (shares[-1], shares) == (1.0, sorted(shares))
+    shares.clear()
+    fetch(info, cache_folder=tmp_path, tell=shares.append)
+    assert shares == [], "it is here"
+
+
+def test_chat_and_training_tell_how_far_their_download_is(
+    hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    hub.add_repo("model", "ann/phi", files_of(CHECKPOINT))
+    said: list[str] = []
+    Serving.open(ModelConfig(path="ann/phi", device="cpu"), said.append)
+    assert (said[0], said[-1]) == ("reading the tokenizer", "loading the model")
+    assert said[-2] == "downloading the base: 100%"
+    hub.add_repo("model", "ann/other", files_of(CHECKPOINT))
+    changes = {"model.path": "ann/other", "model.device": "cpu", "data.max_rows": 8}
+    steps = {"training_config.max_steps": 1, "training_config.max_length": 64}
+    events: list[Any] = []
+    train(RunConfig().with_values({**changes, **steps}), tmp_path / "run", events.append)
+    told = [(e.name, e.fraction) for e in events if e.kind == "stage"]
+    at = told.index(("downloading the base", 1.0))
+    assert told[at + 1] == ("loading the model", None)
+
+
+def test_a_small_file_is_no_whole_download() -> None:
+    shares: list[float] = []
+    bars = telling(shares.append, 1000)
+    with bars(unit="B", total=0) as disk, bars(unit="B", total=0) as network, bars(total=2) as all_:
+        disk.total = 10  # `config.json` is here before the weights say how large they are
+        disk.update(10)
+        all_.update(1)  # files, which are not counted
+        disk.total = 1210
+        network.update(600)
+        disk.update(None)
+        disk.update(1200)
+    assert shares == [0.01, 0.6, 10 / 1210, 1.0]
 
 
 def test_a_tokenizer_comes_without_the_weights(hub: LoopbackHub, tmp_path: Path) -> None:

@@ -210,7 +210,7 @@ def test_a_run_is_resumed_and_only_what_is_new_is_shown(monkeypatch: pytest.Monk
     run: Any = Interrupted("finished")
     run.stopped, begun = True, []
     monkeypatch.setattr(run, "follow", lambda begin: begun.append(begin) or iter(()))
-    launching = SimpleNamespace(find=lambda *_: run, resume=lambda stored, caller: stored)
+    launching = SimpleNamespace(find=lambda *_: run, resume=lambda stored, *_, **__: stored)
     monkeypatch.setattr(notebook, "_here", lambda: (SimpleNamespace(launching=launching), None))
     assert phi3lora.Run(Path("x")).resume(progress=False).status == "finished"
     assert begun == [7]

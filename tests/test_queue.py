@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from phi3lora.errors import RunError
+from phi3lora.app.application import Application
+from phi3lora.app.callers import Caller
+from phi3lora.errors import ConfigError, RunError
 from phi3lora.events import Ended, Stage
 from phi3lora.runs.backends.local import devices, worker_environment
 from phi3lora.runs.queue import Queue
-from phi3lora.runs.store import Run, changed
+from phi3lora.runs.store import JobRef, Run, changed
 from phi3lora.settings import Settings
 from tests import fake_training
 from tests.fake_training import config, kill, kill_all, pid_of, wait, wait_for
@@ -99,6 +101,39 @@ def test_a_stopped_run_resumes(queue: Queue) -> None:
     run = queue.resume(run)
     wait_for(run, "running")
     assert not run.stop_file.exists()
+
+
+def test_what_ran_out_of_memory_goes_on_with_a_smaller_batch(
+    settings: Settings, queue: Queue
+) -> None:
+    app = Application.open(settings, helper=False)
+    own = Caller("local")
+    run = began(submit(queue, "slow"))
+    for status in ("is running", "is stopping"):
+        with pytest.raises(RunError, match=status):
+            app.launching.resume(run, own, batch_size=2)
+        queue.stop(run) if run.refresh().status == "running" else None
+    run = wait_for(run, "stopped")
+    for wrong in (0, 3, 5):
+        with pytest.raises(ConfigError, match="divisor of the 4 rows"):
+            app.launching.resume(run, own, batch_size=wrong)
+    assert (run.refresh().config, run.refresh().status) == (run.config, "stopped")
+    again = began(app.launching.resume(run, own, batch_size=2))
+    training = again.config.training_config
+    assert training.per_device_train_batch_size == training.gradient_accumulation_steps == 2
+    # The command that it was started by goes on with it, as it did before.
+    assert app.launching.launch_in(run.folder, config("slow"), own).id == run.id
+    larger = config("slow").with_values({"training_config.per_device_train_batch_size": 8})
+    with pytest.raises(RunError, match="differs in training_config"):
+        app.launching.launch_in(run.folder, larger, own)
+    with pytest.raises(RunError, match=r"is (queued|running)"):  # the second click
+        app.launching.resume(run, own, batch_size=1)
+    assert again.refresh().config == again.config
+    kill(again)
+    run = wait_for(again, "interrupted")
+    changed(run, job=JobRef(id="1", key="k", owner="ann", repo="ann/run"))
+    with pytest.raises(RunError, match="has a Job"):
+        app.launching.resume(run.refresh(), own, batch_size=1)
 
 
 def test_a_limit_for_each_owner(settings: Settings, queue: Queue) -> None:

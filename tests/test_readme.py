@@ -87,5 +87,16 @@ def test_the_front_matter_is_a_spaces() -> None:
     assert len(card["short_description"]) <= 60
 
 
+def test_the_readme_suggests_zero_gpu_and_the_hub_page_says_what_happens_there() -> None:
+    """For who duplicates the Space: on ZeroGPU, on a T4, on four L4; each with its browser test."""
+    assert yaml.safe_load(FRONT_MATTER)["suggested_hardware"] == "zero-a10g"
+    page = (REPOSITORY / "docs" / "hub.md").read_text(encoding="utf-8")
+    for place in ("ZeroGPU", "a T4", "four L4"):
+        assert f"\n**Duplicated on {place}.**" in page
+    for line in re.findall(r"(?m)^\| (?:ZeroGPU|one T4|four L4) \| `(tests/\S+)`", page):
+        assert "browser" in (REPOSITORY / line).read_text(encoding="utf-8")
+    assert len(re.findall(r"(?m)^\| (?:ZeroGPU|one T4|four L4) \| `tests/", page)) == 3
+
+
 def test_the_version_is_the_packages() -> None:
     assert f'version = "{__version__}"' in (REPOSITORY / "pyproject.toml").read_text()

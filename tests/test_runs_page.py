@@ -49,6 +49,7 @@ from phi3lora.ui.runs_show import (
     STARTING,
     announcement,
     figures,
+    more_menu,
     progress,
     subtitle,
     tracker_line,
@@ -403,6 +404,31 @@ def test_the_menu_acts_on_the_run_it_was_opened_on(app: Any) -> None:  # noqa: F
     assert [run.id for run in store.list("local")] == [other.id]
     with pytest.raises(gr.Error, match="no run"):
         page.on_more(other.id, request(), clicked(do="discard", of=""))
+
+
+def test_the_menu_goes_on_with_a_smaller_batch(
+    app: Any,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    page, store = page_of(runs_page, app), app.launching.store
+    run = stage.failed(store)
+    assert '"resume 2"' in show(page, run)["more"]
+    assert "Resume with a batch of 2<" in show(page, run)["more"]
+    for other in (stage.finished(store), stage.running(store)):
+        assert "batch" not in show(page, other)["more"]
+    resumed = []
+    monkeypatch.setattr(app.launching.queue, "resume", lambda run, *_, **__: resumed.append(run))
+    for _ in range(2):  # a second click on what the page showed before
+        page.on_more("", request(), clicked(do="resume 2", of=run.id))
+        training = resumed[-1].config.training_config
+        assert training.per_device_train_batch_size == training.gradient_accumulation_steps == 2
+    page.on_more("", request(), clicked(do="resume 1", of=run.id))
+    assert "batch" not in more_menu(run.refresh(), "failed"), "one row cannot be divided"
+    for made_up in ("resume 0", "resume 3"):
+        with pytest.raises(gr.Error, match="divisor of the 4 rows"):
+            page.on_more("", request(), clicked(do=made_up, of=run.id))
+    (run.folder / "config.yaml").write_text("damaged")
+    assert "batch" not in more_menu(run.refresh(), "failed")
 
 
 def test_a_run_that_computes_is_neither_binned_nor_renamed(app: Any) -> None:  # noqa: F811

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
+import shlex
 import signal
+import socket
 import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +125,17 @@ def test_two_processes_are_one_with_the_same_batch(
     found: tuple[Found, Path], tmp_path: Path, way: str, kind: str
 ) -> None:
     compare(WAYS[way][kind], found[0][way][kind], found[1] / way / kind, tmp_path)
+
+
+@pytest.mark.full_size
+def test_four_processes_are_one_with_the_same_batch(tmp_path: Path) -> None:
+    """A minute: `pytest tests/test_together.py -m full_size`."""
+    kinds = {kind: DDP[kind] for kind in (SLICES, "QLoRA, packing")}
+    wanted = {kind: Scenario({**BASE, **changes, BATCH: 1}) for kind, changes in kinds.items()}
+    found = trained({"ddp": wanted}, tmp_path / "four", number=4)
+    for kind, changes in kinds.items():
+        folder = tmp_path / "four" / "ddp" / kind
+        compare(changes, found["ddp"][kind], folder, tmp_path / kind.partition(",")[0])
 
 
 def compare(changes: dict[str, Any], seen: dict[str, Any], folder: Path, alone: Path) -> list[Any]:
@@ -353,6 +368,53 @@ def test_all_end_with_a_killed_launcher_and_the_run_goes_on(
     before = run.events_end()
     queue.resume(run.refresh())
     wait(lambda: run if any(event.kind == "step" for event in run.events(before)[0]) else None)
+
+
+def test_two_machines_make_one_run(queue: Queue, settings: Settings, tmp_path: Path) -> None:
+    """A launcher on each, which meet at the first; the first process of the first one writes."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"),
+        *("--master-addr", "127.0.0.1", "--master-port", str(port)),
+    ]
+    what = ("-m", "phi3lora", "train", "pocket", "--force", "--output", str(tmp_path / "run"))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    machines = []
+    for rank in (1, 0):
+        environment["PHI3LORA_HOME"] = str(settings.home if rank == 0 else tmp_path / "second")
+        wanted = [*command, "--node-rank", str(rank), *what, "--set", "model.device=cpu"]
+        machines.append(
+            subprocess.Popen(
+                wanted, cwd=ROOT, env=dict(environment), stderr=subprocess.PIPE, text=True
+            )
+        )
+    said = [machine.communicate(timeout=150)[1][-2000:] for machine in machines]
+    assert [machine.returncode for machine in machines] == [0, 0], said
+    (run,) = queue.store.all()
+    assert (run.status, run.config.devices) == ("finished", 2)
+    assert [e.kind for e in run.events()[0]].count("ended") == 1
+    assert not RunStore(replace(settings, home=tmp_path / "second")).all()
+
+
+def test_accelerate_takes_the_command_for_several_machines_that_the_page_shows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+    from accelerate.utils.launch import prepare_multi_gpu_env
+
+    page = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```bash\n(.*?)```", page, re.DOTALL)
+    (shown,) = [block for block in blocks if "--machine_rank" in block]
+    _, _, *words = shlex.split(shown.replace("\\\n", " "))
+    monkeypatch.chdir(ROOT)  # the configuration is named from there
+    found, *_ = _validate_launch_command(launch_command_parser().parse_args(words))
+    assert (found.module, found.training_script) == (True, "phi3lora")
+    assert found.training_script_args == ["train", "CONFIG", "--output", "/shared/RUN"]
+    prepare_multi_gpu_env(found)  # what it hands on to torchrun
+    assert (found.nnodes, found.node_rank, found.nproc_per_node) == ("2", 0, "8")
+    assert found.rdzv_endpoint == "10.0.0.1:29500"
 
 
 def losses(run: Run) -> list[float]:

@@ -325,7 +325,7 @@ def test_out_of_memory_says_what_to_lower(tmp_path: Path, ask: Any) -> None:
         events.append(event)
         at_step(1, ask)(event)
 
-    with pytest.raises(TrainingError, match=r"memory.*per_device_train_batch_size \(now 4\)"):
+    with pytest.raises(TrainingError, match=r"memory.*a batch of 2 instead of 4.*--batch-size 2"):
         train(pocket_config(), tmp_path, emit)
     assert events[-1].outcome == "failed"
 
@@ -441,6 +441,28 @@ def test_accumulation_equals_a_larger_batch(tmp_path: Path) -> None:
     other = run(tmp_path / "parts", parts, model=small_model(dropout=0))
     for name, weight in one.weights.items():
         torch.testing.assert_close(weight, other.weights[name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_resumed_with_a_smaller_batch_it_trains_the_same(tmp_path: Path, packing: bool) -> None:
+    """In the middle of an epoch whose last update is not full."""
+    changes = {"training_config.packing": packing}
+    smaller = {
+        **changes,
+        "training_config.per_device_train_batch_size": 2,
+        "training_config.gradient_accumulation_steps": 2,
+    }
+    models = [small_model(dropout=0) for _ in range(3)]
+    whole = run(tmp_path / "whole", changes, model=models[0], rows=small_rows(34))
+    stopped = After(2)
+    run(tmp_path / "parts", changes, model=models[1], rows=small_rows(34), should_stop=stopped)
+    rest = run(tmp_path / "parts", smaller, model=models[2], rows=small_rows(34))
+    losses = [{e.step: e.loss for e in one.events if isinstance(e, Step)} for one in (whole, rest)]
+    assert list(losses[1]) == list(losses[0])[2:]
+    for step, loss in losses[1].items():
+        assert loss == pytest.approx(losses[0][step], abs=1e-5)
+    for name, weight in whole.weights.items():
+        torch.testing.assert_close(weight, rest.weights[name], rtol=1e-4, atol=1e-6)
 
 
 def test_each_step_says_how_fast_it_was_and_what_is_held(

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import ast
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +19,14 @@ import pytest
 
 from phi3lora.config import RunConfig
 from phi3lora.errors import RunError
-from phi3lora.events import Resumed, Saved, Stage, Step
+from phi3lora.events import Loaded, Resumed, Saved, Stage, Step
+from phi3lora.runs.copies import Copy
 from phi3lora.runs.preparing import get_ready
-from phi3lora.runs.store import Run, RunStore
+from phi3lora.runs.store import Run, RunStore, changed
 from phi3lora.settings import Settings
 from tests.hub import LoopbackHub
 from tests.zerogpu import LoopbackScheduler
+from tests.zerogpu.scheduler import Grant
 
 REPOSITORY = Path(__file__).parent.parent
 VISITOR = "hf_of_the_visitor"
@@ -38,6 +44,8 @@ quota.SAVING = zerogpu.SAVING = 1.0
 settings = Settings.from_environment()
 for run in zerogpu.drive(open_run(Path(sys.argv[1])), settings, "hf_of_the_visitor"):
     print(run.state.status, run.state.message, flush=True)
+import torch
+print("CUDA was begun here:", torch.cuda._initialized)
 """
 
 
@@ -177,18 +185,69 @@ def test_a_spent_quota_pauses_the_run_and_says_until_when(
     assert any((settings.cache_folder / "local").rglob("*.arrow"))
 
 
-def test_a_slice_that_is_too_long_for_an_account_is_cut(
+def test_a_slice_that_is_too_long_for_an_account_is_cut_and_waits_for_its_turn(
     scheduler: LoopbackScheduler, settings: Settings
 ) -> None:
-    """One of 60 s is refused; half of it is not."""
+    """One of 60 s is refused, half of it is not; 4-bit weights load where the device is."""
     scheduler.longest = 40
     few = {"evaluation.enabled": False, "training_config.max_steps": 5}
-    run = RunStore(settings).create(config(**few))
+    run = RunStore(settings).create(config(**few, **{"model.quantization": "nf4"}))
+    other = scheduler.schedule("eve", 20)
+    assert isinstance(other, Grant)
     process = driven(scheduler, settings, run, 60)
-    assert process.wait(200) == 0
-    assert run.refresh().status == "finished"
+    while not scheduler.queued:
+        assert process.poll() is None
+        time.sleep(0.05)
+    assert scheduler.grants == [other]
+    scheduler.release(other.token, failed=False)
+    said = process.communicate(timeout=200)[0]
+    assert process.returncode == 0
+    run = run.refresh()
+    assert run.status == "finished", said
+    assert next(e for e in run.events()[0] if isinstance(e, Loaded)).quantization == "nf4"
     assert scheduler.refusals
-    assert {grant.seconds for grant in scheduler.grants} == {30}
+    assert {grant.seconds for grant in scheduler.grants[1:]} == {30}
+    assert "CUDA was begun here: False" in said, "the app itself never touches it"
+
+
+def test_spaces_is_imported_before_all_else() -> None:
+    """Else the package refuses to lend: gradio or torch was there before it."""
+    from phi3lora.hub.space import APP
+
+    for code in ((REPOSITORY / "app.py").read_text(encoding="utf-8"), APP.format(adapter="a/b")):
+        found = [
+            node for node in ast.parse(code).body if isinstance(node, ast.Import | ast.ImportFrom)
+        ]
+        names = [getattr(node, "module", None) or node.names[0].name for node in found]
+        others = [name for name in names if name not in sys.stdlib_module_names]
+        assert others[0] == "spaces"
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
+def test_neither_token_nor_model_crosses_into_a_fork(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a decorated function is given is pickled: plain values, and a pipe for the token."""
+    from phi3lora.chat.options import Pair
+    from phi3lora.runs.backends import zerogpu
+
+    given: list[Any] = []
+
+    def lent(*args: Any) -> Any:
+        given.append(args)
+        return iter([asdict(Pair())]) if len(args) == 1 else {}
+
+    for name in ("answer", "train_slice", "prove_slice"):
+        monkeypatch.setattr(zerogpu, name, lent)
+    chat = zerogpu.LentChat(settings)
+    chat.load("pocket", token=VISITOR)
+    list(chat.reply([{"role": "user", "content": "Hi"}], token=VISITOR))
+    for outcome in (None, "finished"):
+        run = changed(RunStore(settings).create(config()), outcome=outcome)
+        with suppress(TypeError, ValueError):  # nothing came back of it
+            zerogpu._slice(run, VISITOR, 60, Copy(run, lambda _: None, VISITOR, settings))
+    assert len(given) == 3
+    assert VISITOR not in json.dumps(given)
 
 
 def test_what_cannot_be_prepared_is_said_before_a_device_is_lent(
@@ -253,8 +312,6 @@ except Phi3LoraError as error:
 def test_a_lent_chat_says_what_one_of_its_own_would(
     scheduler: LoopbackScheduler, settings: Settings
 ) -> None:
-    import json
-
     from phi3lora.chat.engine import ChatEngine
     from phi3lora.chat.options import Options
 

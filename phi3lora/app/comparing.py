@@ -347,14 +347,19 @@ class Comparing:
         return "" if room.fits else room.message
 
     def _training_needs(self) -> int | None:
-        """Bytes that a run may yet take; None where none computes. Asked once a second.
+        """Bytes that a run may yet take of the chat's device; None where none computes there.
 
-        A run that has made a few steps has been at its peak, and what is free stays free.
+        Asked once a second. A run that has made a few steps has been at its peak, and what is free
+        stays free.
         """
         from phi3lora.models.hardware import detect_hardware
+        from phi3lora.runs.backends.local import card_of
         from phi3lora.training.estimate import estimate
 
         running = [run for run in self._store.all() if run.status in ("running", "stopping")]
+        if running:
+            own = card_of(detect_hardware())
+            running = [run for run in running if own in (run.state.cards or [own])]
         if not running:
             return None
         needs = 0

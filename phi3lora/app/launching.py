@@ -237,7 +237,7 @@ class Launching:
         if not (folder / "state.json").exists():
             return self.launch(config, caller, folder, force=force, job=job)
         run = open_run(folder)
-        if different := differences(run.config, with_whole_paths(config)):
+        if different := differences(run.config, _divided_alike(config, run.config)):
             raise RunError(
                 f"{folder} holds another run: it differs in {', '.join(different)}. Name another "
                 f"folder, or delete that run with `phi3lora runs delete {folder}`."
@@ -287,19 +287,27 @@ class Launching:
         caller: Caller,
         accept_changes: bool = False,
         job: JobRequest | None = None,
+        batch_size: int | None = None,
     ) -> Run:
         """Put the caller's run into the queue again; it goes on from its last checkpoint.
 
         Args:
             accept_changes: even if its data, base or libraries changed since its first start.
             job: another machine of the Hub, or another cap, for a run that computes there.
+            batch_size: rows that are computed at once from now on, for a run that ran out of
+                memory; an update is made of as many rows as before.
 
-        Raises RunError where the run does not compute there.
+        Raises RunError where the run does not compute there, ConfigError for a batch size that
+        does not divide the rows of an update.
         """
         check_may_train(caller, self.settings)
         check_paths(run.config, run.owner, self.settings, run.folder)
         if job is not None:
             run = with_job(run, job)
+        if batch_size is not None:
+            self.queue.check_resumable(run)  # nothing is changed of one that cannot go on
+            self.queue.check_limits(caller.name)
+            run = self.store.rebatch(run, batch_size)
         return self.queue.resume(run, caller.token, accept_changes=accept_changes)
 
     def compute(self, run: Run, caller: Caller) -> Iterator[Run]:
@@ -400,6 +408,14 @@ class Launching:
             yield
         finally:
             os.close(descriptor)
+
+
+def _divided_alike(config: RunConfig, other: RunConfig) -> RunConfig:
+    """A config whose updates have as many rows as the other's, in passes of the other's size."""
+    config = with_whole_paths(config)
+    same = (config.devices, config.effective_batch) == (other.devices, other.effective_batch)
+    rows = other.training_config.per_device_train_batch_size
+    return config.with_batch(rows) if same else config
 
 
 def with_job(run: Run, job: JobRequest) -> Run:

@@ -31,7 +31,8 @@ from phi3lora.data.conversation import TOOLS, Message
 from phi3lora.data.rendering import NO_SYSTEM, render_prompt, stop_tokens, writes_system
 from phi3lora.data.tools import definitions
 from phi3lora.errors import DataError, ModelError
-from phi3lora.models.base import resolve_path
+from phi3lora.events import DOWNLOADING, in_twentieths
+from phi3lora.models.base import check_base, fetch, resolve_path
 from phi3lora.models.loading import load_model, load_tokenizer
 
 if TYPE_CHECKING:
@@ -108,6 +109,8 @@ class Serving:
         path = resolve_path(base.path, hardware)
         progress("reading the tokenizer")
         tokenizer = load_tokenizer(path, base.revision, token)
+        tell = in_twentieths(lambda share: progress(f"{DOWNLOADING}: {share:.0%}"))
+        fetch(check_base(path, base.revision, token), token, tell=tell)
         progress("loading the model")
         notices: list[str] = []
         model = load_model(base, for_training=False, token=token, notices=notices)

@@ -141,6 +141,15 @@ def resume_run(
     ] = False,
     flavor: FlavorName = None,
     at_most: AtMost = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            "--batch-size",
+            metavar="ROWS",
+            help="Compute so many rows at once from now on, for a run that ran out of memory. The "
+            "accumulation grows with it, so that an update is made of as many rows as before.",
+        ),
+    ] = None,
 ) -> None:
     """Queue a run again; it goes on from its last checkpoint.
 
@@ -152,7 +161,7 @@ def resume_run(
     state, job = found.state, None
     if flavor is not None or at_most is not None:
         job = whole_request(flavor or state.flavor, at_most or state.at_most)
-    found = application.launching.resume(found, caller, accept_changes, job)
+    found = application.launching.resume(found, caller, accept_changes, job, batch_size)
     tell(f"Run {found.id} is queued; watch it with `phi3lora runs follow {found.id}`.")
 
 

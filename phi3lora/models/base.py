@@ -12,6 +12,7 @@ was checked is what is loaded.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -120,6 +121,11 @@ class BaseInfo:
         return PHI3.linear(self)
 
     @property
+    def stored(self) -> int:
+        """Bytes of its weights as they are published: 16 bits each."""
+        return 2 * self.parameters
+
+    @property
     def parameters(self) -> int:
         """Weights of the whole model: layers, embedding, head and norms."""
         layer = sum(rows * columns for rows, columns in self.shapes.values()) + 2 * self.hidden
@@ -185,15 +191,21 @@ def fetch(
     cache_folder: Path | None = None,
     *,
     weights: bool = True,
+    tell: Callable[[float], None] | None = None,
 ) -> Path:
     """The folder of the base's files, downloaded at the pinned commit if need be.
 
-    Without `weights` only the small files come: the tokenizer, its template, the configs.
+    Args:
+        weights: without them only the small files come: the tokenizer, its template, the configs.
+        tell: hears which share of the bytes has come, 0 to 1; nothing where all are here already.
+
     Raises HubError when the download fails.
     """
     if base.folder is not None:
         return base.folder
     from huggingface_hub import snapshot_download
+
+    from phi3lora.models.fetching import telling
 
     with explained(_request(base.name, base.commit, token)):
         folder = snapshot_download(
@@ -203,6 +215,7 @@ def fetch(
             cache_dir=base.cache or cache_folder,
             allow_patterns=FILES,
             ignore_patterns=None if weights else WEIGHTS,
+            tqdm_class=telling(tell, base.stored) if tell else None,
         )
     return Path(folder)
 

@@ -17,7 +17,7 @@ from typing import TextIO, cast
 
 from phi3lora.config import RunConfig
 from phi3lora.errors import Phi3LoraError, RunError
-from phi3lora.events import PREPARING, Emit, EventLog, Stage, by_share
+from phi3lora.events import DOWNLOADING, PREPARING, Emit, EventLog, Stage, by_share
 from phi3lora.isolation import hide_process, receive_token, send_token
 from phi3lora.runs.backends.local import worker_environment
 from phi3lora.runs.redaction import RedactedStream
@@ -92,7 +92,8 @@ def _prepare(config: RunConfig, emit: Emit, token: str | None, cache_folder: Pat
 
     path = resolve_path(config.model.path, detect_hardware(config.model.device))
     emit(Stage(name="fetching the model"))
-    fetch(check_base(path, config.model.revision, token), token)
+    base = check_base(path, config.model.revision, token)
+    fetch(base, token, tell=by_share(emit, DOWNLOADING))
     tokenizer = load_tokenizer(path, config.model.revision, token)
     progress = by_share(emit, PREPARING)
     prepare(config, tokenizer, token=token, cache_folder=cache_folder, progress=progress)

@@ -85,12 +85,16 @@ class Queue:
 
         So does a finished one whose result is damaged: it is written again.
         """
+        self.check_resumable(run)
+        return self.submit(run, token, accept_changes=accept_changes)
+
+    def check_resumable(self, run: Run) -> None:
+        """Raises RunError for a run that has nothing to go on with."""
         run = run.refresh()
         lost = run.status == "finished" and run.result.damage is not None
         if run.status not in RESUMABLE and not lost:
             next_step = "start a new one" if run.status == "finished" else "there is nothing to do"
             raise RunError(f"Run {run.id} is {run.status}; {next_step}.")
-        return self.submit(run, token, accept_changes=accept_changes)
 
     def stop(self, run: Run) -> Run:
         """Ask a run to save and stop; one that waits leaves the queue.

@@ -135,6 +135,7 @@ class RunState(BaseModel):
     outcome: str | None = None  # how the training ended, as `train` returned it
     exit_status: int | None = None  # 0 done, 1 could not go on or a fault of ours, 2 the user's
     device: str = "cpu"  # in whose queue it waits: `cpu` or `cuda`
+    cards: list[str] = []  # names of the GPUs that it had when it computed last
     backend: BackendName = "local"  # where it computes
     flavor: str | None = None  # the machine that its Jobs run on
     at_most: float | None = None  # dollars that each of its Jobs may cost
@@ -405,6 +406,32 @@ class RunStore:
             return changed(run.refresh(), title=title)
         except OSError as error:
             raise RunError(f"Run {run.id} cannot be renamed: {error}.") from None
+        finally:
+            os.close(held)
+
+    def rebatch(self, run: Run, rows: int) -> Run:
+        """Have a run compute so many rows at once when it goes on; its updates stay as they are.
+
+        Raises ConfigError where an update cannot be divided so, RunError while a worker holds the
+        run or a Job of it has not been heard to its end.
+        """
+        config = run.config.with_batch(rows)
+        held = life.take(run.folder)
+        if held is None:
+            raise RunError(f"Run {run.id} is not over; stop it first.")
+        try:
+            now = run.refresh()
+            if now.state.job:
+                raise RunError(
+                    f"Run {run.id} has a Job that may still compute; resume it as it is first, to "
+                    "learn what that came to."
+                )
+            write_whole(run.folder / "config.yaml", config.to_yaml())
+            if not now.damaged:  # who looked before looks again where the state was replaced
+                write_state(run.folder, now.state)
+            return run.refresh()
+        except OSError as error:
+            raise RunError(f"Run {run.id} cannot be changed: {error}.") from None
         finally:
             os.close(held)
 

@@ -144,7 +144,7 @@ def _work(run: Run, settings: Settings, copy: Copy, stop: ShouldStop, token: str
         if held != ["cpu"] or run.config.model.device == "cpu":
             take(held)  # else a GPU that cannot be counted from outside stays in sight
         _reserve(run).write_bytes(bytes(RESERVE_BYTES))
-        run = changed(run, status="running", started=time.time())
+        run = changed(run, status="running", started=time.time(), cards=held)
         copy.begin()
         return compute(run, settings, copy, stop, token).state.exit_status or 0
 

@@ -127,11 +127,11 @@ def _is_gone(error: BaseException) -> bool:
 def _less_memory(config: RunConfig) -> list[str]:
     """The settings that need less memory, those with the largest effect first."""
     training, advice = config.training_config, []
-    batch = training.per_device_train_batch_size
-    if batch > 1:
+    if rows := config.smaller_batch:
         advice.append(
-            f"halve training_config.per_device_train_batch_size (now {batch}) and double "
-            "gradient_accumulation_steps, which trains the same"
+            f"go on with a batch of {rows} instead of {training.per_device_train_batch_size} "
+            f"(`phi3lora runs resume RUN --batch-size {rows}`, or the menu of the run), which "
+            "trains the same"
         )
     if not training.gradient_checkpointing:
         advice.append("set training_config.gradient_checkpointing to true")

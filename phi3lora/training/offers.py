@@ -21,7 +21,6 @@ from phi3lora.models.hardware import AMPERE, Hardware
 from phi3lora.settings import Settings
 from phi3lora.training.preflight import (
     CROWDED,
-    DOWNLOADED_BYTES,
     Elsewhere,
     blocking,
     preflight,
@@ -104,7 +103,7 @@ def offer_of(config: RunConfig, flavor: Flavor, base: BaseInfo, estimate: Any) -
 
 def starting_seconds(base: BaseInfo) -> float:
     """Until the first step, on a bare machine."""
-    return INSTALLING + DOWNLOADED_BYTES * base.parameters / DOWNLOADED_A_SECOND
+    return INSTALLING + base.stored / DOWNLOADED_A_SECOND
 
 
 def hardware_of(flavor: Flavor) -> Hardware:

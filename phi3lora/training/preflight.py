@@ -38,7 +38,6 @@ FEWEST_PAIRS, MOST_LONGER = 20, 0.8  # pairs from which their lengths say someth
 LONGEST_LIMIT = 131_072  # tokens that a length limit may be raised to
 # Beyond these a value is hardly ever meant; taken from what recipes and papers use, times ten.
 LOWEST_RATE, MOST_EPOCHS, MOST_SCALING = 1e-7, 30, 16
-DOWNLOADED_BYTES = 2  # of a weight on the Hub
 UNKNOWN_SAVES = 10  # checkpoints of a run whose steps are not known yet
 OPTIMIZER_BYTES = 12  # of a trained parameter in a checkpoint: weight and two moments, float32
 
@@ -594,7 +593,7 @@ def _disk_elsewhere(config: RunConfig, base: Any, place: Elsewhere, estimate: An
     """Whether checkpoints and the base's download fit on the disk of a machine that is bare."""
     kept = _checkpoints_kept(config, estimate)
     own = (kept + 1) * OPTIMIZER_BYTES * (estimate.trainable if estimate else 0)
-    fetched = DOWNLOADED_BYTES * base.parameters if base else 0
+    fetched = base.stored if base else 0
     says = f"{words.size(own)} needed for checkpoints, {words.size(fetched)} to download"
     found = f"{words.size(place.disk)} free, {says}."
     if own + fetched > place.disk:
@@ -626,7 +625,7 @@ def _download(base: Any) -> tuple[float, Path]:
         for name in ("model.safetensors", "model.safetensors.index.json")
     ]
     fetched = any(isinstance(found, str) for found in here)
-    return (0.0 if fetched else DOWNLOADED_BYTES * base.parameters), cache
+    return (0.0 if fetched else base.stored), cache
 
 
 def _existing(folder: Path) -> Path:

@@ -27,6 +27,7 @@ from phi3lora.config import RunConfig, TrainingConfig
 from phi3lora.data.preparation import prepare
 from phi3lora.errors import DataError, Phi3LoraError
 from phi3lora.events import (
+    DOWNLOADING,
     PREPARING,
     Emit,
     Ended,
@@ -140,9 +141,9 @@ def _train(
             progress=by_share(emit, PREPARING),
         )
         emit(_counted(data))
+        base = check_base(path, config.model.revision, token)
+        fetch(base, token, tell=by_share(emit, DOWNLOADING))
         emit(Stage(name="loading the model"))
-        if processes.launched():
-            fetch(check_base(path, config.model.revision, token), token)
 
     notices = list(data.notices)
     model: Any = load_model(

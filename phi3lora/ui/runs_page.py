@@ -259,8 +259,7 @@ class RunsPage:
     @shown
     def on_resume(self, run_id: str, request: gr.Request) -> None:
         """Go on from the last whole checkpoint, with changed inputs once these were shown."""
-        caller = self._caller(request)
-        run = self.app.launching.run(run_id, caller)
+        run, caller = self._own(run_id, request), self._caller(request)
         self.app.launching.resume(run, caller, accept_changes=bool(run.state.changes))
 
     @shown
@@ -277,7 +276,11 @@ class RunsPage:
         """Rename it, or put it into the bin: of the run that the menu was opened on."""
         caller = self._caller(request)
         run = self.app.launching.run(told(event, "of"), caller)
-        if told(event, "do") == "rename":
+        do, _, rows = told(event, "do").partition(" ")
+        if do == "resume" and rows.isdecimal():
+            self.app.launching.resume(run, caller, bool(run.state.changes), batch_size=int(rows))
+            return [run_id, gr.skip(), *not_renaming()]
+        if do == "rename":
             return [run_id, gr.skip(), gr.update(visible=True), run.title, run.id]
         self.app.launching.discard(run)
         left = self.app.launching.runs(caller)

@@ -14,7 +14,7 @@ from phi3lora import words
 from phi3lora.app.several import run_before
 from phi3lora.app.trackers import Tracker, tracker_of
 from phi3lora.app.views import RunView
-from phi3lora.errors import Phi3LoraError
+from phi3lora.errors import ConfigError, Phi3LoraError
 from phi3lora.events import Evaluated, Step
 from phi3lora.runs.store import ACTIVE, RESUMABLE, Run
 from phi3lora.ui import show
@@ -183,10 +183,24 @@ def more_menu(run: Run, status: str) -> str:
     disabled = "" if over else ' disabled title="Once the run is over"'
     name = show.text(run.id)
     return (
-        '<summary aria-label="More">⋯</summary><div>'
+        f'<summary aria-label="More">⋯</summary><div>{_smaller(run, status, name)}'
         f'<button type="button" data-do="rename" data-of="{name}"{disabled}>Rename</button>'
         f'<button type="button" id="delete" data-do="discard" data-of="{name}"{disabled}>'
         "Move to the bin</button></div>"
+    )
+
+
+def _smaller(run: Run, status: str, name: str) -> str:
+    """The way on for a run that ran out of memory; nothing where there is none."""
+    try:
+        rows = run.config.smaller_batch if status in RESUMABLE else None
+    except ConfigError:
+        return ""
+    if rows is None:
+        return ""
+    return (
+        f'<button type="button" data-do="resume {rows}" data-of="{name}" title="Needs less memory, '
+        f'and every update is made of the same rows">Resume with a batch of {rows}</button>'
     )
 
 

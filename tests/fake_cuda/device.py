@@ -15,7 +15,7 @@ import contextlib
 import types
 import weakref
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,6 +61,7 @@ SILENT = {
     "chunk",
     "dropout",  # seen as one operation outside of a training alone, where it drops nothing
 }
+INTO = {"out", "grad_input"}  # arguments that name where a result is written
 PRODUCTS = {"mm", "addmm", "addmm_", "bmm", "baddbmm"}
 
 
@@ -100,6 +101,13 @@ class Gpu:
         self.copies: Counter[str] = Counter()  # `to device`, `to host`
         self.syncs: Counter[str] = Counter()  # by what waited
         self.names: Counter[str] = Counter()
+
+    def launched(self, name: str, moved: Iterable[torch.Tensor]) -> None:
+        """Count a kernel, and what it reads and writes unless it is a product."""
+        self.kernels += 1
+        self.names[name] += 1
+        if name not in PRODUCTS:
+            self.traffic += sum(map(_bytes, moved))
 
     def saw(self, tensor: torch.Tensor) -> None:
         """Count a tensor's memory once, and until it is gone; rounded as CUDA's allocator does."""
@@ -250,16 +258,15 @@ class _Counting(TorchDispatchMode):
             self.gpu.copies["to host"] += 1
 
     def _count(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
-        ins, outs = ([x for x in tree_leaves(t) if _on_gpu(x)] for t in ((args, kwargs), out))
+        read = {key: value for key, value in kwargs.items() if key not in INTO}
+        ins, outs = ([x for x in tree_leaves(t) if _on_gpu(x)] for t in ((args, read), out))
         for tensor in outs:
             self.gpu.saw(tensor)
             if name == "all" and self.gpu.all_true:
                 self.gpu.truths.add(tensor.untyped_storage()._cdata)
-        if (ins or outs) and name not in SILENT and not _only_views(name, ins, outs):
-            self.gpu.kernels += 1
-            self.gpu.names[name] += 1
-            if name not in PRODUCTS:
-                self.gpu.traffic += sum(map(_bytes, (*ins, *outs)))
+        writes = name.endswith("_") or len(read) < len(kwargs)
+        if (ins or outs) and name not in SILENT and (writes or not _only_views(ins, outs)):
+            self.gpu.launched(name, (*ins, *outs))
 
 
 class _Lists(TorchFunctionMode):
@@ -284,6 +291,24 @@ class _Lists(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+class _OneNorm:
+    """PyTorch's norm for GPUs, which is one kernel there; a fake one is taken apart into eight."""
+
+    packet = torch.ops.aten._fused_rms_norm
+
+    def __init__(self, gpu: Gpu) -> None:
+        self.gpu = gpu
+
+    def __call__(self, x: torch.Tensor, _: list[int], weight: torch.Tensor, epsilon: float) -> Any:
+        out = torch.empty_like(x)
+        scale = x.new_empty((*x.shape[:-1], 1), dtype=torch.float32)
+        self.gpu.launched("_fused_rms_norm", (x, weight, out, scale))
+        return out, scale
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.packet, name)  # its overloads, which PyTorch asks for
+
+
 def _is_mask(index: Any) -> bool:
     return index is not None and index.dtype == torch.bool
 
@@ -299,10 +324,10 @@ def _ones(shape: tuple[int, ...], one: float) -> Any:
     return [_ones(shape[1:], one) for _ in range(shape[0])] if shape else one
 
 
-def _only_views(name: str, ins: list[torch.Tensor], outs: list[torch.Tensor]) -> bool:
-    """Whether nothing was written: what comes out lies where something went in, unchanged."""
+def _only_views(ins: list[torch.Tensor], outs: list[torch.Tensor]) -> bool:
+    """Whether all that comes out lies where something went in."""
     given = {x.untyped_storage()._cdata for x in ins}
-    return not name.endswith("_") and all(x.untyped_storage()._cdata in given for x in outs)
+    return all(x.untyped_storage()._cdata in given for x in outs)
 
 
 def _on_gpu(x: Any) -> bool:
@@ -320,6 +345,7 @@ def device(gpu: Gpu) -> Iterator[FakeTensorMode]:
     FakeTensor.tolist = lambda self: _listed(gpu, self)  # type: ignore[method-assign]
     before = torch._C._only_lift_cpu_tensors()
     torch._C._set_only_lift_cpu_tensors(True)
+    torch.ops.aten._fused_rms_norm = _OneNorm(gpu)
     try:
         with mode, _Counting(gpu), _Lists(gpu):
             yield mode

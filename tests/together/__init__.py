@@ -30,9 +30,13 @@ class Scenario:
 
 
 def trained(
-    scenarios: dict[str, dict[str, Scenario]], folder: Path
+    scenarios: dict[str, dict[str, Scenario]], folder: Path, number: int = 2
 ) -> dict[str, dict[str, dict[str, Any]]]:
-    """What the main process saw, by way and scenario: outcome, figures of each step, notices."""
+    """What the main process saw, by way and scenario: outcome, figures of each step, notices.
+
+    Args:
+        number: of processes.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     wanted = {
         way: {name: asdict(one) for name, one in ones.items()} for way, ones in scenarios.items()
@@ -41,7 +45,7 @@ def trained(
     ended = subprocess.run(
         [
             *(sys.executable, "-m", "accelerate.commands.launch"),
-            *("--config_file", str(launch_files()["ddp"]), "--num_processes", "2"),
+            *("--config_file", str(launch_files()["ddp"]), "--num_processes", str(number)),
             *("--main_process_port", "0", "-m", "tests.together", str(folder)),
         ],
         cwd=ROOT,

@@ -25,7 +25,7 @@ def main() -> None:
     folder = Path(sys.argv[1])
     found = {}
     for way, scenarios in json.loads((folder / "scenarios.json").read_text()).items():
-        processes.prepare(way, 2)
+        processes.prepare(way, int(os.environ["WORLD_SIZE"]))
         if way != "ddp":
             _pretend()
         if way.startswith("zero"):

@@ -46,6 +46,7 @@ class LoopbackScheduler:
         longest: seconds of one call at the most.
         devices: how many may be lent at once.
         grants: every call so far.
+        queued: how often a call found every device lent, and waited.
         wait: seconds until a spent quota is full again, as told to the visitor.
     """
 
@@ -55,6 +56,7 @@ class LoopbackScheduler:
     wait: int = 3600
     grants: list[Grant] = field(default_factory=list)
     started: int = 0
+    queued: int = 0
     refusals: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -98,6 +100,7 @@ class LoopbackScheduler:
                 self.refusals.append(visitor)
                 return {"left": max(0, round(left)), "wait": self.wait}
             if len(self.running()) >= self.devices:
+                self.queued += 1
                 return None
             grant = Grant(f"grant-{len(self.grants)}", visitor, seconds, time.monotonic())
             self.grants.append(grant)

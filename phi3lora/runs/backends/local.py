@@ -16,7 +16,7 @@ from pathlib import Path
 from phi3lora.config import RunConfig
 from phi3lora.errors import RunError
 from phi3lora.isolation import inherited, send_token
-from phi3lora.models.hardware import visible_gpus
+from phi3lora.models.hardware import Hardware, visible_gpus
 from phi3lora.runs import life
 from phi3lora.runs.afterwards import after_worker
 from phi3lora.settings import Settings
@@ -139,3 +139,9 @@ def devices(kind: str, environ: Mapping[str, str] = os.environ) -> list[str]:
     if kind == "cpu":
         return ["cpu"]
     return visible_gpus(environ)
+
+
+def card_of(hardware: Hardware) -> str:
+    """The name by which a run takes that device; a GPU that cannot be counted goes with the CPU."""
+    names = visible_gpus() if hardware.device == "cuda" else []
+    return names[hardware.index] if hardware.index < len(names) else "cpu"

@@ -19,7 +19,7 @@ from phi3lora.config import RunConfig
 from phi3lora.hub.access import Identity
 from phi3lora.models.base import BaseInfo
 from phi3lora.runs.store import Lent, Run
-from phi3lora.training.preflight import DOWNLOADED_BYTES, Preflight
+from phi3lora.training.preflight import Preflight
 from phi3lora.training.speed import proof_seconds
 
 FIRST = 60.0  # seconds of the first slice, which finds out how long loading takes
@@ -152,7 +152,7 @@ def quota_check(config: RunConfig, found: Preflight, who: Identity | None) -> Ch
 
 def quota_seconds(config: RunConfig, base: BaseInfo, training: float) -> float:
     """Seconds of a GPU for a run whose training alone takes so many."""
-    loading = FORKING + DOWNLOADED_BYTES * base.parameters / READ_A_SECOND
+    loading = FORKING + base.stored / READ_A_SECOND
     slices = max(math.ceil(training / (LONGEST - SAVING - loading)), 1)
     proof = proof_seconds(config)
     return training + slices * loading + (loading + proof if proof else 0.0)

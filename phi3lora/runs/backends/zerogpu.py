@@ -23,7 +23,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,16 @@ from phi3lora.config import ModelConfig, RunConfig
 from phi3lora.data.plan import holds_out
 from phi3lora.errors import AccessError, Phi3LoraError, RunError
 from phi3lora.evaluation.report import evaluate
-from phi3lora.events import Ended, Event, EventLog, Notice, Resumed, Step
+from phi3lora.events import (
+    DOWNLOADING,
+    Ended,
+    Event,
+    EventLog,
+    Notice,
+    Resumed,
+    Step,
+    in_twentieths,
+)
 from phi3lora.models.base import check_base, fetch, resolve_path
 from phi3lora.models.hardware import Hardware, lend
 from phi3lora.runs import life
@@ -414,9 +423,8 @@ class LentChat(Answering):
         """Fetch the base's files, so that no lent second waits for them."""
         if progress is not None:
             progress("fetching the model")
-        self._folder(request.base, request.token)
-        if request.against_base:
-            self._folder(request.against_base, request.token)
+        for base in filter(None, (request.base, request.against_base)):
+            self._folder(base, request.token, progress)
         return [asks(Options())]
 
     def _answer(self, request: Request) -> Iterator[Pair]:
@@ -440,12 +448,18 @@ class LentChat(Answering):
         folder = str(self._folder(base, token))
         return base.model_copy(update={"path": folder, "revision": None}).model_dump()
 
-    def _folder(self, base: ModelConfig, token: str | None) -> Path:
+    def _folder(self, base: ModelConfig, token: str | None, progress: Tell | None = None) -> Path:
         """The base's files on this machine, fetched if need be."""
+
+        def told(share: float) -> None:
+            if progress is not None:
+                progress(f"{DOWNLOADING}: {share:.0%}")
+
         key = (base.path, base.revision)
         if key not in self._fetched:
             path = resolve_path(base.path, lent_hardware())
-            self._fetched[key] = fetch(check_base(path, base.revision, token), token)
+            found = check_base(path, base.revision, token)
+            self._fetched[key] = fetch(found, token, tell=in_twentieths(told))
         return self._fetched[key]
 
 
@@ -479,8 +493,8 @@ def sent(token: str | None) -> Iterator[str]:
 
 
 def _write(pipe: Path, token: str) -> None:
-    """Blocks until the reader is there."""
-    with pipe.open("w", encoding="utf-8") as file:
+    """Blocks until the reader is there; one that goes at once, as `_drain`, takes nothing."""
+    with suppress(BrokenPipeError), pipe.open("w", encoding="utf-8") as file:
         file.write(token)
 
 
