@@ -79,10 +79,25 @@ ENGLISH = """() => [...document.querySelectorAll("body *:not(script, style)")]
   .filter((node) => node.parentElement.checkVisibility())
   .filter((node) => !node.parentElement.closest(".prose, .turn h2, .chip, pre, code, td, option"))
   .map((node) => node.data.trim()).filter((text) => /([a-z]+ ){3}[a-z]+/.test(text))"""
+# What a finger hits, by its own box or its label's, in CSS pixels; and folds that say nothing.
+FINGER = """() => [...document.querySelectorAll("button, summary, select, input, textarea")]
+  .filter((one) => one.checkVisibility({ visibilityProperty: true }) && one.type !== "file")
+  .map((one) => {
+    const choice = ["radio", "checkbox"].includes(one.type) && one.closest("label");
+    const { width, height } = (choice || one).getBoundingClientRect();
+    return [one.id || one.className || one.textContent, width, height];
+  })
+  .filter(([, width, height]) => width && height && Math.min(width, height) < 23.5)"""
+FOLDS = """() => [...document.querySelectorAll("button.label-wrap, .step-toggle")]
+  .filter((one) => one.checkVisibility())
+  .filter((one) => one.getAttribute("aria-expanded") !== "true").map((one) => one.textContent)"""
 ROWS = b'{"prompt": "Hi", "completion": "Arr"}\n' * 8
-DROP = """name => {
+ODD = "Kundenfrage,Antwort vom Support\n" + "Wie geht das?,So geht das.\n" * 8
+MANY = [f'{{"prompt": "Hi {n}", "completion": "Arr {n}"}}\n' for n in range(5600)]
+LONG = ('{"prompt": "Hi", "completion": "' + "Arr, matey! " * 200 + '"}\n') * 8
+DROP = """([name, text]) => {
   const files = new DataTransfer();
-  files.items.add(new File(['{"prompt": "Ho", "completion": "Arr"}\\n'.repeat(8)], name));
+  files.items.add(new File([text], name));
   document.querySelector("#file .file-preview").dispatchEvent(new DragEvent(
     "drop", { bubbles: true, cancelable: true, dataTransfer: files }));
 }"""
@@ -209,13 +224,51 @@ class TestInABrowser:
         good = {"name": "good.jsonl", "mimeType": "", "buffer": ROWS}
         page.set_input_files("#file input[type=file]", [good])
         page.wait_for_selector("#data-summary .data-name >> text=good.jsonl")
-        page.evaluate(DROP, "notes.docx")
+        page.evaluate(DROP, ["notes.docx", "Ho"])
         page.wait_for_selector("#file-refused >> text=notes.docx is no kind of file")
         assert page.inner_text("#file .filename").split() == ["good", ".jsonl"]
         assert page.locator(".toast-wrap .toast-close").count() == 0
-        page.evaluate(DROP, "other.jsonl")
+        page.evaluate(DROP, ["other.jsonl", "".join(MANY[:8])])
         page.wait_for_selector("#data-summary .data-name >> text=other.jsonl")
         page.wait_for_selector("#file-refused", state="hidden")
+
+    def test_odd_files_are_mapped_counted_and_cut_in_words(self, place: str, page: Page) -> None:
+        """Columns by lists with rows beside them; more rows than are read; one that is too long."""
+        go(page, place, "")
+        page.click("#source >> text=Your file")
+        odd = {"name": "odd.csv", "mimeType": "", "buffer": ODD.encode()}
+        page.set_input_files("#file input[type=file]", [odd])
+        page.wait_for_selector("#data-summary .data-name >> text=odd.csv")
+        page.wait_for_selector("#first-rows >> text=Wie geht das?")
+        assert page.input_value("#question-column input") == "Kundenfrage"
+        assert page.input_value("#answer-column input") == "Antwort vom Support"
+        page.wait_for_selector("#data-summary mark >> text=So geht das.")
+
+        page.evaluate(DROP, ["many.jsonl", "".join(MANY)])
+        page.wait_for_selector("#data-summary >> text=Counted in the first 5,000 of 5,600 rows")
+        page.wait_for_selector("#estimate dd:text-is('3,150')", state="attached")  # of 5,600
+        assert "≥ 5,000 conversations" in page.inner_text("#step-data-line")
+
+        page.evaluate(DROP, ["long.jsonl", LONG])
+        page.wait_for_selector("#data-summary .cut >> text=tokens are read")
+        page.wait_for_selector("#data-summary >> text=8 conversations are cut at 256 tokens")
+        width = "getComputedStyle(document.querySelector('.data-reading b')).borderTopWidth"
+        assert page.evaluate(width) == "2px", "what turns while data is read is there to be seen"
+
+    def test_a_base_and_an_old_recipe_change_nothing_about_the_data(
+        self, place: str, page: Page
+    ) -> None:
+        go(page, place, "")
+        page.fill("#field-model-path input", "/nowhere/phi")
+        page.keyboard.press("Enter")
+        page.keyboard.press("Tab")
+        page.wait_for_selector("#data-summary >> text=once the base can be read")
+        assert page.locator("#data-summary .notice.red").count() == 0
+        page.wait_for_selector("#launch[disabled]")
+        page.click("#more > button")
+        page.click("#more-recipes label >> nth=0")
+        page.wait_for_selector("#form-notes details.more summary >> text=translated")
+        assert page.locator("#form-notes details[open]").count() == 0
 
     def test_a_message_is_over_with_the_next_action(self, place: str, page: Page) -> None:
         """It says what went wrong, stands once, and is gone after what follows."""
@@ -331,6 +384,19 @@ class TestInABrowser:
         page.wait_for_selector("#field-title input:visible")
         page.keyboard.press("Escape")
         page.wait_for_selector("#field-title input", state="hidden")
+
+    @pytest.mark.parametrize("path", list(THERE))
+    def test_folds_say_whether_they_are_open_and_fit_a_finger(
+        self,
+        place: str,
+        page: Page,
+        path: str,
+    ) -> None:
+        page.set_viewport_size({"width": 390, "height": 844})
+        go(page, place, path)
+        open_every_fold(page)
+        page.wait_for_function(f"({FOLDS})().length === 0")
+        assert page.evaluate(FINGER) == []
 
     # ------------------------------------------------------------------------ languages
 
