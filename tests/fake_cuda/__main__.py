@@ -16,6 +16,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from phi3lora.importing import heavy_imports
 from tests.fake_cuda.build import load
 
 
@@ -24,8 +25,11 @@ def main() -> None:
     load(Path(sys.argv[1]))
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     # Before anything pretends: bitsandbytes asks for the device when it is imported.
-    import bitsandbytes  # noqa: F401
-    import trl  # noqa: F401
+    with heavy_imports():
+        import bitsandbytes  # noqa: F401
+
+        import phi3lora.training.trainer  # noqa: F401
+        from tests.fake_cuda import scenarios  # noqa: F401
 
     for scenario in json.load(sys.stdin):
         began = time.process_time()

@@ -13,11 +13,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from transformers import training_args
-
 from phi3lora.config import RunConfig
-from phi3lora.training import kinds, processes
-from phi3lora.training.trainer import train
+from phi3lora.importing import heavy_imports
+
+with heavy_imports():
+    from transformers import training_args
+
+    from phi3lora.training import kinds, processes
+    from phi3lora.training.trainer import train
 
 
 def main() -> None:
