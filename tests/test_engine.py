@@ -25,7 +25,7 @@ from phi3lora.chat.options import SETTINGS, Options
 from phi3lora.chat.packing import Packed
 from phi3lora.chat.requests import Request
 from phi3lora.chat.sampling import LIKELY, TextStream, choose, generator
-from phi3lora.chat.serving import Column, Serving
+from phi3lora.chat.serving import SMALL, THREADS, Column, Serving, _use_threads
 from phi3lora.chat.whole import Chat
 from phi3lora.config import ModelConfig
 from phi3lora.data.rendering import render_prompt, stop_tokens
@@ -664,6 +664,23 @@ def plain_endless(tokenizer: Any, new: int) -> list[int]:
         eos_token_id=-1,
     )
     return said[0, prompt.shape[1] :].tolist()
+
+
+@pytest.mark.parametrize(
+    ("device", "weights", "threads"),
+    [("cpu", SMALL - 1, [1]), ("cpu", SMALL, [THREADS]), ("cuda", 9, [])],
+)
+def test_a_small_model_computes_on_one_thread(
+    device: str, weights: int, threads: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A training beside it, or a neighbour, would hold up a second one at every operation."""
+    asked: list[int] = []
+    monkeypatch.setattr("torch.set_num_threads", asked.append)
+    model: Any = SimpleNamespace(
+        device=SimpleNamespace(type=device), num_parameters=lambda: weights
+    )
+    _use_threads(model)
+    assert asked == threads
 
 
 def test_a_full_queue_says_so(engine: ChatEngine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -123,11 +123,10 @@ def test_only_the_newest_checkpoint_is_kept_and_a_busy_hub_skips_older_ones(
     with ann.held("preupload|/commit/") as rule:
         backup.saved("checkpoints/checkpoint-2")
         assert rule.waiting.wait(30)
-        before = time.monotonic()
         backup.saved("checkpoints/checkpoint-2")
         backup.saved("checkpoints/checkpoint-3")  # returns, though the Hub does not answer
         shutil.rmtree(run / "checkpoints" / "checkpoint-3")  # as the training does
-        assert time.monotonic() - before < 20
+        assert checkpoints(ann) == {"checkpoint-1"}, "it has not answered yet"
     backup.finish()
     assert checkpoints(ann) == {"checkpoint-3"}
     assert len([c for c in ann.commits("model", REPO) if "checkpoint-2" in c.title]) == 1

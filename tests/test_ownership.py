@@ -37,6 +37,7 @@ from tests import stage
 from tests.hub import LoopbackHub
 
 SECRET = "The hidden galleon"
+QUESTIONS = ("message", "set-prompts")  # fields without which nothing is asked
 
 
 class Visited(Callers):
@@ -85,7 +86,7 @@ class NoEngine:
 
     def reply(self, base: Any, tuned: Any, options: Options, *_: Any, **named: Any) -> Any:
         options.check()
-        assert named["adapter"] in (None, PIRATE.result)
+        assert {named["adapter"], named["against"]} <= {None, PIRATE.result}
         return iter(())
 
 
@@ -201,6 +202,8 @@ def arguments(fn: Any, run: Run) -> list[Any]:
     for component in fn.inputs:
         if getattr(component, "elem_id", None) in ("run-id", "adapter"):
             found.append(run.id)
+        elif getattr(component, "elem_id", None) in QUESTIONS:
+            found.append("Ahoy?")
         elif isinstance(component, gr.State):
             found.append(None)
         else:

@@ -39,12 +39,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Progress = Callable[[str], None]
+THREADS = torch.get_num_threads()  # of a large model on a CPU: as many as there are
 MOST_ADAPTERS = 8  # kept in memory beside those in use
 IDLE_ROWS = 32  # caches kept for a next turn
 NO_PLACE = (
     "The base's chat template has no place for a system prompt. One is put before the first "
     "question, or left out or refused where the training did so (data.system_messages)."
 )
+SMALL = 50_000_000  # weights of a model that one thread of a CPU computes as fast as many
 SHARE = 0.25  # of the memory that is free after loading: for all caches together
 
 
@@ -112,6 +114,7 @@ class Serving:
         progress("loading the model")
         notices: list[str] = []
         model = load_model(base, for_training=False, token=token, notices=notices)
+        _use_threads(model)
         if not writes_system(tokenizer):
             notices.append(NO_PLACE)
         free = detect_hardware(base.device).memory_free
@@ -235,6 +238,15 @@ class Serving:
             column.stream.add(token)
         if column.done:
             column.stream.finish()
+
+
+def _use_threads(model: PreTrainedModel) -> None:
+    """On a CPU a small model computes on one thread: on more each operation waits for them all.
+
+    Where something else has a core, that wait is several times the work.
+    """
+    if model.device.type == "cpu":
+        torch.set_num_threads(1 if model.num_parameters() < SMALL else THREADS)
 
 
 def prompt_of(tokenizer: Any, messages: list[Message], options: Options) -> list[int]:

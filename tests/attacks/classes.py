@@ -27,7 +27,7 @@ from tests.attacks.followed import OWNERS, TOKEN, followed
 from tests.attacks.ground import Ground, Try, faults, refused
 from tests.attacks.pickled import pickles
 from tests.attacks.programs import programs
-from tests.test_ownership import SECRET, anns, arguments, ask, clicked, snapshot
+from tests.test_ownership import QUESTIONS, SECRET, anns, arguments, ask, clicked, snapshot
 
 Attack = Callable[[Ground], Iterator[Try]]
 EVE = Caller("eve")
@@ -167,7 +167,7 @@ def _typed(ground: Ground, handlers: list[Any], run: str) -> Iterator[Try]:
         values[place] = [{"path": text}] if "more" in fn.inputs[place].elem_id else text
         seen = len(read)
         with faults() as failed:
-            said = ask(ground.address, fn, values, "eve")
+            said = ask(ground.address, fn, values, "eve", {"do": "open", "row": "0:0"})
         reached = [one for one in read[seen:] if str(ground.app.settings.home) in one]
         held = SECRET not in said and not failed and not reached
         yield Try(f"{named(fn)}, {fn.inputs[place].elem_id} {text} {failed[:1]}", held)
@@ -175,8 +175,9 @@ def _typed(ground: Ground, handlers: list[Any], run: str) -> Iterator[Try]:
 
 def names(component: Any) -> bool:
     """Whether it takes the name of a run, a file or a model."""
-    named = re.search(r"path|adapter|more|run-id", getattr(component, "elem_id", "") or "")
-    return named is not None and isinstance(component, gr.Textbox | gr.Dropdown)
+    named = getattr(component, "elem_id", "") or ""
+    takes = re.search(r"path|adapter|against|third|more|run-id", named)
+    return takes is not None and isinstance(component, gr.Textbox | gr.Dropdown)
 
 
 def is_data(component: Any) -> bool:
@@ -185,7 +186,9 @@ def is_data(component: Any) -> bool:
 
 
 def value_of(component: Any) -> Any:
-    """What the page sends at first; states are the server's."""
+    """What the page sends at first, and a question; states are the server's."""
+    if getattr(component, "elem_id", None) in QUESTIONS:
+        return "Ahoy?"
     static = not isinstance(component, gr.State) and not callable(component.value)
     return component.value if static else None
 
