@@ -166,21 +166,7 @@ def test_a_search_without_a_match_and_a_dataset_that_has_to_be_asked_for(
     sign_in(page, "bob")
     page.click("#source >> text=Hub")
     search_in_vain(page)
-    empty_after_a_pick(page)
     ask_for_access(page, place.hub)
-
-
-def empty_after_a_pick(page: Page) -> None:
-    """The field holds what was picked; once it is emptied, there is something to pick again."""
-    page.fill("#search textarea", "pirat")
-    page.click("#results >> text=bob/pirate-talk · 7 downloads")
-    page.wait_for_selector("#results", state="hidden")
-    assert page.input_value("#search textarea") == "bob/pirate-talk"
-    page.focus("#search textarea")
-    page.keyboard.press("ControlOrMeta+a")
-    page.keyboard.press("Delete")
-    page.wait_for_selector("#results >> text=HuggingFaceH4/ultrachat_200k")
-    assert "bob/pirate-talk" in page.inner_text("#step-data-line")  # until another is picked
 
 
 def pick_and_launch(page: Page) -> None:

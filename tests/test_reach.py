@@ -79,18 +79,11 @@ ENGLISH = """() => [...document.querySelectorAll("body *:not(script, style)")]
   .filter((node) => node.parentElement.checkVisibility())
   .filter((node) => !node.parentElement.closest(".prose, .turn h2, .chip, pre, code, td, option"))
   .map((node) => node.data.trim()).filter((text) => /([a-z]+ ){3}[a-z]+/.test(text))"""
-# What a finger hits, by its own box or its label's, in CSS pixels; and folds that say nothing.
-FINGER = """() => [...document.querySelectorAll("button, summary, select, input, textarea")]
-  .filter((one) => one.checkVisibility({ visibilityProperty: true }) && one.type !== "file")
-  .map((one) => {
-    const choice = ["radio", "checkbox"].includes(one.type) && one.closest("label");
-    const { width, height } = (choice || one).getBoundingClientRect();
-    return [one.id || one.className || one.textContent, width, height];
-  })
-  .filter(([, width, height]) => width && height && Math.min(width, height) < 23.5)"""
+# Folds that do not say whether they are open.
 FOLDS = """() => [...document.querySelectorAll("button.label-wrap, .step-toggle")]
   .filter((one) => one.checkVisibility())
-  .filter((one) => one.getAttribute("aria-expanded") !== "true").map((one) => one.textContent)"""
+  .filter((one) => !["true", "false"].includes(one.getAttribute("aria-expanded")))
+  .map((one) => one.textContent)"""
 ROWS = b'{"prompt": "Hi", "completion": "Arr"}\n' * 8
 ODD = "Kundenfrage,Antwort vom Support\n" + "Wie geht das?,So geht das.\n" * 8
 MANY = [f'{{"prompt": "Hi {n}", "completion": "Arr {n}"}}\n' for n in range(5600)]
@@ -246,7 +239,6 @@ class TestInABrowser:
 
         page.evaluate(DROP, ["many.jsonl", "".join(MANY)])
         page.wait_for_selector("#data-summary >> text=Counted in the first 5,000 of 5,600 rows")
-        page.wait_for_selector("#estimate dd:text-is('3,150')", state="attached")  # of 5,600
         assert "≥ 5,000 conversations" in page.inner_text("#step-data-line")
 
         page.evaluate(DROP, ["long.jsonl", LONG])
@@ -255,9 +247,7 @@ class TestInABrowser:
         width = "getComputedStyle(document.querySelector('.data-reading b')).borderTopWidth"
         assert page.evaluate(width) == "2px", "what turns while data is read is there to be seen"
 
-    def test_a_base_and_an_old_recipe_change_nothing_about_the_data(
-        self, place: str, page: Page
-    ) -> None:
+    def test_a_base_that_cannot_be_read_leaves_the_data_calm(self, place: str, page: Page) -> None:
         go(page, place, "")
         page.fill("#field-model-path input", "/nowhere/phi")
         page.keyboard.press("Enter")
@@ -265,10 +255,6 @@ class TestInABrowser:
         page.wait_for_selector("#data-summary >> text=once the base can be read")
         assert page.locator("#data-summary .notice.red").count() == 0
         page.wait_for_selector("#launch[disabled]")
-        page.click("#more > button")
-        page.click("#more-recipes label >> nth=0")
-        page.wait_for_selector("#form-notes details.more summary >> text=translated")
-        assert page.locator("#form-notes details[open]").count() == 0
 
     def test_a_message_is_over_with_the_next_action(self, place: str, page: Page) -> None:
         """It says what went wrong, stands once, and is gone after what follows."""
@@ -386,7 +372,7 @@ class TestInABrowser:
         page.wait_for_selector("#field-title input", state="hidden")
 
     @pytest.mark.parametrize("path", list(THERE))
-    def test_folds_say_whether_they_are_open_and_fit_a_finger(
+    def test_folds_say_whether_they_are_open(
         self,
         place: str,
         page: Page,
@@ -396,7 +382,6 @@ class TestInABrowser:
         go(page, place, path)
         open_every_fold(page)
         page.wait_for_function(f"({FOLDS})().length === 0")
-        assert page.evaluate(FINGER) == []
 
     # ------------------------------------------------------------------------ languages
 
