@@ -110,10 +110,11 @@ class PlaceStep:
             "outputs": self.outputs,
             "show_progress": "hidden",
             "api_visibility": "private",
+            "trigger_mode": "always_last",
         }
         self.where.input(**offers).then(**checked)
-        gr.on(settled, **offers, trigger_mode="always_last")
-        gr.on([self.flavor.input, self.at_most.blur], **checked, trigger_mode="always_last")
+        gr.on(settled, **offers)
+        gr.on([self.flavor.input, self.at_most.blur], **checked)
 
 
 def offer_line(offer: Offer) -> str:

@@ -97,6 +97,9 @@
   function markField(block, message) {
     const said = one(".field-wrong", block);
     block.classList.add("wrong");
+    const input = one("input, textarea", block); // may be another than was marked before
+    input?.setAttribute("aria-invalid", "true");
+    input?.setAttribute("aria-errormessage", block.id + "-wrong");
     if (said && said.textContent === message) return;
     said?.remove();
     const line = document.createElement("p");
@@ -104,9 +107,6 @@
     line.id = block.id + "-wrong";
     line.textContent = message;
     block.append(line);
-    const input = one("input, textarea", block);
-    input?.setAttribute("aria-invalid", "true");
-    input?.setAttribute("aria-errormessage", line.id);
   }
   function unmark(block) {
     block.classList.remove("wrong");
