@@ -84,6 +84,13 @@ FOLDS = """() => [...document.querySelectorAll("button.label-wrap, .step-toggle"
   .filter((one) => one.checkVisibility())
   .filter((one) => !["true", "false"].includes(one.getAttribute("aria-expanded")))
   .map((one) => one.textContent)"""
+# What a finger has to hit, and is smaller than WCAG 2.2 asks for (2.5.8).
+FINE = """() => [...document.querySelectorAll(
+    "input:is([type=checkbox], [type=range], [type=number]), button, summary, header a")]
+  .filter((one) => one.checkVisibility())
+  .map((one) => [one.getBoundingClientRect(), one.outerHTML.slice(0, 120)])
+  .filter(([box]) => box.width > 1 && (box.width < 24 || box.height < 24))
+  .map(([box, what]) => `${box.width} x ${box.height}: ${what}`)"""
 ROWS = b'{"prompt": "Hi", "completion": "Arr"}\n' * 8
 ODD = "Kundenfrage,Antwort vom Support\n" + "Wie geht das?,So geht das.\n" * 8
 MANY = [f'{{"prompt": "Hi {n}", "completion": "Arr {n}"}}\n' for n in range(5600)]
@@ -372,7 +379,7 @@ class TestInABrowser:
         page.wait_for_selector("#field-title input", state="hidden")
 
     @pytest.mark.parametrize("path", list(THERE))
-    def test_folds_say_whether_they_are_open(
+    def test_folds_say_whether_they_are_open_and_a_finger_hits_what_is_in_them(
         self,
         place: str,
         page: Page,
@@ -382,6 +389,7 @@ class TestInABrowser:
         go(page, place, path)
         open_every_fold(page)
         page.wait_for_function(f"({FOLDS})().length === 0")
+        assert page.evaluate(FINE) == []
 
     # ------------------------------------------------------------------------ languages
 

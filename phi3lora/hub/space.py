@@ -45,6 +45,7 @@ SUFFIXES = {
     ".py",
     ".yaml",
     ".css",
+    ".html",
     ".js",
     ".json",
     ".jsonl",

@@ -283,7 +283,6 @@ class RowEditor:
             "fn": self.on_data,
             "inputs": [self.of, *everything],
             "outputs": [self.of, *self.form, *self.seen],
-            "trigger_mode": "always_last",  # or what follows it is left out with it
             **QUIET,
         }
         self.close.click(lambda: self._nothing(), None, self.seen, **QUIET)

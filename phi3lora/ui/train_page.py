@@ -265,8 +265,6 @@ class TrainPage:
     def wire(self, demo: gr.Blocks) -> None:
         """Connect components and handlers."""
         everything, by_name = self.fields.components, self.fields.by_name
-        # What is asked while its like is under way comes after it, in chains too; Gradio's own way
-        # is to leave it out.
         last: dict[str, Any] = {**QUIET, "trigger_mode": "always_last"}
         self.recipe = gr.State(self.start)
         method, sections = by_name["method"], self.amount.methods
@@ -277,13 +275,13 @@ class TrainPage:
             "fn": self.on_preflight,
             "inputs": [self.data.source, *everything, *self.place.inputs],
             "outputs": self.seen,
-            **last,
+            **last,  # at the end of a chain, too: Gradio leaves out what its like keeps waiting
         }
         drawn = {
             "fn": self.on_live,
             "inputs": [self.amount.drawn, self.recipe, *everything],
             "outputs": self.live,
-            **last,
+            **QUIET,
         }
         kept = {"fn": None, "inputs": everything, "js": keep_script(list(by_name))}
         self._wire_data(last, drawn, checked)
@@ -295,7 +293,7 @@ class TrainPage:
         gr.on(settled, **checked)
         # At once and apart from the preflight, which may take seconds: YAML is edited meanwhile.
         changed = [by_name[name].change for name in LIVE]
-        gr.on([*changed, *settled], **drawn)
+        gr.on([*changed, *settled], **drawn, trigger_mode="always_last")
         gr.on([*settled, by_name["data.path"].change], **kept, show_progress="hidden")
         opening = [self.notes, *everything, *self.data.tabs]
         opened = demo.load(self.on_open, self.draft, opening, js=READ, **QUIET)
@@ -326,7 +324,7 @@ class TrainPage:
             "fn": columns.on_look,
             "inputs": everything,
             "outputs": [*columns.seen, by_name["data.columns"]],
-            **last,
+            **QUIET,
         }
         # The YAML before the preflight: whoever reads what was found may change it meanwhile.
         for event in (by_name["data.path"].change, by_name["data.name"].input):
@@ -335,7 +333,7 @@ class TrainPage:
             ).then(**looked).then(**drawn).then(**checked)
         by_name["data.split"].input(**self.data.rows.chosen)
         again = [by_name[f"data.{name}"] for name in ("format", "roles", "columns", "split")]
-        gr.on([_settled(one) for one in again], **looked)
+        gr.on([_settled(one) for one in again], **looked, trigger_mode="always_last")
         for one in (columns.question, columns.answer):
             one.input(
                 columns.on_choose,
