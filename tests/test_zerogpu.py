@@ -20,6 +20,7 @@ import pytest
 from phi3lora.config import RunConfig
 from phi3lora.errors import RunError
 from phi3lora.events import Loaded, Resumed, Saved, Stage, Step
+from phi3lora.models.hardware import lend
 from phi3lora.runs.copies import Copy
 from phi3lora.runs.preparing import get_ready
 from phi3lora.runs.store import Run, RunStore, changed
@@ -231,6 +232,7 @@ def test_neither_token_nor_model_crosses_into_a_fork(
     from phi3lora.chat.options import Pair
     from phi3lora.runs.backends import zerogpu
 
+    lend(None)  # as that module does for a Space's process: other tests share this one
     given: list[Any] = []
 
     def lent(*args: Any) -> Any:
