@@ -155,5 +155,6 @@ def test_a_graph_that_fails_or_lies_is_not_used(caplog: pytest.LogCaptureFixture
         found = said(replay.advance, ours)
         assert all(torch.equal(one, other) for one, other in zip(found, wanted, strict=True))
         assert (replay.works, replay.replayed) == (False, 0)
-    assert "not permitted" in caplog.messages[0]
-    assert "answers otherwise" in caplog.messages[1]
+    said_why = [record.message for record in caplog.records if record.name.startswith("phi3lora")]
+    assert "not permitted" in said_why[0]
+    assert "answers otherwise" in said_why[1]
