@@ -2,9 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PORT ?= 7860
-# A file's tests stay together, since they share an app or a model; slow files come first. Three on
-# two cores: one of them waits for a browser, a worker or the disk at any time.
-PYTEST := -m pytest -n 3 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
+# A file's tests stay together, since they share an app or a model; slow files come first. A
+# third worker on two cores gains little, and browsers beside browsers get slow.
+PYTEST := -m pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 .PHONY: faults run test test-lowest test-space gpu fake-gpu lint docs screenshots hub-demo hub-conformance browser clean
 

@@ -25,6 +25,7 @@ pytestmark = [pytest.mark.browser, pytest.mark.slow]
 ANSWERING, RESTING = "#message .stop-button", "#now [data-do=again]"
 LENGTHS = "() => [...document.querySelectorAll('#now .said')].map(said => said.dataset.raw.length)"
 GROWN = f"least => ({LENGTHS})().every(length => length > least)"
+CHOSEN = "name => document.querySelector('#adapter input').value.includes(name)"
 
 
 class Place(NamedTuple):
@@ -147,14 +148,13 @@ def test_another_adapter_takes_no_conversation_away(place: Place) -> None:
     ask(page, "Is this kept?")
     page.click("#adapter input")
     page.click("[role=option]:has-text('Pocket pirate')")
+    page.wait_for_function(CHOSEN, arg="Pocket pirate")
     page.wait_for_selector("#undo-talk >> text=A new conversation, about what you chose.")
     page.wait_for_selector("#now .turn.demo")  # what was kept with the other adapter
     assert not page.is_visible("#votes")
     page.click("#undo-talk button")
     page.wait_for_selector("#now h2:text-is('Is this kept?')")
-    page.wait_for_function(
-        "() => document.querySelector('#adapter input').value.includes('endless')"
-    )
+    page.wait_for_function(CHOSEN, arg="endless")
     ask(page, "And it goes on?")
     assert page.locator("#past .turn").count() == 1
 
