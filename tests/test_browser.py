@@ -255,6 +255,27 @@ def test_switch_tabs_then_launch(app: str, browser: Browser, dropped: Path) -> N
     assert wrong == []
 
 
+def test_of_quick_choices_the_last_one_counts(app: str, browser: Browser) -> None:
+    """Each is chosen while the one before is still on its way."""
+    page, wrong = open_page(browser, app)
+    page.wait_for_selector("#data-summary .conversation")
+    page.evaluate(QUICK, ["Your file", "Hub", "Your file", "Hub"])
+    page.wait_for_selector("#panel-hub", state="visible")
+    page.wait_for_selector("#data-summary >> text=No data is chosen")
+    assert page.is_hidden("#panel-file")
+    page.evaluate(QUICK, ["Your file", "Example"])
+    page.wait_for_selector("#data-summary .conversation")
+    page.wait_for_selector("#panel-example", state="visible")
+    assert page.is_hidden("#panel-file")
+    assert wrong == []
+
+
+QUICK = """names => {
+  const labels = [...document.querySelectorAll('#source label')];
+  for (const name of names) labels.find((one) => one.innerText.trim() === name).click();
+}"""
+
+
 def test_the_whole_way(app: str, home: Path, browser: Browser, dropped: Path) -> None:
     page, wrong = open_page(browser, app)
     drop_and_launch(page, dropped)
@@ -291,9 +312,12 @@ def test_the_whole_way(app: str, home: Path, browser: Browser, dropped: Path) ->
 
 def ask_both(page: Page, question: str) -> tuple[str, str]:
     """Ask on the Compare page; what stands left and right once both have ended."""
+    place = page.locator("#past .turn, #now .turn:not(.demo)").count()  # asked twice, the same too
     page.fill("#message textarea", question)
     page.keyboard.press("Enter")
-    page.wait_for_selector(f"#now .turn:not(.demo) h2:text-is('{question}')")
+    page.wait_for_selector(
+        f"#now .turn:not(.demo)[data-place='{place}'] h2:text-is('{question}')"
+    )
     page.wait_for_selector("#now [data-do=again]")
     left, right = (page.inner_text(f"#now .said.{side} .prose") for side in SIDES)
     return left.strip(), right.strip()

@@ -798,6 +798,19 @@ def test_three_pages_and_no_outside_address(app: Any) -> None:
     assert "@import" not in style
 
 
+def test_no_choice_is_dropped_while_its_like_is_at_work(app: Any) -> None:
+    """Only what acts may be: a button, an Enter, a page that opens; a program's call is its own."""
+    from phi3lora.ui.app import build
+
+    acting, dropped = {"click", "submit", "stop", "load"}, {}
+    for wired in build(app).config["dependencies"]:
+        if wired["backend_fn"] and wired["trigger_mode"] == "once":
+            after, events = wired["trigger_after"], {event for _, event in wired["targets"]}
+            if after is not None or not events <= acting:
+                dropped[wired["id"]] = events
+    assert not dropped
+
+
 def test_handlers_of_pages_are_hidden_from_the_api(app: Any) -> None:
     demo = build(app)
     public = [fn.api_name for fn in demo.fns.values() if fn.fn and fn.api_visibility == "public"]

@@ -59,6 +59,7 @@ _LANGUAGES = "".join(
 LANGUAGE_CHOICE = (
     f'<select id="language" aria-label="Language" autocomplete="off">{_LANGUAGES}</select>'
 )
+CHOICES = ("input", "blur", "focus", "expand")  # events of who chooses; a click acts
 PAGES = (("Train", "./"), ("Runs", "./runs"), ("Compare", "./compare"))
 
 
@@ -81,7 +82,21 @@ def _pages(app: Application) -> gr.Blocks:
     with demo.route("Compare", "/compare"):
         header("Compare", app)
         compare_page.build(app, demo)
+        let_choices_follow(demo)
     return demo
+
+
+def let_choices_follow(demo: gr.Blocks) -> None:
+    """No choice is lost because the one before is still being worked on.
+
+    Gradio drops an event whose like is pending, and the rest of its chain with it. That is right
+    for a button that acts: a double click makes one run. What is chosen, and what follows from
+    anything, is done each time instead, in turn.
+    """
+    for function in demo.fns.values():
+        chosen = any(event in CHOICES for _, event in function.targets)
+        if function.trigger_mode == "once" and (chosen or function.trigger_after is not None):
+            function.trigger_mode = "multiple"
 
 
 def header(active: str, app: Application) -> None:

@@ -13,7 +13,7 @@ import gradio as gr
 from phi3lora.app.application import Application
 from phi3lora.app.comparing import ComparingOne
 from phi3lora.settings import Settings
-from phi3lora.ui.app import serve
+from phi3lora.ui.app import let_choices_follow, serve
 from phi3lora.ui.compare_page import ComparePage
 from phi3lora.ui.frame import NAME
 
@@ -28,6 +28,7 @@ def build(app: Application) -> gr.Blocks:
     repo = app.comparing.settled
     with gr.Blocks(title=f"{repo} · {NAME}", analytics_enabled=False, fill_width=True) as demo:
         ComparePage(app).wire(demo)
+        let_choices_follow(demo)
     return demo
 
 

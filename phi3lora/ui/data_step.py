@@ -270,6 +270,7 @@ class DataStep:
             [self.results, self.search_note, *anew],
             show_progress="minimal",
             api_visibility="private",
+            trigger_mode="multiple",
         )
         gr.on(
             [self.search.input, self.search.focus],
@@ -277,7 +278,6 @@ class DataStep:
             self.search,
             [self.results, self.search_note],
             **quiet,
-            trigger_mode="multiple",
             concurrency_limit=None,
         )
 

@@ -323,7 +323,11 @@ class RunsPage:
         self.pulse.change(self.on_show, self.run_id, self.seen, trigger_mode="always_last", **quiet)
         several = [self.several, self.several_chart, self.several_table]
         picked = self.list.click(
-            self.on_list, self.run_id, [self.run_id, *several, self.undo], **quiet
+            self.on_list,
+            self.run_id,
+            [self.run_id, *several, self.undo],
+            trigger_mode="multiple",  # a click here chooses
+            **quiet,
         )
         self._show_after(picked, quiet)
         for button, handler in (

@@ -23,7 +23,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -240,7 +240,7 @@ def _reporting(
 ) -> Iterator[tuple[Run, Callable[[Event], None], str | None, Path]]:
     """The run, where its events go, its owner's token and cache; its log is written meanwhile."""
     lend(None)
-    token = Path(pipe).read_text(encoding="utf-8") or None
+    token = received(pipe)
     run, settings = open_run(Path(folder)), Settings.from_environment()
     handler = logging.FileHandler(run.folder / "log.txt", encoding="utf-8")
     logging.getLogger("phi3lora").addHandler(handler)
@@ -481,27 +481,23 @@ def _streamed(
 
 @contextmanager
 def sent(token: str | None) -> Iterator[str]:
-    """A named pipe that gives a token to whoever reads it first, and then is gone."""
+    """A named pipe that gives a token to whoever reads its line first, and then is gone.
+
+    Opened for both ways, it waits for no reader (Linux's pipes only), and what nobody read goes
+    with it.
+    """
     with tempfile.TemporaryDirectory(prefix="phi3lora-") as folder:
         pipe = Path(folder) / "token"
         os.mkfifo(pipe, 0o600)
-        threading.Thread(target=_write, args=(pipe, token or ""), daemon=True).start()
-        try:
+        with open(os.open(pipe, os.O_RDWR), "wb", buffering=0) as file:  # noqa: PTH123
+            file.write(f"{token or ''}\n".encode())
             yield str(pipe)
-        finally:
-            _drain(pipe)
 
 
-def _write(pipe: Path, token: str) -> None:
-    """Blocks until the reader is there; one that goes at once, as `_drain`, takes nothing."""
-    with suppress(BrokenPipeError), pipe.open("w", encoding="utf-8") as file:
-        file.write(token)
-
-
-def _drain(pipe: Path) -> None:
-    """Let a writer go that nobody read."""
-    descriptor = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
-    os.close(descriptor)
+def received(pipe: str) -> str | None:
+    """The token that `sent` put there; None where it was none."""
+    with Path(pipe).open(encoding="utf-8") as file:
+        return file.readline().strip() or None
 
 
 def in_words(error: Exception) -> Phi3LoraError | None:
