@@ -315,9 +315,7 @@ def ask_both(page: Page, question: str) -> tuple[str, str]:
     place = page.locator("#past .turn, #now .turn:not(.demo)").count()  # asked twice, the same too
     page.fill("#message textarea", question)
     page.keyboard.press("Enter")
-    page.wait_for_selector(
-        f"#now .turn:not(.demo)[data-place='{place}'] h2:text-is('{question}')"
-    )
+    page.wait_for_selector(f"#now .turn:not(.demo)[data-place='{place}'] h2:text-is('{question}')")
     page.wait_for_selector("#now [data-do=again]")
     left, right = (page.inner_text(f"#now .said.{side} .prose") for side in SIDES)
     return left.strip(), right.strip()

@@ -489,7 +489,7 @@ def sent(token: str | None) -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="phi3lora-") as folder:
         pipe = Path(folder) / "token"
         os.mkfifo(pipe, 0o600)
-        with open(os.open(pipe, os.O_RDWR), "wb", buffering=0) as file:  # noqa: PTH123
+        with os.fdopen(os.open(pipe, os.O_RDWR), "wb", buffering=0) as file:
             file.write(f"{token or ''}\n".encode())
             yield str(pipe)
 
