@@ -43,7 +43,7 @@ from phi3lora.methods import (
     method_conflicts,
 )
 from phi3lora.models.phi3 import GATE_UP, HEAD, PHI3, QKV
-from phi3lora.options import Section, option
+from phi3lora.options import Section, bounds_of, option
 from phi3lora.problems import merged, problem_of, unknown_name
 from phi3lora.strict_yaml import read_typed, read_yaml, shorten, write_yaml
 
@@ -1031,7 +1031,9 @@ def _problems(details: list[Any]) -> list[Problem]:
 
 def _problem(detail: Any) -> Problem:
     """One of pydantic's findings; a name that does not exist comes with the one that was meant."""
-    problem = problem_of(detail)
+    place = ".".join(map(str, detail["loc"]))
+    field = next((info for name, info in fields() if name == place), None)
+    problem = problem_of(detail, bounds_of(field) if field else None)
     if detail["type"] != "extra_forbidden":
         return problem
     return Problem(problem.field, unknown_name(problem.field, [name for name, _ in fields()]))

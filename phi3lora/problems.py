@@ -1,6 +1,6 @@
 """What is wrong with a value, in our words: pydantic's findings, and names that do not exist.
 
-problem_of(detail)                       # Problem("peft_config.r", "expected at least 1, got 0.")
+problem_of(detail, bounds)               # Problem("peft_config.r", "expected 1 to 1024, got 0.")
 unknown_name("training_config.lr", names)    # "unknown option; did you mean training_config.…?"
 """
 
@@ -19,6 +19,7 @@ EXPECTED = {
     "greater_than": "more than {gt:g}",
     "less_than_equal": "at most {le:g}",
     "less_than": "less than {lt:g}",
+    "range": "{ge:g} to {le:g}",  # for either end of it
     "int_type": "a whole number",
     "int_parsing": "a whole number",
     "int_from_float": "a whole number",
@@ -80,15 +81,21 @@ LONGEST = 60  # characters of a name that may be a misspelt one; comparing takes
 MEANT = {alias: name for name, aliases in ALIASES.items() for alias in aliases.split()}
 
 
-def problem_of(detail: Mapping[str, Any]) -> Problem:
-    """One of pydantic's findings: the field, what was expected, what came."""
+def problem_of(detail: Mapping[str, Any], bounds: Mapping[str, float] | None = None) -> Problem:
+    """One of pydantic's findings: the field, what was expected, what came.
+
+    Args:
+        bounds: all of the field's (`options.bounds_of`); pydantic names the one that was passed.
+    """
     field = ".".join(str(part)[:SHOWN] for part in detail["loc"] if not _is_union_branch(part))
     if detail["type"] == "value_error":
         return Problem(field, str(detail["ctx"]["error"]))
-    expected = EXPECTED.get(detail["type"])
+    passed = detail["type"] in ("greater_than_equal", "less_than_equal")
+    whole = passed and {"ge", "le"} <= set(bounds or {})
+    expected = EXPECTED.get("range" if whole else detail["type"])
     if expected is None:
         return Problem(field, f"{detail['msg']}, got {shorten(detail['input'])}.")
-    wanted = expected.format(**detail.get("ctx", {}))
+    wanted = expected.format(**{**(bounds or {}), **detail.get("ctx", {})})
     return Problem(field, f"expected {wanted}, got {shorten(detail['input'])}.")
 
 

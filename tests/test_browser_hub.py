@@ -37,6 +37,19 @@ if TYPE_CHECKING:
 
 REPOSITORY = Path(__file__).parent.parent
 COMPARISON = "ann/by-ann-compare"
+PARTS = """---
+configs:
+- config_name: plain
+  data_files: a.jsonl
+- config_name: more
+  data_files:
+  - split: train
+    path: b.jsonl
+  - split: test
+    path: c.jsonl
+---
+# Two configurations, and one of them has a test split
+"""
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 
@@ -57,6 +70,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
         rows = (REPOSITORY / "examples" / "pirate.jsonl").read_bytes().splitlines(keepends=True)
         data: dict[str, bytes | str] = {"train.jsonl": b"".join(rows[:64])}
         hub.add_repo("dataset", "bob/pirate-talk", data, downloads=7)
+        parts = {"a.jsonl": rows[:32], "b.jsonl": rows[32:56], "c.jsonl": rows[56:72]}
+        files: dict[str, bytes | str] = {name: b"".join(part) for name, part in parts.items()}
+        hub.add_repo("dataset", "bob/parts", {"README.md": PARTS, **files}, downloads=5)
         hub.add_repo("dataset", "bob/secret", data, private=True)
         hub.add_repo("dataset", "bob/gate", data, gated=True)
         hub.add_repo("dataset", "ann/asked", data, gated=True)
@@ -163,10 +179,17 @@ def test_a_search_without_a_match_and_a_dataset_that_has_to_be_asked_for(
     browser: Browser,  # noqa: F811
 ) -> None:
     page, _ = open_page(browser, place.address)
+    page.wait_for_selector("#checks .passed")
+    page.click("#scheme")  # which the button that signs in may not cover
+    page.click("#source >> text=Hub")
+    page.focus("#search textarea")
+    page.wait_for_selector("#search-note >> text=sign in with Hugging Face first")
+    page.click("#source >> text=Example")
     sign_in(page, "bob")
     page.click("#source >> text=Hub")
     search_in_vain(page)
     ask_for_access(page, place.hub)
+    take_another_configuration(page)
 
 
 def pick_and_launch(page: Page) -> None:
@@ -179,6 +202,7 @@ def pick_and_launch(page: Page) -> None:
     page.click("#results >> text=bob/pirate-talk · 7 downloads")
     page.wait_for_selector("#data-summary >> text=64 of 64")
     page.wait_for_selector("#results", state="hidden")
+    search_after_a_pick(page)
     page.click("#field-model-path input")
     page.wait_for_selector("[role=option] >> text=Phi-3.5-mini-instruct")
     page.keyboard.press("Escape")
@@ -196,6 +220,41 @@ def pick_and_launch(page: Page) -> None:
     page.wait_for_selector("#checks li.green >> text=ann", state="attached")
     page.click("#launch")
     page.wait_for_url("**/runs?run=*")
+
+
+def search_after_a_pick(page: Page) -> None:
+    """A search that is emptied or changed lists again, also for who comes back to it."""
+    page.fill("#search textarea", "")
+    page.wait_for_selector("#results >> text=HuggingFaceH4/ultrachat_200k")
+    page.fill("#search textarea", "parts")
+    page.wait_for_selector("#results:not(:has-text('ultrachat')) >> text=bob/parts")
+    page.fill("#search textarea", "")
+    page.wait_for_selector("#results >> text=HuggingFaceH4/ultrachat_200k")
+    page.focus("#field-title input")
+    page.focus("#search textarea")
+    page.fill("#search textarea", "pirat")
+    page.wait_for_selector("#results:not(:has-text('ultrachat')) >> text=bob/pirate-talk")
+    assert page.inner_text("#data-summary .data-name") == "bob/pirate-talk", "none was picked"
+    page.click("#results >> text=bob/pirate-talk · 7 downloads")
+    page.wait_for_selector("#results", state="hidden")
+    page.wait_for_function("document.querySelector('#search textarea').value.startsWith('bob/')")
+
+
+def take_another_configuration(page: Page) -> None:
+    """Its splits are offered, and the rows of the chosen one are shown."""
+    page.fill("#search textarea", "bob/parts")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#data-summary >> text=32 of 32")
+    choose(page, "#field-data-name", "more")
+    page.wait_for_selector("#data-summary >> text=24 of 24")
+    choose(page, "#field-data-split", "test")
+    page.wait_for_selector("#data-summary >> text=16 of 16")
+
+
+def choose(page: Page, field: str, name: str) -> None:
+    """Open a list, and click what it offers under that name."""
+    page.click(f"{field} input")
+    page.click(f"{field} [role=option]:has-text('{name}')")
 
 
 def search_in_vain(page: Page) -> None:

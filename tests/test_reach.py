@@ -77,8 +77,19 @@ SMALL = """() => [...document.querySelectorAll("input, textarea, select")]
 ENGLISH = """() => [...document.querySelectorAll("body *:not(script, style)")]
   .flatMap((one) => [...one.childNodes].filter((node) => node.nodeType === Node.TEXT_NODE))
   .filter((node) => node.parentElement.checkVisibility())
-  .filter((node) => !node.parentElement.closest(".prose, .turn h2, .chip, pre, code, td, option"))
+  .filter((node) => !node.parentElement.closest(".said .prose, .turn h2, .chip, pre, code, td, option"))
   .map((node) => node.data.trim()).filter((text) => /([a-z]+ ){3}[a-z]+/.test(text))"""
+# English texts that have a translation, and stand there all the same.
+UNSAID = """() => {
+  const known = Object.entries(window.phi3loraWords)
+    .filter(([from, to]) => from !== to && !from.includes("{") && from.split(" ").length > 2);
+  return [...document.querySelectorAll("body *:not(script, style)")]
+    .flatMap((one) => [...one.childNodes].filter((node) => node.nodeType === Node.TEXT_NODE))
+    .filter((node) => node.parentElement.checkVisibility())
+    .filter((node) => node.parentElement.matches("pre span") || !node.parentElement.closest("pre"))
+    .map((node) => node.data.trim())
+    .filter((text) => known.some(([from]) => text.includes(from)));
+}"""
 # Folds that do not say whether they are open.
 FOLDS = """() => [...document.querySelectorAll("button.label-wrap, .step-toggle")]
   .filter((one) => one.checkVisibility())
@@ -253,6 +264,10 @@ class TestInABrowser:
         page.wait_for_selector("#data-summary >> text=8 conversations are cut at 256 tokens")
         width = "getComputedStyle(document.querySelector('.data-reading b')).borderTopWidth"
         assert page.evaluate(width) == "2px", "what turns while data is read is there to be seen"
+        told = page.get_attribute(".bars [role=img]", "aria-label") or ""
+        assert "8 are longer than the limit of 256 tokens." in told
+        stripes = "getComputedStyle(document.querySelector('.bars i.over')).backgroundImage"
+        assert "repeating-linear-gradient" in page.evaluate(stripes), "not by its colour alone"
 
     def test_a_base_that_cannot_be_read_leaves_the_data_calm(self, place: str, page: Page) -> None:
         go(page, place, "")
@@ -262,6 +277,27 @@ class TestInABrowser:
         page.wait_for_selector("#data-summary >> text=once the base can be read")
         assert page.locator("#data-summary .notice.red").count() == 0
         page.wait_for_selector("#launch[disabled]")
+
+    def test_a_recipe_of_the_guide_leaves_the_form_in_its_place(
+        self, place: str, page: Page
+    ) -> None:
+        """What it translates is there for who asks; that it was changed is said."""
+        go(page, place, "")
+        page.click("#more > button")
+        card = page.locator("#more-recipes label:has-text('finetune-qlora-python')")
+        card.click()
+        page.wait_for_selector("#step-model-line >> text=recipe sample-qlora-python")
+        page.wait_for_selector("#recipe-notes summary >> text=8 older names translated")
+        assert page.is_hidden("#recipe-notes >> text=is now quantization")
+        box = page.locator("#recipe-notes").bounding_box()
+        assert box is not None
+        assert box["height"] < 120, "a line or two"
+        page.click("#recipe-notes summary")
+        page.wait_for_selector("#recipe-notes >> text=is now quantization")
+        page.click("#numbers > button")
+        page.fill("#field-peft_config-r input", "5")
+        page.keyboard.press("Tab")
+        page.wait_for_selector("#step-model-line >> text=recipe sample-qlora-python, changed")
 
     def test_a_message_is_over_with_the_next_action(self, place: str, page: Page) -> None:
         """It says what went wrong, stands once, and is gone after what follows."""
@@ -285,6 +321,19 @@ class TestInABrowser:
         page.wait_for_selector("#whoami .notice")
         assert page.locator("#step-data").bounding_box() == place_of_data, "it lies over the page"
         assert "Nobody is signed in" in page.inner_text("#whoami")
+
+    def test_curves_and_verdict_are_told_without_colours(self, place: str, page: Page) -> None:
+        go(page, place, "runs")
+        page.click("#run-list >> text=finished >> nth=0")
+        page.wait_for_selector("#loss-chart svg .curve >> nth=1")
+        lines = "all => all.map((one) => one.getAttribute('stroke-dasharray'))"
+        dashes = page.eval_on_selector_all("#loss-chart svg .curve path", lines)
+        assert len(set(dashes)) == len(dashes) >= 2
+        told = page.get_attribute("#loss-chart svg[role=img]", "aria-label") or ""
+        assert "training: " in told
+        assert "held out: " in told
+        better = "[role=status] >> text=Better than its base on 40 held-out rows"
+        page.wait_for_selector(better, state="attached")
 
     def test_a_list_closes_when_its_field_is_left(self, place: str, page: Page) -> None:
         go(page, place, "")
@@ -353,6 +402,11 @@ class TestInABrowser:
         go(page, place, "runs")
         go(page, place, "")
         page.wait_for_selector("#step-amount-line >> text=7 epochs")
+        page.click("#source >> text=Your file")
+        page.wait_for_selector("#data-summary >> text=No data is chosen")
+        page.wait_for_function('phi3lora.kept().includes(\'"tab":"Your file"\')')
+        page.reload()
+        page.wait_for_selector("#panel-file", state="visible")
 
     # ------------------------------------------------------------------------ small screens
 
@@ -373,6 +427,7 @@ class TestInABrowser:
             box = page.locator("#launch").bounding_box()
             assert box is not None
             assert 0 <= box["y"] <= 844 - box["height"]
+        page.wait_for_selector(".sheet-toggle .data-name >> text=pirate")
         page.click(".sheet-toggle")
         page.wait_for_selector("#field-title input:visible")
         page.keyboard.press("Escape")
@@ -405,6 +460,17 @@ class TestInABrowser:
             page.wait_for_selector(f"#field-model-path >> text={words_of('fr')['Base model']}")
             assert page.evaluate("document.documentElement.lang") == "fr"
             assert "Name the capital of Ukraine." in page.inner_text(".conversation pre")
+            assert "Choisissez des exemples" in page.inner_text(".intro")
+            ready = words_of("fr")["{name} is ready to launch."].format(name="pirate")
+            page.wait_for_selector(f"[role=status] >> text={ready}", state="attached")
+            open_every_fold(page)
+            page.fill("#field-peft_config-r input", "0")
+            page.keyboard.press("Tab")
+            page.wait_for_selector(".field-wrong >> text=de 1 à 1024 attendu, reçu 0.")
+            assert page.evaluate(UNSAID) == []
+            page.fill("#field-peft_config-r input", "16")
+            page.keyboard.press("Tab")
+            page.wait_for_selector("#launch:not([disabled])")
             page.select_option("#language", "ja")
             page.wait_for_selector(f"#step-data h2 >> text={words_of('ja')['Data']}")
             said = words_of("ja")

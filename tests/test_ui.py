@@ -340,7 +340,7 @@ def test_batch_scaling_and_yaml_follow_the_form_at_once(app: Any) -> None:
     again = page.on_live(drawn, "pocket", *form_values(page, **changes))
     assert again[:3] == [derived, gr.skip(), yaml]  # what somebody types there meanwhile stays
     broken = form_values(page, **{"peft_config.r": 0})
-    assert "Rank" in page.on_live("", "pocket", *broken)[0]
+    assert page.on_live("", "pocket", *broken)[0] == ""  # its field says what is wrong
 
 
 def test_search_follows_the_typing_and_forgets_what_was_overtaken(app: Any) -> None:
@@ -354,16 +354,18 @@ def test_search_follows_the_typing_and_forgets_what_was_overtaken(app: Any) -> N
 
     app.datasets.search = search
     visitor = request(session="page")
-    assert page.data.on_type("", visitor)[0]["choices"] == [("3 rows", "")]
-    assert page.data.on_type("pir", visitor) == (gr.skip(), gr.skip())
-    found, _ = page.data.on_type("https://huggingface.co/datasets/ann/pirates", visitor)
+    assert page.data.on_type("", None, visitor)[0]["choices"] == [("3 rows", "")]
+    assert page.data.on_type("pir", None, visitor) == (gr.skip(), gr.skip())
+    found, _ = page.data.on_type("https://huggingface.co/datasets/ann/pirates", {}, visitor)
     assert found["choices"] == [("ann/pirates · 3 rows", "ann/pirates")]
-    typing = threading.Thread(target=page.data.on_type, args=["p", visitor])
+    typing = threading.Thread(target=page.data.on_type, args=["p", None, visitor])
     typing.start()
     while not page.data._typed:
         pass
-    page.data.on_type("pi", visitor)
+    page.data.on_type("pi", None, visitor)
     typing.join()
+    chosen, _ = page.data.on_type("ann/pirates", {"Hub": "ann/pirates"}, visitor)
+    assert visible(chosen) is False
     assert asked == ["", "pir", "ann/pirates", "pi"]
 
 
@@ -373,7 +375,7 @@ def test_dataset_text_is_escaped_and_supervised_text_is_tinted(app: Any) -> None
     summary = found_by(page, found)["summary"]
     assert "<script>" not in summary
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in summary
-    assert "learnt: </span>&lt;b&gt;Arr&lt;/b&gt;&lt;|end|&gt;" in summary
+    assert "(learnt from here on:) </span>&lt;b&gt;Arr&lt;/b&gt;&lt;|end|&gt;" in summary
 
 
 def test_a_broken_form_is_named_and_not_looked_at(app: Any) -> None:
@@ -385,7 +387,7 @@ def test_a_broken_form_is_named_and_not_looked_at(app: Any) -> None:
     assert seen["launch"]["interactive"] is False
     assert seen["summary"] == gr.skip()
     assert json.loads(seen["problems"]) == {
-        "field-peft_config-r": {"message": "expected at least 1, got 0.", "fold": "numbers"}
+        "field-peft_config-r": {"message": "expected 1 to 1024, got 0.", "fold": "numbers"}
     }
 
 

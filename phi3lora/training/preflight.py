@@ -318,7 +318,7 @@ def _too_few_rows(config: RunConfig, inspection: Any) -> Check | None:
         rows = math.ceil(inspection.total_tokens * rows / kept / training.max_length)
     if rows >= batch or not inspection.complete:
         return None
-    left = f"{kept:,} rows, of which {held:,} are held out" if held else f"{kept:,} rows"
+    left = f"{kept:,} rows, {held:,} of them held out" if held else f"{kept:,} rows"
     left += f"; packed, they make {rows:,}" if training.packing else ""
     at_once = config.rows_of_pass
     if rows >= at_once:

@@ -131,6 +131,7 @@ def search_box() -> str:
         '<label class="option-search"><span>Search</span><input type="search" id="option-search" '
         'placeholder="neftune, warm-up, seed …" autocomplete="off"></label>'
         '<p id="option-found" role="status" data-found="{number} options match" '
+        'data-one="{number} option matches" '
         'data-none="No option has these words."></p>'
         f'<div id="option-elsewhere" data-options="{show.text(json.dumps(elsewhere))}"></div>'
     )

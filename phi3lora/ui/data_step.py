@@ -21,9 +21,10 @@ from phi3lora.app.datasets import NO_PARTS
 from phi3lora.data.folders import SUFFIXES
 from phi3lora.data.opening import PACKED
 from phi3lora.data.sources import TAUGHT
-from phi3lora.errors import Phi3LoraError
+from phi3lora.errors import AccessError, Phi3LoraError
 from phi3lora.ui import show
 from phi3lora.ui.columns_step import ColumnChoice
+from phi3lora.ui.draft import TAB
 from phi3lora.ui.findings import FindingsPanel
 from phi3lora.ui.launch_show import READING
 from phi3lora.ui.row_editor import RowEditor
@@ -172,15 +173,23 @@ class DataStep:
         return [*chosen(HUB, dataset, choices), None, "train"]
 
     @shown
-    def on_type(self, query: str, request: gr.Request) -> tuple[Any, Any]:
-        """What matches the words so far, once the typing rests; errors wait for Enter."""
+    def on_type(self, query: str, choices: Choices | None, request: gr.Request) -> tuple[Any, Any]:
+        """What matches the words so far, once the typing rests; errors wait for Enter.
+
+        The words of a dataset that is chosen already ask for no other.
+        """
         session, typed = str(request.session_hash), object()
+        if query and named_dataset(query) == (choices or {}).get(HUB):
+            self._typed.pop(session, None)
+            return gr.update(visible=False), ""
         self._typed[session] = typed
         time.sleep(REST if query else 0)
         if self._typed.get(session) is not typed:
             return gr.skip(), gr.skip()
         try:
             found = self._search(named_dataset(query), request)
+        except AccessError as error:  # it does not get better by typing on
+            return gr.update(visible=False), show.notice(str(error), "grey")
         except Phi3LoraError:
             return gr.skip(), gr.skip()
         if self._typed.get(session) is not typed:  # overtaken while the Hub was asked
@@ -232,10 +241,11 @@ class DataStep:
     def show_data(self, values: Mapping[str, Any]) -> list[Any]:
         """The tab that the fields' data belongs to, with it as its choice; the order of `tabs`.
 
-        The edits that the fields hold are those of this data.
+        Without data it is the tab that was left so. The edits that the fields hold are those of
+        this data.
         """
-        path = str(values.get("data.path") or "")
-        tab = tab_of(path)
+        path, left = str(values.get("data.path") or ""), values.get(TAB)
+        tab = tab_of(path) if path or left not in TABS else left
         example = path.removeprefix(EXAMPLE_PREFIX) if tab == EXAMPLE else None
         first = {EXAMPLE: EXAMPLE_PREFIX + next(iter(TAUGHT))}
         return [
@@ -243,6 +253,7 @@ class DataStep:
             *(gr.update(visible=tab == each) for each in TABS),
             {**first, tab: path},
             example if example in TAUGHT else None,
+            path if tab == HUB else "",
             source_of(values),
         ]
 
@@ -250,7 +261,7 @@ class DataStep:
     def tabs(self) -> list[Any]:
         """What `show_data` fills."""
         panels = [self.example_panel, self.file_panel, self.hub_panel]
-        return [self.source, *panels, self.choices, self.example, self.rows.of]
+        return [self.source, *panels, self.choices, self.example, self.search, self.rows.of]
 
     def wire(self) -> None:
         """Connect components and handlers; what follows from another path is the page's."""
@@ -272,10 +283,11 @@ class DataStep:
             api_visibility="private",
             trigger_mode="multiple",
         )
+        # Gradio's `input` of a text is a key with a letter: nothing that is deleted or pasted.
         gr.on(
-            [self.search.input, self.search.focus],
+            [self.search.change, self.search.focus],
             self.on_type,
-            self.search,
+            [self.search, own],
             [self.results, self.search_note],
             **quiet,
             concurrency_limit=None,

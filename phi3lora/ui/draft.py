@@ -12,6 +12,7 @@ from typing import Any
 from phi3lora.ui.widgets import SPECS
 
 LONGEST = 200_000  # characters of a draft; more is nobody's form
+TAB = "tab"  # beside the fields: which tab of the data was open
 READ = "() => window.phi3lora.kept()"
 
 
@@ -26,7 +27,7 @@ def read_draft(text: str | None) -> dict[str, Any]:
     return {
         name: value
         for name, value in values.items()
-        if name in SPECS and isinstance(value, str | int | float | bool | None)
+        if (name in SPECS or name == TAB) and isinstance(value, str | int | float | bool | None)
     }
 
 

@@ -18,6 +18,7 @@ from pydantic.fields import FieldInfo
 
 from phi3lora.config import RunConfig, fields, rule_of
 from phi3lora.errors import ConfigError, Problem
+from phi3lora.options import bounds_of
 from phi3lora.strict_yaml import read_typed, write_yaml
 
 Kind = Literal["number", "choice", "combo", "checkbox", "text", "yaml"]
@@ -128,12 +129,7 @@ def _choices(kinds: list[Any], info: FieldInfo, optional: bool) -> tuple[str, ..
 
 def _bounds(info: FieldInfo) -> str:
     """`1 to 1024`, `at least 0`, `above 0, at most 1`, or nothing."""
-    found = {
-        key: getattr(part, key)
-        for part in info.metadata
-        for key in ("ge", "gt", "le", "lt")
-        if hasattr(part, key)
-    }
+    found = bounds_of(info)
     if set(found) == {"ge", "le"}:
         return f"{found['ge']:g} to {found['le']:g}"
     words = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}

@@ -3,7 +3,7 @@
 (() => {
   const words = window.phi3loraWords || null;
   const RAW = "pre, code, textarea, td, script, style, svg, option, .message, .data-name, .trains-on b, "
-    + ".run-title h1, .run-name, .run-item b, .cm-editor, .prose, .turn h2, .pair, .asked, .sample p, "
+    + ".run-title h1, .run-name, .run-item b, .cm-editor, .said .prose, .prose-card, .turn h2, .pair, .asked, .sample p, "
     + "[data-prompt], [data-raw=text]";
   // Names in braces that stand for a number; the others stand for words.
   const NUMBERS = new Set(["number", "total", "place", "share", "epochs", "rank", "rate", "rows", "tokens"]);
@@ -58,10 +58,20 @@
     const [, before, body, after] = /^([\s,;]*)(.*?)(\s*)$/s.exec(text);
     return before + line(body) + after;
   }
+  // Some sentences are known together: the longest run of them comes first.
+  function runs(sentences) {
+    const said = [];
+    for (let start = 0, end; start < sentences.length; start = end) {
+      end = sentences.length;
+      while (end > start + 1 && !words[sentences.slice(start, end).join(" ")]) end -= 1;
+      said.push(line(sentences.slice(start, end).join(" ")));
+    }
+    return said.join(" ");
+  }
   // A text of several sentences, or `Title: message`; each part is said that is known.
   function parts(text) {
     const sentences = text.split(/(?<=[.!?…]) (?=\p{Lu})/u);
-    if (sentences.length > 1) return sentences.map(line).join(" ");
+    if (sentences.length > 1) return runs(sentences);
     const title = /^([^:]{1,40}): (.+)$/s.exec(text);
     if (title && words[title[1]]) return `${words[title[1]]}: ${line(title[2])}`;
     const advice = text.split(/(; |, (?=or ))/);  // `lower this; set that`
@@ -78,7 +88,7 @@
   function sayNode(node) {
     if (made.get(node) === node.data || !/\p{L}/u.test(node.data)) return;
     const parent = node.parentElement;
-    if (parent?.closest(RAW) && !parent.matches(".prose summary")) return;
+    if (parent?.closest(RAW) && !parent.matches(".prose summary, pre :is(.spoken, .cut, .ours)")) return;
     const said = say(node.data);
     made.set(node, said);
     if (said !== node.data) node.data = said;

@@ -104,7 +104,7 @@ def show_preflight(config: RunConfig, done: Preflight) -> Panel:
     if red:
         level, state = "red", words.counted(len(red), "thing to mend", "things to mend")
     return Panel(
-        bar_line(level, state, done.estimate),
+        bar_line(level, state, done.estimate, data_name(config.data.path)),
         trains_on(config) + check_list(done),
         estimate_facts(done.estimate),
         gr.update(interactive=not red),
@@ -154,7 +154,7 @@ def check_list(done: Preflight) -> str:
 def check_line(check: Check) -> str:
     """One check: its colour, what was found, the remedy, and buttons for it."""
     fixes = [(fix.label, fix.values) for fix in check.fixes]
-    if check.level == "red" and check.name in AGAIN:
+    if check.level == "red" and check.name in AGAIN and not fixes:
         fixes.append(("Try again", {}))
     buttons = "".join(
         f'<button type="button" class="fix" data-fix="{show.text(json.dumps(values))}">'
@@ -170,8 +170,9 @@ def check_line(check: Check) -> str:
     )
 
 
-def bar_line(level: str, state: str, estimate: Any = None) -> str:
-    """The panel in one line; on a small screen it opens the rest."""
+def bar_line(level: str, state: str, estimate: Any = None, data: str = "") -> str:
+    """The panel in one line, with the data's name; on a small screen it opens the rest."""
+    name = f'<b class="data-name">{show.text(data)}</b>' if data else ""
     needs = []
     if estimate is not None:
         needs.append(words.size(estimate.memory_bytes))
@@ -181,7 +182,7 @@ def bar_line(level: str, state: str, estimate: Any = None) -> str:
     return (
         f'<button type="button" class="sheet-toggle {level}" aria-expanded="false" '
         f'aria-controls="launch-sheet"><i aria-hidden="true">{show.SIGNS[level]}</i>'
-        f"<span>{show.text(state)}</span><small>{show.text(rest)}</small></button>"
+        f"<span><span>{show.text(state)}</span>{name}</span><small>{show.text(rest)}</small></button>"
     )
 
 

@@ -31,6 +31,7 @@ CARDS = {
 ASKED_OF = {"pocket": POCKET, "phi3-mini-lora": PHI3_MINI, "phi3-mini-qlora": PHI3_MINI}
 UNKNOWN = "asking this machine …"
 FITS, FITS_NOT = "✓ fits here", "✗ does not fit here"
+SAID = {"fits": "✓ fits", "tight": "≈ tight: in 4 bits", "no": "✗ does not fit"}
 Choices = list[tuple[str, str]]
 
 
@@ -110,16 +111,15 @@ def card_fit(recipe: str, bases: list[Base] | None) -> str:
     if bases is None:
         return UNKNOWN
     base = next(base for base in bases if base.path == ASKED_OF[recipe])
-    if base.fit == "no" or (base.fit == "tight" and recipe == "phi3-mini-lora"):
-        return FITS_NOT
-    return FITS
+    if base.fit == "tight" and recipe == "phi3-mini-lora":
+        return SAID["tight"]
+    return FITS_NOT if base.fit == "no" else FITS
 
 
 def fits_line(path: str) -> str:
     """On which cards a base can be trained; by words and signs, not by colour alone."""
-    said = {"fits": "✓ fits", "tight": "≈ tight: in 4 bits", "no": "✗ does not fit"}
     cells = "".join(
-        f"<li><b>{name}</b> <span>{said[found]}</span></li>"
+        f"<li><b>{name}</b> <span>{SAID[found]}</span></li>"
         for name, found in fits_on(path).items()
     )
     return f'<ul class="fits" aria-label="On other cards">{cells}</ul>' if cells else ""

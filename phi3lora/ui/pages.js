@@ -127,7 +127,17 @@ window.phi3lora.reach = {
     info.id = (info.closest(".block")?.id || "field") + "-help";
     field.setAttribute("aria-describedby", info.id);
   },
+  // The bar leaves as much room at its end as the account takes, in every language and for every name.
+  account() {
+    const button = document.querySelector(".account:not([data-measured])");
+    if (!button) return;
+    button.dataset.measured = "yes";
+    new ResizeObserver(() => {
+      document.documentElement.style.setProperty("--account", `${button.offsetWidth}px`);
+    }).observe(button);
+  },
   all() {
+    this.account();
     document.querySelectorAll("fieldset.block[id]").forEach((one) => this.radios(one));
     document.querySelectorAll("button.label-wrap").forEach((one) => this.fold(one));
     document.querySelectorAll(".info-text:not([id])").forEach((one) => this.described(one));

@@ -121,21 +121,25 @@ def progress(fraction: float | None, left: str, right: str, state: str = "") -> 
     )
 
 
-def bars(title: str, items: Sequence[tuple[str, int, bool]], axis: Sequence[str]) -> str:
+def bars(
+    title: str, items: Sequence[tuple[str, int, bool]], axis: Sequence[str], over: str = ""
+) -> str:
     """A small bar chart of (words for a pointer, height, stands out), and what its axis says.
 
-    A screen reader is told how high the highest bar is, and where.
+    A screen reader is told how high the highest bar is, and where; and `over`, what those are that
+    stand out.
     """
     highest = max(1, *(number for _, number, _ in items))
     most = max(items, key=lambda item: item[1])[0] if items else ""
+    said = f"{title}: {most}. {over}" if over else f"{title}: {most}"
     columns = "".join(
-        f'<i title="{text(words)}"{" class=over" if over else ""} '
+        f'<i title="{text(words)}"{" class=over" if out else ""} '
         f'style="height:{max(100 * number / highest, 2 if number else 0):.1f}%"></i>'
-        for words, number, over in items
+        for words, number, out in items
     )
     return (
         f'<figure class="bars"><figcaption>{text(title)}</figcaption>'
-        f'<div role="img" aria-label="{text(title)}: {text(most)}"><b>{highest:,}</b>'
+        f'<div role="img" aria-label="{text(said)}"><b>{highest:,}</b>'
         f"{columns}</div>"
         f"<p>{''.join(f'<span>{text(one)}</span>' for one in axis)}</p></figure>"
     )

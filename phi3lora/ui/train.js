@@ -171,9 +171,10 @@
       button.dataset.fold = field.fold;
       return button;
     }));
-    const { found: some = "", none = "" } = said.dataset;
+    const { found: some = "", one: single = "", none = "" } = said.dataset;
     const number = found + others.length;
-    said.textContent = !matches ? "" : number ? some.replace("{number}", number) : none;
+    const text = number > 1 ? some : number ? single : none;
+    said.textContent = matches ? text.replace("{number}", number) : "";
   }
 
   // ------------------------------------------------------------------ the sheet of a small screen

@@ -24,7 +24,7 @@ from phi3lora.training.preflight import Preflight
 from phi3lora.ui import form, launch_show, show
 from phi3lora.ui.amount_step import AmountStep
 from phi3lora.ui.data_step import DataStep, first_step
-from phi3lora.ui.draft import READ, keep_script, read_draft
+from phi3lora.ui.draft import READ, TAB, keep_script, read_draft
 from phi3lora.ui.first_preview import first_preview, first_recipe
 from phi3lora.ui.launch_panel import OPEN_RUN, SIGN_IN, LaunchPanel
 from phi3lora.ui.model_step import CARDS, ModelStep, fits_line
@@ -37,7 +37,6 @@ from phi3lora.ui.train_show import (
     data_summary,
     derived,
     form_notes,
-    message_lines,
     model_line,
     recipe_notes,
 )
@@ -173,8 +172,8 @@ class TrainPage:
             return [gr.skip(), *skipped]
         try:
             config, _ = self.fields.config(shown_values)
-        except ConfigError as error:
-            return [show.notice(message_lines(error), "red"), *skipped]
+        except ConfigError:
+            return ["", *skipped]  # said at its field, and beside Launch
         text, level = config.to_yaml(), level_of(config)
         return [
             derived(config),
@@ -283,7 +282,11 @@ class TrainPage:
             "outputs": self.live,
             **QUIET,
         }
-        kept = {"fn": None, "inputs": everything, "js": keep_script(list(by_name))}
+        kept = {
+            "fn": None,
+            "inputs": [*everything, self.data.source],
+            "js": keep_script([*by_name, TAB]),
+        }
         self._wire_data(last, drawn, checked)
         settled = [
             _settled(component)
@@ -294,7 +297,8 @@ class TrainPage:
         # At once and apart from the preflight, which may take seconds: YAML is edited meanwhile.
         changed = [by_name[name].change for name in LIVE]
         gr.on([*changed, *settled], **drawn, trigger_mode="always_last")
-        gr.on([*settled, by_name["data.path"].change], **kept, show_progress="hidden")
+        chosen = [by_name["data.path"].change, self.data.source.change]
+        gr.on([*settled, *chosen], **kept, show_progress="hidden")
         opening = [self.notes, *everything, *self.data.tabs]
         opened = demo.load(self.on_open, self.draft, opening, js=READ, **QUIET)
         opened.then(**self.data.rows.chosen).then(**drawn).then(**checked)

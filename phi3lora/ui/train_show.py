@@ -16,10 +16,9 @@ from phi3lora import words
 from phi3lora.app.datasets import Suggestion
 from phi3lora.app.strength import NAMES, level_of
 from phi3lora.config import RunConfig
-from phi3lora.errors import ConfigError
 from phi3lora.recipes import load_recipe
 from phi3lora.training.preflight import Preflight
-from phi3lora.ui import form, show
+from phi3lora.ui import show
 from phi3lora.ui.steps import step_line
 
 BARS = 24  # of the histogram
@@ -70,11 +69,6 @@ def form_notes(lines: list[str], colour: str = "grey", more: list[str] | None = 
     if more:
         body += show.more(f"{words.counted(len(more), 'older name')} translated", "\n".join(more))
     return gr.update(value=body, visible=bool(body))
-
-
-def message_lines(error: ConfigError) -> str:
-    """A form's problems, a line each."""
-    return "\n".join(form.problem_lines(error))
 
 
 def data_line(config: RunConfig, done: Preflight) -> str:
@@ -230,7 +224,7 @@ _AS = "".join(
     for name, pressed, words in (("chat", "true", "as chat"), ("tokens", "false", "as tokens"))
 )
 # Before and after supervised text, for who does not see the tint.
-_LEARNT, _READ = "learnt: ", " (end of what is learnt) "
+_LEARNT, _READ = "(learnt from here on:) ", " (end of what is learnt) "
 
 
 def supervised(body: str) -> str:
@@ -251,7 +245,8 @@ def _tokens(preview: list[list[Any]]) -> str:
 def _instead_of(rejected: list[list[Any]]) -> str:
     """The worse answer of a pair, below the better one; nothing where there is none."""
     said = [part["text"] for segments in rejected for part in segments if part["supervised"]]
-    return f"\n\ninstead of:\n<mark>{show.text(''.join(said))}</mark>" if said else ""
+    body = f"\n<mark>{show.text(''.join(said))}</mark>"
+    return f'\n\n<span class="ours">instead of:</span>{body}' if said else ""
 
 
 def answer_facts(answers: Any) -> list[tuple[str, str]]:
@@ -285,7 +280,9 @@ def length_chart(lengths: Any, limit: int) -> str:
     ]
     ticks = [round(len(counts) * width * part / 4) for part in range(5)]
     axis = [*(f"{tick:,}" for tick in ticks[:-1]), f"{ticks[-1]:,} tokens"]
-    return show.bars("Length of conversations", bars, axis)
+    cut = sum(length > limit for length in lengths)
+    over = f"{cut:,} are longer than the limit of {limit:,} tokens." if cut else ""
+    return show.bars("Length of conversations", bars, axis, over)
 
 
 def derived(config: RunConfig) -> str:
