@@ -158,7 +158,7 @@ def test_fewer_rows_than_a_pass_are_red_with_the_size_that_works(
 ) -> None:
     changed = config(rows, training_config__per_device_train_batch_size=32)
     data = check(preflight(changed, settings), "Data")
-    assert (data.level, "12 rows, of which 1 are held out" in data.found) == ("red", True)
+    assert (data.level, "12 rows, 1 of them held out" in data.found) == ("red", True)
     mended = applied(settings, changed, data, "Use a batch size of 11")
     assert check(preflight(mended, settings), "Data").level != "red"
 

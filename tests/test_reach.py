@@ -77,7 +77,8 @@ SMALL = """() => [...document.querySelectorAll("input, textarea, select")]
 ENGLISH = """() => [...document.querySelectorAll("body *:not(script, style)")]
   .flatMap((one) => [...one.childNodes].filter((node) => node.nodeType === Node.TEXT_NODE))
   .filter((node) => node.parentElement.checkVisibility())
-  .filter((node) => !node.parentElement.closest(".said .prose, .turn h2, .chip, pre, code, td, option"))
+  .filter((node) => !node.parentElement.closest(".said .prose, .turn h2, .chip, pre, code, td"))
+  .filter((node) => !node.parentElement.closest("option"))
   .map((node) => node.data.trim()).filter((text) => /([a-z]+ ){3}[a-z]+/.test(text))"""
 # English texts that have a translation, and stand there all the same.
 UNSAID = """() => {
