@@ -332,7 +332,7 @@ class TestInABrowser:
         assert len(set(dashes)) == len(dashes) >= 2
         told = page.get_attribute("#loss-chart svg[role=img]", "aria-label") or ""
         assert "training: " in told
-        assert "held out: " in told
+        assert "held out, mean of batches: " in told
         better = "[role=status] >> text=Better than its base on 40 held-out rows"
         page.wait_for_selector(better, state="attached")
 
