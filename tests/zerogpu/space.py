@@ -5,13 +5,14 @@ from __future__ import annotations
 import base64
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 import time
 import urllib.request
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tests.zerogpu.scheduler import LoopbackScheduler
@@ -40,18 +41,18 @@ def space(
     environ["GRADIO_SERVER_PORT"] = str(port)
     start = f"from tests.zerogpu.pretend import pretend; pretend(); {main}"
     command = [sys.executable, "-c", start, "--host", "127.0.0.1", "--port", str(port)]
-    process = subprocess.Popen(command, env=environ, cwd=REPOSITORY)
+    process = subprocess.Popen(command, env=environ, cwd=REPOSITORY, start_new_session=True)
     address = f"http://127.0.0.1:{port}"
     try:
         _await(address, process)
         yield address
     finally:
         process.terminate()
-        try:
+        with suppress(subprocess.TimeoutExpired):
             process.wait(20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # its forks, which lend nothing any more
+        process.wait()
 
 
 def _await(address: str, process: subprocess.Popen[bytes], seconds: float = 90) -> None:
