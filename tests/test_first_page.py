@@ -162,9 +162,11 @@ def test_the_waiting_page_turns_into_the_app(
     page.wait_for_selector(".starting")
     assert not page.is_visible(".conversation")
     page.evaluate("localStorage.removeItem('phi3lora-draft')")
-    page.goto(f"http://127.0.0.1:{port}/?votes=a")
-    page.wait_for_selector(".starting")
-    assert not page.is_visible(".conversation")
+    for other in ("?votes=a", "compare?q=Who"):
+        page.goto(f"http://127.0.0.1:{port}/{other}")
+        page.wait_for_selector(".starting")
+        assert not page.is_visible(".conversation")
+    assert not page.is_visible("h1, h2")  # they are the Train page's
     doorman.leave()
     app = http.server.ThreadingHTTPServer(("127.0.0.1", port), TheApp)
     threading.Thread(target=app.serve_forever, daemon=True).start()
