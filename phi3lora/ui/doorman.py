@@ -8,6 +8,7 @@ turns into the app as soon as that answers. Nothing here reads what a request as
 
 from __future__ import annotations
 
+import os
 import socketserver
 import threading
 
@@ -17,7 +18,7 @@ from phi3lora.ui.languages import language_of
 from phi3lora.ui.quick_start import without_stubs
 from phi3lora.ui.skeleton import waiting_page
 
-PORT = 7860  # Gradio's first one
+PORT = 7860  # Gradio's first one, where its variable names no other
 LONGEST_REQUEST = 16_384  # bytes
 PATIENCE = 2.0  # seconds for a request to arrive whole
 
@@ -78,7 +79,8 @@ def launch_soon(settings: Settings, host: str, port: int | None) -> None:
 
     On a Space the platform waits for the app itself, with a page of its own.
     """
-    doorman = None if settings.on_space else Doorman(host, port or PORT)
+    first = port or int(os.environ.get("GRADIO_SERVER_PORT", PORT))
+    doorman = None if settings.on_space else Doorman(host, first)
     with heavy_imports(), without_stubs():
         from phi3lora.ui.app import launch
     launch(settings, host, port, ready=doorman.leave if doorman else lambda: None)
