@@ -19,6 +19,7 @@ from phi3lora.ui import first_preview as kept
 from phi3lora.ui.doorman import Doorman, _standing
 from phi3lora.ui.quick_start import without_stubs
 from phi3lora.ui.skeleton import skeleton
+from tests.serving import free_port
 from tests.test_browser import REPOSITORY, browser  # noqa: F401 - a fixture
 
 if TYPE_CHECKING:
@@ -27,9 +28,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
+    return free_port()
 
 
 @pytest.fixture
