@@ -1,7 +1,6 @@
 # Four words: run, test, lint, docs. Each sets up what it needs in .venv.
 PYTHON ?= python3
 BIN := .venv/bin
-PORT ?= 7860
 # A file's tests stay together, since they share an app or a model; slow files come first. A
 # third worker on two cores gains little, and browsers beside browsers get slow.
 PYTEST := -m pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
@@ -9,7 +8,7 @@ PYTEST := -m pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-res
 .PHONY: faults run test test-lowest test-space gpu fake-gpu lint docs screenshots hub-demo hub-conformance browser clean
 
 run: .venv/installed  ## set up and open the app
-	$(BIN)/python app.py --port $(PORT)
+	$(BIN)/python app.py $(if $(PORT),--port $(PORT))
 
 test: .venv/installed browser  ## set up and run every test
 	$(BIN)/python $(PYTEST)

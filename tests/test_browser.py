@@ -8,13 +8,12 @@ import os
 import re
 import shutil
 import signal
-import socket
-import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,12 +23,13 @@ from phi3lora.events import Step, read_events
 from phi3lora.runs.store import Run, RunStore, open_run
 from phi3lora.settings import Settings
 from tests.fake_training import kill_all, pid_of
+from tests.serving import PATIENCE, free_port, program
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 REPOSITORY = Path(__file__).parent.parent
-LONG = 300_000  # ms; a busy machine is slow, and a test of the page is no test of the clock
+LONG = PATIENCE * 1000  # ms
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 
@@ -46,40 +46,18 @@ def app(home: Path) -> Iterator[str]:
         yield address
 
 
-class serving:
-    """An app for the length of a `with` block."""
-
-    def __init__(self, home: Path) -> None:
-        self.home = home
-
-    def __enter__(self) -> str:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        environment = {**os.environ, "PHI3LORA_HOME": str(self.home), "HF_HUB_OFFLINE": "1"}
-        self.log = (self.home / "app.log").open("w")
-        self.process = subprocess.Popen(
-            [sys.executable, "app.py", "--port", str(port)],
-            cwd=REPOSITORY,
-            env=environment,
-            stdout=self.log,
-            stderr=subprocess.STDOUT,
-        )
-        address = f"http://127.0.0.1:{port}"
-        for _ in range(600):
-            try:
-                urllib.request.urlopen(address, timeout=5).close()
-                return address
-            except (urllib.error.URLError, OSError):
-                assert self.process.poll() is None, (self.home / "app.log").read_text()
-                time.sleep(0.2)
-        raise AssertionError("the app did not come up")
-
-    def __exit__(self, *_: Any) -> None:
-        self.process.terminate()
-        self.process.wait(30)
-        self.log.close()
-        kill_all(RunStore(Settings(home=self.home)))  # runs outlive the app
+@contextmanager
+def serving(home: Path) -> Iterator[str]:
+    """An app for the length of a `with` block; its address."""
+    port = free_port()
+    address, environment = f"http://127.0.0.1:{port}", {**os.environ, "HF_HUB_OFFLINE": "1"}
+    environment["PHI3LORA_HOME"] = str(home)
+    command = [sys.executable, "app.py", "--port", str(port)]
+    try:
+        with program(command, address, home / "app.log", cwd=REPOSITORY, env=environment):
+            yield address
+    finally:
+        kill_all(RunStore(Settings(home=home)))  # runs outlive the app
 
 
 @pytest.fixture(scope="module")
@@ -200,7 +178,7 @@ class held:
         """Let it work until it has told of this step."""
         if self._step():
             os.kill(pid_of(self._run), signal.SIGCONT)
-        deadline = time.monotonic() + LONG / 1000
+        deadline = time.monotonic() + PATIENCE
         while self._step() < least:
             assert time.monotonic() < deadline, "the run does not go on"
             time.sleep(0.01)

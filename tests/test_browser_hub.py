@@ -6,12 +6,7 @@ compares what was published.
 
 from __future__ import annotations
 
-import socket
-import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +18,7 @@ from phi3lora.runs.store import RunStore
 from phi3lora.settings import Settings
 from tests.fake_training import kill_all
 from tests.hub import LoopbackHub
+from tests.serving import free_port, program
 from tests.test_browser import (
     ask_both,
     browser,  # noqa: F401
@@ -72,40 +68,16 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
 @contextmanager
 def serving(hub: LoopbackHub, home: Path) -> Iterator[str]:
     """`python app.py` as a Space runs it; its address."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
+    address = f"http://127.0.0.1:{port}"
     environment = {**hub.space_env(home / "client"), "PHI3LORA_HOME": str(home / "app")}
     environment.pop("HF_HUB_OFFLINE", None)
-    log = home / "app.log"
-    with log.open("w") as file:
-        app = subprocess.Popen(
-            [sys.executable, "app.py", "--host", "127.0.0.1", "--port", str(port)],
-            cwd=REPOSITORY,
-            env=environment,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-        )
+    command = [sys.executable, "app.py", "--host", "127.0.0.1", "--port", str(port)]
     try:
-        address = f"http://127.0.0.1:{port}"
-        wait_until_up(address, app, log)
-        yield address
+        with program(command, address, home / "app.log", cwd=REPOSITORY, env=environment):
+            yield address
     finally:
-        app.terminate()
-        app.wait(30)
         kill_all(RunStore(Settings(home=home / "app")))
-
-
-def wait_until_up(address: str, app: subprocess.Popen[bytes], log: Path) -> None:
-    """Return once it answers."""
-    for _ in range(600):
-        try:
-            urllib.request.urlopen(address, timeout=5).close()
-            return
-        except (urllib.error.URLError, OSError):
-            assert app.poll() is None, log.read_text()
-            time.sleep(0.2)
-    raise AssertionError("the app did not come up")
 
 
 def ours(wrong: list[str]) -> list[str]:

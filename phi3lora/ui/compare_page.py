@@ -246,7 +246,13 @@ class ComparePage(CompareOpening):
     def on_adapter(
         self, chosen: str, against: str, third: str, before: Talk, request: gr.Request
     ) -> list[Any]:
-        """Something else to compare: a conversation of its own; the one before comes back."""
+        """Something else to compare: a conversation of its own; the one before comes back.
+
+        Gradio's lists tell of a choice twice, and again whenever they are left: what is compared
+        already changes nothing.
+        """
+        if (chosen, against, third) == (before.adapter, before.against, before.third):
+            return [gr.skip()] * len(self.changing)
         self.stops.leave(str(request.session_hash))
         caller = self._caller(request)
         talk = self._first(Talk(chosen, against=against, third=third), caller)
@@ -319,7 +325,7 @@ class ComparePage(CompareOpening):
             [subject.input for subject in subjects],
             self.on_adapter,
             [*subjects, self.talk],
-            [*facts, *places, self.before, self.undo, self.message],
+            self.changing,
             **quiet,
         )
         restored = self.undo.click(
