@@ -92,12 +92,12 @@ def comparison_table(comparisons: list[dict[str, Any]]) -> str:
     """A row for each figure: base, tuned, difference with its interval."""
     rows = [
         (
-            str(item["title"]),
+            show.said(item["title"]),
             words.figure(item["base"]),
             words.figure(item["tuned"]),
             words.signed(item["difference"]),
             f"{words.signed(item['low'])} to {words.signed(item['high'])}",
-            item["verdict"],
+            show.said(item["verdict"]),
         )
         for item in comparisons
     ]
