@@ -277,7 +277,7 @@ class TestInABrowser:
             page.keyboard.press("Enter")
             page.wait_for_selector(".toast-body >> text=Type a question first.")
         assert page.locator(".toast-body").count() == 1
-        assert page.inner_text(".toast-body strong") == "Check the data"
+        assert page.inner_text(".toast-body strong") == "Not possible"
         assert page.is_hidden(".toast-title"), "which says Error of everything"
         page.click("#scheme")
         page.wait_for_selector(".toast-body", state="detached")

@@ -89,7 +89,10 @@ def chosen_rows(report: dict[str, Any]) -> str:
 
 
 def comparison_table(comparisons: list[dict[str, Any]]) -> str:
-    """A row for each figure: base, tuned, difference with its interval."""
+    """A row for each figure: base, tuned, difference with its interval.
+
+    A figure of which neither more nor less is better, such as a length, has no verdict.
+    """
     rows = [
         (
             show.said(item["title"]),
@@ -97,7 +100,7 @@ def comparison_table(comparisons: list[dict[str, Any]]) -> str:
             words.figure(item["tuned"]),
             words.signed(item["difference"]),
             f"{words.signed(item['low'])} to {words.signed(item['high'])}",
-            show.said(item["verdict"]),
+            "–" if item.get("more_is_better", True) is None else show.said(item["verdict"]),
         )
         for item in comparisons
     ]
