@@ -95,12 +95,12 @@ def comparison_table(comparisons: list[dict[str, Any]]) -> str:
     """
     rows = [
         (
-            str(item["title"]),
+            show.said(item["title"]),
             words.figure(item["base"]),
             words.figure(item["tuned"]),
             words.signed(item["difference"]),
             f"{words.signed(item['low'])} to {words.signed(item['high'])}",
-            "–" if item.get("more_is_better", True) is None else item["verdict"],
+            "–" if item.get("more_is_better", True) is None else show.said(item["verdict"]),
         )
         for item in comparisons
     ]
