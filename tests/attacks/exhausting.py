@@ -408,7 +408,7 @@ def _chats(space: Space, over: threading.Event) -> str:
 
 
 def _launches(space: Space, over: threading.Event) -> str:
-    """As many as the app takes of one visitor, eight at a time: it lets them wait longer and longer."""
+    """Eight at a time, as many as the app takes of one visitor, whom it lets wait ever longer."""
     end = time.monotonic() + LONGEST_ATTACK
 
     def launches(_: int) -> str:
