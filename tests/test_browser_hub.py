@@ -115,12 +115,13 @@ def test_the_whole_way(place: Place, browser: Browser, tmp_path: Path) -> None: 
     assert place.hub.repo("space", COMPARISON).space["hardware"] == "zero-a10g"
     assert b'launch("ann/by-ann")' in place.hub.files("space", COMPARISON)["app.py"]
     with running(place.hub, COMPARISON, tmp_path) as address:
-        visitor, odd = open_page(browser, address)
+        visitor, odd = open_page(browser, address, beside=True)
         base, tuned = ask(visitor, "Where is the treasure?")
     assert base.strip()
     assert tuned.strip()
 
-    stranger, strange = open_page(browser, f"{place.address}/compare?adapter=ann/by-ann")
+    compare = f"{place.address}/compare?adapter=ann/by-ann"
+    stranger, strange = open_page(browser, compare, beside=True)
     stranger.wait_for_selector("#sign-in:has-text('Sign in')")
     assert all(ask_both(stranger, "Where is the treasure?"))
     run_page = page.url
