@@ -486,6 +486,11 @@ def test_a_phone_scrolls_down_and_never_sideways(app: str, browser: Browser, pat
         {"": ".sheet-toggle.green", "runs": "#run-head", "compare": ".chip"}[path]
     )
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    for menu in page.query_selector_all("#share details"):
+        menu.query_selector("summary").click()
+        box = menu.query_selector("summary + div").bounding_box()
+        assert box["x"] >= 0
+        assert box["x"] + box["width"] <= 390
     assert wrong == []
 
 

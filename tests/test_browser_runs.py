@@ -5,12 +5,12 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
 from phi3lora.chat.votes import Choice, Vote, VoteBook
-from phi3lora.events import Ended, Evaluated, EventLog, Stage, Step
+from phi3lora.events import Answered, Ended, Evaluated, EventLog, SampleAnswer, Stage, Step
 from phi3lora.runs.store import Run, RunStore, changed
 from phi3lora.settings import Settings
 from tests import stage
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 HELD_OUT = "held out, mean of batches"
+RIGHTS = "cells => cells.map(cell => cell.getBoundingClientRect().right)"
+NAME_AND_COPY = ("[data-testid=block-info]", "[aria-label=Copy]")
 HIDE = "Object.defineProperty(document, 'hidden', {get: () => window.away})"
 
 
@@ -97,6 +99,11 @@ def test_tabs_have_addresses_and_arrow_keys(place: Place) -> None:
     page.fill("#log input", "step 7 of")
     assert page.inner_text("#log pre").startswith("step 7 of 135")
     assert page.inner_text("#log .log-tools span") == "1 of 135 lines"
+    page.click("#tab-settings")
+    name, copy = (page.locator(f"#run-config {part}").bounding_box() for part in NAME_AND_COPY)
+    assert name is not None
+    assert copy is not None
+    assert name["x"] < copy["x"] - 100  # neither lies over the other
 
 
 def points_of(page: Page, name: str) -> int:
@@ -150,6 +157,11 @@ def test_a_stage_is_named_from_the_first_second(place: Place) -> None:
         log.emit(Step(step=1, total_steps=135, loss=2.0))
         page.wait_for_selector("#run-head .progress-text >> text=step 1 of 135")
     assert "left" not in page.inner_text("#run-head .progress-text")  # nobody knows after one step
+    with EventLog(run.folder / "events.jsonl") as log:
+        log.emit(Step(step=2, total_steps=135, loss=1.9))
+        page.wait_for_selector("#loss-chart .curve[data-name=training]")
+        log.emit(Evaluated(step=2, loss=2.1))  # a curve that the first frame had not
+        page.wait_for_selector(f"#loss-chart .curve[data-name='{HELD_OUT}'] circle")
     changed(run, status="stopped")
 
 
@@ -160,6 +172,8 @@ def test_stop_keeps_its_place_when_the_run_has_stopped(place: Place) -> None:
     box = page.locator("#stop").bounding_box()
     page.click("#stop")
     page.wait_for_selector("#stop:disabled >> text=Stopping")
+    wait_for_status(page, "stopping")
+    assert "left" not in page.inner_text("#run-head .progress-text")
     changed(run, status="stopped", outcome="stopped")
     (run.folder / "stop").unlink()
     wait_for_status(page, "stopped")
@@ -188,6 +202,14 @@ def test_the_chart_zooms_scales_tells_and_is_taken_away(place: Place, tmp_path: 
     assert page.locator(labels).all_text_contents() != whole
     page.uncheck("#loss-chart [name=log]")
     assert page.locator(labels).all_text_contents() == whole
+    page.select_option("#loss-chart [name=axis]", "time")
+    assert page.locator(labels).all_text_contents() != whole
+    page.select_option("#loss-chart [name=axis]", "step")
+    drawn = page.inner_html("#loss-chart .curve[data-name=training]")
+    page.fill("#loss-chart [name=smooth]", "0.9")
+    assert page.inner_html("#loss-chart .curve[data-name=training]") != drawn
+    page.fill("#loss-chart [name=smooth]", "0")
+    assert page.inner_html("#loss-chart .curve[data-name=training]") == drawn
     box = chart.bounding_box()
     assert box is not None
     page.mouse.move(box["x"] + 200, box["y"] + 80)
@@ -243,6 +265,12 @@ def test_runs_are_ordered_and_the_way_back_leads_through_them(place: Place) -> N
     page.goto(f"{place.address}/runs")  # of no run: the newest
     newest = page.wait_for_selector("#run-head .run-title").get_attribute("data-run")
     low = (runs - {newest}).pop()
+    page.set_viewport_size({"width": 1280, "height": 220})  # more runs than a screen has room for
+    tools, items = (page.locator(part).bounding_box() for part in ("#run-tools", "#run-list"))
+    page.set_viewport_size({"width": 1280, "height": 900})
+    assert tools is not None
+    assert items is not None
+    assert (items["x"], items["y"] > tools["y"]) == (tools["x"], True)  # no second column
     first = "document.querySelector('.run-item b').textContent"
     page.select_option("#run-order", "title")
     assert page.evaluate(first) != "Zebra"
@@ -282,14 +310,19 @@ def test_a_download_comes_at_once_and_is_of_this_run(place: Place) -> None:
 
 def test_a_phone_sees_the_verdict_of_every_figure(place: Place) -> None:
     run = stage.finished(place.store)
-    page = place.open(run, "#evidence")
+    code = "def add(a, b):\n    return a + b\n" + "long" * 80 + " and more words" * 20
+    said = SampleAnswer(prompt="Add.", expected="a + b", answer=code)
+    with EventLog(run.folder / "events.jsonl") as log:
+        log.emit(Answered(step=stage.STEPS, rows=[said]))
+    page = place.open(run)
     page.set_viewport_size({"width": 390, "height": 844})
     try:
+        page.wait_for_selector("#samples td >> nth=0")
+        assert page.inner_text("#samples td >> nth=1").startswith("def add(a, b):\n    return")
+        assert max(page.eval_on_selector_all("#samples td", RIGHTS)) <= 390
+        page.click("#tab-evidence")
         page.wait_for_selector("#report td >> nth=0")
-        rights: list[Any] = page.eval_on_selector_all(
-            "#report td", "cells => cells.map(cell => cell.getBoundingClientRect().right)"
-        )
-        assert max(rights) <= 390
+        assert max(page.eval_on_selector_all("#report td", RIGHTS)) <= 390
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
     finally:
         page.set_viewport_size({"width": 1280, "height": 900})
@@ -321,6 +354,9 @@ def test_votes_are_shown_and_trained_on(place: Place) -> None:
     gone = "20260101-000000-abcdef"
     page.goto(f"{place.address}/compare?adapter={gone}")
     page.wait_for_selector(f"#chat-status >> text=There is no run '{gone}'")
+    page.wait_for_selector("#suggestions .chip")
+    waits = "document.querySelector('.compare-top').getAnimations().length"
+    assert page.evaluate(waits) == 0  # another adapter can be chosen at once
     with page.expect_response("**/pulse*"):
         pass
     with page.expect_response("**/pulse*"):  # what a pulse brings leaves the message alone

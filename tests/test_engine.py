@@ -19,8 +19,8 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
 from phi3lora.chat.answering import Room
-from phi3lora.chat.decoding import Row, advance
-from phi3lora.chat.engine import MOST_ACTIVE, NEWCOMERS, BusyError, ChatEngine
+from phi3lora.chat.decoding import READ, Row, _allot, advance
+from phi3lora.chat.engine import MOST_ACTIVE, NEWCOMERS, READ_BESIDE, BusyError, ChatEngine
 from phi3lora.chat.options import SETTINGS, Options
 from phi3lora.chat.packing import Packed
 from phi3lora.chat.requests import Request
@@ -616,6 +616,47 @@ def test_short_ones_that_had_no_turn_join_a_full_model(still: ChatEngine) -> Non
     assert not still._may_start(answered(9, 96.0))
     still._active += [answered(1, 99.0, limit=200)] * NEWCOMERS
     assert not still._may_start(asked("Ahoy?", 100.0))
+
+
+def test_a_short_question_joins_past_a_head_that_waits_for_a_place(still: ChatEngine) -> None:
+    """Its place is one that the head cannot have, so the head loses nothing."""
+    long_ago, long = (asked("x" * 2000, when, 2048) for when in (60.0, 99.0))
+    short = asked("Ahoy?", 99.0)
+    still._active = [answered(9, 99.0, limit=4000)] * MOST_ACTIVE
+    still._waiting.extend([long_ago, long, short])
+    still._serving = cast(
+        Any, SimpleNamespace(base=POCKET, load_seconds=0.0, make_room=lambda promised: True)
+    )
+    assert still._next() is short
+    still._active += [answered(1, 99.0, limit=200)] * NEWCOMERS
+    assert still._next() is None
+    still._waiting.appendleft(Request(ModelConfig(path="other"), asked=60.0))
+    still._active = still._active[: MOST_ACTIVE - 1]
+    assert still._next() is None, "the base that the head waits for would never be loaded"
+
+
+def test_a_short_answer_waits_for_few_tokens_of_long_prompts(still: ChatEngine) -> None:
+    short, long = answered(9, 99.0, limit=300), answered(0, 99.0, limit=4000)
+    still._active = [long, long]
+    assert still._budget() == READ
+    still._active = [short, long]
+    assert still._budget() == READ_BESIDE
+    still._active = [short]
+    assert still._budget() == READ
+
+
+def test_short_prompts_are_read_first(tokenizer: Any) -> None:
+    """With no more tokens a pass than the budget, and one of each row at least."""
+    model = load_model(POCKET, for_training=False)
+    speaking = Row([1, 2], cached=1)
+    short, long, longer = (Row([1] * length) for length in (12, 900, 1800))
+    reading = _allot(model, [longer, long, short, speaking], 64)
+    counts = {
+        len(row.tokens): count for row, count in zip(reading.rows, reading.counts, strict=True)
+    }
+    assert counts == {2: 1, 12: 12, 900: 25, 1800: 26}
+    few = _allot(model, [longer, long, short], 2)
+    assert sorted(few.counts) == [1, 1, 1]
 
 
 def test_a_long_answer_makes_room_when_its_turn_is_over(

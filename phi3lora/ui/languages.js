@@ -3,11 +3,12 @@
 (() => {
   const words = window.phi3loraWords || null;
   const RAW = "pre, code, textarea, td, script, style, svg, option, .message, .data-name, .trains-on b, "
-    + ".run-title h1, .run-name, .run-item b, .cm-editor, .prose, .turn h2, .pair, .asked, .sample p, "
+    + ".run-title h1, .run-name, .run-item b, .cm-editor, .said .prose, .prose-card, .turn h2, .pair, .asked, .sample p, "
     + "[data-prompt], [data-raw=text]";
   // Names in braces that stand for a number; the others stand for words.
   const NUMBERS = new Set(["number", "total", "place", "share", "epochs", "rank", "rate", "rows", "tokens"]);
   const ATTRIBUTES = ["placeholder", "aria-label", "title"];
+  const LABELS = ["data-of"];  // of a cell, where a phone shows a table without its head
   const INLINE = new Set(["A", "B", "STRONG", "Q", "CODE"]);
   const LEAST = 4;  // letters by which a pattern is known, whatever is filled in
   const MOST = 5000;  // texts that are remembered
@@ -58,10 +59,20 @@
     const [, before, body, after] = /^([\s,;]*)(.*?)(\s*)$/s.exec(text);
     return before + line(body) + after;
   }
+  // Some sentences are known together: the longest run of them comes first.
+  function runs(sentences) {
+    const said = [];
+    for (let start = 0, end; start < sentences.length; start = end) {
+      end = sentences.length;
+      while (end > start + 1 && !words[sentences.slice(start, end).join(" ")]) end -= 1;
+      said.push(line(sentences.slice(start, end).join(" ")));
+    }
+    return said.join(" ");
+  }
   // A text of several sentences, or `Title: message`; each part is said that is known.
   function parts(text) {
     const sentences = text.split(/(?<=[.!?…]) (?=\p{Lu})/u);
-    if (sentences.length > 1) return sentences.map(line).join(" ");
+    if (sentences.length > 1) return runs(sentences);
     const title = /^([^:]{1,40}): (.+)$/s.exec(text);
     if (title && words[title[1]]) return `${words[title[1]]}: ${line(title[2])}`;
     const advice = text.split(/(; |, (?=or ))/);  // `lower this; set that`
@@ -69,16 +80,16 @@
   }
   // A text with the spaces around it; cards are several lines, lines of facts have parts.
   function say(text) {
-    const whole = text.trim();
+    const whole = text.trim(), inOne = whole.replace(/\s+/g, " ");
     if (!whole) return text;
-    if (words[whole]) return text.replace(whole, () => words[whole]);
+    if (words[inOne]) return text.replace(whole, () => words[inOne]);
     return text.split(/(\n| · )/).map((part) => part.replace(part.trim(), (one) => line(one))).join("");
   }
 
   function sayNode(node) {
     if (made.get(node) === node.data || !/\p{L}/u.test(node.data)) return;
     const parent = node.parentElement;
-    if (parent?.closest(RAW) && !parent.matches(".prose summary")) return;
+    if (parent?.closest(RAW) && !parent.matches(".prose summary, [data-say], [data-say] option")) return;
     const said = say(node.data);
     made.set(node, said);
     if (said !== node.data) node.data = said;
@@ -106,7 +117,7 @@
     [element, ...inner].forEach((one) => one.childNodes.forEach((node) => made.set(node, node.data)));
   }
   function sayElement(element) {
-    for (const name of ATTRIBUTES) {
+    for (const name of element.nodeName === "TD" ? LABELS : ATTRIBUTES) {
       const now = element.getAttribute(name);
       const said = now && say(now);
       if (now && said !== now) element.setAttribute(name, said);

@@ -145,6 +145,8 @@ def isolation(ground: Ground) -> Iterator[Try]:
         fine = SECRET not in said and "root:x" not in said and not failed
         yield Try(f"{named(fn)} with {value!r} {failed[:1]}", fine)
     yield from _routes(ground, runs)
+    asked = ground.app.comparing.engine().asked  # type: ignore[attr-defined]
+    yield Try(f"{asked} questions came as far as the chat", asked > 0)
     yield Try("nothing of ann's has changed", snapshot(runs) == before)
 
 
