@@ -1,8 +1,8 @@
 # Four words: run, test, lint, docs. Each sets up what it needs in .venv.
 PYTHON ?= python3
 BIN := .venv/bin
-# A file's tests stay together, since they share an app or a model; so do those with a browser, which
-# wait much, and are served first: three workers for two cores (tests/conftest.py).
+# A file's tests stay together, since they share an app or a model. All files with a browser go to
+# one of three workers, and are served first: pages wait more than they compute (tests/conftest.py).
 PYTEST := -m pytest -n 3 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 .PHONY: faults run test test-lowest test-space gpu fake-gpu lint docs screenshots hub-demo hub-conformance browser clean
