@@ -230,8 +230,9 @@ class held:
 
 def stop(page: Page) -> None:
     """Stop the run that the page shows, or take it out of the queue; the app has heard of it."""
-    with page.expect_response("**/queue/join*"):
-        page.click("#stop, #cancel")
+    page.click("#stop, #cancel")
+    goes_on = ("queued", "running")
+    page.wait_for_selector(".run-title" + "".join(f":not([data-status={s}])" for s in goes_on))
 
 
 def open_every_fold(page: Page) -> None:
