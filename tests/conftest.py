@@ -48,7 +48,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             file = super()._split_scope(nodeid)
             return "a browser" if has_browser(file) else file
 
-    return OneBrowser(config, log)
+    return OneBrowser(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 @cache
