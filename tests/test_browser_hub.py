@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
-from phi3lora.runs.store import RunStore
+from phi3lora.runs.store import RunState, RunStore, write_state
 from phi3lora.settings import Settings
 from tests.fake_training import kill_all
 from tests.hub import LoopbackHub
+from tests.published import make_run
 from tests.serving import free_port, program
 from tests.test_browser import (
     ask_both,
@@ -239,6 +240,54 @@ def publish(page: Page, hub: LoopbackHub) -> None:
     page.wait_for_selector(f"#deployed >> text={COMPARISON}")
     page.keyboard.press("Escape")
     page.wait_for_selector("#publish-card", state="hidden")
+
+
+RUN = "20261121-093000-4f1a2b"
+
+
+def test_who_signs_out_while_publishing_finds_it_whole_and_may_publish_again(
+    place: Place,
+    browser: Browser,  # noqa: F811
+) -> None:
+    """What was asked for while signed in is done; afterwards nobody is asked twice."""
+    folder = make_run(place.home / "app" / "runs" / RUN)
+    write_state(folder, RunState(id=RUN, owner="ann", title="Left early", status="finished"))
+    page, wrong = open_page(browser, place.address)
+    sign_in(page, "ann")
+    page.goto(f"{place.address}/runs?run={RUN}")
+    open_publish(page)
+    with place.hub.held("/commit/") as rule:
+        page.click("#send")
+        assert rule.waiting.wait(120)
+        assert set(place.hub.files("model", REPO)) == {".gitattributes"}  # the Hub's own
+        page.click("#sign-in:has-text('Sign out')")
+        page.wait_for_selector("#sign-in:has-text('Sign in')")
+        page.goto(f"{place.address}/runs?run={RUN}")
+        page.wait_for_selector("#run-head >> text=Sign in to see your runs")
+        assert not page.is_visible("#publish")
+    while len(place.hub.commits("model", REPO)) < 2:
+        page.wait_for_timeout(200)
+    first = place.hub.files("model", REPO)
+    assert {"adapter_model.safetensors", "adapter_config.json", "README.md"} <= set(first)
+    page.goto(place.address)
+    sign_in(page, "ann")
+    page.goto(f"{place.address}/runs?run={RUN}")
+    open_publish(page)
+    page.click("#send")
+    page.wait_for_selector(f"#published >> text=Published as {REPO}")
+    assert set(place.hub.files("model", REPO)) == set(first)
+    assert ours(wrong) == []
+
+
+REPO = "ann/left-early"
+
+
+def open_publish(page: Page) -> None:
+    """The dialog, once it offers to send."""
+    page.wait_for_selector(f"#run-head .run-title[data-run='{RUN}']")
+    page.click("#publish")
+    page.wait_for_selector("#card-preview >> text=Base against tuned")
+    page.wait_for_selector("#send:not([disabled])")
 
 
 REFUSED = {
