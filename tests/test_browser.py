@@ -286,11 +286,11 @@ def test_of_quick_choices_the_last_one_counts(app: str, browser: Browser) -> Non
     page.evaluate(QUICK, ["Your file", "Hub", "Your file", "Hub"])
     page.wait_for_selector("#panel-hub", state="visible")
     page.wait_for_selector("#data-summary >> text=No data is chosen")
-    assert page.is_hidden("#panel-file")
+    page.wait_for_selector("#panel-file", state="hidden")
     page.evaluate(QUICK, ["Your file", "Example"])
     page.wait_for_selector("#data-summary .conversation")
     page.wait_for_selector("#panel-example", state="visible")
-    assert page.is_hidden("#panel-file")
+    page.wait_for_selector("#panel-file", state="hidden")
     assert wrong == []
 
 

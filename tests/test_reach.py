@@ -265,13 +265,16 @@ class TestInABrowser:
         page.set_input_files("#file input[type=file]", [odd])
         page.wait_for_selector("#data-summary .data-name >> text=odd.csv")
         page.wait_for_selector("#first-rows >> text=Wie geht das?")
-        assert page.input_value("#question-column input") == "Kundenfrage"
-        assert page.input_value("#answer-column input") == "Antwort vom Support"
+        chosen = "([column, name]) => document.querySelector(column + ' input').value === name"
+        page.wait_for_function(chosen, arg=["#question-column", "Kundenfrage"])
+        page.wait_for_function(chosen, arg=["#answer-column", "Antwort vom Support"])
         page.wait_for_selector("#data-summary mark >> text=So geht das.")
 
         page.evaluate(DROP, ["many.jsonl", "".join(MANY)])
         page.wait_for_selector("#data-summary >> text=Counted in the first 5,000 of 5,600 rows")
-        assert "≥ 5,000 conversations" in page.inner_text("#step-data-line")
+        page.wait_for_selector(
+            "#step-data-line:has-text('≥ 5,000 conversations')", state="attached"
+        )
 
         page.evaluate(DROP, ["long.jsonl", LENGTHY])
         page.wait_for_selector("#data-summary .cut >> text=tokens are read")
