@@ -35,7 +35,7 @@ PATIENCE = 3.0  # seconds that another visitor waits for a first page, and for a
 SLOWER = 3.0  # times what it took just before, where the machine is busy with something else
 # Two helpers at their bound, beside the app itself and workers that wait for their turn.
 MOST_MEMORY = WORKERS * (OF_STRANGERS.bytes or 0) + 4 * GIB
-LONGEST_ATTACK = 150.0  # seconds for which previews and launches are begun
+LONGEST_ATTACK = 100.0  # seconds for which previews and launches are begun
 BOMBS_READ = 5  # of those that are looked at beside ann
 CROWD, LOOKS, LAUNCHES, CHATS, STREAMS = 200, 200, 1000, 50, 60
 SMALL_DISK = 512 * MIB
@@ -66,7 +66,7 @@ def crowds(ground: Ground) -> Iterator[Try]:
 
 
 def launches(ground: Ground) -> Iterator[Try]:
-    """A thousand launches by one visitor, or those of 150 s: few runs, others wait 3 s at most."""
+    """A thousand launches by one visitor, or those of 100 s: few runs, others wait 3 s at most."""
     yield from _beside_another(ground, LAUNCHING)
 
 
@@ -395,7 +395,7 @@ def _looks(space: Space, over: threading.Event) -> str:
     wrong = [one[-300:] for one in said if '"success":true' not in one]
     if wrong:
         return f"{len(wrong)} of {len(said)} previews failed: {wrong[0]}"
-    few = len(said) < LOOKS or len(read) < BOMBS_READ
+    few = len(said) < LOOKS / 4 or len(read) < BOMBS_READ  # who asks so often is let wait
     return f"{len(said)} previews, {len(read)} of {len(bombs)} bombs read" if few else ""
 
 
@@ -431,7 +431,9 @@ def _launches(space: Space, over: threading.Event) -> str:
     runs = [path for path in (space.home / "space" / "runs").iterdir() if path.is_dir()]
     begun = sum('"success":true' in one for one in said)
     refused = sum(any(words in one for words in REFUSED) for one in said)
-    few = 0 < len(runs) <= 20 and begun == len(runs) and begun + refused == len(said) > 200
+    few = (
+        0 < len(runs) <= 20 and begun == len(runs) and begun + refused == len(said) > LAUNCHES / 10
+    )
     told = f"of {len(said)} {begun} began, {refused} were refused, {len(runs)} remain"
     return "" if few else told
 
