@@ -145,8 +145,10 @@ def isolation(ground: Ground) -> Iterator[Try]:
         fine = SECRET not in said and "root:x" not in said and not failed
         yield Try(f"{named(fn)} with {value!r} {failed[:1]}", fine)
     yield from _routes(ground, runs)
+    yield from _sessions(ground)
     asked = ground.app.comparing.engine().asked  # type: ignore[attr-defined]
-    yield Try(f"{asked} questions came as far as the chat", asked > 0)
+    if ground.full:
+        yield Try(f"{asked} questions came as far as the chat", asked > 0)
     yield Try("nothing of ann's has changed", snapshot(runs) == before)
 
 
@@ -213,6 +215,44 @@ def _routes(ground: Ground, runs: list[Any]) -> Iterator[Try]:
             yield Try(f"{method} {path} tells nothing", not told and status != 500)
             listed = known in OPEN_ROUTES or path in OPEN_ROUTES or status == 404
             yield Try(f"{method} {path} is closed, or known to be open", listed)
+
+
+def _sessions(ground: Ground) -> Iterator[Try]:
+    """Ann's session, and an event of hers, named by another and by nobody."""
+    shows = next(fn for fn in ground.demo.fns.values() if named(fn) == "on_show")
+    run, hers = anns(ground.app.launching.store)[2].id, "the-session-of-ann"
+    call: dict[str, Any] = {"fn_index": shows._id, "data": [run], "session_hash": hers}
+    join, json_ = "/gradio_api/queue/join", {"content_type": "application/json"}
+
+    def send(path: str, body: dict[str, Any], who: str) -> tuple[int, bytes]:
+        status, _, said = ground.ask(
+            "POST", path, json.dumps(body).encode(), x_visitor=who, **json_
+        )
+        return status, said
+
+    event = json.loads(send(join, call, "ann")[1])["event_id"]
+    named_ = {"session_hash": hers, "event_id": event, "fn_index": shows._id}
+    asked: list[tuple[str, dict[str, Any] | None]] = [
+        (f"/gradio_api/queue/data?session_hash={hers}", None),
+        (f"/gradio_api/queue/data?session_hash=x&session_hash={hers}", None),
+        (f"/gradio_api/heartbeat/{hers}", None),
+        (f"/gradio_api/call/ask/{event}", None),
+        (f"/gradio_api/call/v2/ask/{event}", None),
+        (join, call),
+        (f"{join}?session_hash={hers}", {**call, "session_hash": "x"}),
+        ("/gradio_api/cancel", named_),
+        ("/gradio_api/cancel", {**named_, "session_hash": "x"}),
+        ("/gradio_api/reset", {"event_id": event}),
+        ("/gradio_api/component_server", {**named_, "component_id": 1, "fn_name": "x", "data": 1}),
+    ]
+    for (path, body), who in itertools.product(asked, ("eve", "")):
+        if body is None:
+            status, _, _ = ground.ask("GET", path, x_visitor=who)
+        else:
+            status, _ = send(path, body, who)
+        yield Try(f"{path} of ann's session by {who or 'nobody'}: {status}", status in (403, 404))
+    said = ground.stream("GET", f"/gradio_api/queue/data?session_hash={hers}", b"", x_visitor="ann")
+    yield Try("ann hears her own answer all the same", SECRET.encode() in said)
 
 
 def spelled(path: str) -> list[str]:
