@@ -939,7 +939,9 @@ def test_two_adapters_stand_beside_each_other_in_the_same_passes(
     widths: set[int] = set()
     step = Serving.step
     monkeypatch.setattr(
-        Serving, "step", lambda self, open_: (widths.add(len(open_)), step(self, open_))[1]
+        Serving,
+        "step",
+        lambda self, open_, *budget: (widths.add(len(open_)), step(self, open_, *budget))[1],
     )
     one, two = adapters["all-linear"], adapters["DoRA"]
     found = answer(engine, LONG, options=GREEDY, base=POCKET, adapter=one, against=two)
