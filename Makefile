@@ -1,9 +1,9 @@
 # Four words: run, test, lint, docs. Each sets up what it needs in .venv.
 PYTHON ?= python3
 BIN := .venv/bin
-# A file's tests stay together, since they share an app or a model; slow files come first. A
-# third worker on two cores gains little, and browsers beside browsers get slow.
-PYTEST := -m pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
+# A file's tests stay together, since they share an app or a model. All files with a browser go to
+# one of three workers, and are served first: pages wait more than they compute (tests/conftest.py).
+PYTEST := -m pytest -n 3 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 .PHONY: faults run test test-lowest test-space gpu fake-gpu lint docs screenshots hub-demo hub-conformance browser clean
 
@@ -64,9 +64,9 @@ browser:  ## Debian's Chromium where no browser is found and this user may insta
 
 .venv/installed: requirements.txt pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet "torch==2.13.0"
-	$(BIN)/pip install --quiet -e ".[dev]"
+	$(BIN)/pip install --quiet --no-compile --upgrade pip
+	$(BIN)/pip install --quiet --no-compile "torch==2.13.0"
+	$(BIN)/pip install --quiet --no-compile -e ".[dev]"
 	touch $@
 
 clean:

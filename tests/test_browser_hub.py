@@ -116,12 +116,13 @@ def test_the_whole_way(place: Place, browser: Browser, tmp_path: Path) -> None: 
     assert place.hub.repo("space", COMPARISON).space["hardware"] == "zero-a10g"
     assert b'launch("ann/by-ann")' in place.hub.files("space", COMPARISON)["app.py"]
     with running(place.hub, COMPARISON, tmp_path) as address:
-        visitor, odd = open_page(browser, address)
+        visitor, odd = open_page(browser, address, beside=True)
         base, tuned = ask(visitor, "Where is the treasure?")
     assert base.strip()
     assert tuned.strip()
 
-    stranger, strange = open_page(browser, f"{place.address}/compare?adapter=ann/by-ann")
+    compare = f"{place.address}/compare?adapter=ann/by-ann"
+    stranger, strange = open_page(browser, compare, beside=True)
     stranger.wait_for_selector("#sign-in:has-text('Sign in')")
     assert all(ask_both(stranger, "Where is the treasure?"))
     run_page = page.url
@@ -188,7 +189,7 @@ def ask_for_access(page: Page, hub: LoopbackHub) -> None:
     page.fill("#search textarea", "ann/asked")
     page.keyboard.press("Enter")
     page.wait_for_selector("#checks .red a[href$='/datasets/ann/asked']")
-    assert page.is_hidden("#search-note .notice")
+    page.wait_for_selector("#search-note .notice", state="hidden")
     hub.grant("dataset", "ann/asked", "bob")
     page.click("#checks .red button:text-is('Try again')")
     page.wait_for_selector("#data-summary >> text=64 of 64")
@@ -214,7 +215,7 @@ def publish(page: Page, hub: LoopbackHub) -> None:
     page.fill("#repo :is(textarea, input)", "bob/pocket-phi-3")
     page.keyboard.press("Tab")
     page.wait_for_selector("#may-not >> text=would belong to bob")
-    assert page.is_disabled("#send")
+    page.wait_for_selector("#send:disabled")
     page.fill("#repo :is(textarea, input)", "ann/by-ann")
     page.keyboard.press("Tab")
     page.wait_for_selector("#send:not([disabled])")
@@ -233,7 +234,7 @@ def publish(page: Page, hub: LoopbackHub) -> None:
     assert "PeftModel.from_pretrained" in page.inner_text("#published .snippet")
     page.wait_for_function(IN_VIEW, arg="#published")
     assert page.get_attribute("#published .quiet-button", "href") == "compare?adapter=ann/by-ann"
-    assert "ann has a free account: it may host 2 Gradio Spaces" in page.inner_text("#allowance")
+    page.wait_for_selector("#allowance >> text=ann has a free account: it may host 2 Gradio Spaces")
     page.fill("#repo :is(textarea, input)", "bob/pocket-phi-3")  # it is ann's that is deployed
     page.click("#deploy")
     page.wait_for_selector(f"#deployed >> text={COMPARISON}")

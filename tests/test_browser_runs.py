@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -16,7 +15,7 @@ from phi3lora.runs.store import Run, RunStore, changed
 from phi3lora.settings import Settings
 from phi3lora.ui import show
 from tests import stage
-from tests.test_browser import browser, open_page, serving, wait_for_status  # noqa: F401
+from tests.test_browser import browser, wait_for_status, walked  # noqa: F401
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -42,7 +41,6 @@ class Place(NamedTuple):
     address: str
     store: RunStore
     page: Page
-    wrong: list[str]
 
     def open(self, run: Run, tab: str = "") -> Page:
         """The page of a run, once it is there."""
@@ -59,15 +57,8 @@ def place(
 ) -> Iterator[Place]:
     home = tmp_path_factory.mktemp("home")
     store = RunStore(Settings(home=home))
-    with serving(home) as address:
-        page, wrong = open_page(browser, f"{address}/runs")
-        page.set_default_timeout(60_000)
-        yield Place(address, store, page, wrong)
-        assert wrong == []
-
-
-def title_of(page: Page) -> str:
-    return page.inner_text("#run-head h1")
+    with walked(browser, home, "runs") as (address, page):
+        yield Place(address, store, page)
 
 
 def test_the_bin_takes_the_run_of_the_menu_and_gives_it_back(place: Place) -> None:
@@ -76,7 +67,7 @@ def test_the_bin_takes_the_run_of_the_menu_and_gives_it_back(place: Place) -> No
     page.click("#more-menu summary")
     page.click("#run-list >> text=Kept")  # the menu of the other run is gone with it
     page.wait_for_selector(f"#run-head .run-title[data-run='{kept.id}']")
-    assert not page.is_visible("#delete")
+    page.wait_for_selector("#delete", state="hidden")
     page.click("#more-menu summary")
     page.click("#delete")
     page.wait_for_selector("#undo-line >> text=Kept is in the bin for 30 days.")
@@ -111,9 +102,9 @@ def test_tabs_have_addresses_and_arrow_keys(place: Place) -> None:
     page.keyboard.press("ArrowRight")
     page.keyboard.press("ArrowRight")
     assert page.url.endswith("#log")
-    assert page.is_visible("#log pre")
+    log = page.wait_for_selector("#log pre")
     at_end = "(log) => log.scrollTop + log.clientHeight >= log.scrollHeight - 2"
-    assert page.eval_on_selector("#log pre", at_end)  # the newest lines are in view
+    page.wait_for_function(at_end, arg=log)  # the newest lines are in view
     page.fill("#log input", "step 7 of")
     assert page.inner_text("#log pre").startswith("step 7 of 135")
     assert page.inner_text("#log .log-tools span") == "1 of 135 lines"
@@ -131,7 +122,7 @@ def points_of(page: Page, name: str) -> int:
 def test_a_run_that_goes_on_is_followed_without_a_reload(place: Place) -> None:
     run = stage.running(place.store)
     page = place.open(run)
-    assert page.title().startswith("52 % · Pirate, rank 32")
+    page.wait_for_function("document.title.startsWith('52 % · Pirate, rank 32')")
     for chart in ("loss", "rate", "speed", "memory"):
         page.wait_for_selector(f"#{chart}-chart svg .curve")
     assert points_of(page, "held out, mean of batches") == 1
@@ -158,7 +149,7 @@ def test_a_run_that_goes_on_is_followed_without_a_reload(place: Place) -> None:
     assert not page.query_selector(".while-away")
     page.evaluate("window.away = false; document.dispatchEvent(new Event('visibilitychange'))")
     page.wait_for_selector(".while-away >> text=It finished while you were away.")
-    assert "finished" in page.inner_text("#run-live [role=status]")
+    page.wait_for_selector("#run-live [role=status]:has-text('finished')", state="attached")
 
 
 def test_a_stage_is_named_from_the_first_second(place: Place) -> None:
@@ -186,6 +177,7 @@ def test_a_stage_is_named_from_the_first_second(place: Place) -> None:
 def test_stop_keeps_its_place_when_the_run_has_stopped(place: Place) -> None:
     run = stage.running(place.store)
     page = place.open(run)
+    page.wait_for_selector("#stop")
     box = page.locator("#stop").bounding_box()
     page.click("#stop")
     page.wait_for_selector("#stop:disabled >> text=Stopping")
@@ -194,12 +186,12 @@ def test_stop_keeps_its_place_when_the_run_has_stopped(place: Place) -> None:
     changed(run, status="stopped", outcome="stopped")
     (run.folder / "stop").unlink()
     wait_for_status(page, "stopped")
+    page.wait_for_selector("#resume:enabled")
+    page.wait_for_selector("#stop:disabled")  # a late second click hits it, and nothing happens
     after = page.locator("#stop").bounding_box()
     assert box is not None
     assert after is not None
     assert (box["x"], box["y"]) == (after["x"], pytest.approx(after["y"], abs=200))
-    assert page.is_disabled("#stop")  # a late second click hits it, and nothing happens
-    assert page.is_enabled("#resume")
 
 
 def test_the_chart_zooms_scales_tells_and_is_taken_away(place: Place, tmp_path: Path) -> None:
@@ -257,6 +249,7 @@ def test_ticked_runs_share_a_chart(place: Place) -> None:
         page.check(f"input[data-tick='{run.id}']")
     page.click("[name=several]")
     page.wait_for_selector("#several-table >> text=peft_config.r")
+    page.wait_for_selector("#several-chart svg .curve >> nth=3", state="attached")
     assert page.locator("#several-chart svg .curve").count() == 4
     titles = "rows => rows.map(row => row.cells[0].innerText)"
     rank = page.locator("#several-table th", has_text="peft_config.r")
@@ -320,8 +313,9 @@ def test_a_download_comes_at_once_and_is_of_this_run(place: Place) -> None:
     page.click(f"#run-list a[data-run='{other.id}']")
     page.wait_for_selector(f"#run-head .run-title[data-run='{other.id}']")
     page.wait_for_selector("#download", state="hidden")
+    page.wait_for_selector("#download-menu [data-take=adapter]", state="detached")
     page.click("#download-menu summary")
-    assert not page.is_visible("#download-menu [data-take=adapter]")
+    assert page.is_visible("#download-menu [data-take=log]")
 
 
 def test_a_phone_sees_the_verdict_of_every_figure(place: Place) -> None:
@@ -350,9 +344,9 @@ def test_train_again_and_further_open_the_form_with_the_run(place: Place) -> Non
     page.click("#further")
     page.wait_for_url(f"**/?from={run.id}*")
     page.wait_for_selector("text=These are the settings of Rank of three")
-    assert "has learnt" in page.inner_text("body")
-    title = page.input_value("#field-title :is(input, textarea)")
-    assert os.path.basename(title) == "Rank of three, further"
+    page.wait_for_selector("text=has learnt")
+    title = "document.querySelector('#field-title :is(input, textarea)').value"
+    page.wait_for_function(f"{title} === 'Rank of three, further'")
 
 
 def test_votes_are_shown_and_trained_on(place: Place) -> None:
@@ -380,7 +374,7 @@ def test_votes_are_shown_and_trained_on(place: Place) -> None:
     assert page.is_visible(f"#chat-status >> text=There is no run '{gone}'")
     page.goto(f"{place.address}/compare?adapter={run.id}")
     page.wait_for_selector("#now .turn")
-    assert not page.is_visible("#other-strength")
+    page.wait_for_selector("#other-strength", state="hidden")
     page.click("#votes-panel > button")
     page.wait_for_selector("#votes-standing >> text=Tuned wins 75 %")
     with page.expect_download() as made:

@@ -33,6 +33,7 @@ from phi3lora.errors import AdapterError, ConfigError, ModelError
 from phi3lora.models.hardware import Hardware
 from phi3lora.models.loading import load_model, load_tokenizer
 from phi3lora.settings import Settings
+from tests.serving import PATIENCE
 
 POCKET = ModelConfig(path="pocket", dtype="float32")
 ALL = ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]
@@ -520,7 +521,7 @@ def test_visitors_with_different_adapters_are_answered_together(
     for visitor in visitors:
         visitor.start()
     for visitor in visitors:
-        visitor.join(60)
+        visitor.join(PATIENCE)
     base = plain(load_model(POCKET, for_training=False), tokenizer, LONG)
     for kind in kinds:
         tuned = plain(tuned_model(adapters[kind]), tokenizer, LONG)
@@ -683,7 +684,7 @@ def test_a_long_answer_makes_room_when_its_turn_is_over(
     while (pair := next(long)).tokens_base < before + 50:
         assert not done.is_set(), "the first one's turn was cut short"
     clock.now += 1.0
-    assert done.wait(60)
+    assert done.wait(PATIENCE)
     listener.join()
     assert heard[-1] == 4
     for pair in long:
@@ -801,7 +802,7 @@ def soon(engine: ChatEngine, **named: Any) -> Any:
 
     reader = threading.Thread(target=ask, daemon=True)
     reader.start()
-    reader.join(30)
+    reader.join(PATIENCE)
     assert not reader.is_alive(), "the reader waits for ever"
     return heard[0]
 
@@ -938,7 +939,9 @@ def test_two_adapters_stand_beside_each_other_in_the_same_passes(
     widths: set[int] = set()
     step = Serving.step
     monkeypatch.setattr(
-        Serving, "step", lambda self, open_: (widths.add(len(open_)), step(self, open_))[1]
+        Serving,
+        "step",
+        lambda self, open_, *budget: (widths.add(len(open_)), step(self, open_, *budget))[1],
     )
     one, two = adapters["all-linear"], adapters["DoRA"]
     found = answer(engine, LONG, options=GREEDY, base=POCKET, adapter=one, against=two)
@@ -1066,7 +1069,7 @@ def test_chat_makes_room_for_a_training_and_comes_back(
     assert answer(engine, SHORT).stopped_base
     needed[0] = 2**60
     with engine._changed:
-        assert engine._changed.wait_for(lambda: engine.loaded is None, timeout=30)
+        assert engine._changed.wait_for(lambda: engine.loaded is None, timeout=PATIENCE)
     room = engine.fits(POCKET)
     assert not room.fits
     assert room.need > 3_800_000 * 4

@@ -44,6 +44,7 @@ FOREIGN = (
     "file:///etc/passwd",
     "https://example.com/rows.jsonl",
     "a/../../etc/passwd",
+    "example:../../etc/passwd",
     "rows.jsonl\0",
     "./app.py",
 )
