@@ -32,7 +32,7 @@ docs: .venv/installed  ## write the generated parts of docs/ again
 attacks: .venv/installed browser  ## try the catalogue of attacks, and write its table
 	$(BIN)/python -m tests.attacks --write
 
-screenshots: .venv/installed browser  ## every page, light and dark, wide and phone
+screenshots: .venv/installed browser  ## every page, light and dark, wide, tablet and phone
 	$(BIN)/python -m tests.screenshots
 
 hub-demo: .venv/installed  ## the app beside a Hub on loopback, for a machine without internet

@@ -13,6 +13,7 @@ from phi3lora.chat.votes import Choice, Vote, VoteBook
 from phi3lora.events import Answered, Ended, Evaluated, EventLog, SampleAnswer, Stage, Step
 from phi3lora.runs.store import Run, RunStore, changed
 from phi3lora.settings import Settings
+from phi3lora.ui import show
 from tests import stage
 from tests.test_browser import browser, wait_for_status, walked  # noqa: F401
 
@@ -21,6 +22,14 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 HELD_OUT = "held out, mean of batches"
+# Whether what is said while a download is written would be seen; a first script takes seconds.
+SEEN = """said => {
+  const place = document.querySelector('#download-status .html-container');
+  place.insertAdjacentHTML('beforeend', said);
+  const bar = place.lastElementChild, seen = bar.checkVisibility() && bar.clientHeight > 0;
+  bar.remove();
+  return seen;
+}"""
 RIGHTS = "cells => cells.map(cell => cell.getBoundingClientRect().right)"
 NAME_AND_COPY = ("[data-testid=block-info]", "[aria-label=Copy]")
 HIDE = "Object.defineProperty(document, 'hidden', {get: () => window.away})"
@@ -295,6 +304,7 @@ def test_runs_are_ordered_and_the_way_back_leads_through_them(place: Place) -> N
 def test_a_download_comes_at_once_and_is_of_this_run(place: Place) -> None:
     other, run = stage.failed(place.store, "Nothing to take"), stage.finished(place.store)
     page = place.open(run)
+    assert page.evaluate(SEEN, show.progress(None, "Writing the script", ""))
     page.click("#download-menu summary")
     with page.expect_download() as made:
         page.click("#download-menu [data-take=adapter]")

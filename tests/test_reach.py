@@ -440,7 +440,8 @@ class TestInABrowser:
             page.wait_for_selector(f"#checks .passed >> text={said['Adapter']}", state="attached")
             go(page, place, "runs")
             assert page.evaluate("document.documentElement.lang") == "ja"
-            page.click("#run-list a:has(b:text-is('Pirate'))")  # another was launched here
+            # Another of this name was launched here; it may have finished, too, and is newer.
+            page.click("#run-list a:has(b:text-is('Pirate')) >> nth=-1")
             page.wait_for_selector(f"#run-head >> text={said['finished']}")
             page.wait_for_selector(f".verdict >> text={said['Better than its base']}")
             assert page.inner_text("#run-head h1") == "Pirate"
