@@ -1,15 +1,14 @@
 # Four words: run, test, lint, docs. Each sets up what it needs in .venv.
 PYTHON ?= python3
 BIN := .venv/bin
-PORT ?= 7860
-# A file's tests stay together, since they share an app or a model; slow files come first. A
-# third worker on two cores gains little, and browsers beside browsers get slow.
-PYTEST := -m pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
+# A file's tests stay together, since they share an app or a model. All files with a browser go to
+# one of three workers, and are served first: pages wait more than they compute (tests/conftest.py).
+PYTEST := -m pytest -n 3 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 .PHONY: faults run test test-lowest test-space gpu fake-gpu lint docs screenshots hub-demo hub-conformance browser clean
 
 run: .venv/installed  ## set up and open the app
-	$(BIN)/python app.py --port $(PORT)
+	$(BIN)/python app.py $(if $(PORT),--port $(PORT))
 
 test: .venv/installed browser  ## set up and run every test
 	$(BIN)/python $(PYTEST)
@@ -33,7 +32,7 @@ docs: .venv/installed  ## write the generated parts of docs/ again
 attacks: .venv/installed browser  ## try the catalogue of attacks, and write its table
 	$(BIN)/python -m tests.attacks --write
 
-screenshots: .venv/installed browser  ## every page, light and dark, wide and phone
+screenshots: .venv/installed browser  ## every page, light and dark, wide, tablet and phone
 	$(BIN)/python -m tests.screenshots
 
 hub-demo: .venv/installed  ## the app beside a Hub on loopback, for a machine without internet
@@ -65,9 +64,9 @@ browser:  ## Debian's Chromium where no browser is found and this user may insta
 
 .venv/installed: requirements.txt pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet "torch==2.13.0"
-	$(BIN)/pip install --quiet -e ".[dev]"
+	$(BIN)/pip install --quiet --no-compile --upgrade pip
+	$(BIN)/pip install --quiet --no-compile "torch==2.13.0"
+	$(BIN)/pip install --quiet --no-compile -e ".[dev]"
 	touch $@
 
 clean:

@@ -848,9 +848,11 @@ class RunConfig(Section):
     def from_text(cls, text: str, name: str = "this") -> tuple[RunConfig, list[str]]:
         """Like `from_values`, from the text of a YAML document that messages call `name`."""
         values = read_yaml(text, name)
-        if not isinstance(values or {}, dict):
+        if values is None:
+            values = {}
+        if not isinstance(values, dict):
             raise ConfigError([Problem("", f"{name} holds no `section: …` pairs.")])
-        return cls.from_values(values or {})
+        return cls.from_values(values)
 
     def with_values(self, changes: Mapping[str, Any]) -> RunConfig:
         """A copy in which dotted fields have new values: `{"peft_config.r": 8}`. Checked anew.

@@ -5,6 +5,7 @@ notice, the command line as one line; a traceback is for our own faults alone.
 
     Phi3LoraError                exit status 2: something the user can mend
     ├── ConfigError              a run's configuration; carries every problem at once
+    │   └── StoredConfigError    that of a run that was started; nobody has it in a form
     ├── DataError                a dataset that cannot be read, understood or used
     ├── ModelError               a base that is missing, refused or does not fit
     ├── AdapterError             an adapter that is missing, broken or made for another base
@@ -45,6 +46,10 @@ class ConfigError(Phi3LoraError):
     def __init__(self, problems: list[Problem]) -> None:
         self.problems = problems
         super().__init__("\n".join(str(problem) for problem in problems))
+
+
+class StoredConfigError(ConfigError):
+    """The configuration in a run's folder, which is missing, damaged or too old."""
 
 
 class DataError(Phi3LoraError):

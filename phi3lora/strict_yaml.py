@@ -68,10 +68,10 @@ def read_typed(text: str, name: str = "this") -> Any:
     """As `read_yaml`, for what is typed into one line: `a: x, b: y` needs no braces."""
     try:
         return read_yaml(text, name)
-    except ConfigError as error:
+    except ConfigError:
         pairs = _pairs(text)
         if pairs is None:
-            raise error
+            raise
         return pairs
 
 

@@ -6,7 +6,9 @@ import gc
 import os
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 # Before any import of huggingface_hub: it reads its environment once.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -26,12 +28,46 @@ pytest_plugins = ["tests.hub.fixtures"]
 REPOSITORY = Path(__file__).parent.parent
 VOCABULARY = "phi-3-mini-4k-instruct"
 MANY_MODULES = 100
+GIVE_WAY = 5
+MARKERS = ("browser", "slow")  # of what comes first
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests first, so that no process is left with a long one at the end."""
-    slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
+    """A browser's files first, then those with slow tests: no process has a long one at the end."""
+    first = [{item.path for item in items if item.get_closest_marker(m)} for m in MARKERS]
+    items.sort(key=lambda item: [item.path not in paths for paths in first])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """A file's tests stay together, and so do all files with a browser: one is enough."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class OneBrowser(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return "a browser" if has_browser(file) else file
+
+    return OneBrowser(config, log) if config.getvalue("dist") == "loadfile" else None
+
+
+@cache
+def has_browser(file: str) -> bool:
+    """Whether a test of this file walks through pages."""
+    return "mark.browser" in (REPOSITORY / file).read_text(encoding="utf-8")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Where several work side by side, whoever has no browser goes after who has one.
+
+    Pages are many small steps that wait for each other. What is computed is not in a hurry.
+    """
+    global _nice
+    if "PYTEST_XDIST_WORKER" in os.environ and not _nice and not has_browser(item.location[0]):
+        _nice = os.nice(GIVE_WAY)
+
+
+_nice = 0
 
 
 def pytest_collection_finish() -> None:

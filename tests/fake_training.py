@@ -17,6 +17,7 @@ import pytest
 from phi3lora.config import RunConfig
 from phi3lora.runs.life import holder
 from phi3lora.runs.store import Run, RunStore, Status
+from tests.serving import PATIENCE
 
 SOURCE = """
 import os, sys, time, types
@@ -110,12 +111,12 @@ def kill_all(store: RunStore) -> None:
                 os.kill(pid, signal.SIGKILL)
 
 
-def wait_for(run: Run, *wanted: Status, seconds: float = 300) -> Run:
+def wait_for(run: Run, *wanted: Status, seconds: float = PATIENCE) -> Run:
     """The run once its status is one of these."""
     return wait(lambda: found if (found := run.refresh()).status in wanted else None, seconds)
 
 
-def wait(look: Callable[[], Run | None], seconds: float = 300) -> Run:
+def wait(look: Callable[[], Run | None], seconds: float = PATIENCE) -> Run:
     """What `look` finds, as soon as it finds something."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:

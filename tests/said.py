@@ -14,9 +14,12 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import phi3lora
+from phi3lora import words
 from phi3lora.config import fields, rule_of
+from phi3lora.evaluation.metrics import EARNED, METRICS, PREFERENCES, Verdict
 from phi3lora.problems import EXPECTED
 from phi3lora.recipes import recipes
 from phi3lora.runs.forms import FORMS
@@ -75,7 +78,8 @@ SILENT_TEXTS = (
     ".nav-holder",
 )
 # Put together of what stands apart in the code.
-COMPOSED = ("Held-out reward", "Held-out reward margin", "Held-out pairs ranked right")
+COMPOSED = (words.HELD_OUT_LOSS, "Held-out reward", "Held-out reward margin")
+COMPOSED += ("Held-out pairs ranked right", *get_args(Verdict), "steps", "time", "none")
 SILENT_ARGUMENTS = {"elem_id", "elem_classes", "js", "js_on_load", "show_progress", "type", "key"}
 SILENT_ARGUMENTS |= {
     "api_visibility",
@@ -129,6 +133,8 @@ def _all() -> Iterator[tuple[str, str]]:
         for text in (info.title, info.description, rule_of(info)):
             yield f"config.py ({name})", text or ""
     yield from (("ui/runs_show.py", text) for text in COMPOSED)
+    for metric in (*METRICS, *PREFERENCES, EARNED):
+        yield "evaluation/metrics.py", metric.title
     for form in FORMS.values():
         yield "runs/forms.py", form.title
     for text in EXPECTED.values():

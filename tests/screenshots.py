@@ -1,4 +1,4 @@
-"""Pictures of every page, light and dark, wide and phone, into screenshots/.
+"""Pictures of every page, light and dark, wide, tablet and phone, into screenshots/.
 
     python -m tests.screenshots [--fast]
 
@@ -21,7 +21,7 @@ from tests import stage
 from tests.test_browser import REPOSITORY, ask_both, find_chromium, serving
 
 FOLDER = REPOSITORY / "screenshots"
-SIZES = {"wide": (1440, 900), "phone": (390, 844)}
+SIZES = {"wide": (1400, 900), "tablet": (820, 1180), "phone": (390, 844)}
 LONG = 300_000
 
 
@@ -75,19 +75,27 @@ def pictures(
         page.goto(f"{address}/runs?run={runs[kind].id}")
         page.wait_for_selector("#loss-chart svg .curve")
         take(page, f"run-{kind}-{name}")
+    page.click("#tab-evidence")
+    page.wait_for_selector("#report >> text=Gained most")
+    take(page, f"run-evidence-{name}")
+    for place in range(2):
+        page.locator(".run-item input").nth(place).check()
+    page.click("[name=several]")
+    page.wait_for_selector("#several-table td")
+    take(page, f"runs-several-{name}")
     page.goto(f"{address}/compare?adapter={trained.id if trained else ''}")
     page.wait_for_selector(".chip")
     if trained:
         for prompt in ("Name the capital of France.", "What is the opposite of hot?"):
             ask_both(page, prompt)
-    take(page, f"compare-{name}")
+    take(page, f"compare-{name}", whole=False)  # the bar at its foot would lie over a whole page
     page.close()
 
 
-def take(page: Any, name: str) -> None:
-    """One picture of the whole page, once it has come to rest."""
+def take(page: Any, name: str, whole: bool = True) -> None:
+    """One picture of the page, or of the part that is in view, once it has come to rest."""
     page.wait_for_timeout(1200)
-    page.screenshot(path=FOLDER / f"{name}.png", full_page=True)
+    page.screenshot(path=FOLDER / f"{name}.png", full_page=whole)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from transformers import AutoTokenizer
 
 from phi3lora.data.rendering import stop_tokens
 from phi3lora.models import pocket
-from tests.test_browser import browser, open_page, serving  # noqa: F401
+from tests.test_browser import browser, open_page, walked  # noqa: F401
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -34,7 +34,6 @@ class Place(NamedTuple):
     address: str
     adapter: Path
     page: Page
-    wrong: list[str]
 
     def open(self, page: Page | None = None, **settings: object) -> Page:
         """The page of the adapter, with nothing said."""
@@ -56,11 +55,8 @@ def place(
 ) -> Iterator[Place]:
     home = tmp_path_factory.mktemp("home")
     adapter = without_end(home)
-    with serving(home) as address:
-        page, wrong = open_page(browser, f"{address}/compare")
-        page.set_default_timeout(60_000)
-        yield Place(address, adapter, page, wrong)
-        assert wrong == []
+    with walked(browser, home, "compare") as (address, page):
+        yield Place(address, adapter, page)
 
 
 def without_end(home: Path) -> Path:
@@ -100,8 +96,7 @@ def facts(page: Page) -> list[str]:
 
 def test_stop_cuts_both_answers_of_this_tab_alone(place: Place, browser: Browser) -> None:  # noqa: F811
     page = place.open()
-    other, wrong = open_page(browser, f"{place.address}/compare")
-    other.set_default_timeout(60_000)
+    other, wrong = open_page(browser, f"{place.address}/compare", beside=True)
     place.open(other, max_new_tokens=200)
     begin(other, "Who are you?")
     begin(page, "Tell me a story.")
@@ -155,6 +150,8 @@ def test_another_adapter_takes_no_conversation_away(place: Place) -> None:
     page.click("#undo-talk button")
     page.wait_for_selector("#now h2:text-is('Is this kept?')")
     page.wait_for_function(CHOSEN, arg="endless")
+    page.focus("#adapter input")
+    page.keyboard.press("Tab")  # a list that is left tells of a choice, and none was made
     ask(page, "And it goes on?")
     assert page.locator("#past .turn").count() == 1
 

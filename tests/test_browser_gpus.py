@@ -93,7 +93,7 @@ def test_four_l4_train_one_run(browser: Browser, tmp_path: Path) -> None:  # noq
         page.fill("#field-devices input", "8")
         page.press("#field-devices input", "Tab")
         page.wait_for_selector("#checks li.red:has-text('the machine has 4')")
-        assert page.is_disabled("#launch")
+        page.wait_for_selector("#launch:disabled")
         page.fill("#field-devices input", "4")
         page.press("#field-devices input", "Tab")
         page.wait_for_selector("#checks li.red:has-text('the machine has 4')", state="detached")

@@ -6,12 +6,7 @@ compares what was published.
 
 from __future__ import annotations
 
-import socket
-import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,10 +14,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
-from phi3lora.runs.store import RunStore
+from phi3lora.runs.store import RunState, RunStore, write_state
 from phi3lora.settings import Settings
 from tests.fake_training import kill_all
 from tests.hub import LoopbackHub
+from tests.published import make_run
+from tests.serving import free_port, program
 from tests.test_browser import (
     ask_both,
     browser,  # noqa: F401
@@ -88,40 +85,16 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
 @contextmanager
 def serving(hub: LoopbackHub, home: Path) -> Iterator[str]:
     """`python app.py` as a Space runs it; its address."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
+    address = f"http://127.0.0.1:{port}"
     environment = {**hub.space_env(home / "client"), "PHI3LORA_HOME": str(home / "app")}
     environment.pop("HF_HUB_OFFLINE", None)
-    log = home / "app.log"
-    with log.open("w") as file:
-        app = subprocess.Popen(
-            [sys.executable, "app.py", "--host", "127.0.0.1", "--port", str(port)],
-            cwd=REPOSITORY,
-            env=environment,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-        )
+    command = [sys.executable, "app.py", "--host", "127.0.0.1", "--port", str(port)]
     try:
-        address = f"http://127.0.0.1:{port}"
-        wait_until_up(address, app, log)
-        yield address
+        with program(command, address, home / "app.log", cwd=REPOSITORY, env=environment):
+            yield address
     finally:
-        app.terminate()
-        app.wait(30)
         kill_all(RunStore(Settings(home=home / "app")))
-
-
-def wait_until_up(address: str, app: subprocess.Popen[bytes], log: Path) -> None:
-    """Return once it answers."""
-    for _ in range(600):
-        try:
-            urllib.request.urlopen(address, timeout=5).close()
-            return
-        except (urllib.error.URLError, OSError):
-            assert app.poll() is None, log.read_text()
-            time.sleep(0.2)
-    raise AssertionError("the app did not come up")
 
 
 def ours(wrong: list[str]) -> list[str]:
@@ -159,12 +132,13 @@ def test_the_whole_way(place: Place, browser: Browser, tmp_path: Path) -> None: 
     assert place.hub.repo("space", COMPARISON).space["hardware"] == "zero-a10g"
     assert b'launch("ann/by-ann")' in place.hub.files("space", COMPARISON)["app.py"]
     with running(place.hub, COMPARISON, tmp_path) as address:
-        visitor, odd = open_page(browser, address)
+        visitor, odd = open_page(browser, address, beside=True)
         base, tuned = ask(visitor, "Where is the treasure?")
     assert base.strip()
     assert tuned.strip()
 
-    stranger, strange = open_page(browser, f"{place.address}/compare?adapter=ann/by-ann")
+    compare = f"{place.address}/compare?adapter=ann/by-ann"
+    stranger, strange = open_page(browser, compare, beside=True)
     stranger.wait_for_selector("#sign-in:has-text('Sign in')")
     assert all(ask_both(stranger, "Where is the treasure?"))
     run_page = page.url
@@ -256,7 +230,7 @@ def ask_for_access(page: Page, hub: LoopbackHub) -> None:
     page.fill("#search textarea", "ann/asked")
     page.keyboard.press("Enter")
     page.wait_for_selector("#checks .red a[href$='/datasets/ann/asked']")
-    assert page.is_hidden("#search-note .notice")
+    page.wait_for_selector("#search-note .notice", state="hidden")
     hub.grant("dataset", "ann/asked", "bob")
     page.click("#checks .red button:text-is('Try again')")
     page.wait_for_selector("#data-summary >> text=64 of 64")
@@ -282,7 +256,7 @@ def publish(page: Page, hub: LoopbackHub) -> None:
     page.fill("#repo :is(textarea, input)", "bob/pocket-phi-3")
     page.keyboard.press("Tab")
     page.wait_for_selector("#may-not >> text=would belong to bob")
-    assert page.is_disabled("#send")
+    page.wait_for_selector("#send:disabled")
     page.fill("#repo :is(textarea, input)", "ann/by-ann")
     page.keyboard.press("Tab")
     page.wait_for_selector("#send:not([disabled])")
@@ -301,12 +275,60 @@ def publish(page: Page, hub: LoopbackHub) -> None:
     assert "PeftModel.from_pretrained" in page.inner_text("#published .snippet")
     page.wait_for_function(IN_VIEW, arg="#published")
     assert page.get_attribute("#published .quiet-button", "href") == "compare?adapter=ann/by-ann"
-    assert "ann has a free account: it may host 2 Gradio Spaces" in page.inner_text("#allowance")
+    page.wait_for_selector("#allowance >> text=ann has a free account: it may host 2 Gradio Spaces")
     page.fill("#repo :is(textarea, input)", "bob/pocket-phi-3")  # it is ann's that is deployed
     page.click("#deploy")
     page.wait_for_selector(f"#deployed >> text={COMPARISON}")
     page.keyboard.press("Escape")
     page.wait_for_selector("#publish-card", state="hidden")
+
+
+RUN = "20261121-093000-4f1a2b"
+
+
+def test_who_signs_out_while_publishing_finds_it_whole_and_may_publish_again(
+    place: Place,
+    browser: Browser,  # noqa: F811
+) -> None:
+    """What was asked for while signed in is done; afterwards nobody is asked twice."""
+    folder = make_run(place.home / "app" / "runs" / RUN)
+    write_state(folder, RunState(id=RUN, owner="ann", title="Left early", status="finished"))
+    page, wrong = open_page(browser, place.address)
+    sign_in(page, "ann")
+    page.goto(f"{place.address}/runs?run={RUN}")
+    open_publish(page)
+    with place.hub.held("/commit/") as rule:
+        page.click("#send")
+        assert rule.waiting.wait(120)
+        assert set(place.hub.files("model", REPO)) == {".gitattributes"}  # the Hub's own
+        page.click("#sign-in:has-text('Sign out')")
+        page.wait_for_selector("#sign-in:has-text('Sign in')")
+        page.goto(f"{place.address}/runs?run={RUN}")
+        page.wait_for_selector("#run-head >> text=Sign in to see your runs")
+        assert not page.is_visible("#publish")
+    while len(place.hub.commits("model", REPO)) < 2:
+        page.wait_for_timeout(200)
+    first = place.hub.files("model", REPO)
+    assert {"adapter_model.safetensors", "adapter_config.json", "README.md"} <= set(first)
+    page.goto(place.address)
+    sign_in(page, "ann")
+    page.goto(f"{place.address}/runs?run={RUN}")
+    open_publish(page)
+    page.click("#send")
+    page.wait_for_selector(f"#published >> text=Published as {REPO}")
+    assert set(place.hub.files("model", REPO)) == set(first)
+    assert ours(wrong) == []
+
+
+REPO = "ann/left-early"
+
+
+def open_publish(page: Page) -> None:
+    """The dialog, once it offers to send."""
+    page.wait_for_selector(f"#run-head .run-title[data-run='{RUN}']")
+    page.click("#publish")
+    page.wait_for_selector("#card-preview >> text=Base against tuned")
+    page.wait_for_selector("#send:not([disabled])")
 
 
 REFUSED = {

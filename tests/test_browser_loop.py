@@ -18,10 +18,9 @@ from tests import stage
 from tests.test_browser import (
     ask_both,
     browser,  # noqa: F401
-    open_page,
-    serving,
     set_yaml,
     wait_for_status,
+    walked,
 )
 
 if TYPE_CHECKING:
@@ -39,10 +38,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def page(home: Path, browser: Browser) -> Iterator[Page]:  # noqa: F811
-    with serving(home) as address:
-        page, wrong = open_page(browser, address)
+    with walked(browser, home) as (_, page):
         yield page
-        assert wrong == []
 
 
 def written(folder: Path) -> Path:
@@ -155,6 +152,7 @@ def test_the_loop_by_hand(page: Page, home: Path) -> None:
     assert right
     page.click("#vote-left")
     page.wait_for_selector("#tally:has-text('Base'):has-text('First after votes')")
+    page.wait_for_selector("#now .turn.revealed")
     named = {heading.strip() for heading in page.locator("#now .said h3").all_inner_texts()}
     assert len(named) == 2
     assert not any("TUNED" in heading.upper() for heading in named), "which of the two is said"

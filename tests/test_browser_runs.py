@@ -3,25 +3,35 @@
 from __future__ import annotations
 
 import csv
-import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
 from phi3lora.chat.votes import Choice, Vote, VoteBook
-from phi3lora.events import Ended, Evaluated, EventLog, Stage, Step
+from phi3lora.events import Answered, Ended, Evaluated, EventLog, SampleAnswer, Stage, Step
 from phi3lora.runs.store import Run, RunStore, changed
 from phi3lora.settings import Settings
+from phi3lora.ui import show
 from tests import stage
-from tests.test_browser import browser, open_page, serving, wait_for_status  # noqa: F401
+from tests.test_browser import browser, wait_for_status, walked  # noqa: F401
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 HELD_OUT = "held out, mean of batches"
+# Whether what is said while a download is written would be seen; a first script takes seconds.
+SEEN = """said => {
+  const place = document.querySelector('#download-status .html-container');
+  place.insertAdjacentHTML('beforeend', said);
+  const bar = place.lastElementChild, seen = bar.checkVisibility() && bar.clientHeight > 0;
+  bar.remove();
+  return seen;
+}"""
+RIGHTS = "cells => cells.map(cell => cell.getBoundingClientRect().right)"
+NAME_AND_COPY = ("[data-testid=block-info]", "[aria-label=Copy]")
 HIDE = "Object.defineProperty(document, 'hidden', {get: () => window.away})"
 
 
@@ -31,7 +41,6 @@ class Place(NamedTuple):
     address: str
     store: RunStore
     page: Page
-    wrong: list[str]
 
     def open(self, run: Run, tab: str = "") -> Page:
         """The page of a run, once it is there."""
@@ -48,15 +57,8 @@ def place(
 ) -> Iterator[Place]:
     home = tmp_path_factory.mktemp("home")
     store = RunStore(Settings(home=home))
-    with serving(home) as address:
-        page, wrong = open_page(browser, f"{address}/runs")
-        page.set_default_timeout(60_000)
-        yield Place(address, store, page, wrong)
-        assert wrong == []
-
-
-def title_of(page: Page) -> str:
-    return page.inner_text("#run-head h1")
+    with walked(browser, home, "runs") as (address, page):
+        yield Place(address, store, page)
 
 
 def test_the_bin_takes_the_run_of_the_menu_and_gives_it_back(place: Place) -> None:
@@ -65,7 +67,7 @@ def test_the_bin_takes_the_run_of_the_menu_and_gives_it_back(place: Place) -> No
     page.click("#more-menu summary")
     page.click("#run-list >> text=Kept")  # the menu of the other run is gone with it
     page.wait_for_selector(f"#run-head .run-title[data-run='{kept.id}']")
-    assert not page.is_visible("#delete")
+    page.wait_for_selector("#delete", state="hidden")
     page.click("#more-menu summary")
     page.click("#delete")
     page.wait_for_selector("#undo-line >> text=Kept is in the bin for 30 days.")
@@ -100,12 +102,17 @@ def test_tabs_have_addresses_and_arrow_keys(place: Place) -> None:
     page.keyboard.press("ArrowRight")
     page.keyboard.press("ArrowRight")
     assert page.url.endswith("#log")
-    assert page.is_visible("#log pre")
+    log = page.wait_for_selector("#log pre")
     at_end = "(log) => log.scrollTop + log.clientHeight >= log.scrollHeight - 2"
-    assert page.eval_on_selector("#log pre", at_end)  # the newest lines are in view
+    page.wait_for_function(at_end, arg=log)  # the newest lines are in view
     page.fill("#log input", "step 7 of")
     assert page.inner_text("#log pre").startswith("step 7 of 135")
     assert page.inner_text("#log .log-tools span") == "1 of 135 lines"
+    page.click("#tab-settings")
+    name, copy = (page.locator(f"#run-config {part}").bounding_box() for part in NAME_AND_COPY)
+    assert name is not None
+    assert copy is not None
+    assert name["x"] < copy["x"] - 100  # neither lies over the other
 
 
 def points_of(page: Page, name: str) -> int:
@@ -115,7 +122,7 @@ def points_of(page: Page, name: str) -> int:
 def test_a_run_that_goes_on_is_followed_without_a_reload(place: Place) -> None:
     run = stage.running(place.store)
     page = place.open(run)
-    assert page.title().startswith("52 % · Pirate, rank 32")
+    page.wait_for_function("document.title.startsWith('52 % · Pirate, rank 32')")
     for chart in ("loss", "rate", "speed", "memory"):
         page.wait_for_selector(f"#{chart}-chart svg .curve")
     assert points_of(page, "held out, mean of batches") == 1
@@ -142,7 +149,7 @@ def test_a_run_that_goes_on_is_followed_without_a_reload(place: Place) -> None:
     assert not page.query_selector(".while-away")
     page.evaluate("window.away = false; document.dispatchEvent(new Event('visibilitychange'))")
     page.wait_for_selector(".while-away >> text=It finished while you were away.")
-    assert "finished" in page.inner_text("#run-live [role=status]")
+    page.wait_for_selector("#run-live [role=status]:has-text('finished')", state="attached")
 
 
 def test_a_stage_is_named_from_the_first_second(place: Place) -> None:
@@ -159,24 +166,32 @@ def test_a_stage_is_named_from_the_first_second(place: Place) -> None:
         log.emit(Step(step=1, total_steps=135, loss=2.0))
         page.wait_for_selector("#run-head .progress-text >> text=step 1 of 135")
     assert "left" not in page.inner_text("#run-head .progress-text")  # nobody knows after one step
+    with EventLog(run.folder / "events.jsonl") as log:
+        log.emit(Step(step=2, total_steps=135, loss=1.9))
+        page.wait_for_selector("#loss-chart .curve[data-name=training]")
+        log.emit(Evaluated(step=2, loss=2.1))  # a curve that the first frame had not
+        page.wait_for_selector(f"#loss-chart .curve[data-name='{HELD_OUT}'] circle")
     changed(run, status="stopped")
 
 
 def test_stop_keeps_its_place_when_the_run_has_stopped(place: Place) -> None:
     run = stage.running(place.store)
     page = place.open(run)
+    page.wait_for_selector("#stop")
     box = page.locator("#stop").bounding_box()
     page.click("#stop")
     page.wait_for_selector("#stop:disabled >> text=Stopping")
+    wait_for_status(page, "stopping")
+    assert "left" not in page.inner_text("#run-head .progress-text")
     changed(run, status="stopped", outcome="stopped")
     (run.folder / "stop").unlink()
     wait_for_status(page, "stopped")
+    page.wait_for_selector("#resume:enabled")
+    page.wait_for_selector("#stop:disabled")  # a late second click hits it, and nothing happens
     after = page.locator("#stop").bounding_box()
     assert box is not None
     assert after is not None
     assert (box["x"], box["y"]) == (after["x"], pytest.approx(after["y"], abs=200))
-    assert page.is_disabled("#stop")  # a late second click hits it, and nothing happens
-    assert page.is_enabled("#resume")
 
 
 def test_the_chart_zooms_scales_tells_and_is_taken_away(place: Place, tmp_path: Path) -> None:
@@ -196,6 +211,14 @@ def test_the_chart_zooms_scales_tells_and_is_taken_away(place: Place, tmp_path: 
     assert page.locator(labels).all_text_contents() != whole
     page.uncheck("#loss-chart [name=log]")
     assert page.locator(labels).all_text_contents() == whole
+    page.select_option("#loss-chart [name=axis]", "time")
+    assert page.locator(labels).all_text_contents() != whole
+    page.select_option("#loss-chart [name=axis]", "step")
+    drawn = page.inner_html("#loss-chart .curve[data-name=training]")
+    page.fill("#loss-chart [name=smooth]", "0.9")
+    assert page.inner_html("#loss-chart .curve[data-name=training]") != drawn
+    page.fill("#loss-chart [name=smooth]", "0")
+    assert page.inner_html("#loss-chart .curve[data-name=training]") == drawn
     box = chart.bounding_box()
     assert box is not None
     page.mouse.move(box["x"] + 200, box["y"] + 80)
@@ -226,6 +249,7 @@ def test_ticked_runs_share_a_chart(place: Place) -> None:
         page.check(f"input[data-tick='{run.id}']")
     page.click("[name=several]")
     page.wait_for_selector("#several-table >> text=peft_config.r")
+    page.wait_for_selector("#several-chart svg .curve >> nth=3", state="attached")
     assert page.locator("#several-chart svg .curve").count() == 4
     titles = "rows => rows.map(row => row.cells[0].innerText)"
     rank = page.locator("#several-table th", has_text="peft_config.r")
@@ -250,6 +274,12 @@ def test_runs_are_ordered_and_the_way_back_leads_through_them(place: Place) -> N
     page.goto(f"{place.address}/runs")  # of no run: the newest
     newest = page.wait_for_selector("#run-head .run-title").get_attribute("data-run")
     low = (runs - {newest}).pop()
+    page.set_viewport_size({"width": 1280, "height": 220})  # more runs than a screen has room for
+    tools, items = (page.locator(part).bounding_box() for part in ("#run-tools", "#run-list"))
+    page.set_viewport_size({"width": 1280, "height": 900})
+    assert tools is not None
+    assert items is not None
+    assert (items["x"], items["y"] > tools["y"]) == (tools["x"], True)  # no second column
     first = "document.querySelector('.run-item b').textContent"
     page.select_option("#run-order", "title")
     assert page.evaluate(first) != "Zebra"
@@ -274,6 +304,7 @@ def test_runs_are_ordered_and_the_way_back_leads_through_them(place: Place) -> N
 def test_a_download_comes_at_once_and_is_of_this_run(place: Place) -> None:
     other, run = stage.failed(place.store, "Nothing to take"), stage.finished(place.store)
     page = place.open(run)
+    assert page.evaluate(SEEN, show.progress(None, "Writing the script", ""))
     page.click("#download-menu summary")
     with page.expect_download() as made:
         page.click("#download-menu [data-take=adapter]")
@@ -282,20 +313,26 @@ def test_a_download_comes_at_once_and_is_of_this_run(place: Place) -> None:
     page.click(f"#run-list a[data-run='{other.id}']")
     page.wait_for_selector(f"#run-head .run-title[data-run='{other.id}']")
     page.wait_for_selector("#download", state="hidden")
+    page.wait_for_selector("#download-menu [data-take=adapter]", state="detached")
     page.click("#download-menu summary")
-    assert not page.is_visible("#download-menu [data-take=adapter]")
+    assert page.is_visible("#download-menu [data-take=log]")
 
 
 def test_a_phone_sees_the_verdict_of_every_figure(place: Place) -> None:
     run = stage.finished(place.store)
-    page = place.open(run, "#evidence")
+    code = "def add(a, b):\n    return a + b\n" + "long" * 80 + " and more words" * 20
+    said = SampleAnswer(prompt="Add.", expected="a + b", answer=code)
+    with EventLog(run.folder / "events.jsonl") as log:
+        log.emit(Answered(step=stage.STEPS, rows=[said]))
+    page = place.open(run)
     page.set_viewport_size({"width": 390, "height": 844})
     try:
+        page.wait_for_selector("#samples td >> nth=0")
+        assert page.inner_text("#samples td >> nth=1").startswith("def add(a, b):\n    return")
+        assert max(page.eval_on_selector_all("#samples td", RIGHTS)) <= 390
+        page.click("#tab-evidence")
         page.wait_for_selector("#report td >> nth=0")
-        rights: list[Any] = page.eval_on_selector_all(
-            "#report td", "cells => cells.map(cell => cell.getBoundingClientRect().right)"
-        )
-        assert max(rights) <= 390
+        assert max(page.eval_on_selector_all("#report td", RIGHTS)) <= 390
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
     finally:
         page.set_viewport_size({"width": 1280, "height": 900})
@@ -307,9 +344,9 @@ def test_train_again_and_further_open_the_form_with_the_run(place: Place) -> Non
     page.click("#further")
     page.wait_for_url(f"**/?from={run.id}*")
     page.wait_for_selector("text=These are the settings of Rank of three")
-    assert "has learnt" in page.inner_text("body")
-    title = page.input_value("#field-title :is(input, textarea)")
-    assert os.path.basename(title) == "Rank of three, further"
+    page.wait_for_selector("text=has learnt")
+    title = "document.querySelector('#field-title :is(input, textarea)').value"
+    page.wait_for_function(f"{title} === 'Rank of three, further'")
 
 
 def test_votes_are_shown_and_trained_on(place: Place) -> None:
@@ -327,6 +364,9 @@ def test_votes_are_shown_and_trained_on(place: Place) -> None:
     gone = "20260101-000000-abcdef"
     page.goto(f"{place.address}/compare?adapter={gone}")
     page.wait_for_selector(f"#chat-status >> text=There is no run '{gone}'")
+    page.wait_for_selector("#suggestions .chip")
+    waits = "document.querySelector('.compare-top').getAnimations().length"
+    assert page.evaluate(waits) == 0  # another adapter can be chosen at once
     with page.expect_response("**/pulse*"):
         pass
     with page.expect_response("**/pulse*"):  # what a pulse brings leaves the message alone
@@ -334,7 +374,7 @@ def test_votes_are_shown_and_trained_on(place: Place) -> None:
     assert page.is_visible(f"#chat-status >> text=There is no run '{gone}'")
     page.goto(f"{place.address}/compare?adapter={run.id}")
     page.wait_for_selector("#now .turn")
-    assert not page.is_visible("#other-strength")
+    page.wait_for_selector("#other-strength", state="hidden")
     page.click("#votes-panel > button")
     page.wait_for_selector("#votes-standing >> text=Tuned wins 75 %")
     with page.expect_download() as made:

@@ -15,7 +15,10 @@ from trl import SFTTrainer
 
 from phi3lora.config import RunConfig
 from phi3lora.errors import ChangedInputsError
+from phi3lora.evaluation.report import evaluate
 from phi3lora.events import Event
+from phi3lora.hub.card import write_card
+from phi3lora.hub.facts import collect
 from phi3lora.inputs import accepted_changes, check_inputs, fingerprint, fingerprint_base
 from phi3lora.training import checkpoints, trainer
 from phi3lora.training.checkpoints import damage, newest_whole, training_was_over
@@ -248,7 +251,8 @@ def rows(file: Path, number: int, answer: str = "Arr") -> None:
 def test_rows_that_changed_stop_a_resume_until_it_is_accepted(tmp_path: Path) -> None:
     data, folder = tmp_path / "rows.jsonl", tmp_path / "run"
     rows(data, 30)
-    config = RunConfig().with_values({**CONFIG, "data.path": str(data)})
+    few = {"data.test_size": 0.1, "evaluation.max_new_tokens": 4}
+    config = RunConfig().with_values({**CONFIG, "data.path": str(data), **few})
     events: list[Event] = []
     assert trainer.train(config, folder, events.append, should_stop=After(2)) == "stopped"
     rows(data, 30, "Aye")
@@ -261,6 +265,11 @@ def test_rows_that_changed_stop_a_resume_until_it_is_accepted(tmp_path: Path) ->
     assert outcome == "finished"
     assert any("although it changed" in getattr(event, "message", "") for event in events)
     assert accepted_changes(folder) == ["the rows of the data"]
+    (folder / "config.yaml").write_text(config.to_yaml())
+    card = write_card(collect(folder), "ann/tuned", picture=False)
+    assert "went on with changed inputs (the rows of the data)" in card
+    report = evaluate(config, folder, 2)
+    assert "Its inputs changed on the way: the rows of the data." in report.summary()
 
 
 def test_options_versions_and_threads_are_named(

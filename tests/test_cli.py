@@ -32,6 +32,7 @@ from phi3lora.settings import Settings
 from phi3lora.training.preflight import Preflight
 from tests import fake_training, stage
 from tests.fake_training import config, wait, wait_for
+from tests.serving import PATIENCE
 
 DOCS = Path(__file__).parent.parent / "docs"
 
@@ -119,7 +120,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(home: Settings, tmp_path: Pat
     while '"kind": "step"' not in process.stdout.readline():
         pass
     process.send_signal(signal.SIGINT)
-    output, errors = process.communicate(timeout=60)
+    output, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130, errors
     assert [json.loads(line)["kind"] for line in output.splitlines()[-2:]] == ["saved", "ended"]
     assert "Saving" in errors
@@ -130,7 +131,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(home: Settings, tmp_path: Pat
     assert again.stdout
     assert json.loads(again.stdout.readline())["kind"] == "step", "old events are not shown again"
     call("runs", "stop", run.id)
-    assert "stopped" in again.communicate(timeout=60)[1]
+    assert "stopped" in again.communicate(timeout=PATIENCE)[1]
     assert again.returncode == 1, "somebody else stopped it"
 
 
@@ -147,7 +148,7 @@ def test_a_killed_terminal_leaves_the_run(home: Settings, tmp_path: Path) -> Non
     assert again.stdout
     assert json.loads(again.stdout.readline())["kind"] == "step"
     fake_training.kill(run)
-    assert "process is gone" in again.communicate(timeout=60)[1]
+    assert "process is gone" in again.communicate(timeout=PATIENCE)[1]
     assert again.returncode == 1
 
 
@@ -270,7 +271,7 @@ def test_a_misspelt_file_is_found_out_before_there_is_a_run(home: Settings) -> N
     """The real checks, in the helper process."""
     command = ["train", "pocket", "--set", "data.path=nowhere.jsonl"]
     process = start(*command)
-    _, errors = process.communicate(timeout=240)
+    _, errors = process.communicate(timeout=PATIENCE)
     assert (process.returncode, RunStore(home).all()) == (2, [])
     assert "nowhere.jsonl" in errors
     assert "Traceback" not in errors

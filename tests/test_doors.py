@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import socket
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -25,6 +24,7 @@ from phi3lora.serve.operations import Operations
 from phi3lora.settings import Settings
 from phi3lora.ui.app import launch
 from tests.hub import LoopbackHub
+from tests.serving import PATIENCE, free_port
 
 QUESTION = "Name the color of a cherry."
 QUICK = {
@@ -57,12 +57,6 @@ def space(hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     demo = launch(settings, port=free_port(), block=False)
     yield str(demo.local_url).rstrip("/")
     demo.close()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def endpoints(address: str, token: str | None = None) -> Client:
@@ -167,7 +161,7 @@ def test_ones_own_runs_and_nobody_elses(space: str) -> None:
     (listed,) = ann.predict(api_name="/list_runs")["runs"]
     assert (listed["title"], listed["dataset"]) == ("Mine", "example:pirate")
     ann.predict(run, api_name="/stop_run")
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE
     while ann.predict(run, api_name="/run_status")["status"] in ("queued", "running", "stopping"):
         assert time.monotonic() < deadline
         time.sleep(0.3)

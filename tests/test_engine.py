@@ -19,8 +19,8 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
 from phi3lora.chat.answering import Room
-from phi3lora.chat.decoding import Row, advance
-from phi3lora.chat.engine import MOST_ACTIVE, NEWCOMERS, BusyError, ChatEngine
+from phi3lora.chat.decoding import READ, Row, _allot, advance
+from phi3lora.chat.engine import MOST_ACTIVE, NEWCOMERS, READ_BESIDE, BusyError, ChatEngine
 from phi3lora.chat.options import SETTINGS, Options
 from phi3lora.chat.packing import Packed
 from phi3lora.chat.requests import Request
@@ -33,6 +33,7 @@ from phi3lora.errors import AdapterError, ConfigError, ModelError
 from phi3lora.models.hardware import Hardware
 from phi3lora.models.loading import load_model, load_tokenizer
 from phi3lora.settings import Settings
+from tests.serving import PATIENCE
 
 POCKET = ModelConfig(path="pocket", dtype="float32")
 ALL = ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]
@@ -520,7 +521,7 @@ def test_visitors_with_different_adapters_are_answered_together(
     for visitor in visitors:
         visitor.start()
     for visitor in visitors:
-        visitor.join(60)
+        visitor.join(PATIENCE)
     base = plain(load_model(POCKET, for_training=False), tokenizer, LONG)
     for kind in kinds:
         tuned = plain(tuned_model(adapters[kind]), tokenizer, LONG)
@@ -617,6 +618,47 @@ def test_short_ones_that_had_no_turn_join_a_full_model(still: ChatEngine) -> Non
     assert not still._may_start(asked("Ahoy?", 100.0))
 
 
+def test_a_short_question_joins_past_a_head_that_waits_for_a_place(still: ChatEngine) -> None:
+    """Its place is one that the head cannot have, so the head loses nothing."""
+    long_ago, long = (asked("x" * 2000, when, 2048) for when in (60.0, 99.0))
+    short = asked("Ahoy?", 99.0)
+    still._active = [answered(9, 99.0, limit=4000)] * MOST_ACTIVE
+    still._waiting.extend([long_ago, long, short])
+    still._serving = cast(
+        Any, SimpleNamespace(base=POCKET, load_seconds=0.0, make_room=lambda promised: True)
+    )
+    assert still._next() is short
+    still._active += [answered(1, 99.0, limit=200)] * NEWCOMERS
+    assert still._next() is None
+    still._waiting.appendleft(Request(ModelConfig(path="other"), asked=60.0))
+    still._active = still._active[: MOST_ACTIVE - 1]
+    assert still._next() is None, "the base that the head waits for would never be loaded"
+
+
+def test_a_short_answer_waits_for_few_tokens_of_long_prompts(still: ChatEngine) -> None:
+    short, long = answered(9, 99.0, limit=300), answered(0, 99.0, limit=4000)
+    still._active = [long, long]
+    assert still._budget() == READ
+    still._active = [short, long]
+    assert still._budget() == READ_BESIDE
+    still._active = [short]
+    assert still._budget() == READ
+
+
+def test_short_prompts_are_read_first(tokenizer: Any) -> None:
+    """With no more tokens a pass than the budget, and one of each row at least."""
+    model = load_model(POCKET, for_training=False)
+    speaking = Row([1, 2], cached=1)
+    short, long, longer = (Row([1] * length) for length in (12, 900, 1800))
+    reading = _allot(model, [longer, long, short, speaking], 64)
+    counts = {
+        len(row.tokens): count for row, count in zip(reading.rows, reading.counts, strict=True)
+    }
+    assert counts == {2: 1, 12: 12, 900: 25, 1800: 26}
+    few = _allot(model, [longer, long, short], 2)
+    assert sorted(few.counts) == [1, 1, 1]
+
+
 def test_a_long_answer_makes_room_when_its_turn_is_over(
     engine: ChatEngine, monkeypatch: pytest.MonkeyPatch, tokenizer: Any
 ) -> None:
@@ -642,7 +684,7 @@ def test_a_long_answer_makes_room_when_its_turn_is_over(
     while (pair := next(long)).tokens_base < before + 50:
         assert not done.is_set(), "the first one's turn was cut short"
     clock.now += 1.0
-    assert done.wait(60)
+    assert done.wait(PATIENCE)
     listener.join()
     assert heard[-1] == 4
     for pair in long:
@@ -760,7 +802,7 @@ def soon(engine: ChatEngine, **named: Any) -> Any:
 
     reader = threading.Thread(target=ask, daemon=True)
     reader.start()
-    reader.join(30)
+    reader.join(PATIENCE)
     assert not reader.is_alive(), "the reader waits for ever"
     return heard[0]
 
@@ -897,7 +939,9 @@ def test_two_adapters_stand_beside_each_other_in_the_same_passes(
     widths: set[int] = set()
     step = Serving.step
     monkeypatch.setattr(
-        Serving, "step", lambda self, open_: (widths.add(len(open_)), step(self, open_))[1]
+        Serving,
+        "step",
+        lambda self, open_, *budget: (widths.add(len(open_)), step(self, open_, *budget))[1],
     )
     one, two = adapters["all-linear"], adapters["DoRA"]
     found = answer(engine, LONG, options=GREEDY, base=POCKET, adapter=one, against=two)
@@ -1025,7 +1069,7 @@ def test_chat_makes_room_for_a_training_and_comes_back(
     assert answer(engine, SHORT).stopped_base
     needed[0] = 2**60
     with engine._changed:
-        assert engine._changed.wait_for(lambda: engine.loaded is None, timeout=30)
+        assert engine._changed.wait_for(lambda: engine.loaded is None, timeout=PATIENCE)
     room = engine.fits(POCKET)
     assert not room.fits
     assert room.need > 3_800_000 * 4

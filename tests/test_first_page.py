@@ -6,6 +6,8 @@ import http.server
 import inspect
 import json
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
@@ -14,10 +16,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from phi3lora.ui import first_preview as kept
-from phi3lora.ui.doorman import Doorman
+from phi3lora.ui.doorman import Doorman, _standing
 from phi3lora.ui.quick_start import without_stubs
 from phi3lora.ui.skeleton import skeleton
-from tests.test_browser import browser  # noqa: F401 - a fixture
+from tests.serving import free_port
+from tests.test_browser import REPOSITORY, browser  # noqa: F401 - a fixture
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -25,9 +28,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
+    return free_port()
 
 
 @pytest.fixture
@@ -94,9 +95,25 @@ def test_the_port_is_free_once_it_left(doorman: Doorman, port: int) -> None:
     http.server.HTTPServer(("127.0.0.1", port), http.server.BaseHTTPRequestHandler).server_close()
 
 
-def test_a_port_that_is_taken_is_left_to_who_has_it(doorman: Doorman, port: int) -> None:
-    Doorman("127.0.0.1", port).leave()
+def test_a_first_port_that_is_taken_is_left_to_who_has_it(
+    doorman: Doorman, port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GRADIO_SERVER_PORT", str(port))
+    assert _standing("127.0.0.1", None) is None
     assert said(port, b"GET / HTTP/1.1\r\n\r\n").startswith(b"HTTP/1.1 503 ")
+
+
+@pytest.mark.parametrize("where", ["taken", "beyond all ports", "another machine's"])
+def test_an_address_that_cannot_be_had_is_said_before_anything_is_imported(
+    doorman: Doorman, port: int, where: str
+) -> None:
+    host = "192.0.2.1" if where == "another machine's" else "127.0.0.1"
+    wanted = 99_999 if where == "beyond all ports" else port
+    words = [sys.executable, "app.py", "--host", host, "--port", str(wanted)]
+    done = subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"Error: --port: nothing can listen on {host}:{wanted} (")
+    assert done.stderr.count("\n") == 1
 
 
 def test_components_have_no_stubs_and_all_else_has_its_file() -> None:
@@ -144,9 +161,11 @@ def test_the_waiting_page_turns_into_the_app(
     page.wait_for_selector(".starting")
     assert not page.is_visible(".conversation")
     page.evaluate("localStorage.removeItem('phi3lora-draft')")
-    page.goto(f"http://127.0.0.1:{port}/?votes=a")
-    page.wait_for_selector(".starting")
-    assert not page.is_visible(".conversation")
+    for other in ("?votes=a", "compare?q=Who"):
+        page.goto(f"http://127.0.0.1:{port}/{other}")
+        page.wait_for_selector(".starting")
+        assert not page.is_visible(".conversation")
+    assert not page.is_visible("h1, h2")  # they are the Train page's
     doorman.leave()
     app = http.server.ThreadingHTTPServer(("127.0.0.1", port), TheApp)
     threading.Thread(target=app.serve_forever, daemon=True).start()

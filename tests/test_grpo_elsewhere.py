@@ -15,6 +15,7 @@ from phi3lora.settings import Settings
 from phi3lora.training.trainer import train
 from tests.fake_training import wait_for
 from tests.hub.machine import Machine
+from tests.serving import PATIENCE
 from tests.test_grpo import config
 from tests.test_jobs import CHEAP, jobs_hub, machine, queue, started  # noqa: F401
 from tests.test_zerogpu import driven, scheduler, weights  # noqa: F401
@@ -69,7 +70,7 @@ def test_slices_of_a_lent_gpu_are_one_training(
         if isinstance(event, Saved) and not killed:
             scheduler.kill()
             killed = True
-    assert process.wait(120) == 0
+    assert process.wait(PATIENCE) == 0
     assert run.refresh().status == "finished", run.message
     assert [grant.failed for grant in scheduler.grants] == [True, False]
     check(run, whole)
@@ -82,6 +83,6 @@ def test_a_job_is_one_training(
     queue: Queue,  # noqa: F811
 ) -> None:
     run = started(queue, queue.store.create(wanted(), job=CHEAP))
-    run = wait_for(run, "finished", "failed", seconds=180)
+    run = wait_for(run, "finished", "failed")
     assert run.status == "finished", run.message
     check(run, whole)

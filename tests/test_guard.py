@@ -279,7 +279,7 @@ def test_a_call_names_no_file_but_ones_own(signed_in: App, kind: str) -> None:
 
     def join(path: str, who: str) -> Answer:
         file = f'{{"path": "{path}", "meta": {{"_type": "{kind}"}}}}'
-        body = f'{{"fn_index": 0, "session_hash": "x", "data": [[{{"deep": {file}}}]]}}'
+        body = f'{{"fn_index": 0, "session_hash": "{who}", "data": [[{{"deep": {file}}}]]}}'
         sent = {"content_type": "application/json", "x_token": who}
         return signed_in.ask("POST", "/gradio_api/queue/join", body.encode(), **sent)
 
@@ -287,6 +287,20 @@ def test_a_call_names_no_file_but_ones_own(signed_in: App, kind: str) -> None:
         answer = join(named, "eve")
         assert (answer.status, b"not uploaded in this session" in answer.body) == (403, True)
     assert join(path, "ann").status == 200
+
+
+def test_a_session_is_its_owners(signed_in: App) -> None:
+    """Its answers, and the values that its page left on the server, are for who began it."""
+
+    def join(session: str, who: str) -> int:
+        body = f'{{"fn_index": 0, "session_hash": "{session}", "data": []}}'.encode()
+        sent = {"content_type": "application/json", "x_token": who}
+        return signed_in.ask("POST", "/gradio_api/queue/join", body, **sent).status
+
+    assert (join("anns", "ann"), join("anns", "eve"), join("eves", "eve")) == (200, 403, 200)
+    assert join("anns", "ann") == 200
+    for path in ("queue/data?session_hash=anns", "heartbeat/anns"):
+        assert signed_in.ask("GET", f"/gradio_api/{path}", x_token="eve").status == 403
 
 
 def test_uploads_have_a_quota(signed_in: App, monkeypatch: pytest.MonkeyPatch) -> None:

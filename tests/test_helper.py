@@ -19,6 +19,7 @@ from phi3lora.app.preflights import PreflightPool
 from phi3lora.config import RunConfig
 from phi3lora.errors import ConfigError, DataError, Phi3LoraError, Problem
 from phi3lora.settings import Settings
+from tests.serving import PATIENCE
 
 NO = Limits()
 
@@ -180,7 +181,7 @@ def test_a_helper_ends_with_its_app() -> None:
     time.sleep(0.2)
     assert one._process.stdin is not None
     one._process.stdin.close()  # as when the app is killed
-    assert one._process.wait(30) == 0
+    assert one._process.wait(PATIENCE) == 0
 
 
 def ignore(ask: Any) -> None:
@@ -220,12 +221,12 @@ def test_one_person_has_one_preflight_at_a_time_and_others_go_on(
     for flag in flags:
         Path(flag).touch()
     for thread in eve:
-        thread.join(60)
+        thread.join(PATIENCE)
     assert sorted(answers) == sorted(flags)
 
 
 def until(true: Any) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE
     while not true():
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -250,7 +251,7 @@ def test_who_waits_too_long_is_told(pool: PreflightPool, monkeypatch: Any, tmp_p
     with pytest.raises(Phi3LoraError, match="Others are reading"):
         pool._call("ann", add, 1, 1)
     flag.touch()
-    busy.join(60)
+    busy.join(PATIENCE)
 
 
 def test_a_helper_that_died_is_replaced_once(pool: PreflightPool) -> None:

@@ -31,6 +31,7 @@ from tests.fake_training import config as quick
 from tests.fake_training import install
 from tests.hub import LoopbackHub
 from tests.published import make_run
+from tests.serving import PATIENCE
 
 NOTE = RunNote("20261121-093000-4f1a2b", "Pirate", 1_795_000_000.0)
 REPO = f"ann/phi3lora-{NOTE.id}"
@@ -122,7 +123,7 @@ def test_only_the_newest_checkpoint_is_kept_and_a_busy_hub_skips_older_ones(
     wait_for(lambda: ("model", REPO) in ann.store.repos and checkpoints(ann) == {"checkpoint-1"})
     with ann.held("preupload|/commit/") as rule:
         backup.saved("checkpoints/checkpoint-2")
-        assert rule.waiting.wait(30)
+        assert rule.waiting.wait(PATIENCE)
         backup.saved("checkpoints/checkpoint-2")
         backup.saved("checkpoints/checkpoint-3")  # returns, though the Hub does not answer
         shutil.rmtree(run / "checkpoints" / "checkpoint-3")  # as the training does

@@ -19,6 +19,7 @@ import pytest
 
 from tests.hub import LoopbackHub
 from tests.hub.server import CLIENT_ID, CLIENT_SECRET
+from tests.serving import PATIENCE
 
 REPOSITORY = Path(__file__).parent.parent
 ROWS = [{"question": f"q{i}", "answer": f"a{i}"} for i in range(20)]
@@ -614,9 +615,9 @@ def test_a_request_can_be_kept_waiting(hub: LoopbackHub, ann: Any) -> None:
     asking = threading.Thread(target=lambda: answers.append(ann.model_info("ann/m").id))
     with hub.held("/api/models/ann/m") as rule:
         asking.start()
-        assert rule.waiting.wait(10)
+        assert rule.waiting.wait(PATIENCE)
         assert answers == []
-    asking.join(10)
+    asking.join(PATIENCE)
     assert answers == ["ann/m"]
     assert slow.hits == 1
 

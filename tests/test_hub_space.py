@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import re
 import shutil
-import socket
 import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,6 +28,7 @@ from phi3lora.hub.space import (
 from phi3lora.strict_yaml import front_matter
 from tests.hub import LoopbackHub
 from tests.published import adapter_files
+from tests.serving import free_port, program
 
 SPACE, PAGE, ADAPTER = "ann/studio", "ann/pirate-chat", "ann/pirate"
 LONG = 300_000  # ms
@@ -261,43 +258,18 @@ def running(ann: LoopbackHub, space: str, folder: Path) -> Iterator[str]:
         path = folder / "app" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     environment = ann.space_env(folder / "hf", space) | {
         "PHI3LORA_HOME": str(folder / "home"),
         "GRADIO_SERVER_PORT": str(port),
         "GRADIO_ANALYTICS_ENABLED": "False",
         "PYTHONPATH": str(folder / "app"),
     }
+    address = f"http://127.0.0.1:{port}"
     arguments = ["--port", str(port)] if space == SPACE else []
-    with (folder / "log").open("w") as log:
-        process = subprocess.Popen(
-            [sys.executable, "app.py", *arguments],
-            cwd=folder / "app",
-            env=environment,
-            stdout=log,
-            stderr=log,
-        )
-    try:
-        address = f"http://127.0.0.1:{port}"
-        wait_until_up(address, process, folder / "log")
+    command = [sys.executable, "app.py", *arguments]
+    with program(command, address, folder / "log", cwd=folder / "app", env=environment):
         yield address
-    finally:
-        process.terminate()
-        process.wait(30)
-
-
-def wait_until_up(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + 300
-    while time.monotonic() < deadline:
-        try:
-            urllib.request.urlopen(address, timeout=5).close()
-            return
-        except (urllib.error.URLError, OSError):
-            assert process.poll() is None, log.read_text()
-            time.sleep(0.3)
-    raise AssertionError(log.read_text())
 
 
 @pytest.fixture

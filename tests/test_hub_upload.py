@@ -21,6 +21,7 @@ from phi3lora.hub.sending import check_contents
 from phi3lora.hub.upload import Published, draft_card, push
 from tests.hub import LoopbackHub
 from tests.published import TENSORS, base_files, make_run
+from tests.serving import PATIENCE
 
 BASE = "bob/phi"
 NAME = "ann/pirate"
@@ -138,7 +139,7 @@ def test_what_was_published_loads_by_its_own_snippet(
         capture_output=True,
         text=True,
         check=True,
-        timeout=120,
+        timeout=PATIENCE,
     )
     assert answer.stdout.strip()
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -31,6 +30,7 @@ from phi3lora.training.checkpoints import keep_within
 from tests.fake_training import config as quick
 from tests.fake_training import install, pid_of, wait_for
 from tests.hub import LoopbackHub
+from tests.serving import free_port
 
 ID = "20261121-093000-4f1a2b"
 FOREIGN = (
@@ -44,6 +44,7 @@ FOREIGN = (
     "file:///etc/passwd",
     "https://example.com/rows.jsonl",
     "a/../../etc/passwd",
+    "example:../../etc/passwd",
     "rows.jsonl\0",
     "./app.py",
 )
@@ -258,9 +259,7 @@ def listening(process: psutil.Process) -> set[int]:
 @pytest.fixture(params=["here", "space", "comparison"])
 def served(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[psutil.Process, int]]:
     """The app in a process of its own: on one's own machine, on a Space, and a comparison Space."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port = one.getsockname()[1]
+    port = free_port()
     options = "['--host', '127.0.0.1', '--port', 'PORT']"
     code = f"import app, sys; sys.argv[1:] = {options}; app.main()"
     if request.param == "comparison":

@@ -92,13 +92,13 @@ def test_a_job_that_dies_is_gone_on_with_in_another(
     wanted = config(**{"data.path": str(rows)})
     run = started(queue, queue.store.create(wanted, job=CHEAP))
     repo = f"ann/phi3lora-{run.id}"
-    wait(lambda: run if has_checkpoint(jobs_hub, repo) else None, seconds=180)
+    wait(lambda: run if has_checkpoint(jobs_hub, repo) else None)
     machine.close()  # nobody is asked first, nothing is saved
-    run = wait_for(run, "failed", "finished", seconds=90)
+    run = wait_for(run, "failed", "finished")
     assert "ended without a last word" in run.message
     assert "exit code: -9" in run.message
     queue.resume(run, TOKEN)
-    run = wait_for(run, "finished", seconds=180)
+    run = wait_for(run, "finished")
     whole = queue.store.create(wanted)
     train(whole.config, whole.folder, lambda event: None)
     assert weights(run.folder) == weights(whole.folder)

@@ -82,8 +82,8 @@ def test_kill_the_app_then_the_training_and_go_on(queue: Queue, tmp_path: Path) 
     app.communicate()
     assert run.refresh().status in {"queued", "running"}, "the line outlives the app"
 
-    wait_for(whole, "finished", seconds=200)
-    wait(lambda: run if last_saved(run) >= 6 else None, seconds=200)
+    wait_for(whole, "finished")
+    wait(lambda: run if last_saved(run) >= 6 else None)
     restarted = RunStore(queue.settings).get(run.id, LOCAL)
     assert restarted.status == "running"
     kill(restarted)
@@ -92,7 +92,7 @@ def test_kill_the_app_then_the_training_and_go_on(queue: Queue, tmp_path: Path) 
     assert set(losses(interrupted)) < set(losses(whole))
 
     queue.resume(interrupted)
-    finished = wait_for(run, "finished", seconds=200)
+    finished = wait_for(run, "finished")
     resumed = [event.step for event in finished.events()[0] if isinstance(event, Resumed)]
     assert len(resumed) == 1
     assert resumed[0] >= 6

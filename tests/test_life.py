@@ -31,6 +31,7 @@ from phi3lora.ui.runs_list import run_list
 from phi3lora.ui.runs_show import show_run
 from tests import fake_training
 from tests.fake_training import config, kill_all, wait_for
+from tests.serving import PATIENCE
 
 
 @pytest.fixture
@@ -182,7 +183,7 @@ def test_a_worker_that_hears_nobody_is_ended(store: RunStore) -> None:
     run = changed(store.create(RunConfig()), status="running")
     process = stubborn(run)
     assert end(run.folder, process.pid, seconds=0.1, last=0.1)
-    assert process.wait(30) == -signal.SIGKILL
+    assert process.wait(PATIENCE) == -signal.SIGKILL
     ended = run.refresh()
     assert (ended.status, ended.state.exit_status) == ("stopped", 1)
     assert "Ended by force" in ended.message

@@ -29,6 +29,7 @@ from phi3lora.settings import Settings
 from phi3lora.training.preflight import _checkpoints_kept
 from tests import fake_training
 from tests.fake_training import config, kill_all, wait_for
+from tests.serving import PATIENCE
 
 
 @pytest.fixture
@@ -225,13 +226,13 @@ def test_a_long_run_holds_up_no_other(settings: Settings, monkeypatch: pytest.Mo
     def slowly(run: Any, offset: int = 0) -> Any:
         if run.id == long.id:
             reading.set()
-            assert go_on.wait(60)
+            assert go_on.wait(PATIENCE)
         return real(run, offset)
 
     monkeypatch.setattr(type(long), "events", slowly)
     reader = threading.Thread(target=follower.view, args=(long,))
     reader.start()
-    assert reading.wait(60)
+    assert reading.wait(PATIENCE)
     assert follower.view(short).losses == [(1, 1.0)]
     go_on.set()
     reader.join()

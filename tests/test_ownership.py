@@ -7,21 +7,24 @@ Hub would say otherwise.
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import gradio as gr
 import pytest
 
 from phi3lora.app.application import Application
 from phi3lora.app.callers import Caller, Callers
-from phi3lora.app.comparing import PIRATE, Comparing, Subject
+from phi3lora.app.comparing import BUNDLED, PIRATE, Comparing, Subject
 from phi3lora.app.datasets import Datasets
 from phi3lora.app.launching import Launching
+from phi3lora.chat.answering import Room
 from phi3lora.chat.options import Options, Pair
 from phi3lora.config import ModelConfig, RunConfig
 from phi3lora.data.columns import Columns
@@ -82,12 +85,33 @@ class NoPreflights:
 
 
 class NoEngine:
-    """Loads nothing and says nothing, and is never asked for a run of ann's."""
+    """Loads nothing, says no word, and is never asked for a run of ann's.
 
-    def reply(self, base: Any, tuned: Any, options: Options, *_: Any, **named: Any) -> Any:
+    Attributes:
+        asked: how often it was asked for an answer.
+    """
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def reply(
+        self,
+        messages: Any,
+        messages_tuned: Any,
+        options: Options,
+        *_: Any,
+        base: ModelConfig,
+        against_base: ModelConfig | None,
+        **named: Any,
+    ) -> Any:
+        self.asked += 1
         options.check()
         assert {named["adapter"], named["against"]} <= {None, PIRATE.result}
-        return iter(())
+        assert {base.path, (against_base or base).path} <= {ModelConfig().path, PIRATE.base.path}
+        return iter([Pair("", "", True, True)])
+
+    def fits(self) -> Room:
+        return Room(True, 0, 0)
 
 
 class Silent(Comparing):
@@ -96,7 +120,7 @@ class Silent(Comparing):
     def load(self, subject: Subject, caller: Caller) -> Iterator[str]:
         yield f"loading {subject.result}"
 
-    def engine(self) -> Any:
+    def _new_engine(self) -> Any:
         return NoEngine()
 
 
@@ -129,7 +153,7 @@ def visited(settings: Settings, trains: bool = False) -> Application:
 
 
 @pytest.fixture(scope="module")
-def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[gr.Blocks, RunStore, str]]:
+def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[gr.Blocks, Application, str]]:
     home = tmp_path_factory.mktemp("home")
     here = visited(Settings(home=home, space_id="ann/space", who_may_train="signed-in"))
 
@@ -138,7 +162,7 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[gr.Blocks, R
     with pytest.MonkeyPatch.context() as patch:
         known_by_header(patch)
         demo = serve(build(here), here, "127.0.0.1", None, block=False)
-        yield demo, here.launching.store, demo.local_url.rstrip("/")
+        yield demo, here, demo.local_url.rstrip("/")
         demo.close()
     here.close()
 
@@ -211,6 +235,11 @@ def arguments(fn: Any, run: Run) -> list[Any]:
     return found
 
 
+def elements(fn: Any) -> set[str]:
+    """The names of what a function takes."""
+    return {one.elem_id for one in fn.inputs if getattr(one, "elem_id", None)}
+
+
 def clicked(run: str) -> dict[str, str]:
     """What a click on anything of a run sends along."""
     return {"run": run, "repo": run, "of": run, "do": "discard", "take": "log"}
@@ -218,17 +247,16 @@ def clicked(run: str) -> dict[str, str]:
 
 @pytest.mark.parametrize("who", ["eve", ""])
 def test_nobody_else_reaches_a_run_by_any_endpoint(
-    app: tuple[gr.Blocks, RunStore, str], who: str
+    app: tuple[gr.Blocks, Application, str], who: str
 ) -> None:
-    demo, store, address = app
+    demo, here, address = app
+    store = here.launching.store
     runs = anns(store)
     before = snapshot(runs)
     with_run = [fn for fn in demo.fns.values() if callable(fn.fn)]
     assert len(with_run) > 30
     # `make attacks` tries every run with each, and each as nobody.
-    takes_run = [
-        fn for fn in with_run if {"run-id", "adapter"} & {one.elem_id for one in fn.inputs}
-    ]
+    takes_run = [fn for fn in with_run if {"run-id", "adapter"} & elements(fn)]
     for number, fn in enumerate(with_run if who else takes_run):
         run = runs[number % len(runs)]
         said = ask(address, fn, arguments(fn, run), who, clicked(run.id))
@@ -237,13 +265,76 @@ def test_nobody_else_reaches_a_run_by_any_endpoint(
     assert {run.id for run in store.list("ann")} >= {run.id for run in runs}
 
 
-def test_ann_reaches_her_own_by_the_same_call(app: tuple[gr.Blocks, RunStore, str]) -> None:
-    demo, store, address = app
-    run = anns(store)[2]
+def test_everybody_asks_what_is_everybodys(app: tuple[gr.Blocks, Application, str]) -> None:
+    """Or a question about ann's run would be refused for want of a chat, and not for being hers."""
+    demo, here, address = app
+    asks = [fn for fn in demo.fns.values() if {"message", "adapter"} <= elements(fn)]
+    asks = [fn for fn in asks if getattr(fn.fn, "__name__", "") == "on_ask"]
+    run, chat = anns(here.launching.store)[2], cast(Any, here.comparing.engine())
+    assert asks
+    for fn in asks:
+        before, values = chat.asked, arguments(fn, run)
+        assert SECRET not in ask(address, fn, values, "eve")
+        assert chat.asked == before
+        values[values.index(run.id)] = BUNDLED
+        assert '"success":true' in ask(address, fn, values, "eve")
+        assert chat.asked == before + 1
+
+
+def test_ann_reaches_her_own_by_the_same_call(app: tuple[gr.Blocks, Application, str]) -> None:
+    demo, here, address = app
+    run = anns(here.launching.store)[2]
     shows = next(fn for fn in demo.fns.values() if getattr(fn.fn, "__name__", "") == "on_show")
     assert SECRET in ask(address, shows, [run.id], "ann")
     pulse = urllib.request.Request(f"{address}/pulse?run={run.id}", headers={"x-visitor": "eve"})
     assert urllib.request.urlopen(pulse, timeout=30).read().decode().endswith("gone")
+
+
+def test_signatures_of_components_are_worked_out_once(
+    app: tuple[gr.Blocks, Application, str],
+) -> None:
+    """Gradio asks for that of every component of all pages whenever one is opened."""
+    for kind in {type(block) for block in app[0].blocks.values()}:
+        assert inspect.signature(kind.__init__) is inspect.signature(kind.__init__), kind
+        own = inspect.unwrap(kind.__init__)
+        assert inspect.signature(own) == inspect.signature(kind.__init__)
+
+
+class Growing:
+    """An engine whose answer has twenty words, sixteen a second."""
+
+    def __init__(self, clock: Any) -> None:
+        self._clock = clock
+
+    def reply(self, *_: Any, **__: Any) -> Iterator[Pair]:
+        for said in range(20):
+            self._clock.now += 1 / 16
+            yield Pair("word " * said, "", done_base=said == 19, done_tuned=True)
+
+
+def test_frames_are_rarer_where_many_answers_grow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each is work of the one loop that serves everybody; the last comes at once all the same."""
+    clock = SimpleNamespace(now=100.0)
+    monkeypatch.setattr("phi3lora.app.comparing.time", SimpleNamespace(monotonic=lambda: clock.now))
+    comparing = Application.open(Settings(tmp_path)).comparing
+    comparing._engine = Growing(clock)  # type: ignore[assignment]
+    subject = Subject(ModelConfig(path="pocket"))
+
+    def ask() -> Iterator[Pair]:
+        return comparing.reply(subject, [], [], Options(), caller=Caller())
+
+    assert len(list(ask())) == 11
+    others = [ask() for _ in range(50)]
+    for other in others:
+        next(other)
+    *frames, last = ask()
+    assert len(frames) == 4
+    assert last.done
+    for other in others:
+        list(other)
+    assert len(list(ask())) == 11
 
 
 class Loaded:

@@ -6,6 +6,7 @@ import re
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -17,12 +18,19 @@ from phi3lora.ui.languages import LANGUAGES, language_of, words_of
 from tests import stage
 from tests.said import lacking, unsaid
 from tests.said import said as collected
-from tests.test_browser import KEPT, browser, open_every_fold, serving  # noqa: F401 - a fixture
+from tests.test_browser import (
+    KEPT,
+    LONG,
+    anew,
+    browser,  # noqa: F401 - a fixture
+    open_every_fold,
+    serving,
+    stop,
+)
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-WAIT = 180_000  # ms
 in_browser = [pytest.mark.browser, pytest.mark.slow]
 # Where a page is there to be looked at.
 THERE = {"": "#data-summary .conversation", "runs": "#run-head h1", "compare": ".chip"}
@@ -42,16 +50,21 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture
 def page(browser: Browser) -> Iterator[Page]:  # noqa: F811
-    yield from page_in(browser)
+    with page_in(browser) as page:
+        yield page
 
 
+@contextmanager
 def page_in(browser: Browser, **options: Any) -> Iterator[Page]:  # noqa: F811
-    """A page in a profile of its own, which counts how much its layout shifts."""
-    context = browser.new_context(viewport={"width": 1280, "height": 900}, **options)
-    context.set_default_timeout(WAIT)
-    context.add_init_script(SHIFTS)
-    yield context.new_page()
-    context.close()
+    """A page that counts how much its layout shifts; with options in a profile of its own."""
+    context = browser.new_context(**options) if options else anew(browser)
+    page = context.new_page()
+    page.set_viewport_size({"width": 1280, "height": 900})
+    page.set_default_timeout(LONG)
+    page.add_init_script(SHIFTS)
+    yield page
+    if options:
+        context.close()
 
 
 SHIFTS = """
@@ -80,8 +93,8 @@ ENGLISH = """() => [...document.querySelectorAll("body *:not(script, style)")]
   .filter((node) => !node.parentElement.closest(".said .prose, .turn h2, .chip, pre, code, td"))
   .filter((node) => !node.parentElement.closest("option"))
   .map((node) => node.data.trim()).filter((text) => /([a-z]+ ){3}[a-z]+/.test(text))"""
-# English texts that have a translation, and stand there all the same.
-UNSAID = """() => {
+# English texts that have a translation and stand within what is shown.
+WITHIN = """() => {
   const known = Object.entries(window.phi3loraWords)
     .filter(([from, to]) => from !== to && !from.includes("{") && from.split(" ").length > 2);
   return [...document.querySelectorAll("body *:not(script, style)")]
@@ -91,6 +104,12 @@ UNSAID = """() => {
     .map((node) => node.data.trim())
     .filter((text) => known.some(([from]) => text.includes(from)));
 }"""
+# Words of ours that stand there as the code says them, though the language has its own.
+UNSAID = """() => [...document.querySelectorAll("body *:not(script, style)")]
+  .flatMap((one) => [...one.childNodes].filter((node) => node.nodeType === Node.TEXT_NODE))
+  .filter((node) => !node.parentElement.closest("#language, .said .prose, .turn h2, .chip, pre"))
+  .map((node) => node.data.trim().replace(/\\s+/g, " "))
+  .filter((text) => (window.phi3loraWords[text] || text) !== text)"""
 # Folds that do not say whether they are open.
 FOLDS = """() => [...document.querySelectorAll("button.label-wrap, .step-toggle")]
   .filter((one) => one.checkVisibility())
@@ -106,7 +125,7 @@ FINE = """() => [...document.querySelectorAll(
 ROWS = b'{"prompt": "Hi", "completion": "Arr"}\n' * 8
 ODD = "Kundenfrage,Antwort vom Support\n" + "Wie geht das?,So geht das.\n" * 8
 MANY = [f'{{"prompt": "Hi {n}", "completion": "Arr {n}"}}\n' for n in range(5600)]
-LONG = ('{"prompt": "Hi", "completion": "' + "Arr, matey! " * 200 + '"}\n') * 8
+LENGTHY = ('{"prompt": "Hi", "completion": "' + "Arr, matey! " * 200 + '"}\n') * 8
 DROP = """([name, text]) => {
   const files = new DataTransfer();
   files.items.add(new File([text], name));
@@ -178,13 +197,20 @@ class TestInABrowser:
         assert found == []
 
     @pytest.mark.parametrize("width", [1280, 390])
-    def test_nothing_jumps_while_a_page_comes_up(self, place: str, page: Page, width: int) -> None:
-        page.set_viewport_size({"width": width, "height": 844})
+    def test_nothing_jumps_while_a_page_comes_up(
+        self,
+        place: str,
+        browser: Browser,  # noqa: F811
+        width: int,
+    ) -> None:
+        """For somebody who has fetched nothing yet."""
         shifted = {}
-        for path in THERE:
-            go(page, place, path)
-            page.wait_for_timeout(500)
-            shifted[path or "train"] = page.evaluate("window.shifted")
+        with page_in(browser, viewport={"width": width, "height": 844}) as page:
+            page.set_viewport_size({"width": width, "height": 844})
+            for path in THERE:
+                go(page, place, path)
+                page.wait_for_timeout(500)
+                shifted[path or "train"] = page.evaluate("window.shifted")
         assert max(shifted.values()) <= 0.1, shifted
 
     # ------------------------------------------------------------------------ the keyboard
@@ -198,12 +224,11 @@ class TestInABrowser:
         page.keyboard.press("Enter")
         page.wait_for_url("**/runs?run=*")
         assert tabs <= 20
-        page.wait_for_selector("#stop, #cancel")
-        page.click("#stop, #cancel")
+        stop(page)
 
     def test_to_an_answer_by_keyboard(self, place: str, page: Page) -> None:
         page.goto(f"{place}/compare?adapter=example:pirate")
-        page.wait_for_selector("#message textarea")
+        page.wait_for_selector("#about p")  # which comes last
         tab_to(page, "#message", 8)
         page.keyboard.type("Name the capital of France.")
         assert page.input_value("#message textarea") == "Name the capital of France."
@@ -252,15 +277,18 @@ class TestInABrowser:
         page.set_input_files("#file input[type=file]", [odd])
         page.wait_for_selector("#data-summary .data-name >> text=odd.csv")
         page.wait_for_selector("#first-rows >> text=Wie geht das?")
-        assert page.input_value("#question-column input") == "Kundenfrage"
-        assert page.input_value("#answer-column input") == "Antwort vom Support"
+        chosen = "([column, name]) => document.querySelector(column + ' input').value === name"
+        page.wait_for_function(chosen, arg=["#question-column", "Kundenfrage"])
+        page.wait_for_function(chosen, arg=["#answer-column", "Antwort vom Support"])
         page.wait_for_selector("#data-summary mark >> text=So geht das.")
 
         page.evaluate(DROP, ["many.jsonl", "".join(MANY)])
         page.wait_for_selector("#data-summary >> text=Counted in the first 5,000 of 5,600 rows")
-        assert "≥ 5,000 conversations" in page.inner_text("#step-data-line")
+        page.wait_for_selector(
+            "#step-data-line:has-text('≥ 5,000 conversations')", state="attached"
+        )
 
-        page.evaluate(DROP, ["long.jsonl", LONG])
+        page.evaluate(DROP, ["long.jsonl", LENGTHY])
         page.wait_for_selector("#data-summary .cut >> text=tokens are read")
         page.wait_for_selector("#data-summary >> text=8 conversations are cut at 256 tokens")
         width = "getComputedStyle(document.querySelector('.data-reading b')).borderTopWidth"
@@ -308,7 +336,7 @@ class TestInABrowser:
             page.keyboard.press("Enter")
             page.wait_for_selector(".toast-body >> text=Type a question first.")
         assert page.locator(".toast-body").count() == 1
-        assert page.inner_text(".toast-body strong") == "Check the data"
+        assert page.inner_text(".toast-body strong") == "Not possible"
         assert page.is_hidden(".toast-title"), "which says Error of everything"
         page.click("#scheme")
         page.wait_for_selector(".toast-body", state="detached")
@@ -416,7 +444,7 @@ class TestInABrowser:
         place: str,
         browser: Browser,  # noqa: F811
     ) -> None:
-        for page in page_in(browser, has_touch=True, is_mobile=True):
+        with page_in(browser, has_touch=True, is_mobile=True) as page:
             self.on_a_phone(place, page)
 
     def on_a_phone(self, place: str, page: Page) -> None:
@@ -454,7 +482,7 @@ class TestInABrowser:
         place: str,
         browser: Browser,  # noqa: F811
     ) -> None:
-        for page in page_in(browser, locale="fr-FR"):
+        with page_in(browser, locale="fr-FR") as page:
             go(page, place, "")
             page.wait_for_selector(f"#step-data h2 >> text={words_of('fr')['Data']}")
             page.wait_for_selector(f"#launch >> text={words_of('fr')['Launch']}")
@@ -464,11 +492,12 @@ class TestInABrowser:
             assert "Choisissez des exemples" in page.inner_text(".intro")
             ready = words_of("fr")["{name} is ready to launch."].format(name="pirate")
             page.wait_for_selector(f"[role=status] >> text={ready}", state="attached")
+            page.wait_for_function(f"({UNSAID})().length === 0")
             open_every_fold(page)
             page.fill("#field-peft_config-r input", "0")
             page.keyboard.press("Tab")
             page.wait_for_selector(".field-wrong >> text=de 1 à 1024 attendu, reçu 0.")
-            assert page.evaluate(UNSAID) == []
+            assert page.evaluate(WITHIN) == []
             page.fill("#field-peft_config-r input", "16")
             page.keyboard.press("Tab")
             page.wait_for_selector("#launch:not([disabled])")
@@ -478,14 +507,17 @@ class TestInABrowser:
             page.wait_for_selector(f"#checks .passed >> text={said['Adapter']}", state="attached")
             go(page, place, "runs")
             assert page.evaluate("document.documentElement.lang") == "ja"
-            page.click(
-                f"#run-list >> text={said['finished']} >> nth=0"
-            )  # another was launched here
+            # Another of this name was launched here; it may have finished, too, and is newer.
+            page.click("#run-list a:has(b:text-is('Pirate')) >> nth=-1")
             page.wait_for_selector(f"#run-head >> text={said['finished']}")
             page.wait_for_selector(f".verdict >> text={said['Better than its base']}")
             assert page.inner_text("#run-head h1") == "Pirate"
+            page.click("#tab-evidence")
+            page.wait_for_selector(f"#report td >> text={said['better']}")
+            page.wait_for_function(f"({UNSAID})().length === 0")
             go(page, place, "compare")
             assert page.evaluate(ENGLISH) == []
+            page.wait_for_function(f"({UNSAID})().length === 0")
 
 
 def tab_to(page: Page, selector: str, most: int) -> int:

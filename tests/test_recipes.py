@@ -11,7 +11,7 @@ import yaml
 from phi3lora.config import RunConfig
 from phi3lora.errors import ConfigError
 from phi3lora.events import Event
-from phi3lora.recipes import describe, load_recipe, recipes
+from phi3lora.recipes import describe, find_config, load_recipe, recipes
 from phi3lora.training.trainer import train
 
 SAMPLES = [name for name in recipes() if name.startswith("sample")]
@@ -44,6 +44,25 @@ def test_every_recipe_loads_and_says_what_it_is(name: str) -> None:
     assert RunConfig.from_values(yaml.safe_load(config.to_yaml())) == (config, [])
     assert describe(name).endswith(".")
     assert bool(notices) == name.startswith("sample"), "only the samples keep their old names"
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("a.csv", "q;a\nHi;Ho\n"), ("a.json", "[]"), ("a.jsonl", '{"q": "Hi"}\n{}\n')],
+)
+def test_data_in_the_place_of_a_configuration_is_told_where_it_goes(
+    tmp_path: Path, name: str, text: str
+) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ConfigError, match=rf"pocket --set data\.path=\S+{name}"):
+        find_config(str(tmp_path / name))
+
+
+def test_a_configuration_of_any_name_keeps_its_own_error(tmp_path: Path) -> None:
+    file = tmp_path / "config.json"
+    file.write_text('{"data": {"max_rows": -1}}')
+    with pytest.raises(ConfigError, match="max_rows"):
+        find_config(str(file))
 
 
 def test_an_unknown_recipe_is_named_with_the_nearest() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import subprocess
 import sys
 import threading
@@ -24,6 +23,7 @@ from phi3lora.errors import ConfigError, ModelError
 from phi3lora.models.pocket import CHECKPOINT
 from phi3lora.settings import Settings
 from phi3lora.ui.app import launch
+from tests.serving import PATIENCE, free_port
 
 QUESTION: list[Any] = [{"role": "user", "content": "Name the color of a cherry."}]
 GREEDY = Options(max_new_tokens=40)
@@ -33,12 +33,6 @@ GREEDY = Options(max_new_tokens=40)
 def online(monkeypatch: pytest.MonkeyPatch) -> None:
     """The client of the Hub asks nobody while it is offline, loopback included."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def answers(home: Path, url: str, base: str, tuned: str = "", **options: Any) -> Pair:
@@ -90,7 +84,7 @@ def test_transformers_serve_answers_too(tmp_path: Path) -> None:
 
 
 def _wait(ready: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
         try:
             if ready():

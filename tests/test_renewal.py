@@ -19,6 +19,7 @@ from phi3lora.runs.renewal import renew, renewable
 from phi3lora.runs.store import changed
 from phi3lora.settings import Settings
 from tests.hub import LoopbackHub
+from tests.serving import PATIENCE
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="sockets without a file")
 TOKEN = "hf_oauth_" + "new" * 20
@@ -66,10 +67,10 @@ def test_a_sign_in_reaches_the_runs_of_whoever_signed_in(hub: LoopbackHub, tmp_p
     with renewable(run.folder, taken.put):
         for token in ("hf_first", "hf_first", "hf_bob"):
             app.callers.caller(Session(token=token))
-        assert taken.get(timeout=60) == "hf_first"
+        assert taken.get(timeout=PATIENCE) == "hf_first"
         hub.add_token("ann", "hf_again")
         app.callers.caller(Session(token="hf_again"))
-        assert taken.get(timeout=60) == "hf_again"
+        assert taken.get(timeout=PATIENCE) == "hf_again"
     os.close(lock)
     assert taken.empty()
 

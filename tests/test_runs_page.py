@@ -429,6 +429,10 @@ def test_the_menu_goes_on_with_a_smaller_batch(
             page.on_more("", request(), clicked(do=made_up, of=run.id))
     (run.folder / "config.yaml").write_text("damaged")
     assert "batch" not in more_menu(run.refresh(), "failed")
+    monkeypatch.undo()
+    with pytest.raises(gr.Error) as refused:
+        page.on_resume(run.id, request())
+    assert refused.value.title == "The run"  # there is no form to check here
 
 
 def test_a_run_that_computes_is_neither_binned_nor_renamed(app: Any) -> None:  # noqa: F811

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import urllib.request
@@ -24,6 +23,7 @@ from phi3lora.settings import Settings
 from phi3lora.ui.app import launch
 from tests.family import KINDS, tokenizer_of
 from tests.hub.server import LoopbackHub
+from tests.serving import free_port
 from tests.test_tools import MESSAGES, OPENAI
 
 PIRATE = "example:pirate"
@@ -41,12 +41,6 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def client(address: str) -> openai.OpenAI:
     return openai.OpenAI(base_url=f"{address}/v1", api_key="unused", max_retries=0)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def ask(client: openai.OpenAI, model: str = PIRATE, **more: Any) -> Any:

@@ -7,7 +7,6 @@ import os
 import re
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import warnings
@@ -35,6 +34,7 @@ from phi3lora.training.trainer import train
 from tests import fake_training
 from tests.bases import make_speaker
 from tests.fake_training import kill_all, pid_of, wait, wait_for
+from tests.serving import PATIENCE, free_port
 from tests.together import ROOT, Scenario, trained
 
 BASE: dict[str, Any] = {
@@ -324,7 +324,7 @@ def test_torchrun_makes_one_run_and_its_checkpoints_are_whole(
         command += ["--set", f"{name}={str(value).lower() if isinstance(value, bool) else value}"]
     environment = {**os.environ, "PHI3LORA_HOME": str(settings.home), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=150
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=PATIENCE
     )
     assert done.returncode == 0, done.stderr[-3000:]
     store = RunStore(settings)
@@ -334,13 +334,13 @@ def test_torchrun_makes_one_run_and_its_checkpoints_are_whole(
     saved = {file.name for file in (run.folder / "checkpoints" / "checkpoint-4").iterdir()}
     assert {"rng_state_0.pth", "rng_state_1.pth", "manifest.json"} <= saved
     again = subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=150
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=PATIENCE
     )
     assert again.returncode == 0, "nobody waits for a process that has nothing to do"
     assert "holds this very run, finished" in again.stderr
 
     own = Queue(settings).submit(store.create(run.config))
-    own = wait_for(own, "finished", "failed", seconds=120)
+    own = wait_for(own, "finished", "failed")
     assert losses(own) == losses(run), own.message
 
 
@@ -363,7 +363,7 @@ def test_all_end_with_a_killed_launcher_and_the_run_goes_on(
     assert len(others) == 3, "two processes, of which the first has a worker"
     launcher.kill()
     launcher.wait()
-    assert psutil.wait_procs(others, timeout=60)[1] == []
+    assert psutil.wait_procs(others, timeout=PATIENCE)[1] == []
     assert run.refresh().status == "interrupted"
     before = run.events_end()
     queue.resume(run.refresh())
@@ -372,9 +372,7 @@ def test_all_end_with_a_killed_launcher_and_the_run_goes_on(
 
 def test_two_machines_make_one_run(queue: Queue, settings: Settings, tmp_path: Path) -> None:
     """A launcher on each, which meet at the first; the first process of the first one writes."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [
         *(sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"),
         *("--master-addr", "127.0.0.1", "--master-port", str(port)),
@@ -390,7 +388,7 @@ def test_two_machines_make_one_run(queue: Queue, settings: Settings, tmp_path: P
                 wanted, cwd=ROOT, env=dict(environment), stderr=subprocess.PIPE, text=True
             )
         )
-    said = [machine.communicate(timeout=150)[1][-2000:] for machine in machines]
+    said = [machine.communicate(timeout=PATIENCE)[1][-2000:] for machine in machines]
     assert [machine.returncode for machine in machines] == [0, 0], said
     (run,) = queue.store.all()
     assert (run.status, run.config.devices) == ("finished", 2)

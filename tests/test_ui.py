@@ -29,7 +29,14 @@ from phi3lora.app.strength import level_of
 from phi3lora.chat.options import Options, Pair
 from phi3lora.checks import Check
 from phi3lora.config import RunConfig
-from phi3lora.errors import AccessError, ConfigError, DataError, RunError
+from phi3lora.errors import (
+    AccessError,
+    ConfigError,
+    DataError,
+    Problem,
+    RunError,
+    StoredConfigError,
+)
 from phi3lora.events import EventLog, Resumed, Step
 from phi3lora.hub.access import Found
 from phi3lora.models.hardware import GIB, Hardware
@@ -41,6 +48,7 @@ from phi3lora.training.preflight import Preflight
 from phi3lora.ui import runs_page, train_page
 from phi3lora.ui.app import build
 from phi3lora.ui.guard import Guard, Rules
+from phi3lora.ui.theme import STYLES
 from phi3lora.ui.widgets import SPECS, shown, texts_told, told
 from tests import stage
 
@@ -491,7 +499,11 @@ def test_a_number_is_no_number_field(app: Any) -> None:
 
 @pytest.mark.parametrize(
     ("error", "title"),
-    [(RunError("There is no run."), "The run"), (AccessError("No."), "Not allowed")],
+    [
+        (RunError("There is no run."), "The run"),
+        (StoredConfigError([Problem("", "config.yaml is damaged.")]), "The run"),
+        (AccessError("No."), "Not allowed"),
+    ],
 )
 def test_the_title_of_a_message_fits_it(error: Any, title: str) -> None:
     @shown
@@ -798,6 +810,13 @@ def test_three_pages_and_no_outside_address(app: Any) -> None:
     style = (Path(train_page.__file__).parent / "style.css").read_text()
     assert "http" not in style.replace("http://www.w3.org/2000/svg", "")  # a name, no address
     assert "@import" not in style
+
+
+@pytest.mark.parametrize("sheet", STYLES, ids=lambda sheet: sheet.name)
+def test_no_style_forbids_several_things_at_once(sheet: Path) -> None:
+    """Gradio parts a selector at its commas: of `:not(:has(a, b))` its copy forbids a alone."""
+    found = re.findall(r":not\((?:[^()]|\([^()]*\))*,(?:[^()]|\([^()]*\))*\)", sheet.read_text())
+    assert found == []
 
 
 def test_no_choice_is_dropped_while_its_like_is_at_work(app: Any) -> None:

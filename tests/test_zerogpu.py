@@ -26,6 +26,7 @@ from phi3lora.runs.preparing import get_ready
 from phi3lora.runs.store import Run, RunStore, changed
 from phi3lora.settings import Settings
 from tests.hub import LoopbackHub
+from tests.serving import PATIENCE
 from tests.zerogpu import LoopbackScheduler
 from tests.zerogpu.scheduler import Grant
 
@@ -139,7 +140,7 @@ def test_slices_that_are_killed_equal_one_run_to_the_bit(
             scheduler.kill()
             killed = True
     said = process.stdout.read() if process.stdout else ""
-    assert process.wait(120) == 0
+    assert process.wait(PATIENCE) == 0
     assert "taken away in the middle" in said
     run = run.refresh()
     assert run.status == "finished", said
@@ -175,7 +176,7 @@ def test_a_spent_quota_pauses_the_run_and_says_until_when(
     scheduler.quota[""] = 10
     run = RunStore(settings).create(config())
     process = driven(scheduler, settings, run, 60)
-    assert process.wait(120) == 0
+    assert process.wait(PATIENCE) == 0
     assert scheduler.grants == []
     run = run.refresh()
     assert run.status == "paused"
@@ -201,7 +202,7 @@ def test_a_slice_that_is_too_long_for_an_account_is_cut_and_waits_for_its_turn(
         time.sleep(0.05)
     assert scheduler.grants == [other]
     scheduler.release(other.token, failed=False)
-    said = process.communicate(timeout=200)[0]
+    said = process.communicate(timeout=PATIENCE)[0]
     assert process.returncode == 0
     run = run.refresh()
     assert run.status == "finished", said

@@ -13,6 +13,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
@@ -54,6 +55,8 @@ if TYPE_CHECKING:
 
 Kind = Literal["base", "adapter", "loralib", "model"]
 ANSWER_FRAME = 0.08  # seconds between two frames of a growing answer
+# Where many grow, times their number: each frame is work of the loop that serves everybody.
+SHARED_FRAME, SLOWEST_FRAME = 0.03, 0.3
 FEW = 3  # prompts of a report, below which the pocket model's are suggested too
 LONGEST_PROMPT = 160
 CONFIG_FILE = "config.yaml"
@@ -176,6 +179,7 @@ class Comparing:
         self._book = VoteBook(settings.home / "votes.jsonl")
         self._recent = Recent()
         self._engine: Answering | None = None
+        self._answers = 0  # that are asked for and have not ended
         self._lock = threading.Lock()
 
     # What a name means
@@ -304,10 +308,27 @@ class Comparing:
             against_base=subject.other_base,
         )
         last = 0.0
-        for pair in pairs:
-            if pair.done or time.monotonic() - last > ANSWER_FRAME:
-                last = time.monotonic()
-                yield pair
+        with self._growing():
+            for pair in pairs:
+                if pair.done or time.monotonic() - last > self._frame:
+                    last = time.monotonic()
+                    yield pair
+
+    @contextmanager
+    def _growing(self) -> Iterator[None]:
+        """Count an answer that is asked for, until it has ended."""
+        with self._lock:
+            self._answers += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._answers -= 1
+
+    @property
+    def _frame(self) -> float:
+        """Seconds between two frames of an answer, among so many."""
+        return max(ANSWER_FRAME, min(SHARED_FRAME * self._answers, SLOWEST_FRAME))
 
     def _check(self, subject: Subject, caller: Caller) -> None:
         """Whether this caller may have the base loaded, or answer here. Raises Phi3LoraError."""

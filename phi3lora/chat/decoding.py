@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 ATTENTION = "phi3lora_rows"
 GROWTH = 256  # tokens by which a row's cache grows, at least
+READ = 512  # tokens of prompts that one pass reads, about
 
 
 @dataclass(eq=False)
@@ -151,7 +152,7 @@ def use_rows(model: PreTrainedModel) -> None:
 
 @torch.inference_mode()
 def advance(
-    model: PreTrainedModel, router: Router, rows: list[Row], budget: int = 512
+    model: PreTrainedModel, router: Router, rows: list[Row], budget: int = READ
 ) -> tuple[list[Row], torch.Tensor]:
     """One pass over the weights: read what is pending, about `budget` tokens at most.
 
@@ -190,14 +191,14 @@ def advance(
 
 
 def _allot(model: PreTrainedModel, rows: list[Row], budget: int) -> Pass:
-    """Everybody gets an equal share of the budget; what short rows leave, long ones share.
+    """What is soon read goes first, with half of what is left of the budget at least.
 
     A row gets a token at least, so those that speak never wait for those that read.
     """
     chosen: dict[int, int] = {}
     for place, row in enumerate(sorted(rows, key=lambda row: row.pending)):
-        share = budget // (len(rows) - place)
-        chosen[id(row)] = min(row.pending, max(share, 1))
+        share = max(budget // (len(rows) - place), budget // 2, 1)
+        chosen[id(row)] = min(row.pending, share)
         budget -= chosen[id(row)]
         row.reserve(model, row.cached + chosen[id(row)])
     # Rows of one adapter lie side by side; the sort is stable, so the rest keeps its order.

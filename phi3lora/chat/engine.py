@@ -43,6 +43,8 @@ MOST_ACTIVE = 8  # requests that are answered together
 NEWCOMERS = 2  # more that may join them at once, for their first turn, where they are shorter
 MOST_WAITING = 128  # requests in the queue, which hold next to nothing; more are refused
 LONGEST_PAUSE = 10.0  # turns after whose beginning an answer is no longer overtaken by new ones
+# Tokens of prompts that a pass reads beside a short answer: on a GPU they cost it next to nothing.
+READ_BESIDE = 64
 LONGER = 2  # times the tokens of a question and its answer, from which a shorter one goes first
 POLL_SECONDS = 1.0  # how often the engine checks whether a training needs its memory
 RELOAD_PATIENCE = 3.0  # times the loading time that a base is kept while another is waited for
@@ -181,8 +183,8 @@ class ChatEngine(Answering):
         if self._releasing:
             self._free()
         self._end_stopped()
-        while self._waiting and self._may_start(head := self._waiting[0]):
-            self._start(head)
+        while (request := self._next()) is not None:
+            self._start(request)
         if self._active:
             self._pass()
 
@@ -237,23 +239,41 @@ class ChatEngine(Answering):
             except BaseException as error:  # noqa: BLE001 raised again where the answer is read
                 self._finish(request, _explained(error))
 
+    def _next(self) -> Request | None:
+        """The head of the queue where it may start, else a short question that takes it no place.
+
+        A head that waits for memory, or to load its base, is not passed by.
+        """
+        if not self._waiting:
+            return None
+        joining = self._waiting if len(self._active) >= MOST_ACTIVE else ()
+        if short := next((one for one in joining if self._has_place(one)), None):
+            return short
+        return head if self._may_start(head := self._waiting[0]) else None
+
+    def _has_place(self, request: Request) -> bool:
+        """Whether it may join those that are answered, as they are."""
+        serving = self._serving
+        assert serving is not None
+        # Long ones there would hold the places that short ones find at once.
+        shorter = any(_is_longer(one, request) for one in self._active)
+        most = MOST_ACTIVE + (NEWCOMERS if shorter and not request.columns else 0)
+        if serving.base != request.base or len(self._active) >= most:
+            return False
+        paused = [one for one in self._waiting if one.columns and one is not request]
+        promised = sum(one.promised for one in [*self._active, request, *paused])
+        return serving.make_room(promised)
+
     def _may_start(self, head: Request) -> bool:
         """Whether there is room among the active; if not, one who had its turn makes room.
 
         That is the longest, and of these who has said most: what is short is soon over.
         """
-        if not self._active:
+        if not self._active or self._has_place(head):
             return True
         serving = self._serving
         assert serving is not None
-        paused = [request for request in self._waiting if request.columns and request is not head]
-        promised = sum(request.promised for request in [*self._active, head, *paused])
         other_base = serving.base != head.base
-        # Long ones there would hold the places that short ones find at once.
-        shorter = any(_is_longer(one, head) for one in self._active)
-        most = MOST_ACTIVE + (NEWCOMERS if shorter and not head.columns else 0)
-        if not other_base and len(self._active) < most and serving.make_room(promised):
-            return True
         turn = max(self._turn_seconds, RELOAD_PATIENCE * serving.load_seconds * other_base)
         began = time.monotonic() - turn
         if had := [request for request in self._active if request.turn_began < began]:
@@ -322,7 +342,8 @@ class ChatEngine(Answering):
         serving = self._serving
         assert serving is not None
         try:
-            serving.step([c for request in self._active for c in request.open_columns])
+            columns = [c for request in self._active for c in request.open_columns]
+            serving.step(columns, self._budget())
         except BaseException as problem:  # noqa: BLE001 raised again where the answers are read
             error = _explained(problem)
             for request in list(self._active):
@@ -335,6 +356,14 @@ class ChatEngine(Answering):
             self._changed.notify_all()
         for request in [r for r in self._active if not r.open_columns]:
             self._finish(request)
+
+    def _budget(self) -> int:
+        """Tokens of prompts that a pass may read: a short answer does not wait for long prompts."""
+        from phi3lora.chat.decoding import READ
+
+        most = max(self._active, key=lambda request: request.promised)
+        beside = any(_is_longer(most, request) for request in self._active)
+        return READ_BESIDE if beside else READ
 
     def _finish(self, request: Request, error: BaseException | None = None) -> None:
         """Nothing more comes; what was read stays cached for the next turn."""

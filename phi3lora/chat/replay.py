@@ -24,7 +24,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
 from phi3lora.chat.adapters import Router
-from phi3lora.chat.decoding import Row, advance
+from phi3lora.chat.decoding import READ, Row, advance
 from phi3lora.chat.rope import choose, settle
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ class Replay:
         self.replayed = 0
 
     @torch.inference_mode()
-    def advance(self, rows: list[Row]) -> tuple[list[Row], torch.Tensor]:
+    def advance(self, rows: list[Row], budget: int = READ) -> tuple[list[Row], torch.Tensor]:
         """As `decoding.advance`. The logits are good until the next call."""
         settle(self._model, rows)
         state = _state(rows)
@@ -159,7 +159,7 @@ class Replay:
             self._state = state
         if self._fixed is not None and self._again is not None:
             return self._replay(self._fixed, self._again)
-        found = advance(self._model, self._router, rows)
+        found = advance(self._model, self._router, rows, budget)
         self._seen += 1
         if self.works and state is not None and self._seen == SETTLED:
             self._prepare(*found)

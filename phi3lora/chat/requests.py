@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -105,6 +106,10 @@ class Request:
         """Tokens that its caches may grow to; before the first turn a guess, on the high side."""
         if self.columns:
             return sum(column.limit for column in self.columns.values())
+        return self._guess
+
+    @cached_property
+    def _guess(self) -> int:
         bytes_ = sum(
             len(message["content"].encode())
             for messages in self.conversations.values()

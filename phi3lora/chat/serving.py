@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from phi3lora.chat.adapters import Adapter
-from phi3lora.chat.decoding import Row, advance
+from phi3lora.chat.decoding import READ, Row, advance
 from phi3lora.chat.options import Options
 from phi3lora.chat.patches import patched
 from phi3lora.chat.replay import Replay
@@ -181,13 +181,18 @@ class Serving:
             prompt=len(prompt),
         )
 
-    def step(self, columns: list[Column]) -> None:
-        """One pass over the weights: the next token of every column whose prompt is read."""
+    def step(self, columns: list[Column], budget: int = READ) -> None:
+        """One pass over the weights: the next token of every column whose prompt is read.
+
+        About `budget` tokens of prompts are read in it.
+        """
         by_row = {id(column.row): column for column in columns}
         rows = [column.row for column in columns]
         replay = self.replay
         ready, logits = (
-            advance(self.model, self.router, rows) if replay is None else replay.advance(rows)
+            advance(self.model, self.router, rows, budget)
+            if replay is None
+            else replay.advance(rows, budget)
         )
         speaking = [by_row[id(row)] for row in ready]
         tokens = choose(

@@ -14,7 +14,8 @@ from phi3lora.settings import Settings
 @app.command(name="app")
 def open_app(
     port: Annotated[
-        int | None, typer.Option(help="Listen on this port; 7860 unless it is taken.")
+        int | None,
+        typer.Option(help="Listen on this port; without it on the first free one from 7860."),
     ] = None,
     host: Annotated[
         str,

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from phi3lora.ui.guard import Rules
 
 KEY = "PHI3LORA_API_KEY"
+NAMED = 6  # models that the first line names; /v1/models lists them all
 
 
 @app.command()
@@ -34,7 +35,7 @@ def serve(
     host: Annotated[
         str, typer.Option(help="Listen on this address; 0.0.0.0 lets the network in, with a key.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Listen on this port.")] = 8000,
+    port: Annotated[int, typer.Option(min=1, max=65_535, help="Listen on this port.")] = 8000,
 ) -> None:
     """Answer OpenAI's protocol with base and tuned models: /v1/models, /v1/chat/completions.
 
@@ -53,7 +54,8 @@ def serve(
     named = [one.name for one in catalog.listed(caller)]  # what cannot be served is said now
     rules = _rules(host, application.settings)
     answering = Starlette(routes=routes(application, lambda _: caller, catalog))
-    tell(f"Serving {', '.join(named)} at http://{host}:{port}/v1")
+    more = f" and {len(named) - NAMED:,} more" if len(named) > NAMED else ""
+    tell(f"Serving {', '.join(named[:NAMED])}{more} at http://{host}:{port}/v1")
     if rules.key is not None and KEY not in os.environ:
         tell(f"The key: {rules.key}")
     uvicorn.run(Guard(answering, rules), host=host, port=port, log_level="warning")

@@ -236,8 +236,10 @@ def is_local(path: str) -> bool:
 
 def names_no_file(path: str) -> bool:
     """Whether this can be nothing but a bundled name or an id on the Hub."""
-    if path in ("auto", POCKET) or path.startswith(EXAMPLE_PREFIX):
+    if path in ("auto", POCKET):
         return True
+    if path.startswith(EXAMPLE_PREFIX):
+        return path.removeprefix(EXAMPLE_PREFIX).replace("-", "_").isidentifier()
     return is_hub_id(path, owner=False) and not Path(path).exists()
 
 

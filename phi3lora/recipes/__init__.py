@@ -41,10 +41,26 @@ def find_config(name: str) -> tuple[RunConfig, list[str]]:
     file = Path(name).expanduser()
     if name in recipes() and not file.is_file():
         return load_recipe(name)
-    if file.suffix in {".yaml", ".yml"} or file.is_file():
+    if file.suffix in {".yaml", ".yml"}:
         return RunConfig.from_yaml(file)
+    if file.is_file():
+        return _configuration(file)
     message = f"{name[:100]!r} is no YAML file and no recipe ({', '.join(recipes())})."
     raise ConfigError([Problem("", message)])
+
+
+def _configuration(file: Path) -> tuple[RunConfig, list[str]]:
+    """Of a file of another kind, which may well be data."""
+    try:
+        return RunConfig.from_yaml(file)
+    except ConfigError as error:
+        if any(problem.field for problem in error.problems):
+            raise
+        message = (
+            f"{file} is no configuration. If it is data, name a recipe and set its data: "
+            f"`pocket --set data.path={file}`."
+        )
+        raise ConfigError([Problem("", message)]) from None
 
 
 def describe(name: str) -> str:

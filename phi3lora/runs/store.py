@@ -31,7 +31,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field, ValidationError
 
 from phi3lora.config import POCKET, RunConfig, SourceConfig
-from phi3lora.errors import ConfigError, Problem, RunError
+from phi3lora.errors import ConfigError, Problem, RunError, StoredConfigError
 from phi3lora.events import Event, read_events
 from phi3lora.files import write_whole
 from phi3lora.hub.jobs import JobRequest
@@ -226,13 +226,16 @@ class Run:
 
     @cached_property
     def config(self) -> RunConfig:
-        """What it trains. Raises ConfigError where the file is missing, damaged or too old."""
+        """What it trains. Raises StoredConfigError: it is missing, damaged or too old."""
         file = self.folder / "config.yaml"
-        config = RunConfig.from_yaml(file)[0]
+        try:
+            config = RunConfig.from_yaml(file)[0]
+        except ConfigError as error:
+            raise StoredConfigError(error.problems) from None
         lines = file.read_text(encoding="utf-8").splitlines()
         begun = {line.partition(":")[0] for line in lines}
         if missing := [name for name in SECTIONS if name not in begun]:
-            raise ConfigError(
+            raise StoredConfigError(
                 [
                     Problem(
                         "",

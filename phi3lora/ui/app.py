@@ -6,12 +6,14 @@ launch(settings, host="127.0.0.1", port=7860)
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import partial
+from typing import Any
 
 import gradio as gr
 from gradio import http_server
@@ -189,6 +191,19 @@ def awake(app: Application) -> Callable[[], None]:
     return opened
 
 
+def _remember_signatures(kinds: Iterable[type]) -> None:
+    """Keep the signatures of components, which `inspect` works out of their code else.
+
+    Gradio asks for that of each component of all pages whenever one is opened, and for those that
+    a frame of an answer may change: in a crowd it was half of what its event loop did.
+    """
+    for one in {one for kind in kinds for one in kind.__mro__[:-1]}:
+        made: Any = vars(one).get("__init__")
+        while made is not None:
+            made.__signature__ = inspect.signature(made)
+            made = getattr(made, "__wrapped__", None)
+
+
 def serve(demo: gr.Blocks, app: Application, host: str, port: int | None, block: bool) -> gr.Blocks:
     """Serve pages that were built, with everything that keeps them safe and looking alike."""
     # What takes long has limits for each person of its own: none of them waits behind another's.
@@ -198,6 +213,7 @@ def serve(demo: gr.Blocks, app: Application, host: str, port: int | None, block:
     # sleep. With the default of milliseconds each spins while the training has its core.
     os.environ.setdefault("GOMP_SPINCOUNT", "30000")
     _without_waste(demo._queue)
+    _remember_signatures({type(block) for block in demo.blocks.values()})
     _without_reloading()
     rules = rules_for(app.settings, host)
     app.callers.beyond_loopback = rules.key is not None

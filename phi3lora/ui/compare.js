@@ -205,7 +205,7 @@
         field.value = kept;
         field.dispatchEvent(new Event("input", { bubbles: true }));
       }
-      if (tries && !field?.dataset.touched) setTimeout(restore, 50, tries - 1);
+      if (tries && !field?.dataset.touched) setTimeout(restore, 50, field ? tries - 1 : tries);
     };
     restore();
     document.addEventListener("input", (event) => {

@@ -19,7 +19,7 @@ from phi3lora.app.callers import Caller
 from phi3lora.app.comparing import Subject, draw_sides, draw_two, titles
 from phi3lora.app.shared import Shared, asked_of
 from phi3lora.chat.options import BOTH, Options, Pair, Side
-from phi3lora.errors import DataError, Phi3LoraError
+from phi3lora.errors import Phi3LoraError
 from phi3lora.ui.asking import Ask, Flag, Stops, another, unusual
 from phi3lora.ui.compare_opening import CompareOpening, drawn
 from phi3lora.ui.compare_parts import ASKING, RESTING, VOTES
@@ -61,7 +61,7 @@ class ComparePage(CompareOpening):
         """Both answers as they grow, beside each other."""
         ask = Ask.sent(values, self.sampling)
         if not ask.message.strip():
-            raise DataError("Type a question first.")
+            raise Phi3LoraError("Type a question first.")
         try:
             caller = self.app.callers.caller(session_of(request))
             chosen, against, third = self._chosen(ask.adapter, ask.against, ask.third, request)
@@ -246,7 +246,13 @@ class ComparePage(CompareOpening):
     def on_adapter(
         self, chosen: str, against: str, third: str, before: Talk, request: gr.Request
     ) -> list[Any]:
-        """Something else to compare: a conversation of its own; the one before comes back."""
+        """Something else to compare: a conversation of its own; the one before comes back.
+
+        Gradio's lists tell of a choice twice, and again whenever they are left: what is compared
+        already changes nothing.
+        """
+        if (chosen, against, third) == (before.adapter, before.against, before.third):
+            return [gr.skip()] * len(self.changing)
         self.stops.leave(str(request.session_hash))
         caller = self._caller(request)
         talk = self._first(Talk(chosen, against=against, third=third), caller)
@@ -271,7 +277,7 @@ class ComparePage(CompareOpening):
         """Count a vote and show which was which."""
         turn = talk.last
         if turn is None or not turn.sides.pair or label not in VOTES:
-            raise DataError("Ask both something first.")
+            raise Phi3LoraError("Ask both something first.")
         left, right = (_talked(talk, side) for side in turn.sides.order)
         vote = self.app.voting.cast(
             turn.adapter or chosen,
@@ -319,7 +325,7 @@ class ComparePage(CompareOpening):
             [subject.input for subject in subjects],
             self.on_adapter,
             [*subjects, self.talk],
-            [*facts, *places, self.before, self.undo, self.message],
+            self.changing,
             **quiet,
         )
         restored = self.undo.click(

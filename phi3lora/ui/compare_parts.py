@@ -202,6 +202,12 @@ class CompareParts:
         return [self.past, self.now, self.talk, self.kept]
 
     @property
+    def changing(self) -> list[Any]:
+        """What another choice of what to compare changes."""
+        facts = [self.suggestions, self.tally]
+        return [*facts, *self.conversation, self.vote_row, self.before, self.undo, self.message]
+
+    @property
     def answering(self) -> list[Any]:
         """What an answer changes."""
         conversation = [self.message, *self.conversation]

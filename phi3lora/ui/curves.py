@@ -32,7 +32,7 @@ TOOLS = """
   <label><input type="checkbox" name="late"> Last 90 %</label>
   <label>Smoothing
     <input type="range" name="smooth" min="0" max="0.98" step="0.02" value="0"></label>
-  <label>Over <select name="axis"><option value="step">steps</option>
+  <label>Over <select name="axis" data-say><option value="step">steps</option>
     <option value="time">time</option></select></label>
   <span class="chart-buttons">
     <button type="button" class="chip whole" name="whole">Whole curve</button>

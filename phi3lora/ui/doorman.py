@@ -8,16 +8,19 @@ turns into the app as soon as that answers. Nothing here reads what a request as
 
 from __future__ import annotations
 
+import errno
+import os
 import socketserver
 import threading
 
+from phi3lora.errors import ConfigError, Problem
 from phi3lora.importing import heavy_imports
 from phi3lora.settings import Settings
 from phi3lora.ui.languages import language_of
 from phi3lora.ui.quick_start import without_stubs
 from phi3lora.ui.skeleton import waiting_page
 
-PORT = 7860  # Gradio's first one
+PORT = 7860  # Gradio's first one, where its variable names no other
 LONGEST_REQUEST = 16_384  # bytes
 PATIENCE = 2.0  # seconds for a request to arrive whole
 
@@ -55,14 +58,10 @@ class _Server(socketserver.ThreadingTCPServer):
 
 
 class Doorman:
-    """Listens until it leaves; where the port is taken, the app itself says so later."""
+    """Listens until it leaves. Raises OSError or OverflowError where that cannot be."""
 
     def __init__(self, host: str, port: int) -> None:
-        try:
-            self._server: _Server | None = _Server((host, port), _Answer)
-        except OSError:
-            self._server = None
-            return
+        self._server: _Server | None = _Server((host, port), _Answer)
         threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
 
     def leave(self) -> None:
@@ -76,9 +75,23 @@ class Doorman:
 def launch_soon(settings: Settings, host: str, port: int | None) -> None:
     """Serve until interrupted; a browser that comes before the app is ready sees what will come.
 
-    On a Space the platform waits for the app itself, with a page of its own.
+    On a Space the platform waits for the app itself, with a page of its own. Without a port it is
+    Gradio's first one that is free. Raises ConfigError where nothing can listen there.
     """
-    doorman = None if settings.on_space else Doorman(host, port or PORT)
+    doorman = None if settings.on_space else _standing(host, port)
     with heavy_imports(), without_stubs():
         from phi3lora.ui.app import launch
     launch(settings, host, port, ready=doorman.leave if doorman else lambda: None)
+
+
+def _standing(host: str, port: int | None) -> Doorman | None:
+    """None where another program has Gradio's first port: the app takes one of the next."""
+    first = port or int(os.environ.get("GRADIO_SERVER_PORT", PORT))
+    try:
+        return Doorman(host, first)
+    except (OSError, OverflowError) as error:
+        if port is None and getattr(error, "errno", None) == errno.EADDRINUSE:
+            return None
+        reason = getattr(error, "strerror", None) or error
+        message = f"nothing can listen on {host}:{first} ({reason}); choose another host or port."
+        raise ConfigError([Problem("--port", message)]) from None

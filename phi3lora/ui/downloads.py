@@ -28,7 +28,7 @@ RESULTS: tuple[Take, ...] = ("adapter", "gguf-adapter")
 HERE: tuple[Take, ...] = ("merged", "gguf", "onnx")
 ALWAYS: tuple[Take, ...] = ("script", "notebook", "log")
 OTHERS = {"adapter": "Adapter, for PEFT (.zip)", "log": "Log (.txt)"}  # no form of an export
-SAVE = "() => setTimeout(() => document.querySelector('#download')?.click(), 300)"
+SAVE = "() => window.phi3lora.save('#download')"
 
 
 def menu(run: Run, usable: bool, on_space: bool) -> str:

@@ -8,6 +8,7 @@
   // Names in braces that stand for a number; the others stand for words.
   const NUMBERS = new Set(["number", "total", "place", "share", "epochs", "rank", "rate", "rows", "tokens"]);
   const ATTRIBUTES = ["placeholder", "aria-label", "title"];
+  const LABELS = ["data-of"];  // of a cell, where a phone shows a table without its head
   const INLINE = new Set(["A", "B", "STRONG", "Q", "CODE"]);
   const LEAST = 4;  // letters by which a pattern is known, whatever is filled in
   const MOST = 5000;  // texts that are remembered
@@ -79,16 +80,17 @@
   }
   // A text with the spaces around it; cards are several lines, lines of facts have parts.
   function say(text) {
-    const whole = text.trim();
+    const whole = text.trim(), inOne = whole.replace(/\s+/g, " ");
     if (!whole) return text;
-    if (words[whole]) return text.replace(whole, () => words[whole]);
+    if (words[inOne]) return text.replace(whole, () => words[inOne]);
     return text.split(/(\n| · )/).map((part) => part.replace(part.trim(), (one) => line(one))).join("");
   }
 
   function sayNode(node) {
     if (made.get(node) === node.data || !/\p{L}/u.test(node.data)) return;
     const parent = node.parentElement;
-    if (parent?.closest(RAW) && !parent.matches(".prose summary, pre :is(.spoken, .cut, .ours)")) return;
+    const ours = ".prose summary, pre :is(.spoken, .cut, .ours), [data-say], [data-say] option";
+    if (parent?.closest(RAW) && !parent.matches(ours)) return;
     const said = say(node.data);
     made.set(node, said);
     if (said !== node.data) node.data = said;
@@ -116,7 +118,7 @@
     [element, ...inner].forEach((one) => one.childNodes.forEach((node) => made.set(node, node.data)));
   }
   function sayElement(element) {
-    for (const name of ATTRIBUTES) {
+    for (const name of element.nodeName === "TD" ? LABELS : ATTRIBUTES) {
       const now = element.getAttribute(name);
       const said = now && say(now);
       if (now && said !== now) element.setAttribute(name, said);

@@ -27,11 +27,18 @@ window.phi3lora = {
       return seen;  // the app is restarting; ask again later
     }
   },
-  // What a click opened has the focus, as soon as it is drawn.
-  focus(selector, tries = 60) {
-    const field = document.querySelector(selector);
-    if (field && field.offsetParent) field.focus();
-    else if (tries) requestAnimationFrame(() => this.focus(selector, tries - 1));
+  // Do something with what a click brings, as soon as it is drawn: on a slow machine seconds later.
+  whenDrawn(selector, act, tries = 600) {
+    const found = document.querySelector(selector);
+    if (found?.getClientRects().length) act(found);
+    else if (tries) setTimeout(() => this.whenDrawn(selector, act, tries - 1), 50);
+  },
+  focus(selector) {
+    this.whenDrawn(selector, (field) => field.focus());
+  },
+  // Save the file that was just made. Gradio's button for it is drawn after its script has come.
+  save(selector) {
+    this.whenDrawn(selector, (button) => button.click());
   },
   // Show the chosen run in the address, so that a refresh and a shared link find it again. What a
   // page chose by itself replaces the address: the way back leads to where one came from.

@@ -241,13 +241,6 @@
     fresh();
   };
 
-  // What a click opens comes a moment later.
-  phi3lora.focusWhenThere = (block, tries = 20) => {
-    const field = document.querySelector(`${block} :is(input, textarea)`);
-    if (field?.offsetParent) field.focus();
-    else if (tries) setTimeout(phi3lora.focusWhenThere, 50, block, tries - 1);
-  };
-
   const isDrawn = (element) => Boolean(element?.getClientRects().length);
 
   // A column of Gradio's as a dialog: named, closed by Escape, and the only place Tab goes to.

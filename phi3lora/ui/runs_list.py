@@ -18,7 +18,7 @@ KNOWN = 30  # runs at the list's head that say their loss: each one's events are
 SEARCH = """
 <div class="list-head"><h2 class="list-title">Runs</h2>
 <input type="search" id="run-search" placeholder="Search" aria-label="Search runs">
-<select id="run-order" aria-label="Order of the runs"><option value="">Newest</option>
+<select id="run-order" data-say aria-label="Order of the runs"><option value="">Newest</option>
 <option value="loss">Lowest loss</option><option value="title">Title</option>
 <option value="status">Status</option><option value="base">Base</option>
 <option value="size">Smallest</option><option value="time">Shortest</option></select></div>

@@ -33,7 +33,7 @@ PULSE = "(seen, run) => window.phi3lora.pulse(seen, run)"
 REMEMBER = "(run) => { window.phi3lora.remember('run', run); return run; }"
 NAME = "(run) => { window.phi3lora.remember('run', run, false); return run; }"
 OPEN_COMPARE = "(run) => { window.location.href = 'compare?adapter=' + encodeURIComponent(run); }"
-FOCUS_TITLE = "() => window.phi3lora.focusWhenThere('#new-title')"
+FOCUS_TITLE = "() => window.phi3lora.focus('#new-title :is(input, textarea)')"
 EMPTY = (
     *("live", "again", "menu", "more", "loss", "reward", "rate", "speed", "memory", "tracker"),
     *("samples", "report", "log", "config"),

@@ -89,15 +89,18 @@ def chosen_rows(report: dict[str, Any]) -> str:
 
 
 def comparison_table(comparisons: list[dict[str, Any]]) -> str:
-    """A row for each figure: base, tuned, difference with its interval."""
+    """A row for each figure: base, tuned, difference with its interval.
+
+    A figure of which neither more nor less is better, such as a length, has no verdict.
+    """
     rows = [
         (
-            str(item["title"]),
+            show.said(item["title"]),
             words.figure(item["base"]),
             words.figure(item["tuned"]),
             words.signed(item["difference"]),
             f"{words.signed(item['low'])} to {words.signed(item['high'])}",
-            item["verdict"],
+            "–" if item.get("more_is_better", True) is None else show.said(item["verdict"]),
         )
         for item in comparisons
     ]

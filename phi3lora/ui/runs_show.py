@@ -241,12 +241,13 @@ def announcement(
     run: Run, status: str, view: RunView, position: int | None, report: dict[str, Any] | None
 ) -> str:
     """What is read aloud when it changes: each tenth of the way, the end, the verdict."""
+    name = f'<span class="run-name">{show.text(run.title)}</span>'
     if status == "running":
         at = progress(run, status, view, position)
         tenth = f", {int(10 * at.fraction) * 10} %" if at.fraction else ""
-        return f"{show.text(run.title)}: {at.doing.partition(',')[0].lower()}{tenth}"
-    words_of = f" {verdict_words(report)}." if report and status == "finished" else ""
-    return f"{show.text(run.title)}: {status}.{words_of}"
+        return f"{name}: <span>{at.doing.partition(',')[0].lower()}</span>{tenth}"
+    known = f" <span>{verdict_words(report)}</span>." if report and status == "finished" else ""
+    return f"{name}: <span>{status}</span>.{known}"
 
 
 def subtitle(run: Run, view: RunView) -> str:

@@ -15,7 +15,7 @@ def samples(told: list[Answered]) -> str:
         return ""
     prompts = [(row.prompt, row.expected) for row in told[-1].rows]
     tables = "".join(_table(place, *asked, told) for place, asked in enumerate(prompts))
-    return f"{show.heading('Answers by now', 'To held-out prompts, at each evaluation.')}{tables}"
+    return f"{show.heading('Sample answers', 'To held-out prompts, at each evaluation.')}{tables}"
 
 
 def _table(place: int, prompt: str, expected: str, told: list[Answered]) -> str:

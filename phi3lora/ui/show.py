@@ -20,6 +20,11 @@ class Html(str):
     """Text that is HTML already, where a table has buttons among its cells."""
 
 
+def said(words: object) -> Html:
+    """Our own words in a place that is left as it is otherwise, to be said in every language."""
+    return Html(f"<span data-say>{text(words)}</span>")
+
+
 def text(value: object) -> str:
     """Escaped for HTML, text and attributes alike."""
     return html.escape(str(value), quote=True)

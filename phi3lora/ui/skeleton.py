@@ -15,7 +15,7 @@ from phi3lora.ui.languages import words_of
 
 FILE = Path(__file__).with_name("skeleton.html")
 SAID = re.compile(r">([^<>{}]+)<")
-STARTING = "The app is starting; the form is here in a few seconds."
+STARTING = "The app is starting; the page is here in a few seconds."
 WAITING = """<!doctype html>
 <html lang="{language}"><head><meta charset="utf-8"><title>Train · phi3lora</title>
 <meta name="viewport" content="width=device-width, initial-scale=1">

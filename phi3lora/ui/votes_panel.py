@@ -25,7 +25,7 @@ from phi3lora.ui import show
 from phi3lora.ui.sessions import session_of
 from phi3lora.ui.widgets import shown
 
-SAVE = "() => setTimeout(() => document.querySelector('#votes-file')?.click(), 300)"
+SAVE = "() => window.phi3lora.save('#votes-file')"
 TRAIN = "(name) => { window.location.href = './?votes=' + encodeURIComponent(name); }"
 FILE = "votes.jsonl"
 

@@ -32,6 +32,7 @@ from phi3lora.app.callers import Callers
 from phi3lora.app.uploads import NO_ROOM, has_room
 from phi3lora.ui.frame import PICTURE, Frame, Preview
 from phi3lora.ui.guard import UPLOAD, read_body, refuse, replay
+from phi3lora.ui.owners import CALLS, Owners
 from phi3lora.ui.picture import picture
 from phi3lora.ui.senders import Turns
 from phi3lora.ui.sessions import BROWSER, page_account, page_token, session_of, session_token
@@ -40,13 +41,13 @@ Pulse = Callable[[Request], str]
 UnderWay = Callable[[], Iterable[HTTPConnection]]
 FRESH = 0.8  # seconds for which an answer serves everybody who asks the same
 KEPT = 1024
-CALLS = "/gradio_api/"
 FILE = "/gradio_api/file"
 HOUR = 3600.0
 HOURLY_BYTES = 4 * 2**30  # that one visitor of a Space may upload within an hour
 LONG = ("/v1/", "/gradio_api/mcp")  # answers to programs
 MOST_CALLS = 16  # of one sender on a Space that are worked on or wait; a page makes a few
 REMEMBERED = 10_000  # uploads whose owner is known
+OTHERS = "This page was opened under another sign-in. Load it again."
 
 
 class BrowserCookie:
@@ -113,7 +114,7 @@ def without_browser(scope: Scope) -> Scope:
 
 
 class Visits:
-    """What depends on who asks: signing out, uploads and their files, and turns.
+    """What depends on who asks: signing out, sessions, uploads and their files, and turns.
 
     Args:
         under_way: requests whose calls have not ended.
@@ -122,6 +123,7 @@ class Visits:
     def __init__(self, app: ASGIApp, callers: Callers, under_way: UnderWay = tuple) -> None:
         self.app, self.callers, self._under_way = app, callers, under_way
         self._turns = Turns()
+        self._begun = Owners()
         self._owners: OrderedDict[str, set[str]] = OrderedDict()  # of an upload, by its path
         self._sizes: dict[str, list[tuple[float, int]]] = {}  # (when, bytes) by visitor
         self._coming = 0  # bytes of uploads that have begun
@@ -140,6 +142,10 @@ class Visits:
             await refuse("This file was uploaded by somebody else.")(scope, receive, send)
         elif path.startswith(CALLS) and scope["method"] == "POST":
             await self._call(connection, receive, send)
+        elif path.startswith(CALLS) and not self._begun.admit(
+            connection, None, visitor_of(connection)
+        ):
+            await refuse(OTHERS)(scope, receive, send)
         else:
             await self._in_turn(connection, receive, send)
 
@@ -204,6 +210,9 @@ class Visits:
     async def _call(self, connection: HTTPConnection, receive: Receive, send: Send) -> None:
         """Pass a handler's call on, unless it names a file that its sender has not uploaded."""
         body, who = await read_body(receive), visitor_of(connection)
+        if not self._begun.admit(connection, body, who):
+            await refuse(OTHERS)(connection.scope, receive, send)
+            return
         if any(who not in self._owners.get(settled(path), ()) for path in files_in(body or b"")):
             answer = refuse("A file is named that was not uploaded in this session; drop it again.")
             await answer(connection.scope, receive, send)
@@ -213,7 +222,7 @@ class Visits:
             await JSONResponse({"detail": told}, 503)(connection.scope, receive, send)
             return
         again = receive if body is None else replay(body, receive)
-        await self._in_turn(connection, again, send)
+        await self._in_turn(connection, again, self._begun.noting(send, who))
 
     def _calls_of(self, who: str) -> int:
         return sum(sender(request) == who for request in self._under_way())

@@ -25,6 +25,7 @@ from phi3lora.errors import (
     ModelError,
     Phi3LoraError,
     RunError,
+    StoredConfigError,
     UnexpectedError,
 )
 from phi3lora.strict_yaml import shorten
@@ -33,6 +34,7 @@ from phi3lora.ui import form
 Handler = TypeVar("Handler", bound=Callable[..., Any])
 # What stands over a message, by what went wrong; the first that fits.
 TITLES: dict[type[Phi3LoraError], str] = {
+    StoredConfigError: "The run",
     ConfigError: "Check the form",
     DataError: "Check the data",
     ModelError: "The base model",

@@ -4,6 +4,9 @@ python -m tests.attacks [--short] [--only secrets,crowds:queue] [--write]
 
     with --write the rows of the classes that were tried are replaced in docs/security.md;
     crowds:queue tries of the measured attacks of a class those with "queue" in their name
+
+All of it takes half an hour on two cores with nothing else to do: isolation, crowds, bombs and
+launches three to five minutes each, every other class less.
 """
 
 from __future__ import annotations

@@ -20,11 +20,12 @@ from phi3lora.app.callers import Caller
 from phi3lora.app.helper import environment
 from phi3lora.config import RunConfig
 from phi3lora.runs.permission import check_paths
-from phi3lora.ui.markdown import rendered
 from tests import stage
 from tests.attacks.exhausting import bombs, crowds, launches, uploads
+from tests.attacks.filed import brought
 from tests.attacks.followed import OWNERS, TOKEN, followed
 from tests.attacks.ground import Ground, Try, faults, refused
+from tests.attacks.marked import markup
 from tests.attacks.pickled import pickles
 from tests.attacks.programs import programs
 from tests.test_ownership import QUESTIONS, SECRET, anns, arguments, ask, clicked, snapshot
@@ -145,6 +146,10 @@ def isolation(ground: Ground) -> Iterator[Try]:
         fine = SECRET not in said and "root:x" not in said and not failed
         yield Try(f"{named(fn)} with {value!r} {failed[:1]}", fine)
     yield from _routes(ground, runs)
+    yield from _sessions(ground)
+    asked = ground.app.comparing.engine().asked  # type: ignore[attr-defined]
+    if ground.full:
+        yield Try(f"{asked} questions came as far as the chat", asked > 0)
     yield Try("nothing of ann's has changed", snapshot(runs) == before)
 
 
@@ -213,6 +218,44 @@ def _routes(ground: Ground, runs: list[Any]) -> Iterator[Try]:
             yield Try(f"{method} {path} is closed, or known to be open", listed)
 
 
+def _sessions(ground: Ground) -> Iterator[Try]:
+    """Ann's session, and an event of hers, named by another and by nobody."""
+    shows = next(fn for fn in ground.demo.fns.values() if named(fn) == "on_show")
+    run, hers = anns(ground.app.launching.store)[2].id, "the-session-of-ann"
+    call: dict[str, Any] = {"fn_index": shows._id, "data": [run], "session_hash": hers}
+    join, json_ = "/gradio_api/queue/join", {"content_type": "application/json"}
+
+    def send(path: str, body: dict[str, Any], who: str) -> tuple[int, bytes]:
+        status, _, said = ground.ask(
+            "POST", path, json.dumps(body).encode(), x_visitor=who, **json_
+        )
+        return status, said
+
+    event = json.loads(send(join, call, "ann")[1])["event_id"]
+    named_ = {"session_hash": hers, "event_id": event, "fn_index": shows._id}
+    asked: list[tuple[str, dict[str, Any] | None]] = [
+        (f"/gradio_api/queue/data?session_hash={hers}", None),
+        (f"/gradio_api/queue/data?session_hash=x&session_hash={hers}", None),
+        (f"/gradio_api/heartbeat/{hers}", None),
+        (f"/gradio_api/call/ask/{event}", None),
+        (f"/gradio_api/call/v2/ask/{event}", None),
+        (join, call),
+        (f"{join}?session_hash={hers}", {**call, "session_hash": "x"}),
+        ("/gradio_api/cancel", named_),
+        ("/gradio_api/cancel", {**named_, "session_hash": "x"}),
+        ("/gradio_api/reset", {"event_id": event}),
+        ("/gradio_api/component_server", {**named_, "component_id": 1, "fn_name": "x", "data": 1}),
+    ]
+    for (path, body), who in itertools.product(asked, ("eve", "")):
+        if body is None:
+            status, _, _ = ground.ask("GET", path, x_visitor=who)
+        else:
+            status, _ = send(path, body, who)
+        yield Try(f"{path} of ann's session by {who or 'nobody'}: {status}", status in (403, 404))
+    said = ground.stream("GET", f"/gradio_api/queue/data?session_hash={hers}", b"", x_visitor="ann")
+    yield Try("ann hears her own answer all the same", SECRET.encode() in said)
+
+
 def spelled(path: str) -> list[str]:
     """One file's path in many spellings."""
     up = "../" * 12
@@ -246,7 +289,7 @@ def spelled(path: str) -> list[str]:
 
 
 def files(ground: Ground) -> Iterator[Try]:
-    """Paths in every field that names data, a base or an adapter; and in addresses of files."""
+    """Paths in every field and address, in restored runs, cards, archives and tokenizers."""
     mine = ground.app.settings.uploads("eve")
     mine.mkdir(parents=True, exist_ok=True)
     for name, target in (("link.jsonl", "/etc/passwd"), ("env.jsonl", "/proc/self/environ")):
@@ -263,14 +306,15 @@ def files(ground: Ground) -> Iterator[Try]:
         yield Try(f"adapter {path!r}", adapter)
         status, _, body = ground.ask("GET", f"/gradio_api/file={escape(path)}", x_visitor="eve")
         yield Try(f"file={path!r}", status != 200 and b"root:x" not in body)
+    yield from brought(ground, paths)
 
 
-def start(ground: Ground, field: str, path: str) -> None:
+def start(ground: Ground, field: str, path: Any) -> None:
     """As a visitor would begin a run; nothing is fetched."""
     config = RunConfig().with_values({field: path})
     check_paths(config, "eve", ground.app.settings)
     ground.app.launching.preflight(config, EVE)
-    if not path.startswith("example:"):
+    if not str(path).startswith("example:"):
         return
     from phi3lora.data.sources import open_source
 
@@ -295,6 +339,9 @@ def addresses(ground: Ground) -> Iterator[Try]:
                 held = refused(lambda f=field, p=path: start(ground, f, p))
             yield Try(f"{field} {path}", held and not asked)
         with watched() as asked:
+            held = refused(lambda p=path: start(ground, "data.more", [{"path": p}]))
+        yield Try(f"data.more {path}", held and not asked)
+        with watched() as asked:
             held = refused(lambda p=path: ground.app.comparing.subject(p, EVE))
         yield Try(f"adapter {path}", held and not asked)
         status, _, _ = ground.ask("GET", f"/gradio_api/file={path}")
@@ -314,66 +361,6 @@ def watched() -> Iterator[list[Any]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(socket.socket, "connect", noting)
         yield asked
-
-
-MARKUP = [
-    '<script>window.evil = "made"</script>',
-    '<img src="https://outside.example/x.png" onerror="window.evil = 1">',
-    '<form id="evil" action="https://outside.example"><input name="hf"></form>',
-    '<style>body { display: none }</style><b id="evil">bold</b>',
-    "![](https://outside.example/y.png) [x](javascript:window.evil=2)",
-    '<iframe src="https://outside.example"></iframe><svg onload="window.evil=3">',
-    "<a href='//outside.example' id=evil>x</a>&lt;b id=evil&gt;",
-    '"><b id=evil autofocus onfocus=window.evil=4>',
-]
-
-
-def markup(ground: Ground) -> Iterator[Try]:
-    """Texts of strangers as a page shows them: nothing of them becomes an element or a request."""
-    for text in MARKUP:
-        tags = set(re.findall(r"<\s*/?\s*([^\s/>]+)", rendered(text)))
-        yield Try(f"chat {text} {tags}", tags <= {"p", "code", "em", "strong"})
-    if ground.full:
-        yield from in_chromium(ground)
-
-
-def in_chromium(ground: Ground) -> Iterator[Try]:
-    """Answers, titles and prompts in a real browser."""
-    from phi3lora.chat.options import Pair
-    from tests.test_browser import find_chromium
-
-    found = find_chromium()
-    if found is None:
-        return
-    from playwright.sync_api import sync_playwright
-
-    evil = "\n".join(MARKUP)
-    run = stage.finished(ground.app.launching.store)
-    state = run.state.model_copy(update={"owner": "eve", "title": evil})
-    (run.folder / "state.json").write_text(state.model_dump_json())
-    sent: list[str] = []
-    with sync_playwright() as playwright, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            "tests.test_ownership.Silent.reply",
-            lambda *_, **__: iter([Pair(evil, evil, True, True, True, True, 3, 3)]),
-        )
-        browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
-        page = browser.new_context(extra_http_headers={"x-visitor": "eve"}).new_page()
-        page.set_default_timeout(120_000)
-        page.on("request", lambda request: sent.append(request.url))
-        for path in ("runs?run=" + run.id, "compare", "runs"):
-            page.goto(f"{ground.address}/{path}")
-            page.locator(".page").first.wait_for()
-            page.wait_for_timeout(2_000)  # an open stream keeps the network from ever being idle
-            if path == "compare":
-                page.fill("#message textarea", evil)
-                page.press("#message textarea", "Enter")
-                page.get_by_text("window.evil").first.wait_for()
-            made = page.evaluate("[document.querySelectorAll('#evil').length, window.evil ?? 0]")
-            yield Try(f"{path.split('?')[0]}: no element, no script", made == [0, 0])
-        outside = [url for url in sent if not url.startswith((ground.address, "data:", "blob:"))]
-        yield Try(f"no request leaves the page {outside[:1]}", not outside)
-        browser.close()
 
 
 def origin(ground: Ground) -> Iterator[Try]:

@@ -35,6 +35,8 @@ PATIENCE = 3.0  # seconds that another visitor waits for a first page, and for a
 SLOWER = 3.0  # times what it took just before, where the machine is busy with something else
 # Two helpers at their bound, beside the app itself and workers that wait for their turn.
 MOST_MEMORY = WORKERS * (OF_STRANGERS.bytes or 0) + 4 * GIB
+LONGEST_ATTACK = 100.0  # seconds for which previews and launches are begun
+BOMBS_READ = 5  # of those that are looked at beside ann
 CROWD, LOOKS, LAUNCHES, CHATS, STREAMS = 200, 200, 1000, 50, 60
 SMALL_DISK = 512 * MIB
 LONGEST = int(
@@ -53,7 +55,7 @@ def bombs(ground: Ground) -> Iterator[Try]:
     yield from _talk()
     yield from _bombs(ground)
     if ground.full:
-        yield from _beside_another(ground, LOOKING)
+        yield from _beside_another(ground, LOOKING, _lay_bombs)
 
 
 def crowds(ground: Ground) -> Iterator[Try]:
@@ -64,7 +66,7 @@ def crowds(ground: Ground) -> Iterator[Try]:
 
 
 def launches(ground: Ground) -> Iterator[Try]:
-    """A thousand launches by one visitor: a few runs, and others wait 3 s at most."""
+    """A thousand launches by one visitor, or those of 100 s: few runs, others wait 3 s at most."""
     yield from _beside_another(ground, LAUNCHING)
 
 
@@ -167,25 +169,36 @@ FEW_BOMBS = ("JSONL, a line of 1 GB", "a million columns", "deep JSONL")
 
 
 def _bombs(ground: Ground) -> Iterator[Try]:
-    """Each read in a helper as a stranger's: an answer in words, and the memory it may take."""
+    """Each read in a helper as a stranger's: an answer in words, and the memory it may take.
+
+    Two at a time, of two strangers.
+    """
     settings = Settings(ground.folder / "bombs", space_id="ann/space")
     mine = settings.uploads("eve")
     mine.mkdir(parents=True, exist_ok=True)
     pool = PreflightPool(settings)
     try:
-        for name in BOMBS if ground.full else FEW_BOMBS:
-            config = RunConfig().with_values(
-                {"data.path": str(BOMBS[name](mine)), "model.path": "pocket", "data.max_rows": 50}
-            )
-            most, ended = _read(pool, config)
-            fine = ended and most <= (OF_STRANGERS.bytes or 0) + GIB
-            yield Try(f"{name}: {most / GIB:.1f} GB, {ended}", bool(fine))
+        names = list(BOMBS) if ground.full else FEW_BOMBS
+        values = {"model.path": "pocket", "data.max_rows": 50}
+        configs = [
+            RunConfig().with_values({"data.path": str(BOMBS[name](mine)), **values})
+            for name in names
+        ]
+        with ThreadPoolExecutor(WORKERS) as two:
+            asked = [
+                two.submit(_read, pool, config, f"eve{number}")
+                for number, config in enumerate(configs)
+            ]
+            for name, one in zip(names, asked, strict=True):
+                most, ended = one.result()
+                fine = ended and most <= (OF_STRANGERS.bytes or 0) + GIB
+                yield Try(f"{name}: {most / GIB:.1f} GB, {ended}", bool(fine))
     finally:
         pool.close()
 
 
-def _read(pool: PreflightPool, config: RunConfig) -> tuple[int, str]:
-    """The most bytes that helpers held, and how it ended; empty where not in words."""
+def _read(pool: PreflightPool, config: RunConfig, who: str) -> tuple[int, str]:
+    """The most bytes that a helper held meanwhile, and how it ended; empty where not in words."""
     most, done = 0, threading.Event()
 
     def look() -> None:
@@ -196,7 +209,7 @@ def _read(pool: PreflightPool, config: RunConfig) -> tuple[int, str]:
     looking = threading.Thread(target=look, daemon=True)
     looking.start()
     try:
-        found = pool.preflight(config, person="eve")
+        found = pool.preflight(config, person=who)
     except Phi3LoraError as error:
         return most, str(error)
     finally:
@@ -237,14 +250,15 @@ def slow_reader(port: int, stack: ExitStack) -> None:
 # Beside another visitor: the app in a process of its own, and a clock
 
 
-def _beside_another(ground: Ground, attacks: dict[str, Attack]) -> Iterator[Try]:
-    """Each attack on an app of its own."""
+def _beside_another(
+    ground: Ground, attacks: dict[str, Attack], lay: Callable[[Path], object] = lambda home: None
+) -> Iterator[Try]:
+    """Each attack on an app of its own, with what it `lay`s into the app's folder before."""
     for name, attack in ((name, one) for name, one in attacks.items() if ground.part in name):
-        with (
-            tempfile.TemporaryDirectory(prefix="attacks-") as folder,
-            served(Path(folder), PHI3LORA_ATTACKED="1") as space,
-        ):
-            yield from _measured(space, name, attack)
+        with tempfile.TemporaryDirectory(prefix="attacks-") as folder:
+            lay(Path(folder))
+            with served(Path(folder), PHI3LORA_ATTACKED="1") as space:
+                yield from _measured(space, name, attack)
 
 
 def _measured(space: Space, name: str, attack: Attack) -> Iterator[Try]:
@@ -347,23 +361,42 @@ def unread(port: int, stack: ExitStack, path: str, body: Any, who: str) -> socke
     return one
 
 
-def _looks(space: Space, over: threading.Event) -> str:
-    """Previews of bombs, eight at a time, until ann has been looked at long enough."""
-    mine = Settings(space.home / "space").uploads("eve")
+def _lay_bombs(home: Path) -> None:
+    mine = Settings(home / "space").uploads("eve")
     mine.mkdir(parents=True)
-    bombs = itertools.islice(itertools.cycle([make(mine) for make in BOMBS.values()]), LOOKS)
+    for make in BOMBS.values():
+        make(mine)
 
-    def look(bomb: Path) -> str:
-        if over.is_set():
-            return ""
-        return space.call("on_preflight", "eve", field_data_path=str(bomb))
+
+def _looks(space: Space, over: threading.Event) -> str:
+    """Previews of bombs, eight at a time, most of them refused, until several bombs were read.
+
+    The bombs lie there before: writing them takes longer than ann's first answers.
+    """
+    bombs = sorted(Settings(space.home / "space").uploads("eve").iterdir())
+    bombs.sort(key=lambda bomb: bomb.suffix == ".parquet")  # these take all of their 60 s
+    said: list[str] = []
+    read: set[Path] = set()
+    end = time.monotonic() + LONGEST_ATTACK
+
+    def looks(number: int) -> None:
+        while time.monotonic() < end:
+            if len(said) >= LOOKS and over.is_set() and len(read) >= BOMBS_READ:
+                return
+            left = [bomb for bomb in bombs if bomb not in read] or bombs
+            bomb = left[number % len(left)]
+            one = space.call("on_preflight", "eve", field_data_path=str(bomb))
+            said.append(one)
+            if not any(words in one for words in REFUSED):
+                read.add(bomb)
 
     with ThreadPoolExecutor(8) as pool:
-        said = [one for one in pool.map(look, bombs) if one]
+        list(pool.map(looks, range(8)))
     wrong = [one[-300:] for one in said if '"success":true' not in one]
-    if len(said) < 2 * len(BOMBS):
-        return f"{len(said)} previews were made"
-    return f"{len(wrong)} of {len(said)} previews failed: {wrong[0]}" if wrong else ""
+    if wrong:
+        return f"{len(wrong)} of {len(said)} previews failed: {wrong[0]}"
+    few = len(said) < LOOKS / 4 or len(read) < BOMBS_READ  # who asks so often is let wait
+    return f"{len(said)} previews, {len(read)} of {len(bombs)} bombs read" if few else ""
 
 
 def _chats(space: Space, over: threading.Event) -> str:
@@ -387,13 +420,22 @@ def _chats(space: Space, over: threading.Event) -> str:
 
 
 def _launches(space: Space, over: threading.Event) -> str:
+    """Eight at a time, as many as the app takes of one visitor, whom it lets wait ever longer."""
+    end = time.monotonic() + LONGEST_ATTACK
+
+    def launches(_: int) -> str:
+        return launch(space, "eve") if time.monotonic() < end else ""
+
     with ThreadPoolExecutor(8) as pool:
-        said = list(pool.map(lambda _: launch(space, "eve"), range(LAUNCHES)))
+        said = [one for one in pool.map(launches, range(LAUNCHES)) if one]
     runs = [path for path in (space.home / "space" / "runs").iterdir() if path.is_dir()]
     begun = sum('"success":true' in one for one in said)
     refused = sum(any(words in one for words in REFUSED) for one in said)
-    few = 0 < len(runs) <= 20 and begun == len(runs) and begun + refused == LAUNCHES
-    return "" if few else f"of {LAUNCHES} {begun} began, {refused} were refused, {len(runs)} remain"
+    few = (
+        0 < len(runs) <= 20 and begun == len(runs) and begun + refused == len(said) > LAUNCHES / 10
+    )
+    told = f"of {len(said)} {begun} began, {refused} were refused, {len(runs)} remain"
+    return "" if few else told
 
 
 def launch(space: Space, who: str) -> str:

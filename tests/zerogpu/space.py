@@ -5,15 +5,12 @@ from __future__ import annotations
 import base64
 import json
 import os
-import socket
-import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.serving import free_port, program
 from tests.zerogpu.scheduler import LoopbackScheduler
 
 REPOSITORY = Path(__file__).parents[2]
@@ -27,9 +24,7 @@ def space(
     main: str = "import app; app.main()",
 ) -> Iterator[str]:
     """The running app's address; it ends with the block. `main` is what its app.py does."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port = one.getsockname()[1]
+    port = free_port()
     environ = {
         **os.environ,
         "SPACES_ZERO_GPU": "true",
@@ -40,30 +35,10 @@ def space(
     environ["GRADIO_SERVER_PORT"] = str(port)
     start = f"from tests.zerogpu.pretend import pretend; pretend(); {main}"
     command = [sys.executable, "-c", start, "--host", "127.0.0.1", "--port", str(port)]
-    process = subprocess.Popen(command, env=environ, cwd=REPOSITORY)
     address = f"http://127.0.0.1:{port}"
-    try:
-        _await(address, process)
+    home.mkdir(parents=True, exist_ok=True)
+    with program(command, address, home / "app.log", cwd=REPOSITORY, env=environ):
         yield address
-    finally:
-        process.terminate()
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
-def _await(address: str, process: subprocess.Popen[bytes], seconds: float = 90) -> None:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        assert process.poll() is None, "the Space ended while it started"
-        try:
-            urllib.request.urlopen(address, timeout=5).read()
-            return
-        except OSError:
-            time.sleep(0.3)
-    raise AssertionError("the Space did not come up")
 
 
 def visitor_header(name: str) -> dict[str, str]:

@@ -108,7 +108,8 @@ CHANGES = (
     ),
     Change(
         "phi3lora.ui.app:serve",
-        "Gradio looks into its empty queue less often, and serves no hot reload on a Space.",
+        "Gradio looks into its empty queue less often, serves no hot reload on a Space, and finds "
+        "the signatures of its components ready.",
     ),
     Change(
         "phi3lora.ui.quick_start:without_stubs",
