@@ -43,7 +43,7 @@ from phi3lora.methods import (
     method_conflicts,
 )
 from phi3lora.models.phi3 import GATE_UP, HEAD, PHI3, QKV
-from phi3lora.options import Section, bounds_of, option
+from phi3lora.options import Section, option
 from phi3lora.problems import merged, problem_of, unknown_name
 from phi3lora.strict_yaml import read_typed, read_yaml, shorten, write_yaml
 
@@ -953,6 +953,16 @@ def fields(
             yield from fields(field.annotation, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", field
+
+
+def bounds_of(field: FieldInfo) -> dict[str, float]:
+    """What a number may be, by pydantic's names: `{"ge": 1, "le": 1024}`."""
+    return {
+        key: getattr(part, key)
+        for part in field.metadata
+        for key in ("ge", "gt", "le", "lt")
+        if hasattr(part, key)
+    }
 
 
 def _read_file(path: Path) -> str:

@@ -45,16 +45,6 @@ def is_own(field: FieldInfo) -> bool:
     return bool(isinstance(field.json_schema_extra, dict) and field.json_schema_extra["own"])
 
 
-def bounds_of(field: FieldInfo) -> dict[str, float]:
-    """What a number may be, by pydantic's names: `{"ge": 1, "le": 1024}`."""
-    return {
-        key: getattr(part, key)
-        for part in field.metadata
-        for key in ("ge", "gt", "le", "lt")
-        if hasattr(part, key)
-    }
-
-
 class Section(BaseModel):
     """A part of RunConfig: unknown keys are errors, and so are values out of bounds."""
 

@@ -85,7 +85,7 @@ def problem_of(detail: Mapping[str, Any], bounds: Mapping[str, float] | None = N
     """One of pydantic's findings: the field, what was expected, what came.
 
     Args:
-        bounds: all of the field's (`options.bounds_of`); pydantic names the one that was passed.
+        bounds: all of the field's (`config.bounds_of`); pydantic names the one that was passed.
     """
     field = ".".join(str(part)[:SHOWN] for part in detail["loc"] if not _is_union_branch(part))
     if detail["type"] == "value_error":

@@ -16,9 +16,8 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from phi3lora.config import RunConfig, fields, rule_of
+from phi3lora.config import RunConfig, bounds_of, fields, rule_of
 from phi3lora.errors import ConfigError, Problem
-from phi3lora.options import bounds_of
 from phi3lora.strict_yaml import read_typed, write_yaml
 
 Kind = Literal["number", "choice", "combo", "checkbox", "text", "yaml"]
