@@ -163,6 +163,7 @@ def test_a_search_without_a_match_and_a_dataset_that_has_to_be_asked_for(
     page.click("#source >> text=Hub")
     search_in_vain(page)
     ask_for_access(page, place.hub)
+    take_another_configuration(page)
 
 
 def pick_and_launch(page: Page) -> None:
@@ -211,6 +212,23 @@ def search_after_a_pick(page: Page) -> None:
     page.click("#results >> text=bob/pirate-talk · 7 downloads")
     page.wait_for_selector("#results", state="hidden")
     page.wait_for_function("document.querySelector('#search textarea').value.startsWith('bob/')")
+
+
+def take_another_configuration(page: Page) -> None:
+    """Its splits are offered, and the rows of the chosen one are shown."""
+    page.fill("#search textarea", "bob/parts")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#data-summary >> text=32 of 32")
+    choose(page, "#field-data-name", "more")
+    page.wait_for_selector("#data-summary >> text=24 of 24")
+    choose(page, "#field-data-split", "test")
+    page.wait_for_selector("#data-summary >> text=16 of 16")
+
+
+def choose(page: Page, field: str, name: str) -> None:
+    """Open a list, and click what it offers under that name."""
+    page.click(f"{field} input")
+    page.click(f"{field} [role=option]:has-text('{name}')")
 
 
 def search_in_vain(page: Page) -> None:

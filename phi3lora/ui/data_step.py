@@ -223,7 +223,9 @@ class DataStep:
     ) -> Iterator[list[Any]]:
         """The configurations and splits that a Hub dataset has; first, that it is being read.
 
-        A split that exists stays. Why nothing can be read is said by the preflight that follows.
+        What exists stays, and is not said again: by now another may be chosen, since Gradio's lists
+        tell of a choice once more when they are left. Why nothing can be read is said by the
+        preflight that follows.
         """
         yield [gr.skip(), gr.skip(), READING]  # what was found is about other data
         try:
@@ -231,10 +233,12 @@ class DataStep:
             parts = self.app.datasets.parts(path, name, caller) if path else NO_PARTS
         except Phi3LoraError:
             parts = NO_PARTS
+        named = {} if name == parts.name else {"value": parts.name}
         stays = str(split or "").partition("[")[0] in parts.splits
+        begun = {} if stays else {"value": parts.split}
         yield [
-            gr.update(choices=parts.names, value=parts.name),
-            gr.update(choices=parts.splits, value=split if stays else parts.split),
+            gr.update(choices=parts.names, **named),
+            gr.update(choices=parts.splits, **begun),
             gr.skip(),
         ]
 

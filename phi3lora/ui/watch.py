@@ -143,7 +143,7 @@ class Visits:
         elif path.startswith(CALLS) and scope["method"] == "POST":
             await self._call(connection, receive, send)
         elif path.startswith(CALLS) and not self._begun.admit(
-            connection, None, visitor_of(connection)
+            connection, None, account_of(connection)
         ):
             await refuse(OTHERS)(scope, receive, send)
         else:
@@ -210,7 +210,8 @@ class Visits:
     async def _call(self, connection: HTTPConnection, receive: Receive, send: Send) -> None:
         """Pass a handler's call on, unless it names a file that its sender has not uploaded."""
         body, who = await read_body(receive), visitor_of(connection)
-        if not self._begun.admit(connection, body, who):
+        account = account_of(connection)
+        if not self._begun.admit(connection, body, account):
             await refuse(OTHERS)(connection.scope, receive, send)
             return
         if any(who not in self._owners.get(settled(path), ()) for path in files_in(body or b"")):
@@ -222,7 +223,7 @@ class Visits:
             await JSONResponse({"detail": told}, 503)(connection.scope, receive, send)
             return
         again = receive if body is None else replay(body, receive)
-        await self._in_turn(connection, again, self._begun.noting(send, who))
+        await self._in_turn(connection, again, self._begun.noting(send, account))
 
     def _calls_of(self, who: str) -> int:
         return sum(sender(request) == who for request in self._under_way())
@@ -295,6 +296,14 @@ def visitor_of(connection: HTTPConnection) -> str:
         return session_of(connection).browser
     account = page_account(connection)
     return hashlib.sha256((f"account {account}" if account else token).encode()).hexdigest()
+
+
+def account_of(connection: HTTPConnection) -> str:
+    """As `visitor_of`, of who signed in; empty for a browser, whose cookie comes with its pages.
+
+    Of two tabs that are opened at once the second one's cookie is kept, for both.
+    """
+    return "" if page_token(connection) is None else visitor_of(connection)
 
 
 def sender(connection: HTTPConnection) -> str:
