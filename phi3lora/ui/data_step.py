@@ -233,9 +233,9 @@ class DataStep:
             parts = self.app.datasets.parts(path, name, caller) if path else NO_PARTS
         except Phi3LoraError:
             parts = NO_PARTS
-        named = {} if name == parts.name else {"value": parts.name}
+        named: dict[str, Any] = {} if name == parts.name else {"value": parts.name}
         stays = str(split or "").partition("[")[0] in parts.splits
-        begun = {} if stays else {"value": parts.split}
+        begun: dict[str, Any] = {} if stays else {"value": parts.split}
         yield [
             gr.update(choices=parts.names, **named),
             gr.update(choices=parts.splits, **begun),
