@@ -303,6 +303,22 @@ def test_a_session_is_its_owners(signed_in: App) -> None:
         assert signed_in.ask("GET", f"/gradio_api/{path}", x_token="eve").status == 403
 
 
+def test_two_tabs_of_a_browser_that_nobody_signed_in_with_share_a_cookie(space: App) -> None:
+    """The second one's answer may replace the first one's cookie in the middle."""
+    body = b'{"fn_index": 0, "session_hash": "first", "data": []}'
+    for cookie in ("one", "two"):
+        sent = {"content_type": "application/json", "cookie": f"{BROWSER}={cookie}"}
+        assert space.ask("POST", "/gradio_api/queue/join", body, **sent).status == 200
+
+
+def test_an_agent_is_known_by_its_token_alone() -> None:
+    sent = [(b"cookie", b"session=anns"), (b"authorization", b"Bearer hf_1")]
+    scope = {"type": "http", "headers": sent, "session": {"oauth_info": {"access_token": "hf_2"}}}
+    asking = HTTPConnection(watch.without_cookies(scope))
+    assert (asking.cookies, asking.session) == ({}, {})
+    assert asking.headers["authorization"] == "Bearer hf_1"
+
+
 def test_uploads_have_a_quota(signed_in: App, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watch, "HOURLY_BYTES", 3 * len(FILE))
     codes = [

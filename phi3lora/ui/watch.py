@@ -44,7 +44,8 @@ KEPT = 1024
 FILE = "/gradio_api/file"
 HOUR = 3600.0
 HOURLY_BYTES = 4 * 2**30  # that one visitor of a Space may upload within an hour
-LONG = ("/v1/", "/gradio_api/mcp")  # answers to programs
+MCP = "/gradio_api/mcp"
+LONG = ("/v1/", MCP)  # answers to programs
 MOST_CALLS = 16  # of one sender on a Space that are worked on or wait; a page makes a few
 REMEMBERED = 10_000  # uploads whose owner is known
 OTHERS = "This page was opened under another sign-in. Load it again."
@@ -113,6 +114,15 @@ def without_browser(scope: Scope) -> Scope:
     return {**scope, "headers": [*kept, (b"cookie", others.encode("latin-1", "replace"))]}
 
 
+def without_cookies(scope: Scope) -> Scope:
+    """An agent's request, known by its token alone.
+
+    Gradio passes what an agent sends on to calls of one session, which is nobody's for that.
+    """
+    kept = [(name, value) for name, value in scope["headers"] if name != b"cookie"]
+    return {**scope, "headers": kept, "session": {}}
+
+
 class Visits:
     """What depends on who asks: signing out, sessions, uploads and their files, and turns.
 
@@ -133,7 +143,10 @@ class Visits:
         if scope["type"] != "http":  # the server's own start and end, too
             await self.app(scope, receive, send)
             return
-        path, connection = scope["path"], HTTPConnection(scope)
+        path = scope["path"]
+        if path.startswith(MCP):
+            scope = without_cookies(scope)
+        connection = HTTPConnection(scope)
         if path.rstrip("/") == "/logout":
             await self._sign_out(connection, receive, send)
         elif path == UPLOAD:

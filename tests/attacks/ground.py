@@ -108,6 +108,12 @@ def known_by_header(patch: pytest.MonkeyPatch | None = None) -> None:
     for page in PAGES:
         patch.setattr(f"phi3lora.ui.{page}.session_of", by_header)
     patch.setattr("phi3lora.ui.watch.visitor_of", lambda asking: by_header(asking).browser)
+    patch.setattr("phi3lora.ui.watch.account_of", signed_in_by_header)
+
+
+def signed_in_by_header(asking: Any) -> str:
+    """The visitor that a header names, but of an agent, who signs in nowhere."""
+    return "" if asking.headers.get("x-gradio-user") == "mcp" else by_header(asking).browser
 
 
 @contextmanager
