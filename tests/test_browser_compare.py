@@ -26,8 +26,10 @@ ANSWERING, RESTING = "#message .stop-button", "#now [data-do=again]"
 LENGTHS = "() => [...document.querySelectorAll('#now .said')].map(said => said.dataset.raw.length)"
 GROWN = f"least => ({LENGTHS})().every(length => length > least)"
 FONT_OF_CODE = """() => {
-  const block = document.querySelector("#now .said .prose").appendChild(document.createElement("pre"));
-  const font = getComputedStyle(block.appendChild(document.createElement("code"))).fontFamily;
+  const [block, code] = ["pre", "code"].map((name) => document.createElement(name));
+  document.querySelector("#now .said .prose").append(block);
+  block.append(code);
+  const font = getComputedStyle(code).fontFamily;
   block.remove();
   return font;
 }"""
