@@ -25,14 +25,6 @@ pytestmark = [pytest.mark.browser, pytest.mark.slow]
 ANSWERING, RESTING = "#message .stop-button", "#now [data-do=again]"
 LENGTHS = "() => [...document.querySelectorAll('#now .said')].map(said => said.dataset.raw.length)"
 GROWN = f"least => ({LENGTHS})().every(length => length > least)"
-FONT_OF_CODE = """() => {
-  const [block, code] = ["pre", "code"].map((name) => document.createElement(name));
-  document.querySelector("#now .said .prose").append(block);
-  block.append(code);
-  const font = getComputedStyle(code).fontFamily;
-  block.remove();
-  return font;
-}"""
 CHOSEN = "name => document.querySelector('#adapter input').value.includes(name)"
 
 
@@ -109,14 +101,8 @@ def test_stop_cuts_both_answers_of_this_tab_alone(place: Place, browser: Browser
     begin(other, "Who are you?")
     begin(page, "Tell me a story.")
     page.wait_for_function(GROWN, arg=20)
-    page.fill("#message textarea", "And then?")
-    page.keyboard.press("Enter")  # while it answers: not asked, and not lost
     page.dblclick(ANSWERING)
     page.wait_for_selector(RESTING)
-    assert page.inner_text("#now h2") == "Tell me a story."
-    assert page.input_value("#message textarea") == "And then?"
-    assert page.locator(".toast-body").count() == 0
-    assert "mono" in page.evaluate(FONT_OF_CODE).lower()
     assert all("tokens, cut" in said for said in facts(page))
     assert all(int(said.split()[0].replace(",", "")) < 1900 for said in facts(page))
     other.wait_for_selector(RESTING)
